@@ -1,0 +1,31 @@
+"""Turn a large language model into a text embedding model."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from st_llm_embed.errors import InputError
+    from st_llm_embed.modules import from_base
+    from st_llm_embed.pipeline import run_pipeline
+    from st_llm_embed.recipe import Recipe
+
+__version__ = version("st_llm_embed")
+
+__all__ = ["InputError", "Recipe", "__version__", "from_base", "run_pipeline"]
+
+_HOMES = {
+    "InputError": "st_llm_embed.errors",
+    "Recipe": "st_llm_embed.recipe",
+    "from_base": "st_llm_embed.modules",
+    "run_pipeline": "st_llm_embed.pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy, so that `st-llm-embed --help` need not import torch.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

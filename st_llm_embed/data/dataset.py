@@ -1,0 +1,124 @@
+"""The dataset on disk: parquet files with one configuration per task type, split by instruction.
+
+The folder is a Hub dataset repository: ``datasets.load_dataset(folder, "sts", split="validation")`` reads it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
+
+from st_llm_embed.data.rows import RESPONSE_KEYS, Attributes, Row, content_hash, read_rows
+from st_llm_embed.errors import InputError
+from st_llm_embed.instructions import format_query
+
+Split = Literal["train", "validation"]
+
+ROWS_PER_GROUP = 2_000
+
+METADATA_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("instruction", "task_type", "language", "target_language")),
+        *((name, pa.string()) for name in ("generator", "prompt_version")),
+        ("attributes", pa.struct([(name, pa.string()) for name in Attributes.model_fields])),
+        ("key", pa.string()),
+    ]
+)
+
+
+def split_of(row: Row, validation_fraction: float) -> Split:
+    """Give the split of a row. It depends on task type and instruction alone, so no instruction is in both."""
+    words = " ".join(row.instruction.casefold().split())
+    position = int(content_hash(f"{row.task_type}\n{words}"), 16) / 2**64
+    return "validation" if position < validation_fraction else "train"
+
+
+def config_of(row: Row) -> str:
+    """Give the configuration that a row belongs to.
+
+    That is its task type; a row whose columns differ from the others of its type (a negative more or less) goes to
+    ``<task type>-triplets`` or ``<task type>-pairs``, so that no text column ever holds a null.
+    """
+    if (row.negative is not None) == (len(RESPONSE_KEYS[row.task_type]) == 3):
+        return row.task_type
+    return f"{row.task_type}-{'pairs' if row.negative is None else 'triplets'}"
+
+
+def check_rows(path: Path, validation_fraction: float) -> None:
+    """Read a file of rows once without keeping it.
+
+    Raises:
+        InputError: the file is empty, a line is no row, nothing is left to train on, or nothing is held out.
+    """
+    sizes = Counter(split_of(row, validation_fraction) for row in read_rows(path))
+    if len(sizes) < 2:
+        raise InputError(
+            f"data.validation_fraction {validation_fraction} puts all {sizes.total()} rows of {path} into the "
+            f"{next(iter(sizes))} part, because whole instructions are held out. Give rows with more distinct "
+            "instructions, or another fraction."
+        )
+
+
+def write_dataset(rows: Iterable[Row], directory: Path, validation_fraction: float) -> Counter[tuple[str, Split]]:
+    """Write rows to ``<directory>/<configuration>/<split>.parquet``, in bounded memory.
+
+    Returns:
+        The number of rows by (configuration, split).
+    """
+    counts: Counter[tuple[str, Split]] = Counter()
+    buffers: dict[tuple[str, Split], list[dict[str, Any]]] = {}
+    writers: dict[tuple[str, Split], pq.ParquetWriter] = {}
+    try:
+        for row in rows:
+            part = (config_of(row), split_of(row, validation_fraction))
+            buffer = buffers.setdefault(part, [])
+            buffer.append(row.model_dump(exclude_none=True) | {"attributes": row.attributes.model_dump()})
+            counts[part] += 1
+            if len(buffer) == ROWS_PER_GROUP:
+                _flush(part, buffer, writers, directory)
+        for part, buffer in buffers.items():
+            _flush(part, buffer, writers, directory)
+    finally:
+        for writer in writers.values():
+            writer.close()
+    return counts
+
+
+def load_split(directory: Path, split: Split) -> dict[str, Dataset]:
+    """Load one split of a written dataset, by configuration, in a fixed order."""
+    paths = sorted(directory.glob(f"*/{split}.parquet"))
+    return {path.parent.name: Dataset.from_parquet(str(path)) for path in paths}
+
+
+def to_training(dataset: Dataset) -> Dataset:
+    """Give exactly the columns ``anchor, positive[, negative]``, with the instruction folded into the anchor.
+
+    The sentence-transformers trainer encodes every column, so metadata must not reach it.
+    """
+    columns = [name for name in ("anchor", "positive", "negative") if name in dataset.column_names]
+    anchors = [format_query(row["instruction"], row["anchor"]) for row in dataset]
+    return Dataset.from_dict({"anchor": anchors} | {name: dataset[name][:] for name in columns[1:]})
+
+
+def _flush(
+    part: tuple[str, Split],
+    buffer: list[dict[str, Any]],
+    writers: dict[tuple[str, Split], pq.ParquetWriter],
+    directory: Path,
+) -> None:
+    if not buffer:
+        return
+    if part not in writers:
+        texts = [name for name in ("anchor", "positive", "negative") if name in buffer[0]]
+        schema = pa.schema([*((name, pa.string()) for name in texts), *METADATA_SCHEMA])
+        folder = directory / part[0]
+        folder.mkdir(parents=True, exist_ok=True)
+        writers[part] = pq.ParquetWriter(folder / f"{part[1]}.parquet", schema)
+    writers[part].write_table(pa.Table.from_pylist(buffer, schema=writers[part].schema))
+    buffer.clear()

@@ -1,0 +1,198 @@
+"""Rows: one training example each, and the LLM answers they are made of.
+
+A file holds one JSON object a line, either a row (the fields of `Row`) or an LLM's answer to a request of the
+paper's recipe: ``{"task_type", "instruction", "attributes", "response"}``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from st_llm_embed.errors import InputError
+from st_llm_embed.instructions import ONE_STEP_INSTRUCTIONS
+from st_llm_embed.languages import LANGUAGE_CODES
+from st_llm_embed.recipe import EMBEDDED, TASK_TYPES, TaskType
+
+RESPONSE_KEYS: dict[TaskType, tuple[str, ...]] = {
+    "short-long": ("user_query", "positive_document", "hard_negative_document"),
+    "long-short": ("input_text", "label", "misleading_label"),
+    "short-short": ("input", "positive_document"),
+    "long-long": ("input", "positive_document"),
+    "sts": ("S1", "S2", "S3"),
+    "bitext": ("S1", "S2", "S3"),
+}
+"""The JSON keys of an answer that hold anchor, positive and, where the task type has one, negative (paper, appendix C)."""
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+"""A text with something in it; edge whitespace is cut, since servers disagree on whether they keep it."""
+
+
+class Attributes(BaseModel):
+    """What the LLM was asked to vary; None where the task type has no such placeholder (paper, appendix C)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
+
+    query_type: str | None = None
+    query_length: str | None = None
+    clarity: str | None = None
+    difficulty: str | None = None
+    num_words: str | None = None
+    unit: str | None = None
+    high_score: str | None = None
+    low_score: str | None = None
+
+
+class Row(BaseModel):
+    """One training example."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    anchor: Text
+    """The query side, without its instruction."""
+    positive: Text
+    negative: Text | None = None
+    """A hard negative, if there is one."""
+    instruction: Text
+    task_type: TaskType = "short-long"
+    language: str = "und"
+    """BCP-47 code of the anchor's language."""
+    target_language: str = ""
+    """BCP-47 code of the other side's language; the anchor's, unless the row is bitext."""
+    generator: str = "unknown"
+    """The LLM that wrote the row."""
+    prompt_version: str = "unknown"
+    attributes: Attributes = Attributes()
+    key: str = ""
+    """Names the row: a hash of its content unless the file gives one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_derived_fields(cls, row: dict[str, Any]) -> dict[str, Any]:
+        filled = dict(row)
+        if not filled.get("target_language"):
+            filled["target_language"] = filled.get("language") or "und"
+        if not filled.get("key"):
+            filled["key"] = content_hash(*(str(filled.get(k)) for k in ("instruction", "anchor", "positive", "negative")))
+        return filled
+
+    @model_validator(mode="after")
+    def _negative_differs(self) -> Self:
+        if self.negative is not None and _fold(self.negative) == _fold(self.positive):
+            raise ValueError("its negative equals its positive; a negative has to be a text that does not fit the anchor")
+        return self
+
+
+def embedded_rows() -> Path:
+    """Path of the rows that ship with the package."""
+    return Path(str(files("st_llm_embed") / "data" / "sample" / "open.jsonl"))
+
+
+def rows_file(name_or_path: str) -> Path:
+    """Find the file of rows that a recipe names.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    path = embedded_rows() if name_or_path == EMBEDDED else Path(name_or_path)
+    if not path.is_file():
+        raise InputError(
+            f"data.rows is {name_or_path!r}, and there is no such file. Allowed are the path of a .jsonl file and "
+            f"{EMBEDDED!r}, the rows inside the package. Set it with --set data.rows=PATH."
+        )
+    return path
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Read a .jsonl file of rows or answers, one at a time.
+
+    Raises:
+        InputError: a line is neither a row nor an answer, or the file has no rows; names the line.
+    """
+    count = 0
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            yield _parse(line, f"{path}, line {number}")
+            count += 1
+    if count == 0:
+        raise InputError(f"{path} holds no rows. Give a .jsonl file with one row a line, each with anchor and positive.")
+
+
+def content_hash(*texts: str) -> str:
+    """Hash texts to 16 hexadecimal digits, the same on every machine."""
+    return hashlib.blake2b("\x1f".join(texts).encode(), digest_size=8).hexdigest()
+
+
+def _parse(line: str, where: str) -> Row:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where} is not JSON: {error}. Write one JSON object a line.") from error
+    if not isinstance(record, dict):
+        raise InputError(f"{where} is {type(record).__name__}, a row is a JSON object. Write one JSON object a line.")
+    if "response" in record:
+        record = _row_of_answer(record, where)
+    try:
+        return Row.model_validate(record)
+    except ValidationError as error:
+        raise InputError(f"{where} is no row: {_explain(error)}. Mend or remove the line and run again.") from error
+
+
+def _row_of_answer(answer: dict[str, Any], where: str) -> dict[str, Any]:
+    task_type, response, attributes = answer.get("task_type"), answer["response"], dict(answer.get("attributes") or {})
+    if task_type not in RESPONSE_KEYS:
+        raise InputError(
+            f"{where} has the task_type {task_type!r}; allowed are {', '.join(TASK_TYPES)}. Mend or remove the line."
+        )
+    keys = RESPONSE_KEYS[task_type]
+    missing = [key for key in keys if key not in response]
+    if missing:
+        raise InputError(
+            f"{where}: the response to a {task_type} request has {', '.join(response) or 'no keys'} and lacks "
+            f"{', '.join(missing)}; {', '.join(keys)} are needed. Mend or remove the line."
+        )
+    texts = dict(zip(("anchor", "positive", "negative"), (response[key] for key in keys), strict=False))
+    language = attributes.pop("src_lang" if task_type == "bitext" else "language", "und")
+    target_language = attributes.pop("tgt_lang", language)
+    wordings = ONE_STEP_INSTRUCTIONS.get(task_type)
+    return {
+        **texts,
+        "instruction": wordings[_draw(texts["anchor"], len(wordings))] if wordings else answer.get("instruction"),
+        "task_type": task_type,
+        "language": LANGUAGE_CODES.get(language, language),
+        "target_language": LANGUAGE_CODES.get(target_language, target_language),
+        "generator": answer.get("generator", "unknown"),
+        "prompt_version": answer.get("prompt_version", "unknown"),
+        "attributes": attributes,
+    }
+
+
+def _draw(text: object, choices: int) -> int:
+    """Pick one of `choices` by the content of a text."""
+    return int(content_hash(str(text)), 16) % choices
+
+
+def _fold(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing" or (first["type"] == "string_type" and first["input"] is None):
+        return f"it has no {field} (a row has {', '.join(Row.model_fields)}; anchor, positive and instruction are needed)"
+    if first["type"] == "string_too_short":
+        return f"its {field} is empty"
+    if first["type"] == "extra_forbidden":
+        return f"unknown field {field} (allowed: {', '.join(Row.model_fields)})"
+    if not field:
+        return first["msg"].removeprefix("Value error, ")
+    return f"{field} is {first['input']!r}: {first['msg']}"

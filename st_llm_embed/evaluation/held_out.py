@@ -1,0 +1,127 @@
+"""Scores on the held-out rows: retrieval over all their documents, STS triplets, and bitext.
+
+Each query has one relevant document. Its rank counts every other document that scores at least as high, so that a
+model that gives all texts the same vector gets nothing for it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+
+from st_llm_embed.data import load_split
+from st_llm_embed.instructions import format_query
+from st_llm_embed.recipe import TASK_TYPES
+
+QUERIES_AT_ONCE = 512
+"""Rows of the similarity matrix in memory at a time."""
+
+
+class HeldOut(NamedTuple):
+    """The held-out rows as queries and documents; all arrays have shape (number of queries,)."""
+
+    queries: list[str]
+    """Anchors with their instructions."""
+    documents: list[str]
+    """Every distinct positive and negative."""
+    positive: NDArray[np.int64]
+    """Index of each query's positive in `documents`."""
+    negative: NDArray[np.int64]
+    """Index of each query's negative in `documents`, -1 where it has none."""
+    task_type: NDArray[np.str_]
+    english: NDArray[np.bool_]
+    """Whether both sides are English."""
+
+
+class Scores(NamedTuple):
+    """The scores of one model, and the similarities behind its histogram."""
+
+    summary: dict[str, Any]
+    """`retrieval_ndcg_at_10`, `retrieval_recall_at_1`, `sts_triplet_accuracy`, `bitext_accuracy` in 0..1 (None where
+    there are no such rows), and the first two broken down in `by_task_type` and `by_language`."""
+    positive_similarity: NDArray[np.float32]
+    """Cosine of each query with its positive, shape (number of queries,)."""
+    negative_similarity: NDArray[np.float32]
+    """Cosine of each query with its negative, shape (number of queries that have one,)."""
+
+
+def held_out(dataset_dir: Path) -> HeldOut:
+    """Load the validation rows of a written dataset."""
+    rows = [row for dataset in load_split(dataset_dir, "validation").values() for row in dataset]
+    texts = [row["positive"] for row in rows] + [row["negative"] for row in rows if row.get("negative")]
+    documents = list(dict.fromkeys(texts))
+    index = {text: position for position, text in enumerate(documents)}
+    return HeldOut(
+        queries=[format_query(row["instruction"], row["anchor"]) for row in rows],
+        documents=documents,
+        positive=np.array([index[row["positive"]] for row in rows]),
+        negative=np.array([index[row["negative"]] if row.get("negative") else -1 for row in rows]),
+        task_type=np.array([row["task_type"] for row in rows]),
+        english=np.array([row["language"] == "en" and row["target_language"] == "en" for row in rows]),
+    )
+
+
+def evaluate_held_out(model: SentenceTransformer, rows: HeldOut, *, batch_size: int) -> Scores:
+    """Encode queries and documents once and score them.
+
+    Args:
+        model: any sentence-transformers model; documents are encoded as they are.
+        rows: what to score it on.
+        batch_size: texts per forward pass.
+    """
+    queries = _encode(model, rows.queries, batch_size)
+    documents = _encode(model, rows.documents, batch_size)
+    ranks = np.concatenate(
+        [
+            _ranks(queries[start : start + QUERIES_AT_ONCE] @ documents.T, rows.positive[start : start + QUERIES_AT_ONCE])
+            for start in range(0, len(queries), QUERIES_AT_ONCE)
+        ]
+    )
+    positive_similarity = np.sum(queries * documents[rows.positive], axis=1)
+    has_negative = rows.negative >= 0
+    negative_similarity = np.sum(queries[has_negative] * documents[rows.negative[has_negative]], axis=1)
+
+    sts = (rows.task_type[has_negative] == "sts").nonzero()[0]
+    bitext = (rows.task_type == "bitext").nonzero()[0]
+    # As in mteb's bitext mining: the nearest among the translations of all bitext rows.
+    bitext_ranks = _ranks(queries[bitext] @ documents[rows.positive[bitext]].T, np.arange(len(bitext)))
+    summary = {
+        **_retrieval(ranks),
+        "sts_triplet_accuracy": _mean(positive_similarity[has_negative][sts] > negative_similarity[sts]),
+        "bitext_accuracy": _mean(bitext_ranks == 0),
+        "queries": len(rows.queries),
+        "documents": len(rows.documents),
+        "by_task_type": {name: _retrieval(ranks[rows.task_type == name]) for name in TASK_TYPES if name in rows.task_type},
+        "by_language": {
+            "English": _retrieval(ranks[rows.english]),
+            "other languages": _retrieval(ranks[~rows.english]),
+        },
+    }
+    return Scores(summary, positive_similarity, negative_similarity)
+
+
+def _encode(model: SentenceTransformer, texts: list[str], batch_size: int) -> NDArray[np.float32]:
+    # Neither encode_query nor encode_document: the queries carry their own instructions.
+    return model.encode(texts, batch_size=batch_size, normalize_embeddings=True, show_progress_bar=True)
+
+
+def _ranks(similarity: NDArray[np.float32], relevant: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Give the rank, from 0, of each query's relevant document; similarity has shape (queries, documents)."""
+    own = np.take_along_axis(similarity, relevant[:, None], axis=1)
+    return (similarity >= own).sum(axis=1) - 1
+
+
+def _retrieval(ranks: NDArray[np.int64]) -> dict[str, Any]:
+    return {
+        "retrieval_ndcg_at_10": _mean(np.where(ranks < 10, 1 / np.log2(ranks + 2), 0)),
+        "retrieval_recall_at_1": _mean(ranks == 0),
+        "retrieval_queries": len(ranks),
+    }
+
+
+def _mean(values: NDArray[Any]) -> float | None:
+    return float(values.mean()) if len(values) else None

@@ -1,0 +1,88 @@
+"""The report's pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from st_llm_embed.evaluation.held_out import Scores
+
+# Okabe-Ito, told apart by colour-blind readers and in grey print.
+BEFORE, AFTER, POSITIVE, NEGATIVE = "#9aa5b1", "#0072b2", "#009e73", "#d55e00"
+
+STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "font.size": 10,
+    "legend.frameon": False,
+}
+
+
+def plot_loss(log: list[dict[str, Any]], path: Path) -> None:
+    """Draw the training loss over steps, from the trainer's log, to a PNG file."""
+    points = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
+    with _figure(path, width=7, columns=1) as [axes]:
+        axes.plot(*zip(*points, strict=True), color=AFTER, marker="o", markersize=3)
+        axes.set(title="Training loss", xlabel="step", ylabel="InfoNCE loss (nats)", ylim=(0, None))
+        axes.grid(axis="y", alpha=0.3)
+
+
+def plot_before_after(before: dict[str, Any], after: dict[str, Any], path: Path) -> None:
+    """Draw nDCG@10 by task type and language, and the accuracies, before and after, to a PNG file."""
+    retrieval = {
+        "all": (before["retrieval_ndcg_at_10"], after["retrieval_ndcg_at_10"]),
+        **{
+            name: (before[group][name]["retrieval_ndcg_at_10"], after[group][name]["retrieval_ndcg_at_10"])
+            for group in ("by_task_type", "by_language")
+            for name in before[group]
+        },
+    }
+    accuracy = {
+        "STS triplets": (before["sts_triplet_accuracy"], after["sts_triplet_accuracy"]),
+        "bitext": (before["bitext_accuracy"], after["bitext_accuracy"]),
+    }
+    with _figure(path, width=11, columns=2, width_ratios=(len(retrieval), len(accuracy) + 1)) as [left, right]:
+        _bars(left, retrieval)
+        left.set(title="Held-out retrieval", ylabel="nDCG@10")
+        _bars(right, accuracy)
+        right.set(title="Held-out accuracy", ylabel="accuracy")
+        right.legend()
+
+
+def plot_similarity(before: Scores, after: Scores, path: Path) -> None:
+    """Draw how far positives and hard negatives are apart in cosine similarity, before and after, to a PNG file."""
+    with _figure(path, width=11, columns=2) as panels:
+        for axes, scores, title in zip(panels, (before, after), ("Before training", "After training"), strict=True):
+            bins = [edge / 20 for edge in range(-20, 21)]
+            common = {"bins": bins, "density": True, "alpha": 0.6}
+            axes.hist(scores.positive_similarity, **common, color=POSITIVE, label="positives")
+            axes.hist(scores.negative_similarity, **common, color=NEGATIVE, label="hard negatives")
+            axes.set(title=title, xlabel="cosine similarity to the query", ylabel="density", xlim=(-1, 1))
+        panels[0].legend(loc="upper left")
+
+
+def _bars(axes: Axes, values: dict[str, tuple[float | None, float | None]]) -> None:
+    shown = {name: pair for name, pair in values.items() if None not in pair}
+    for offset, colour, label, index in ((-0.2, BEFORE, "before", 0), (0.2, AFTER, "after", 1)):
+        heights = [pair[index] for pair in shown.values()]
+        bars = axes.bar([x + offset for x in range(len(shown))], heights, width=0.38, color=colour, label=label)
+        axes.bar_label(bars, fmt="%.2f", fontsize=8, padding=1)
+    axes.set_xticks(range(len(shown)), shown, rotation=30, ha="right")
+    axes.margins(y=0.12)
+
+
+@contextmanager
+def _figure(path: Path, *, width: float, columns: int, width_ratios: tuple[float, ...] | None = None) -> Iterator[list[Axes]]:
+    """Give the axes of a new figure in one row; the figure is saved when the block ends."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width, 4), layout="constrained")
+        yield list(figure.subplots(1, columns, width_ratios=width_ratios, squeeze=False)[0])
+        figure.savefig(path, dpi=130)

@@ -1,0 +1,124 @@
+"""What a run achieved: report.json for programs, report.md with pictures for people."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sentence_transformers import SentenceTransformer
+
+from st_llm_embed.evaluation.held_out import Scores, evaluate_held_out, held_out
+from st_llm_embed.evaluation.plots import plot_before_after, plot_loss, plot_similarity
+from st_llm_embed.recipe import Recipe
+from st_llm_embed.training import untrained_embedder
+
+VERSIONS_SHOWN = ("st_llm_embed", "sentence-transformers", "transformers", "peft", "torch", "datasets")
+
+HEADLINES = {
+    "retrieval_ndcg_at_10": "Retrieval nDCG@10",
+    "retrieval_recall_at_1": "Retrieval recall@1",
+    "sts_triplet_accuracy": "STS triplet accuracy",
+    "bitext_accuracy": "Bitext accuracy",
+}
+"""Keys of the scores in report.json and what the table calls them."""
+
+
+def write_report(recipe: Recipe, dataset_dir: Path, training_dir: Path, output_dir: Path) -> None:
+    """Score the base and the trained model on the held-out rows and write the report into `output_dir`."""
+    rows = held_out(dataset_dir)
+    before = evaluate_held_out(untrained_embedder(recipe), rows, batch_size=recipe.evaluation.batch_size)
+    trained = SentenceTransformer(str(training_dir / "model"))
+    after = evaluate_held_out(trained, rows, batch_size=recipe.evaluation.batch_size)
+    log = json.loads((training_dir / "log.json").read_text(encoding="utf-8"))
+    report = {
+        "recipe": recipe.name,
+        "seed": recipe.seed,
+        "before": before.summary,
+        "after": after.summary,
+        "training": _training_facts(log),
+        "limitations": list(recipe.publishing.limitations),
+        "versions": {name: version(name) for name in VERSIONS_SHOWN},
+        "hardware": f"{platform.processor() or platform.machine()}, {trained.device}",
+    }
+    (output_dir / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+    plot_loss(log, output_dir / "loss.png")
+    plot_before_after(before.summary, after.summary, output_dir / "before_after.png")
+    plot_similarity(before, after, output_dir / "similarity.png")
+    (output_dir / "report.md").write_text(_markdown(recipe, report, before, after), encoding="utf-8")
+
+
+def headline_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Give the rows (measure, before, after, change) of the report's first table, as text."""
+    rows = []
+    for key, label in HEADLINES.items():
+        before, after = report["before"][key], report["after"][key]
+        if before is not None and after is not None:
+            rows.append((label, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}"))
+    return rows
+
+
+def _training_facts(log: list[dict[str, Any]]) -> dict[str, Any]:
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    summary = next(entry for entry in reversed(log) if "train_runtime" in entry)
+    return {
+        "steps": summary["step"],
+        "epochs": summary["epoch"],
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+        # After a resume this is the time since the resume.
+        "seconds": summary["train_runtime"],
+    }
+
+
+def _markdown(recipe: Recipe, report: dict[str, Any], before: Scores, after: Scores) -> str:
+    training = report["training"]
+    sections = [
+        f"# {recipe.name}: before and after training",
+        recipe.description,
+        _table(("held-out rows", "before", "after", "change"), headline_rows(report)),
+        f"{after.summary['queries']:,} queries whose instructions were not trained on, against all "
+        f"{after.summary['documents']:,} held-out positives and hard negatives; one document is right for each. "
+        "STS triplet accuracy is how often the positive is nearer than the hard negative, which shares words with "
+        "the anchor but not its meaning (0.5 is chance); bitext accuracy is how often the nearest translation among "
+        "the bitext rows is the right one.",
+        "![nDCG@10 by task type and language, accuracies](before_after.png)",
+        "## By task type and language",
+        _table(
+            ("", "queries", "nDCG@10 before", "after", "recall@1 before", "after"),
+            [
+                (
+                    name,
+                    f"{old['retrieval_queries']:,}",
+                    *(f"{scores[f'retrieval_{key}']:.3f}" for key in ("ndcg_at_10", "recall_at_1") for scores in (old, new)),
+                )
+                for group in ("by_task_type", "by_language")
+                for name, old in before.summary[group].items()
+                if old["retrieval_queries"]
+                for new in (after.summary[group][name],)
+            ],
+        ),
+        "## Similarities",
+        "Training should push the two apart: to the right the texts that belong to the query, to the left the hard "
+        "negatives that only look as if they did.",
+        "![Cosine similarity of positives and hard negatives](similarity.png)",
+        f"Mean cosine similarity to the query: positives {before.positive_similarity.mean():.3f} before and "
+        f"{after.positive_similarity.mean():.3f} after, hard negatives {before.negative_similarity.mean():.3f} before "
+        f"and {after.negative_similarity.mean():.3f} after.",
+        "## Training",
+        "![Loss by step](loss.png)",
+        f"{training['steps']} steps, {training['epochs']:.2f} epochs, loss {training['first_loss']:.2f} to "
+        f"{training['last_loss']:.2f}, {training['seconds']:.0f} s on {report['hardware']}. Seed {recipe.seed}.",
+    ]
+    if recipe.publishing.limitations:
+        sections += ["## Known limits", "\n".join(f"- {limitation}" for limitation in recipe.publishing.limitations)]
+    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    sections += ["## Made with", versions]
+    return "\n\n".join(sections) + "\n"
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [header, tuple("---" for _ in header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

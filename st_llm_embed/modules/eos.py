@@ -1,0 +1,67 @@
+"""The EOS contract: the last attended token of every encoded text is EOS, exactly once, also after truncation.
+
+The embedding is the hidden state of that token (paper, section 2.2), so a text without it gets a vector from the
+middle of nowhere, and nothing warns. Flags such as ``add_eos_token`` do not hold the contract: transformers 5 ignores
+them where a tokenizer.json exists, and setting them at run time drops BOS. A post-processor does.
+"""
+
+from __future__ import annotations
+
+from sentence_transformers import SentenceTransformer
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerBase
+
+from st_llm_embed.errors import InputError
+
+PROBE = "a probe"
+
+
+def append_eos(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make the tokenizer end every text with EOS, and keep what it already puts before one (BOS or nothing).
+
+    Raises:
+        InputError: the tokenizer has no EOS token, or is not a fast one.
+    """
+    if tokenizer.eos_token is None:
+        raise InputError(
+            "The base model's tokenizer has no EOS token, and the embedding is read at it. "
+            "Set eos_token in its tokenizer_config.json, or choose another base."
+        )
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"The base model's tokenizer is a {type(tokenizer).__name__}, which has no tokenizer.json to keep EOS in. "
+            "Convert it to a fast tokenizer, or choose another base."
+        )
+    bare = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
+    special = tokenizer(PROBE)["input_ids"]
+    before = tokenizer.convert_ids_to_tokens(special[: len(special) - len(bare)]) if special != bare else []
+    if special[-1] == tokenizer.eos_token_id and bare[-1] != tokenizer.eos_token_id:
+        before = tokenizer.convert_ids_to_tokens(special[: len(special) - len(bare) - 1])
+    first = [*before, "$A", tokenizer.eos_token]
+    second = [*(f"{token}:1" for token in before), "$B:1", f"{tokenizer.eos_token}:1"]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=first,
+        pair=[*first, *second],
+        special_tokens=[(t, tokenizer.convert_tokens_to_ids(t)) for t in {*before, tokenizer.eos_token}],
+    )
+
+
+def check_eos(model: SentenceTransformer) -> None:
+    """Check the contract on an empty, a short, a padded and an over-long text.
+
+    Raises:
+        InputError: a text does not end in exactly one EOS token.
+    """
+    tokenizer = model.tokenizer
+    longest = model.max_seq_length
+    texts = ["", PROBE, f"{PROBE} " * 8, "word " * (2 * longest)]
+    batch = model.preprocess(texts)
+    for text, ids, mask in zip(texts, batch["input_ids"].tolist(), batch["attention_mask"].tolist(), strict=True):
+        attended = [token for token, attend in zip(ids, mask, strict=True) if attend]
+        if attended[-1] != tokenizer.eos_token_id or attended.count(tokenizer.eos_token_id) != 1:
+            raise InputError(
+                f"The text {text[:20]!r} is encoded as {tokenizer.convert_ids_to_tokens(attended)[-4:]} at its end; it "
+                f"has to end in one {tokenizer.eos_token!r}. Build the embedder anew with st_llm_embed.from_base."
+            )
+        if len(attended) > longest:
+            raise InputError(f"A text is encoded as {len(attended)} tokens although max_seq_length is {longest}.")

@@ -1,0 +1,103 @@
+"""Model and dataset cards, rendered from what lies on disk."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
+from sentence_transformers import SentenceTransformer
+
+import st_llm_embed
+from st_llm_embed.data import Split, load_split
+from st_llm_embed.evaluation import headline_rows
+from st_llm_embed.instructions import INSTRUCTION_TEMPLATE
+from st_llm_embed.recipe import EMBEDDED, Recipe
+
+SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+
+
+def dataset_card(recipe: Recipe, counts: Counter[tuple[str, Split]]) -> str:
+    """Render the card of a written dataset; its front matter tells the Hub where each configuration's files are."""
+    configs = sorted({config for config, _ in counts})
+    data = DatasetCardData(
+        pretty_name=recipe.name,
+        tags=["sentence-transformers", "synthetic"],
+        task_categories=["sentence-similarity", "feature-extraction", "text-retrieval"],
+        size_categories=next((name for limit, name in SIZE_CATEGORIES if counts.total() < limit), "n>1M"),
+        configs=[
+            {
+                "config_name": config,
+                "data_files": [
+                    {"split": split, "path": f"{config}/{split}.parquet"}
+                    for split in ("train", "validation")
+                    if counts[config, split]
+                ],
+            }
+            for config in configs
+        ],
+    )
+    card = DatasetCard.from_template(
+        data,
+        template_path=str(_template("dataset_card.md")),
+        name=recipe.name,
+        template=INSTRUCTION_TEMPLATE.replace("\n", "\\n"),
+        counts=[(config, counts[config, "train"], counts[config, "validation"]) for config in configs],
+    )
+    return str(card)
+
+
+def model_card(recipe: Recipe, model: SentenceTransformer, dataset_dir: Path, evaluation_dir: Path) -> str:
+    """Render the card of a trained model from its recipe, its dataset and its report."""
+    report = json.loads((evaluation_dir / "report.json").read_text(encoding="utf-8"))
+    training_rows = load_split(dataset_dir, "train")
+    base_model = _hub_base_model(recipe)
+    data = ModelCardData(
+        language=_languages(row for dataset in training_rows.values() for row in dataset),
+        license=recipe.publishing.license,
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        tags=["sentence-transformers", "feature-extraction", "text-embeddings", "st_llm_embed"],
+        base_model=base_model,
+    )
+    generators = sorted({name for dataset in training_rows.values() for name in dataset.unique("generator")} - {"unknown"})
+    card = ModelCard.from_template(
+        data,
+        template_path=str(_template("model_card.md")),
+        name=recipe.name,
+        description=recipe.description,
+        model_name=recipe.publishing.repo_id or "path/to/this/folder",
+        dimension=model.get_embedding_dimension(),
+        max_seq_length=model.max_seq_length,
+        eos_token=model.tokenizer.eos_token,
+        query_prompt=model.prompts["query"].replace("\n", "\\n"),
+        rows=f"{sum(len(dataset) for dataset in training_rows.values()):,}",
+        task_types=", ".join(training_rows),
+        generators=", ".join(generators),
+        temperature=recipe.loss.temperature,
+        lora=", ".join(f"{key} {value}" for key, value in (recipe.lora or {}).items()),
+        steps=f"{report['training']['steps']:,}",
+        results=headline_rows(report),
+        limitations=recipe.publishing.limitations,
+    )
+    return str(card)
+
+
+def _hub_base_model(recipe: Recipe) -> str | None:
+    """Give the base's Hub id; the packaged base and local folders have none that a reader could follow."""
+    name = recipe.base.name_or_path
+    return None if name == EMBEDDED or recipe.base.random_init or Path(name).exists() else name
+
+
+def _languages(rows: Iterable[dict[str, Any]]) -> list[str] | None:
+    codes = {row[side] for row in rows for side in ("language", "target_language")} - {"und"}
+    return sorted(codes) or None
+
+
+def _template(name: str) -> Path:
+    package = Path(st_llm_embed.__file__).parent
+    # In a wheel hub_cards lies inside the package, in a checkout beside it.
+    return next(folder for folder in (package / "hub_cards", package.parent / "hub_cards") if folder.is_dir()) / name

@@ -1,0 +1,73 @@
+"""From recipe to the upstream libraries' own arguments, each key and type checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import torch
+from peft import LoraConfig
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from sentence_transformers import SentenceTransformerTrainingArguments
+
+from st_llm_embed.errors import InputError
+from st_llm_embed.recipe import Recipe
+
+SET_BY_THE_RUN = ("output_dir", "seed", "prompts")
+
+
+def training_arguments(recipe: Recipe, output_dir: Path) -> SentenceTransformerTrainingArguments:
+    """Build the trainer's arguments from ``recipe.training``.
+
+    Raises:
+        InputError: a key is unknown or set by the run itself, or a value has the wrong type.
+    """
+    for key in SET_BY_THE_RUN:
+        if key in recipe.training:
+            raise InputError(
+                f"Recipe {recipe.name}: training.{key} is set by the run itself (output_dir by --output-dir, seed by the "
+                "recipe's seed, prompts by each row's instruction). Remove it."
+            )
+    checked = _checked(SentenceTransformerTrainingArguments, recipe.training, f"Recipe {recipe.name}: training")
+    # The trainer's own default pins memory, and warns where there is no GPU to pin it for.
+    checked.setdefault("dataloader_pin_memory", torch.cuda.is_available())
+    try:
+        return SentenceTransformerTrainingArguments(output_dir=str(output_dir), seed=recipe.seed, **checked)
+    except (ValueError, TypeError, ImportError) as error:
+        raise InputError(f"Recipe {recipe.name}: the training section is refused: {error}") from error
+
+
+def lora_config(recipe: Recipe) -> LoraConfig | None:
+    """Build peft's configuration from ``recipe.lora``; None where all weights are trained.
+
+    Raises:
+        InputError: a key is unknown or a value has the wrong type.
+    """
+    if recipe.lora is None:
+        return None
+    return LoraConfig(**_checked(LoraConfig, recipe.lora, f"Recipe {recipe.name}: lora"))
+
+
+def _checked(upstream: type, given: dict[str, Any], where: str) -> dict[str, Any]:
+    """Validate keyword arguments against the fields of an upstream dataclass; YAML's `1e-4` becomes a number."""
+    fields = {field.name for field in dataclasses.fields(upstream) if field.init}
+    hints = get_type_hints(upstream)
+    checked = {}
+    for key, value in given.items():
+        if key not in fields:
+            close = difflib.get_close_matches(key, fields, n=1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise InputError(
+                f"{where}.{key} is no argument of {upstream.__name__}{hint}. Its documentation lists what is allowed."
+            )
+        try:
+            adapter = TypeAdapter(hints[key], config=ConfigDict(arbitrary_types_allowed=True))
+            checked[key] = adapter.validate_python(value)
+        except ValidationError as error:
+            problem = error.errors()[0]["msg"]
+            raise InputError(
+                f"{where}.{key} is {value!r}: {problem}. Give it the type that {upstream.__name__} documents."
+            ) from error
+    return checked

@@ -1,0 +1,97 @@
+"""Training: the stock trainer on a recipe's dataset, from its last complete checkpoint if there is one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from datasets import Dataset, DatasetDict, concatenate_datasets
+from peft import PeftModel
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from transformers import set_seed
+
+from st_llm_embed.data import load_split, to_training
+from st_llm_embed.modules import from_base
+from st_llm_embed.recipe import Dtype, Recipe
+from st_llm_embed.training.arguments import lora_config, training_arguments
+from st_llm_embed.training.loss import build_loss
+
+
+def untrained_embedder(recipe: Recipe, *, dtype: Dtype | None = None) -> SentenceTransformer:
+    """Build the embedder that training starts from; the same weights each time, fresh ones included.
+
+    Args:
+        recipe: gives the base, the text length and the seed.
+        dtype: data type of the weights where it is not the recipe's.
+    """
+    set_seed(recipe.seed)
+    return from_base(
+        recipe.base.name_or_path,
+        max_seq_length=recipe.base.max_seq_length,
+        revision=recipe.base.revision,
+        random_init=recipe.base.random_init,
+        dtype=dtype or recipe.base.dtype,
+    )
+
+
+def training_set(dataset_dir: Path) -> DatasetDict:
+    """Load the training rows as ``triplets`` (anchor, positive, negative) and ``pairs`` (anchor, positive).
+
+    A batch comes from one of the two, and holds all task types in it mixed.
+    """
+    by_columns: dict[str, list[Dataset]] = {}
+    for dataset in load_split(dataset_dir, "train").values():
+        columns = to_training(dataset)
+        by_columns.setdefault("triplets" if "negative" in columns.column_names else "pairs", []).append(columns)
+    return DatasetDict({name: concatenate_datasets(by_columns[name]) for name in sorted(by_columns)})
+
+
+def train(recipe: Recipe, dataset_dir: Path, output_dir: Path) -> None:
+    """Fine-tune the recipe's base and save it.
+
+    Writes ``checkpoints/`` on the way, and at the end ``model/`` (stock sentence-transformers, adapter merged),
+    ``adapter/`` where LoRA was trained, and ``log.json`` (the trainer's records: step, loss, learning rate, ...).
+    """
+    model = untrained_embedder(recipe)
+    adapter = lora_config(recipe)
+    if adapter is not None:
+        model.add_adapter(adapter)
+    arguments = training_arguments(recipe, output_dir / "checkpoints")
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=training_set(dataset_dir),
+        loss=build_loss(model, recipe.loss),
+    )
+    checkpoint = last_complete_checkpoint(output_dir / "checkpoints")
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if adapter is not None:
+        model.save_pretrained(str(output_dir / "adapter"), create_model_card=False)
+        model = merge_adapter(recipe, output_dir / "adapter")
+    model.save_pretrained(str(output_dir / "model"), create_model_card=False)
+    (output_dir / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1), encoding="utf-8")
+
+
+def last_complete_checkpoint(checkpoints: Path) -> Path | None:
+    """Give the newest checkpoint that was written to its end; a killed process can leave a torn one behind it."""
+    by_step = sorted(checkpoints.glob("checkpoint-*"), key=lambda folder: int(folder.name.removeprefix("checkpoint-")))
+    for folder in reversed(by_step):
+        try:
+            # The trainer writes this file last.
+            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            continue
+        return folder
+    return None
+
+
+def merge_adapter(recipe: Recipe, adapter_dir: Path) -> SentenceTransformer:
+    """Add a trained LoRA adapter to the weights of the recipe's base, in float32, then cast to the recipe's dtype.
+
+    Merging in bfloat16 would round twice.
+    """
+    model = untrained_embedder(recipe, dtype="float32")
+    merged = PeftModel.from_pretrained(model[0].model, str(adapter_dir)).merge_and_unload()
+    model[0].model = merged
+    return model.to(getattr(torch, recipe.base.dtype))
