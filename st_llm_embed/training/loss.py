@@ -17,7 +17,11 @@ def build_loss(model: SentenceTransformer, loss: Loss) -> nn.Module:
 
     The cached form computes the same loss and gradients in the memory of one mini-batch.
     """
-    scale = 1 / loss.temperature
+    options = {
+        "scale": 1 / loss.temperature,
+        "hardness_mode": "hard_negatives" if loss.hardness_strength else None,
+        "hardness_strength": loss.hardness_strength,
+    }
     if loss.mini_batch_size is None:
-        return MultipleNegativesRankingLoss(model, scale=scale)
-    return CachedMultipleNegativesRankingLoss(model, scale=scale, mini_batch_size=loss.mini_batch_size)
+        return MultipleNegativesRankingLoss(model, **options)
+    return CachedMultipleNegativesRankingLoss(model, mini_batch_size=loss.mini_batch_size, **options)

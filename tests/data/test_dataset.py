@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import example_rows, write_rows
+from datasets import load_dataset
+
+from st_llm_embed import InputError, Recipe
+from st_llm_embed.data import Row, check_rows, load_split, read_rows, rows_file, split_of, to_training, write_dataset
+from st_llm_embed.publishing import dataset_card
+
+
+def test_embedded_rows_are_split_by_instruction_with_nothing_lost(tmp_path: Path) -> None:
+    rows = list(read_rows(rows_file("embedded")))
+    counts = write_dataset(rows, tmp_path, 0.2)
+    assert counts.total() == len(rows)
+    train, validation = load_split(tmp_path, "train"), load_split(tmp_path, "validation")
+    assert set(train) == set(validation) == {row.task_type for row in rows}
+
+    def instructions(split: dict) -> set[str]:
+        return {" ".join(row["instruction"].casefold().split()) for part in split.values() for row in part}
+
+    def keys(split: dict) -> set[str]:
+        return {row["key"] for part in split.values() for row in part}
+
+    assert not instructions(train) & instructions(validation)
+    assert not keys(train) & keys(validation)
+    assert keys(train) | keys(validation) == {row.key for row in rows}
+    assert 0.15 < len(keys(validation)) / len(rows) < 0.25
+
+
+def test_the_split_of_a_row_depends_on_its_instruction_alone() -> None:
+    one = Row(anchor="a", positive="b", instruction="Find  IT")
+    other = Row(anchor="c", positive="d", negative="e", instruction="find it", language="de")
+    assert [split_of(one, step / 10) for step in range(1, 10)] == [split_of(other, step / 10) for step in range(1, 10)]
+
+
+def test_columns_are_in_the_trainers_order_and_never_null(tmp_path: Path) -> None:
+    write_dataset((Row.model_validate(row) for row in example_rows()), tmp_path, 0.4)
+    for name, dataset in load_split(tmp_path, "train").items():
+        texts = ["anchor", "positive"] if name == "short-short" else ["anchor", "positive", "negative"]
+        assert dataset.column_names[: len(texts) + 1] == [*texts, "instruction"]
+        assert all(value for row in dataset for value in (row[column] for column in texts))
+
+
+def test_rows_of_another_shape_than_their_types_get_a_configuration_of_their_own(tmp_path: Path) -> None:
+    rows = [
+        Row(anchor=f"a{number}", positive="b", negative=negative, instruction=f"i{number}", task_type=task_type)
+        for number in range(40)
+        for task_type, negative in (("sts", "n"), ("sts", None), ("short-short", None), ("short-short", "n"))
+    ]
+    write_dataset(rows, tmp_path, 0.3)
+    assert sorted(load_split(tmp_path, "train")) == ["short-short", "short-short-triplets", "sts", "sts-pairs"]
+
+
+def test_training_columns_carry_the_instruction_on_the_anchor_alone(tmp_path: Path) -> None:
+    write_dataset((Row.model_validate(row) for row in example_rows()), tmp_path, 0.4)
+    dataset = load_split(tmp_path, "train")["sts"]
+    training = to_training(dataset)
+    assert training.column_names == ["anchor", "positive", "negative"]
+    for row, columns in zip(dataset, training, strict=True):
+        assert columns["anchor"] == f"Instruct: {row['instruction']}\nQuery: {row['anchor']}"
+        assert (columns["positive"], columns["negative"]) == (row["positive"], row["negative"])
+
+
+def test_the_folder_loads_as_a_hub_dataset_by_configuration(tmp_path: Path) -> None:
+    counts = write_dataset((Row.model_validate(row) for row in example_rows()), tmp_path / "data", 0.4)
+    (tmp_path / "data" / "README.md").write_text(dataset_card(Recipe.load("demo"), counts), encoding="utf-8")
+    for config in ("short-long", "sts", "bitext", "short-short"):
+        loaded = load_dataset(str(tmp_path / "data"), config, cache_dir=str(tmp_path / "cache"))
+        assert {split: len(loaded[split]) for split in loaded} == {
+            split: counts[config, split] for split in ("train", "validation")
+        }
+
+
+def test_a_file_whose_rows_all_fall_into_one_part_is_refused(tmp_path: Path) -> None:
+    rows = [row | {"instruction": "always the same"} for row in example_rows()]
+    with pytest.raises(InputError, match="more distinct instructions"):
+        check_rows(write_rows(tmp_path / "rows.jsonl", [row for row in rows if row["task_type"] == "sts"]), 0.2)

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from st_llm_embed import InputError
+from st_llm_embed.data import Row, read_rows, rows_file
+from st_llm_embed.instructions import ONE_STEP_INSTRUCTIONS
+from st_llm_embed.recipe import TASK_TYPES
+
+GOOD = {"anchor": "q", "positive": "p", "negative": "n", "instruction": "i", "task_type": "short-long"}
+
+
+def rows_of(tmp_path: Path, *lines: object) -> list[Row]:
+    path = tmp_path / "rows.jsonl"
+    text = "".join((line if isinstance(line, str) else json.dumps(line, ensure_ascii=False)) + "\n" for line in lines)
+    path.write_text(text, encoding="utf-8")
+    return list(read_rows(path))
+
+
+def test_embedded_rows_are_all_readable_and_of_every_type() -> None:
+    rows = list(read_rows(rows_file("embedded")))
+    assert len(rows) == 1920
+    assert {row.task_type for row in rows} == set(TASK_TYPES)
+    assert len({row.key for row in rows}) == len(rows)
+    assert all(len(row.language) == 2 and len(row.target_language) == 2 for row in rows)
+    for row in rows:
+        assert (row.negative is None) == (row.task_type in ("short-short", "long-long"))
+
+
+@pytest.mark.parametrize(
+    ("task_type", "response", "texts"),
+    [
+        ("short-long", {"user_query": "q", "positive_document": "p", "hard_negative_document": "n"}, ("q", "p", "n")),
+        ("long-short", {"input_text": "q", "label": "p", "misleading_label": "n"}, ("q", "p", "n")),
+        ("short-short", {"input": "q", "positive_document": "p"}, ("q", "p", None)),
+        ("long-long", {"input": "q", "positive_document": "p"}, ("q", "p", None)),
+        ("sts", {"S1": "q", "S2": "p", "S3": "n"}, ("q", "p", "n")),
+        ("bitext", {"S1": "q", "S2": "p", "S3": "n"}, ("q", "p", "n")),
+    ],
+)
+def test_an_answer_becomes_a_row(
+    task_type: str, response: dict[str, str], texts: tuple[str | None, ...], tmp_path: Path
+) -> None:
+    languages = {"src_lang": "English", "tgt_lang": "Thai"} if task_type == "bitext" else {"language": "English"}
+    answer = {"task_type": task_type, "instruction": "i", "attributes": {**languages, "num_words": 50}, "response": response}
+    [row] = rows_of(tmp_path, answer)
+    assert (row.anchor, row.positive, row.negative) == texts
+    assert (row.language, row.target_language) == ("en", "th" if task_type == "bitext" else "en")
+    assert row.attributes.num_words == "50"
+    assert row.instruction in ONE_STEP_INSTRUCTIONS.get(row.task_type, ("i",))
+
+
+def test_edge_whitespace_is_cut_and_missing_fields_are_derived(tmp_path: Path) -> None:
+    [row] = rows_of(tmp_path, {"anchor": " q\n", "positive": "\tp", "instruction": "i"})
+    assert (row.anchor, row.positive, row.negative) == ("q", "p", None)
+    assert (row.task_type, row.language, row.target_language) == ("short-long", "und", "und")
+    assert len(row.key) == 16
+
+
+def test_blank_lines_are_skipped(tmp_path: Path) -> None:
+    assert len(rows_of(tmp_path, GOOD, "", GOOD)) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ({key: value for key, value in GOOD.items() if key != "positive"}, "it has no positive"),
+        (GOOD | {"positive": None}, "it has no positive"),
+        (GOOD | {"positive": "  "}, "its positive is empty"),
+        (GOOD | {"negative": "p"}, "its negative equals its positive"),
+        (GOOD | {"negative": " P "}, "its negative equals its positive"),
+        (GOOD | {"task_type": "retrieval"}, "task_type is 'retrieval'"),
+        (GOOD | {"label": 1}, "unknown field label"),
+        (GOOD | {"anchor": 3}, "anchor is 3"),
+        ({"task_type": "sts", "response": {"S1": "a", "S2": "b"}}, "lacks S3"),
+        ({"task_type": "poem", "response": {}}, "task_type 'poem'"),
+        ([1, 2], "list"),
+        ("{not json", "not JSON"),
+    ],
+)
+def test_a_bad_line_is_named_with_its_number(line: object, told: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        rows_of(tmp_path, GOOD, line)
+    assert "line 2" in str(error.value)
+    assert told in str(error.value)
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no rows"):
+        rows_of(tmp_path)
+
+
+def test_a_missing_file_is_refused() -> None:
+    with pytest.raises(InputError, match=r"nowhere\.jsonl"):
+        rows_file("nowhere.jsonl")

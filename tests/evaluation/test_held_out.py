@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import example_rows
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator, TripletEvaluator
+
+from st_llm_embed import from_base
+from st_llm_embed.data import Row, write_dataset
+from st_llm_embed.evaluation import HeldOut, evaluate_held_out, held_out
+from st_llm_embed.evaluation.held_out import _ranks
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> HeldOut:
+    folder = tmp_path_factory.mktemp("dataset")
+    examples = example_rows(60)
+    # Some positives repeat their anchor, so that a random model finds some and misses some.
+    for row in examples[::3]:
+        row["positive"] = f"Instruct: {row['instruction']}\nQuery: {row['anchor']}."
+    write_dataset((Row.model_validate(row) for row in examples), folder, 0.4)
+    return held_out(folder)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_base: Path) -> SentenceTransformer:
+    model = from_base(str(tiny_base), max_seq_length=64, device="cpu")
+    # The stock evaluator would put the saved query prompt before queries that carry their own instruction.
+    model.prompts = {"query": "", "document": ""}
+    return model
+
+
+def test_retrieval_equals_the_stock_evaluator(model: SentenceTransformer, rows: HeldOut) -> None:
+    stock = InformationRetrievalEvaluator(
+        {str(number): query for number, query in enumerate(rows.queries)},
+        {str(number): document for number, document in enumerate(rows.documents)},
+        {str(number): {str(positive)} for number, positive in enumerate(rows.positive)},
+        main_score_function="cosine",
+        write_csv=False,
+    )(model)
+    ours = evaluate_held_out(model, rows, batch_size=8).summary
+    assert ours["retrieval_ndcg_at_10"] == pytest.approx(stock["cosine_ndcg@10"], abs=1e-6)
+    assert ours["retrieval_recall_at_1"] == pytest.approx(stock["cosine_recall@1"], abs=1e-6)
+    assert 0 < ours["retrieval_recall_at_1"] < 1
+
+
+def test_triplet_accuracy_equals_the_stock_evaluator(model: SentenceTransformer, rows: HeldOut) -> None:
+    chosen = np.flatnonzero(rows.task_type == "sts")
+    stock = TripletEvaluator(
+        [rows.queries[number] for number in chosen],
+        [rows.documents[rows.positive[number]] for number in chosen],
+        [rows.documents[rows.negative[number]] for number in chosen],
+        main_similarity_function="cosine",
+        write_csv=False,
+    )(model)
+    ours = evaluate_held_out(model, rows, batch_size=8).summary
+    assert ours["sts_triplet_accuracy"] == pytest.approx(stock["cosine_accuracy"], abs=1e-6)
+
+
+def test_parts_weigh_up_to_the_whole(model: SentenceTransformer, rows: HeldOut) -> None:
+    summary = evaluate_held_out(model, rows, batch_size=8).summary
+    for group in ("by_task_type", "by_language"):
+        parts = summary[group].values()
+        assert sum(part["retrieval_queries"] for part in parts) == summary["queries"]
+        weighted = sum(part["retrieval_ndcg_at_10"] * part["retrieval_queries"] for part in parts) / summary["queries"]
+        assert weighted == pytest.approx(summary["retrieval_ndcg_at_10"])
+    assert summary["by_language"]["other languages"]["retrieval_queries"] == np.sum(rows.task_type == "bitext")
+
+
+def test_a_model_that_gives_every_text_one_vector_ranks_its_documents_last() -> None:
+    assert _ranks(np.ones((3, 20), dtype=np.float32), np.array([0, 7, 19])).tolist() == [19, 19, 19]
+
+
+def test_ranks_count_from_the_best() -> None:
+    similarity = np.array([[0.1, 0.9, 0.5], [0.3, 0.2, 0.1]], dtype=np.float32)
+    assert _ranks(similarity, np.array([2, 0])).tolist() == [1, 0]

@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+from st_llm_embed.data import Row, split_of
+from st_llm_embed.instructions import ONE_STEP_INSTRUCTIONS, PUBLISHED_PROMPTS, format_query, instruction_prompt
+
+
+def test_a_query_stands_after_its_instruction_as_in_the_paper() -> None:
+    assert format_query("Find it", "where is it?") == "Instruct: Find it\nQuery: where is it?"
+    assert format_query("Find it", "q") == instruction_prompt("Find it") + "q"
+
+
+def test_published_prompts_leave_documents_bare_and_carry_the_paper_wordings() -> None:
+    assert PUBLISHED_PROMPTS["document"] == ""
+    assert PUBLISHED_PROMPTS["STS"] == "Instruct: Retrieve semantically similar text.\nQuery: "
+    assert PUBLISHED_PROMPTS["BitextMining"] == "Instruct: Retrieve parallel sentences.\nQuery: "
+
+
+def test_wordings_of_the_one_step_types_are_distinct_and_fall_on_both_sides_of_the_demo_split() -> None:
+    for task_type, wordings in ONE_STEP_INSTRUCTIONS.items():
+        assert len(set(wordings)) == len(wordings)
+        rows = [Row(anchor="a", positive="b", instruction=wording, task_type=task_type) for wording in wordings]
+        splits = [split_of(row, 0.2) for row in rows]
+        assert splits[0] == "train", "the published prompt has to be one that was trained on"
+        assert splits.count("validation") >= 2

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from peft import LoraConfig
+from sentence_transformers import SentenceTransformerTrainingArguments
+
+from st_llm_embed import InputError, Recipe
+from st_llm_embed.recipe import shipped_recipes
+from st_llm_embed.training import lora_config, training_arguments
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_shipped_recipe_builds_the_real_upstream_arguments(name: str, tmp_path: Path) -> None:
+    # The test machine has no GPU, and the trainer refuses bf16 without one unless told so.
+    recipe = Recipe.load(name, ["training.use_cpu=true"])
+    arguments = training_arguments(recipe, tmp_path)
+    assert isinstance(arguments, SentenceTransformerTrainingArguments)
+    for key, value in recipe.training.items():
+        got = getattr(arguments, key)
+        assert getattr(got, "value", got) == value, key
+    lora = lora_config(recipe)
+    if recipe.lora is None:
+        assert lora is None
+    else:
+        assert isinstance(lora, LoraConfig)
+        assert {key: getattr(lora, key) for key in recipe.lora} == recipe.lora
+
+
+def test_e5_mistral_has_the_papers_hyper_parameters(tmp_path: Path) -> None:
+    recipe = Recipe.load("e5-mistral-7b", ["training.use_cpu=true"])
+    arguments = training_arguments(recipe, tmp_path)
+    lora = lora_config(recipe)
+    assert lora is not None
+    assert (lora.r, lora.lora_alpha, lora.lora_dropout, lora.target_modules) == (16, 32, 0.1, "all-linear")
+    assert (arguments.learning_rate, arguments.warmup_steps, arguments.weight_decay) == (1e-4, 100, 0.1)
+    assert (arguments.num_train_epochs, arguments.per_device_train_batch_size) == (1, 2048)
+    assert (recipe.loss.temperature, recipe.base.max_seq_length) == (0.02, 512)
+
+
+def test_a_saved_recipe_is_read_back_equal(tmp_path: Path) -> None:
+    recipe = Recipe.load("demo", ["base.random_init=true", "training.learning_rate=1e-3"])
+    recipe.save(tmp_path / "recipe.yaml")
+    assert Recipe.load(str(tmp_path / "recipe.yaml")) == recipe
+
+
+def test_overrides_are_yaml_values_at_dotted_keys() -> None:
+    recipe = Recipe.load("demo", ["loss.temperature=0.05", "lora={r: 8}", "lora.lora_alpha=16", "base.revision=null"])
+    assert recipe.loss.temperature == 0.05
+    assert recipe.lora == {"r": 8, "lora_alpha": 16}
+    assert recipe.base.revision is None
+
+
+def test_numbers_that_yaml_reads_as_text_reach_the_trainer_as_numbers(tmp_path: Path) -> None:
+    recipe = Recipe.load("demo", ["training.learning_rate=1e-4"])
+    assert recipe.training["learning_rate"] == "1e-4"
+    assert training_arguments(recipe, tmp_path).learning_rate == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("loss.temprature=0.05", ["loss.temprature", "did you mean temperature", "mini_batch_size"]),
+        ("bse.revision=main", ["bse", "did you mean base"]),
+        ("loss.temperature=warm", ["loss.temperature", "'warm'", "valid number"]),
+        ("loss.temperature=0", ["loss.temperature", "greater than 0"]),
+        ("base.max_seq_length=4", ["base.max_seq_length", "greater than or equal to 8"]),
+        ("base.dtype=float8", ["base.dtype", "'float32', 'bfloat16' or 'float16'"]),
+        ("loss", ["--set 'loss'", "section.key=value"]),
+        ("name.first=x", ["--set 'name.first=x'", "not a section"]),
+        ("loss.temperature=[", ["not a YAML value"]),
+        ("data=null", ["data is None"]),
+    ],
+)
+def test_a_wrong_override_names_what_was_got_and_what_is_allowed(override: str, told: list[str]) -> None:
+    with pytest.raises(InputError) as error:
+        Recipe.load("demo", [override])
+    for words in told:
+        assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("training.learning_rat=1", ["learning_rat", "did you mean learning_rate"]),
+        ("training.learning_rate=fast", ["learning_rate", "'fast'"]),
+        ("training.bf16=perhaps", ["bf16", "'perhaps'"]),
+        ("training.output_dir=x", ["output_dir", "set by the run"]),
+        ("training.optim=sgdd", ["training", "sgdd"]),
+    ],
+)
+def test_a_wrong_training_argument_is_refused_before_training(override: str, told: list[str], tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        training_arguments(Recipe.load("demo", [override]), tmp_path)
+    for words in told:
+        assert words in str(error.value)
+
+
+@pytest.mark.parametrize(("override", "told"), [("lora={rank: 8}", "rank"), ("lora={r: many}", "'many'")])
+def test_a_wrong_lora_argument_is_refused(override: str, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        lora_config(Recipe.load("demo", [override]))
+
+
+def test_an_unknown_name_lists_the_shipped_recipes() -> None:
+    with pytest.raises(InputError) as error:
+        Recipe.load("dmeo")
+    assert "did you mean demo" in str(error.value)
+    assert all(name in str(error.value) for name in shipped_recipes())
+
+
+@pytest.mark.parametrize(("text", "told"), [("- a\n- b\n", "list"), ("a: [", "not a YAML file"), ("", "NoneType")])
+def test_a_file_that_is_no_recipe_is_refused(text: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=told):
+        Recipe.load(str(path))
