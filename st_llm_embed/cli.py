@@ -65,7 +65,9 @@ def show_recipe(
     overrides: Overrides = None,
 ) -> None:
     """Print a recipe: as written, with its comments, or resolved where --set is given."""
-    typer.echo(Recipe.load(recipe, overrides).to_yaml() if overrides else recipe_file(recipe).read_text(encoding="utf-8"))
+    typer.echo(
+        Recipe.load(recipe, overrides).to_yaml() if overrides else recipe_file(recipe).read_text(encoding="utf-8")
+    )
 
 
 @recipes_app.command("copy")

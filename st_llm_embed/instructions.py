@@ -13,7 +13,7 @@ INSTRUCTION_TEMPLATE = "Instruct: {instruction}\nQuery: "
 
 
 def instruction_prompt(instruction: str) -> str:
-    """Give the prompt that an instruction puts before a query: ``"Instruct: ...\\nQuery: "``."""
+    """Give the prompt that an instruction puts before a query."""
     return INSTRUCTION_TEMPLATE.format(instruction=instruction)
 
 

@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -32,7 +32,15 @@ from st_llm_embed.training import lora_config, train, training_arguments
 
 logger = logging.getLogger(__name__)
 
-VERSIONS_RECORDED = ("st_llm_embed", "sentence-transformers", "transformers", "peft", "torch", "datasets", "tokenizers")
+VERSIONS_RECORDED = (
+    "st_llm_embed",
+    "sentence-transformers",
+    "transformers",
+    "peft",
+    "torch",
+    "datasets",
+    "tokenizers",
+)
 
 NO_SPACE_BYTES = 1 << 20
 """A disk with less than this left counts as full: torch and safetensors report a full disk in their own words."""
@@ -82,7 +90,11 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
         )
         trained = _stage(
             training_dir,
-            {"dataset": data, "base": _base_hash(recipe), **recipe.model_dump(include={"lora", "loss", "training", "seed"})},
+            {
+                "dataset": data,
+                "base": _base_hash(recipe),
+                **recipe.model_dump(include={"lora", "loss", "training", "seed"}),
+            },
             lambda folder: train(recipe, dataset_dir, folder),
             resumable=True,
         )
@@ -100,9 +112,7 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
         return json.loads((evaluation_dir / "report.json").read_text(encoding="utf-8"))
 
 
-def _stage(
-    folder: Path, inputs: dict[str, Any], build: Callable[[Path], None], *, resumable: bool = False
-) -> str:
+def _stage(folder: Path, inputs: dict[str, Any], build: Callable[[Path], None], *, resumable: bool = False) -> str:
     """Build a stage's folder unless a finished one has the same inputs; return the fingerprint of the inputs.
 
     Args:
@@ -116,7 +126,8 @@ def _stage(
     manifest = json.loads(manifest_path.read_text(encoding="utf-8")) if manifest_path.is_file() else None
     if folder.exists() and manifest is None:
         raise InputError(
-            f"{folder} exists and was not written by a run of st-llm-embed. Move it away or choose another --output-dir."
+            f"{folder} exists and was not written by a run of st-llm-embed. Move it away or choose "
+            "another --output-dir."
         )
     unchanged = manifest is not None and manifest["fingerprint"] == fingerprint
     if manifest is not None and unchanged and manifest["finished"] and folder.is_dir():
@@ -150,12 +161,13 @@ def _stage(
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
-    _write_json(manifest_path, record | {"finished": True, "finished_at": datetime.now(UTC).isoformat(timespec="seconds")})
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    _write_json(manifest_path, record | {"finished": True, "finished_at": now})
     return fingerprint
 
 
 @contextmanager
-def _owned(output_dir: Path) -> Iterator[None]:
+def _owned(output_dir: Path) -> Generator[None]:
     """Create the output folder and hold it for this process alone."""
     try:
         (output_dir / "manifests").mkdir(parents=True, exist_ok=True)
@@ -167,23 +179,23 @@ def _owned(output_dir: Path) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise InputError(
-            f"The output folder {output_dir} cannot be written to: {error.strerror}. Choose another with --output-dir, "
-            "or change its permissions."
+            f"The output folder {output_dir} cannot be written to: {error.strerror}. Choose another with "
+            "--output-dir, or change its permissions."
         ) from error
     with lock:
         yield
 
 
 @contextmanager
-def _full_disk_explained(output_dir: Path) -> Iterator[None]:
+def _full_disk_explained(output_dir: Path) -> Generator[None]:
     try:
         yield
     except Exception as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if full or shutil.disk_usage(output_dir).free < NO_SPACE_BYTES:
             raise InputError(
-                f"The disk that holds {output_dir} is full ({error}). Finished stages and complete checkpoints are kept: "
-                "make room and run the same command again, or choose another --output-dir."
+                f"The disk that holds {output_dir} is full ({error}). Finished stages and complete checkpoints are "
+                "kept: make room and run the same command again, or choose another --output-dir."
             ) from error
         raise
 

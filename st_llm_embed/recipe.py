@@ -19,14 +19,14 @@ from pydantic_core import ErrorDetails
 from st_llm_embed.errors import InputError
 
 TaskType = Literal["short-long", "long-short", "short-short", "long-long", "sts", "bitext"]
-"""The paper's six task types (section 3.1): four asymmetric ones by the length of query and document, two symmetric."""
+"""The paper's six task types (section 3.1): four asymmetric, by the length of query and document, two symmetric."""
 
 TASK_TYPES: tuple[TaskType, ...] = get_args(TaskType)
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 EMBEDDED = "embedded"
-"""Value of ``base.name_or_path`` and ``data.rows`` that means the base model or rows that ship with the package."""
+"""Value of ``base.name_or_path`` and ``data.rows`` for the base model and the rows that ship with the package."""
 
 
 class Section(BaseModel):
@@ -202,9 +202,9 @@ def _explain(error: ValidationError, source: Path) -> str:
 def _explain_one(details: ErrorDetails) -> str:
     key = ".".join(str(part) for part in details["loc"])
     if details["type"] == "extra_forbidden":
-        section: type[BaseModel] = Recipe
+        section: Any = Recipe
         for part in details["loc"][:-1]:
-            section = section.model_fields[str(part)].annotation  # type: ignore[assignment]
+            section = section.model_fields[str(part)].annotation
         allowed = list(section.model_fields)
         hint = _suggestion(str(details["loc"][-1]), allowed)
         return f"unknown key {key}{hint} (allowed here: {', '.join(allowed)})"

@@ -102,7 +102,9 @@ def test_bad_rows_are_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_base_without_a_tokenizer_is_refused(run_cli: RunCli, tiny_recipe: Path, tiny_base: Path, tmp_path: Path) -> None:
+def test_a_base_without_a_tokenizer_is_refused(
+    run_cli: RunCli, tiny_recipe: Path, tiny_base: Path, tmp_path: Path
+) -> None:
     (tmp_path / "base").mkdir()
     for name in ("config.json", "model.safetensors"):
         (tmp_path / "base" / name).write_bytes((tiny_base / name).read_bytes())
@@ -111,9 +113,13 @@ def test_a_base_without_a_tokenizer_is_refused(run_cli: RunCli, tiny_recipe: Pat
     assert not (tmp_path / "out").exists()
 
 
-def test_an_output_folder_that_cannot_be_written_is_refused(run_cli: RunCli, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_an_output_folder_that_cannot_be_written_is_refused(
+    run_cli: RunCli, tiny_recipe: Path, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
-    refused(run_cli("run", tiny_recipe, "--output-dir", tmp_path / "file" / "out"), "cannot be written to", "--output-dir")
+    refused(
+        run_cli("run", tiny_recipe, "--output-dir", tmp_path / "file" / "out"), "cannot be written to", "--output-dir"
+    )
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="permissions do not bind root")

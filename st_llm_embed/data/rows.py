@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
 
 from st_llm_embed.errors import InputError
 from st_llm_embed.instructions import ONE_STEP_INSTRUCTIONS
@@ -28,7 +28,7 @@ RESPONSE_KEYS: dict[TaskType, tuple[str, ...]] = {
     "sts": ("S1", "S2", "S3"),
     "bitext": ("S1", "S2", "S3"),
 }
-"""The JSON keys of an answer that hold anchor, positive and, where the task type has one, negative (paper, appendix C)."""
+"""The keys of an answer that hold anchor, positive and, where the task type has one, negative (paper, appendix C)."""
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 """A text with something in it; edge whitespace is cut, since servers disagree on whether they keep it."""
@@ -79,13 +79,17 @@ class Row(BaseModel):
         if not filled.get("target_language"):
             filled["target_language"] = filled.get("language") or "und"
         if not filled.get("key"):
-            filled["key"] = content_hash(*(str(filled.get(k)) for k in ("instruction", "anchor", "positive", "negative")))
+            filled["key"] = content_hash(
+                *(str(filled.get(k)) for k in ("instruction", "anchor", "positive", "negative"))
+            )
         return filled
 
     @model_validator(mode="after")
     def _negative_differs(self) -> Self:
         if self.negative is not None and _fold(self.negative) == _fold(self.positive):
-            raise ValueError("its negative equals its positive; a negative has to be a text that does not fit the anchor")
+            raise ValueError(
+                "its negative equals its positive; a negative has to be a text that does not fit the anchor"
+            )
         return self
 
 
@@ -123,7 +127,9 @@ def read_rows(path: Path) -> Iterator[Row]:
             yield _parse(line, f"{path}, line {number}")
             count += 1
     if count == 0:
-        raise InputError(f"{path} holds no rows. Give a .jsonl file with one row a line, each with anchor and positive.")
+        raise InputError(
+            f"{path} holds no rows. Give a .jsonl file with one row a line, each with anchor and positive."
+        )
 
 
 def content_hash(*texts: str) -> str:
@@ -188,7 +194,9 @@ def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "missing" or (first["type"] == "string_type" and first["input"] is None):
-        return f"it has no {field} (a row has {', '.join(Row.model_fields)}; anchor, positive and instruction are needed)"
+        return (
+            f"it has no {field} (a row has {', '.join(Row.model_fields)}; anchor, positive and instruction are needed)"
+        )
     if first["type"] == "string_too_short":
         return f"its {field} is empty"
     if first["type"] == "extra_forbidden":

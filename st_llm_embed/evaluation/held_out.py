@@ -77,7 +77,9 @@ def evaluate_held_out(model: SentenceTransformer, rows: HeldOut, *, batch_size: 
     documents = _encode(model, rows.documents, batch_size)
     ranks = np.concatenate(
         [
-            _ranks(queries[start : start + QUERIES_AT_ONCE] @ documents.T, rows.positive[start : start + QUERIES_AT_ONCE])
+            _ranks(
+                queries[start : start + QUERIES_AT_ONCE] @ documents.T, rows.positive[start : start + QUERIES_AT_ONCE]
+            )
             for start in range(0, len(queries), QUERIES_AT_ONCE)
         ]
     )
@@ -95,7 +97,9 @@ def evaluate_held_out(model: SentenceTransformer, rows: HeldOut, *, batch_size: 
         "bitext_accuracy": _mean(bitext_ranks == 0),
         "queries": len(rows.queries),
         "documents": len(rows.documents),
-        "by_task_type": {name: _retrieval(ranks[rows.task_type == name]) for name in TASK_TYPES if name in rows.task_type},
+        "by_task_type": {
+            name: _retrieval(ranks[rows.task_type == name]) for name in TASK_TYPES if name in rows.task_type
+        },
         "by_language": {
             "English": _retrieval(ranks[rows.english]),
             "other languages": _retrieval(ranks[~rows.english]),

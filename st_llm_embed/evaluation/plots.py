@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -16,7 +17,7 @@ from st_llm_embed.evaluation.held_out import Scores
 # Okabe-Ito, told apart by colour-blind readers and in grey print.
 BEFORE, AFTER, POSITIVE, NEGATIVE = "#9aa5b1", "#0072b2", "#009e73", "#d55e00"
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titleweight": "bold",
@@ -61,26 +62,29 @@ def plot_similarity(before: Scores, after: Scores, path: Path) -> None:
     """Draw how far positives and hard negatives are apart in cosine similarity, before and after, to a PNG file."""
     with _figure(path, width=11, columns=2) as panels:
         for axes, scores, title in zip(panels, (before, after), ("Before training", "After training"), strict=True):
-            bins = [edge / 20 for edge in range(-20, 21)]
-            common = {"bins": bins, "density": True, "alpha": 0.6}
-            axes.hist(scores.positive_similarity, **common, color=POSITIVE, label="positives")
-            axes.hist(scores.negative_similarity, **common, color=NEGATIVE, label="hard negatives")
-            axes.set(title=title, xlabel="cosine similarity to the query", ylabel="density", xlim=(-1, 1))
-        panels[0].legend(loc="upper left")
+            groups = {"positives": scores.positive_similarity, "hard negatives": scores.negative_similarity}
+            bins = np.histogram_bin_edges(np.concatenate(list(groups.values())), bins=30).tolist()
+            for (label, values), colour in zip(groups.items(), (POSITIVE, NEGATIVE), strict=True):
+                axes.hist(values, bins=bins, density=True, histtype="stepfilled", alpha=0.35, color=colour)
+                axes.axvline(values.mean(), color=colour, linestyle="--", label=f"{label}, mean {values.mean():.2f}")
+            axes.set(title=title, xlabel="cosine similarity to the query", ylabel="density")
+            axes.legend(loc="upper left")
 
 
 def _bars(axes: Axes, values: dict[str, tuple[float | None, float | None]]) -> None:
-    shown = {name: pair for name, pair in values.items() if None not in pair}
+    shown = {name: (old, new) for name, (old, new) in values.items() if old is not None and new is not None}
     for offset, colour, label, index in ((-0.2, BEFORE, "before", 0), (0.2, AFTER, "after", 1)):
         heights = [pair[index] for pair in shown.values()]
         bars = axes.bar([x + offset for x in range(len(shown))], heights, width=0.38, color=colour, label=label)
         axes.bar_label(bars, fmt="%.2f", fontsize=8, padding=1)
-    axes.set_xticks(range(len(shown)), shown, rotation=30, ha="right")
+    axes.set_xticks(range(len(shown)), list(shown), rotation=30, ha="right")
     axes.margins(y=0.12)
 
 
 @contextmanager
-def _figure(path: Path, *, width: float, columns: int, width_ratios: tuple[float, ...] | None = None) -> Iterator[list[Axes]]:
+def _figure(
+    path: Path, *, width: float, columns: int, width_ratios: tuple[float, ...] | None = None
+) -> Generator[list[Axes]]:
     """Give the axes of a new figure in one row; the figure is saved when the block ends."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, 4), layout="constrained")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,11 @@ def _markdown(recipe: Recipe, report: dict[str, Any], before: Scores, after: Sco
                 (
                     name,
                     f"{old['retrieval_queries']:,}",
-                    *(f"{scores[f'retrieval_{key}']:.3f}" for key in ("ndcg_at_10", "recall_at_1") for scores in (old, new)),
+                    *(
+                        f"{scores[f'retrieval_{key}']:.3f}"
+                        for key in ("ndcg_at_10", "recall_at_1")
+                        for scores in (old, new)
+                    ),
                 )
                 for group in ("by_task_type", "by_language")
                 for name, old in before.summary[group].items()
@@ -119,6 +124,6 @@ def _markdown(recipe: Recipe, report: dict[str, Any], before: Scores, after: Sco
     return "\n\n".join(sections) + "\n"
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [header, tuple("---" for _ in header), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -53,14 +53,14 @@ def check_eos(model: SentenceTransformer) -> None:
         InputError: a text does not end in exactly one EOS token.
     """
     tokenizer = model.tokenizer
-    longest = model.max_seq_length
+    longest = tokenizer.model_max_length
     texts = ["", PROBE, f"{PROBE} " * 8, "word " * (2 * longest)]
     batch = model.preprocess(texts)
     for text, ids, mask in zip(texts, batch["input_ids"].tolist(), batch["attention_mask"].tolist(), strict=True):
         attended = [token for token, attend in zip(ids, mask, strict=True) if attend]
         if attended[-1] != tokenizer.eos_token_id or attended.count(tokenizer.eos_token_id) != 1:
             raise InputError(
-                f"The text {text[:20]!r} is encoded as {tokenizer.convert_ids_to_tokens(attended)[-4:]} at its end; it "
+                f"The text {text[:20]!r} ends in the tokens {tokenizer.convert_ids_to_tokens(attended)[-4:]}; it "
                 f"has to end in one {tokenizer.eos_token!r}. Build the embedder anew with st_llm_embed.from_base."
             )
         if len(attended) > longest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
+from typing import cast
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -17,6 +18,8 @@ from st_llm_embed.recipe import EMBEDDED, Dtype
 
 # Text only: without it, a base with a chat template renders every text as a chat message, without BOS and EOS.
 TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def base_path(name_or_path: str) -> str:
@@ -33,18 +36,19 @@ def load_tokenizer(name_or_path: str, *, revision: str | None = None) -> PreTrai
         InputError: there is no such model, or it has no usable tokenizer.
     """
     path = base_path(name_or_path)
-    if Path(path).is_dir() and not any((Path(path) / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if Path(path).is_dir() and not any((Path(path) / name).is_file() for name in TOKENIZER_FILES):
         raise InputError(
-            f"The base model folder {name_or_path} holds no tokenizer (tokenizer.json, tokenizer.model or vocab.json). "
+            f"The base model folder {name_or_path} holds no tokenizer ({', '.join(TOKENIZER_FILES)}). "
             "Copy the files of the model's tokenizer into it, or name another base."
         )
     try:
         AutoConfig.from_pretrained(path, revision=revision)
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+        tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(path, revision=revision))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"The base model {name_or_path!r} cannot be loaded: {str(error).splitlines()[0]} Allowed are the Hub id or "
-            f"local folder of a decoder-only transformers model and {EMBEDDED!r}. Set it with --set base.name_or_path=..."
+            f"The base model {name_or_path!r} cannot be loaded: {str(error).splitlines()[0]} Allowed are {EMBEDDED!r} "
+            "and the Hub id or local folder of a decoder-only transformers model. Set it with "
+            "--set base.name_or_path=..."
         ) from error
     append_eos(tokenizer)
     if tokenizer.pad_token is None:
@@ -92,6 +96,7 @@ def from_base(
     if random_init:
         transformer.model = AutoModel.from_config(transformer.config, dtype=getattr(torch, dtype))
     transformer.max_seq_length = max_seq_length
+    transformer.config.pad_token_id = tokenizer.pad_token_id
     pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="lasttoken")
     model = SentenceTransformer(
         modules=[transformer, pooling, Normalize()], device=device, prompts=dict(PUBLISHED_PROMPTS)

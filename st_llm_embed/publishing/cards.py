@@ -11,7 +11,6 @@ from typing import Any
 from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
 from sentence_transformers import SentenceTransformer
 
-import st_llm_embed
 from st_llm_embed.data import Split, load_split
 from st_llm_embed.evaluation import headline_rows
 from st_llm_embed.instructions import INSTRUCTION_TEMPLATE
@@ -63,7 +62,9 @@ def model_card(recipe: Recipe, model: SentenceTransformer, dataset_dir: Path, ev
         tags=["sentence-transformers", "feature-extraction", "text-embeddings", "st_llm_embed"],
         base_model=base_model,
     )
-    generators = sorted({name for dataset in training_rows.values() for name in dataset.unique("generator")} - {"unknown"})
+    generators = sorted(
+        {name for dataset in training_rows.values() for name in dataset.unique("generator")} - {"unknown"}
+    )
     card = ModelCard.from_template(
         data,
         template_path=str(_template("model_card.md")),
@@ -73,7 +74,7 @@ def model_card(recipe: Recipe, model: SentenceTransformer, dataset_dir: Path, ev
         dimension=model.get_embedding_dimension(),
         max_seq_length=model.max_seq_length,
         eos_token=model.tokenizer.eos_token,
-        query_prompt=model.prompts["query"].replace("\n", "\\n"),
+        query_prompt=(model.prompts["query"] or "").replace("\n", "\\n"),
         rows=f"{sum(len(dataset) for dataset in training_rows.values()):,}",
         task_types=", ".join(training_rows),
         generators=", ".join(generators),
@@ -98,6 +99,6 @@ def _languages(rows: Iterable[dict[str, Any]]) -> list[str] | None:
 
 
 def _template(name: str) -> Path:
-    package = Path(st_llm_embed.__file__).parent
+    package = Path(__file__).parents[1]
     # In a wheel hub_cards lies inside the package, in a checkout beside it.
     return next(folder for folder in (package / "hub_cards", package.parent / "hub_cards") if folder.is_dir()) / name

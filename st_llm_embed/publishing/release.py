@@ -28,8 +28,8 @@ def write_release(
     check_eos(released)
     trained = SentenceTransformer(str(training_dir / "model"))
     if not np.array_equal(released.encode(list(PROBES)), trained.encode(list(PROBES))):
-        raise RuntimeError(f"{output_dir} gives other vectors than {training_dir / 'model'}; it must not be published.")
+        raise RuntimeError(
+            f"{output_dir} gives other vectors than {training_dir / 'model'}; it must not be published."
+        )
     recipe.save(output_dir / "recipe.yaml")
-    (output_dir / "README.md").write_text(
-        model_card(recipe, released, dataset_dir, evaluation_dir), encoding="utf-8"
-    )
+    (output_dir / "README.md").write_text(model_card(recipe, released, dataset_dir, evaluation_dir), encoding="utf-8")

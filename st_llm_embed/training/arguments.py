@@ -27,8 +27,8 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> SentenceTransformerT
     for key in SET_BY_THE_RUN:
         if key in recipe.training:
             raise InputError(
-                f"Recipe {recipe.name}: training.{key} is set by the run itself (output_dir by --output-dir, seed by the "
-                "recipe's seed, prompts by each row's instruction). Remove it."
+                f"Recipe {recipe.name}: training.{key} is set by the run itself (output_dir by --output-dir, seed by "
+                "the recipe's seed, prompts by each row's instruction). Remove it."
             )
     checked = _checked(SentenceTransformerTrainingArguments, recipe.training, f"Recipe {recipe.name}: training")
     # The trainer's own default pins memory, and warns where there is no GPU to pin it for.
@@ -52,7 +52,7 @@ def lora_config(recipe: Recipe) -> LoraConfig | None:
 
 def _checked(upstream: type, given: dict[str, Any], where: str) -> dict[str, Any]:
     """Validate keyword arguments against the fields of an upstream dataclass; YAML's `1e-4` becomes a number."""
-    fields = {field.name for field in dataclasses.fields(upstream) if field.init}
+    fields = {field.name for field in dataclasses.fields(upstream) if field.init}  # ty: ignore[invalid-argument-type]
     hints = get_type_hints(upstream)
     checked = {}
     for key, value in given.items():

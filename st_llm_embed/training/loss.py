@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss,
@@ -17,7 +19,7 @@ def build_loss(model: SentenceTransformer, loss: Loss) -> nn.Module:
 
     The cached form computes the same loss and gradients in the memory of one mini-batch.
     """
-    options = {
+    options: dict[str, Any] = {
         "scale": 1 / loss.temperature,
         "hardness_mode": "hard_negatives" if loss.hardness_strength else None,
         "hardness_strength": loss.hardness_strength,

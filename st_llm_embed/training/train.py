@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import cast
 
 import torch
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from peft import PeftModel
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers.sentence_transformer.modules import Transformer
 from transformers import set_seed
 
 from st_llm_embed.data import load_split, to_training
@@ -92,6 +94,6 @@ def merge_adapter(recipe: Recipe, adapter_dir: Path) -> SentenceTransformer:
     Merging in bfloat16 would round twice.
     """
     model = untrained_embedder(recipe, dtype="float32")
-    merged = PeftModel.from_pretrained(model[0].model, str(adapter_dir)).merge_and_unload()
-    model[0].model = merged
+    transformer = cast(Transformer, model[0])
+    transformer.model = PeftModel.from_pretrained(transformer.model, str(adapter_dir)).merge_and_unload()
     return model.to(getattr(torch, recipe.base.dtype))

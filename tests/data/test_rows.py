@@ -45,7 +45,12 @@ def test_an_answer_becomes_a_row(
     task_type: str, response: dict[str, str], texts: tuple[str | None, ...], tmp_path: Path
 ) -> None:
     languages = {"src_lang": "English", "tgt_lang": "Thai"} if task_type == "bitext" else {"language": "English"}
-    answer = {"task_type": task_type, "instruction": "i", "attributes": {**languages, "num_words": 50}, "response": response}
+    answer = {
+        "task_type": task_type,
+        "instruction": "i",
+        "attributes": {**languages, "num_words": 50},
+        "response": response,
+    }
     [row] = rows_of(tmp_path, answer)
     assert (row.anchor, row.positive, row.negative) == texts
     assert (row.language, row.target_language) == ("en", "th" if task_type == "bitext" else "en")

@@ -65,7 +65,9 @@ def test_a_tokenizer_without_eos_is_refused() -> None:
 def test_check_eos_refuses_a_model_whose_tokenizer_lost_it(tiny_base: Path) -> None:
     model = from_base(str(tiny_base), max_seq_length=32, device="cpu")
     check_eos(model)
-    model.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A $B", [("<s>", 1)])
+    model.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        "<s> $A", "<s> $A $B", [("<s>", 1)]
+    )
     with pytest.raises(InputError, match="has to end in one '</s>'"):
         check_eos(model)
 

@@ -74,7 +74,9 @@ def test_rows_with_and_without_negatives_are_two_training_sets(dataset: Path) ->
 
 
 @pytest.mark.parametrize("hardness_strength", [0, 5])
-def test_gradcache_gives_the_same_loss_and_gradients(tiny_recipe: Path, dataset: Path, hardness_strength: float) -> None:
+def test_gradcache_gives_the_same_loss_and_gradients(
+    tiny_recipe: Path, dataset: Path, hardness_strength: float
+) -> None:
     recipe = Recipe.load(str(tiny_recipe))
     rows = training_set(dataset)["triplets"][:8]
     results = []

@@ -1,0 +1,49 @@
+# make demo and make test need Python 3.11 or newer, git and make; each makes its own environment.
+PYTHON ?= python3
+PIP := .venv/bin/pip --disable-pip-version-check
+
+.PHONY: help demo test test-unit test-lowest check format build clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+# constraints.txt pins the tested versions; without it pip may fetch gigabytes of CUDA packages.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(PIP) install --quiet --constraint constraints.txt pytest ruff ty import-linter
+	touch $@
+
+demo: .venv/installed  ## the whole path in minutes: rows, training, evaluation, a folder that SentenceTransformer loads
+	.venv/bin/st-llm-embed run demo --output-dir runs/demo
+
+test: .venv/installed-dev  ## all tests
+	.venv/bin/pytest
+
+test-unit: .venv/installed-dev  ## the tests that take seconds
+	.venv/bin/pytest -m "not integration"
+
+check: .venv/installed-dev  ## lint, format, types and the order of imports
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/ty check --python .venv st_llm_embed
+	.venv/bin/lint-imports
+
+format: .venv/installed-dev  ## mend what can be mended by a program
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+test-lowest:  ## the unit tests with the oldest versions that pyproject.toml allows
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip --disable-pip-version-check install --quiet --constraint constraints-lowest.txt --editable . pytest
+	.venv-lowest/bin/pytest -m "not integration"
+
+build: .venv/installed-dev  ## wheel and source distribution
+	$(PIP) install --quiet build
+	.venv/bin/python -m build
+
+clean:  ## remove what the targets made, runs/ excepted
+	rm -rf .venv .venv-lowest dist build .pytest_cache .ruff_cache
