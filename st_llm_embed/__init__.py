@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from st_llm_embed.errors import InputError
-    from st_llm_embed.modules import from_base
+    from st_llm_embed.modules import LLMSentenceTransformer
     from st_llm_embed.pipeline import run_pipeline
     from st_llm_embed.recipe import Recipe
 
 __version__ = version("st_llm_embed")
 
-__all__ = ["InputError", "Recipe", "__version__", "from_base", "run_pipeline"]
+__all__ = ["InputError", "LLMSentenceTransformer", "Recipe", "__version__", "run_pipeline"]
 
 _HOMES = {
     "InputError": "st_llm_embed.errors",
+    "LLMSentenceTransformer": "st_llm_embed.modules",
     "Recipe": "st_llm_embed.recipe",
-    "from_base": "st_llm_embed.modules",
     "run_pipeline": "st_llm_embed.pipeline",
 }
 

@@ -9,10 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sentence_transformers import SentenceTransformer
-
 from st_llm_embed.evaluation.held_out import Scores, evaluate_held_out, held_out
 from st_llm_embed.evaluation.plots import plot_before_after, plot_loss, plot_similarity
+from st_llm_embed.modules import LLMSentenceTransformer
 from st_llm_embed.recipe import Recipe
 from st_llm_embed.training import untrained_embedder
 
@@ -31,7 +30,7 @@ def write_report(recipe: Recipe, dataset_dir: Path, training_dir: Path, output_d
     """Score the base and the trained model on the held-out rows and write the report into `output_dir`."""
     rows = held_out(dataset_dir)
     before = evaluate_held_out(untrained_embedder(recipe), rows, batch_size=recipe.evaluation.batch_size)
-    trained = SentenceTransformer(str(training_dir / "model"))
+    trained = LLMSentenceTransformer(str(training_dir / "model"))
     after = evaluate_held_out(trained, rows, batch_size=recipe.evaluation.batch_size)
     log = json.loads((training_dir / "log.json").read_text(encoding="utf-8"))
     report = {

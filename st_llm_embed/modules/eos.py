@@ -46,6 +46,16 @@ def append_eos(tokenizer: PreTrainedTokenizerBase) -> None:
     )
 
 
+def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Give the special token that the tokenizer puts behind a text; None if it puts none.
+
+    That is EOS, but some models end texts in another token (Qwen3-Embedding in <|endoftext|>, its pad token).
+    """
+    bare = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(PROBE)["input_ids"]
+    return ids[-1] if ids[-1] != bare[-1] else None
+
+
 def check_eos(model: SentenceTransformer) -> None:
     """Check the contract on an empty, a short, a padded and an over-long text.
 
@@ -54,14 +64,19 @@ def check_eos(model: SentenceTransformer) -> None:
     """
     tokenizer = model.tokenizer
     longest = tokenizer.model_max_length
+    end = end_token_id(tokenizer)
+    special = tokenizer("")["input_ids"]
+    # GPT-2 and NeoX have one token for BOS and EOS.
+    times = 1 + (len(special) > 1 and special[0] == end)
     texts = ["", PROBE, f"{PROBE} " * 8, "word " * (2 * longest)]
     batch = model.preprocess(texts)
     for text, ids, mask in zip(texts, batch["input_ids"].tolist(), batch["attention_mask"].tolist(), strict=True):
         attended = [token for token, attend in zip(ids, mask, strict=True) if attend]
-        if attended[-1] != tokenizer.eos_token_id or attended.count(tokenizer.eos_token_id) != 1:
+        if end is None or attended[-1] != end or attended.count(end) != times:
             raise InputError(
                 f"The text {text[:20]!r} ends in the tokens {tokenizer.convert_ids_to_tokens(attended)[-4:]}; it "
-                f"has to end in one {tokenizer.eos_token!r}. Build the embedder anew with st_llm_embed.from_base."
+                f"has to end in one {tokenizer.eos_token!r}. Build the embedder anew with "
+                "LLMSentenceTransformer.from_base."
             )
         if len(attended) > longest:
             raise InputError(f"A text is encoded as {len(attended)} tokens although max_seq_length is {longest}.")

@@ -9,18 +9,18 @@ from typing import cast
 import torch
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from peft import PeftModel
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.modules import Transformer
 from transformers import set_seed
 
 from st_llm_embed.data import load_split, to_training
-from st_llm_embed.modules import from_base
+from st_llm_embed.modules import LLMSentenceTransformer
 from st_llm_embed.recipe import Dtype, Recipe
 from st_llm_embed.training.arguments import lora_config, training_arguments
 from st_llm_embed.training.loss import build_loss
 
 
-def untrained_embedder(recipe: Recipe, *, dtype: Dtype | None = None) -> SentenceTransformer:
+def untrained_embedder(recipe: Recipe, *, dtype: Dtype | None = None) -> LLMSentenceTransformer:
     """Build the embedder that training starts from; the same weights each time, fresh ones included.
 
     Args:
@@ -28,7 +28,7 @@ def untrained_embedder(recipe: Recipe, *, dtype: Dtype | None = None) -> Sentenc
         dtype: data type of the weights where it is not the recipe's.
     """
     set_seed(recipe.seed)
-    return from_base(
+    return LLMSentenceTransformer.from_base(
         recipe.base.name_or_path,
         max_seq_length=recipe.base.max_seq_length,
         revision=recipe.base.revision,
@@ -88,7 +88,7 @@ def last_complete_checkpoint(checkpoints: Path) -> Path | None:
     return None
 
 
-def merge_adapter(recipe: Recipe, adapter_dir: Path) -> SentenceTransformer:
+def merge_adapter(recipe: Recipe, adapter_dir: Path) -> LLMSentenceTransformer:
     """Add a trained LoRA adapter to the weights of the recipe's base, in float32, then cast to the recipe's dtype.
 
     Merging in bfloat16 would round twice.

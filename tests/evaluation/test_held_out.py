@@ -8,7 +8,7 @@ from conftest import example_rows
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator, TripletEvaluator
 
-from st_llm_embed import from_base
+from st_llm_embed import LLMSentenceTransformer
 from st_llm_embed.data import Row, write_dataset
 from st_llm_embed.evaluation import HeldOut, evaluate_held_out, held_out
 from st_llm_embed.evaluation.held_out import _ranks
@@ -27,7 +27,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> HeldOut:
 
 @pytest.fixture(scope="module")
 def model(tiny_base: Path) -> SentenceTransformer:
-    model = from_base(str(tiny_base), max_seq_length=64, device="cpu")
+    model = LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=64, device="cpu")
     # The stock evaluator would put the saved query prompt before queries that carry their own instruction.
     model.prompts = {"query": "", "document": ""}
     return model

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from st_llm_embed import InputError, from_base
+from st_llm_embed import InputError, LLMSentenceTransformer
 from st_llm_embed.modules import check_eos, load_tokenizer
 from st_llm_embed.modules.eos import append_eos
 
@@ -63,7 +63,7 @@ def test_a_tokenizer_without_eos_is_refused() -> None:
 
 
 def test_check_eos_refuses_a_model_whose_tokenizer_lost_it(tiny_base: Path) -> None:
-    model = from_base(str(tiny_base), max_seq_length=32, device="cpu")
+    model = LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=32, device="cpu")
     check_eos(model)
     model.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         "<s> $A", "<s> $A $B", [("<s>", 1)]
