@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -64,9 +64,9 @@ class Loss(Section):
 
     temperature: float = Field(gt=0)
     """Cosine similarities are divided by this before the softmax."""
-    hardness_strength: float = Field(default=0, ge=0)
-    """Extra weight of a row's own hard negative, the higher the more similar it still is (sentence-transformers'
-    hardness_mode "hard_negatives"; EmbeddingGemma uses 5). 0 is the paper's loss."""
+    hardness_strength: dict[TaskType, Annotated[float, Field(ge=0)]] = {}
+    """By task type, extra weight of a row's own hard negative, the higher the more similar it still is
+    (sentence-transformers' hardness_mode "hard_negatives"; EmbeddingGemma uses 5). Empty is the paper's loss."""
     mini_batch_size: int | None = Field(default=None, ge=1)
     """Texts per forward pass with GradCache: any batch size in the memory of this many texts. None: no GradCache."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -48,10 +48,14 @@ class LLMSentenceTransformer(SentenceTransformer):
         """Load a stock repository, or build from `modules`; the keyword arguments are those of SentenceTransformer."""
         super().__init__(model_name_or_path, **kwargs)
         transformer = self._first_module()
-        pooling = next((module for module in self if isinstance(module, LastTokenPooling)), None)
-        if isinstance(transformer, DecoderTransformer) and pooling is not None:
-            transformer.repair_eos()
-            pooling.end_token_id = end_token_id(transformer.tokenizer)
+        for pooling in self:
+            if (
+                isinstance(transformer, DecoderTransformer)
+                and isinstance(pooling, LastTokenPooling)
+                and pooling.pooling_mode == "lasttoken"
+            ):
+                transformer.repair_eos()
+                pooling.end_token_id = end_token_id(transformer.tokenizer)
 
     @classmethod
     def from_base(
@@ -112,8 +116,8 @@ class LLMSentenceTransformer(SentenceTransformer):
         Args:
             inputs: a text or a list of texts.
             *args: as in SentenceTransformer.encode.
-            instruction: one for all texts, or a list with one per text. Equal to
-                ``prompt="Instruct: {instruction}\\nQuery: "``.
+            instruction: one for all texts, or a list with one per text. Equal to the prompt that
+                `instructions.instruction_prompt` makes of it.
             **kwargs: as in SentenceTransformer.encode. Also ``batch_num_tokens``: a batch then holds as many texts as
                 fit into this many padded tokens, instead of `batch_size` texts.
 
@@ -195,23 +199,22 @@ class LLMSentenceTransformer(SentenceTransformer):
         device = self._resolve_inference_device(options.get("device"))
         self.eval()
         parts: list[Tensor] = []
-        with trange(len(texts), desc="Texts", disable=not show_progress_bar) as progress:
-            with transformer.sharing_prefix(ids, device):
-                for start, stop in _batches(lengths, batch_size, batch_num_tokens):
-                    batch = [texts[place] for place in order[start:stop]]
-                    parts.append(
-                        super()._inference(
-                            batch, prompt=None, batch_size=len(batch), show_progress_bar=False, **options
-                        )
-                    )
-                    progress.update(len(batch))
+        progress = trange(len(texts), desc="Texts", disable=not show_progress_bar)
+        with progress, transformer.sharing_prefix(ids, device):
+            for start, stop in _batches(lengths, batch_size, batch_num_tokens):
+                batch = [texts[place] for place in order[start:stop]]
+                part = super()._inference(
+                    batch, prompt=None, batch_size=len(batch), show_progress_bar=False, **options
+                )
+                parts.append(cast(Tensor, part))
+                progress.update(len(batch))
         embeddings = torch.cat(parts)
         return embeddings[torch.tensor(order, device=embeddings.device).argsort()]
 
     def _ends_in_last_token(self) -> bool:
         """Whether only the last token of a text counts, so that its first ones need not be there."""
         poolings = [module for module in self if isinstance(module, Pooling)]
-        return len(poolings) == 1 and type(poolings[0]) is LastTokenPooling and not self._can_flatten_inputs()
+        return len(poolings) == 1 and poolings[0].pooling_mode == "lasttoken" and not self._can_flatten_inputs()
 
 
 def _batches(lengths: Sequence[int], batch_size: int, batch_num_tokens: int | None) -> Iterator[tuple[int, int]]:

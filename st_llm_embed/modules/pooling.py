@@ -11,18 +11,10 @@ from st_llm_embed.errors import InputError
 
 
 class LastTokenPooling(Pooling):
-    """Stock pooling in mode ``lasttoken`` with a check; saved as the stock class."""
+    """Stock pooling with a check of the last token; saved as the stock class."""
 
     end_token_id: int | None = None
-    """The token that every sequence has to end in; None checks nothing."""
-
-    @classmethod
-    def load(cls, *args: Any, **kwargs: Any) -> Pooling:
-        """Load a saved pooling; one of another mode stays the stock class."""
-        pooling = super().load(*args, **kwargs)
-        if pooling.pooling_mode != "lasttoken":
-            pooling.__class__ = Pooling
-        return pooling
+    """The token that every sequence has to end in; None, as for the other pooling modes, checks nothing."""
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Add sentence_embedding of shape (batch_size, hidden_size), the hidden state of each last attended token.
@@ -38,8 +30,8 @@ class LastTokenPooling(Pooling):
             if not bool((ends == self.end_token_id).all()):
                 wrong = int((ends != self.end_token_id).nonzero()[0])
                 raise InputError(
-                    f"Text {wrong} of the batch ends in token {int(ends[wrong])}, not in {self.end_token_id}, where the "
-                    "embedding is read. The tokenizer was changed, or EOS was cut off: let the tokenizer's "
+                    f"Text {wrong} of the batch ends in token {int(ends[wrong])}, not in {self.end_token_id}, where "
+                    "the embedding is read. The tokenizer was changed, or EOS was cut off: let the tokenizer's "
                     "post-processor add it (st_llm_embed.modules.append_eos)."
                 )
         return super().forward(features, **kwargs)

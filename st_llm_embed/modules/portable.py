@@ -1,8 +1,8 @@
-"""The layout on disk that sentence-transformers 2 to 6, transformers 4 and 5, TEI, vLLM and llama.cpp all read.
+"""The layout on disk that old and new sentence-transformers, transformers, TEI, vLLM and llama.cpp all read.
 
-What sentence-transformers 6 and transformers 5 write by themselves, sentence-transformers 5, TEI and older vLLM refuse:
-new module paths, a compact pooling configuration, no max_seq_length, the tokenizer class TokenizersBackend. The legacy
-spelling of the same facts loads everywhere, with equal vectors.
+What sentence-transformers 6 and transformers 5 write by themselves, sentence-transformers 5, TEI and older vLLM
+refuse: new module paths, a compact pooling configuration, no max_seq_length, the tokenizer class TokenizersBackend.
+The legacy spelling of the same facts loads everywhere, with equal vectors.
 """
 
 from __future__ import annotations

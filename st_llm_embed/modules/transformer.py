@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
+from sentence_transformers.base.modules.transformer import ProcessingKwargs
 from sentence_transformers.sentence_transformer.modules import Transformer
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, DynamicLayer
 
 from st_llm_embed.modules.eos import append_eos, end_token_id
@@ -29,12 +30,16 @@ class DecoderTransformer(Transformer):
     that all texts begin with once.
     """
 
-    # Lets `encode(..., batch_num_tokens=...)` through; the model takes it out before any forward pass.
-    forward_kwargs = {*Transformer.forward_kwargs, "batch_num_tokens"}
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # Lets `encode(..., batch_num_tokens=...)` through; the model takes it out before any forward pass.
+        self.forward_kwargs = {*self.forward_kwargs, "batch_num_tokens"}
         self._prefix: Cache | None = None
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer; a text model always has one."""
+        return cast(PreTrainedTokenizerBase, super().tokenizer)
 
     def repair_eos(self) -> None:
         """Make the tokenizer end texts with EOS if it ends them with nothing.
@@ -56,7 +61,13 @@ class DecoderTransformer(Transformer):
         options = {"truncation": True, **text_options} | {"padding": False, "return_tensors": None}
         return self.tokenizer(list(texts), return_attention_mask=False, **options)["input_ids"]
 
-    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
+    def preprocess(
+        self,
+        inputs: Sequence[Any],
+        prompt: str | None = None,
+        processing_kwargs: ProcessingKwargs | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
         """Tokenize texts; inside `sharing_prefix` only what follows the shared tokens.
 
         Returns:
@@ -64,7 +75,7 @@ class DecoderTransformer(Transformer):
         """
         if prompt:
             self.warn_without_room(prompt, inputs)
-        features = super().preprocess(inputs, prompt=prompt, **kwargs)
+        features = super().preprocess(inputs, prompt=prompt, processing_kwargs=processing_kwargs, **kwargs)
         if self._prefix is not None:
             shared = self._prefix.get_seq_length()
             for name in ("input_ids", "attention_mask"):
@@ -96,7 +107,7 @@ class DecoderTransformer(Transformer):
         return features
 
     @contextmanager
-    def sharing_prefix(self, ids: Sequence[Sequence[int]], device: torch.device) -> Generator[None]:
+    def sharing_prefix(self, ids: list[list[int]], device: torch.device) -> Generator[None]:
         """Compute the tokens that all texts begin with once, for the forward passes inside the block.
 
         A causal model's hidden states depend on nothing to their right, so the keys and values of a common beginning
@@ -120,7 +131,7 @@ class DecoderTransformer(Transformer):
         finally:
             self._prefix = None
 
-    def _shareable_length(self, ids: Sequence[Sequence[int]]) -> int:
+    def _shareable_length(self, ids: list[list[int]]) -> int:
         """Give the number of leading tokens that all texts share and that may be computed once; 0 for none."""
         if len(ids) < 2 or self.training or self.tokenizer.padding_side != "right" or not self._is_plain_causal():
             return 0
@@ -155,10 +166,11 @@ class _SharedLayer(DynamicLayer):
         super().__init__()
         self.lazy_initialization(keys, values)
         self.keys, self.values = keys, values
+        self._shared_keys, self._shared_values = keys, values
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         texts = key_states.shape[0]
         return (
-            torch.cat([self.keys.expand(texts, -1, -1, -1), key_states], dim=-2),
-            torch.cat([self.values.expand(texts, -1, -1, -1), value_states], dim=-2),
+            torch.cat([self._shared_keys.expand(texts, -1, -1, -1), key_states], dim=-2),
+            torch.cat([self._shared_values.expand(texts, -1, -1, -1), value_states], dim=-2),
         )

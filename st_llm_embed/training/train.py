@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from datasets import Dataset, DatasetDict, concatenate_datasets
+from datasets import DatasetDict
 from peft import PeftModel
 from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.modules import Transformer
@@ -17,7 +17,7 @@ from st_llm_embed.data import load_split, to_training
 from st_llm_embed.modules import LLMSentenceTransformer
 from st_llm_embed.recipe import Dtype, Recipe
 from st_llm_embed.training.arguments import lora_config, training_arguments
-from st_llm_embed.training.loss import build_loss
+from st_llm_embed.training.loss import build_losses
 
 
 def untrained_embedder(recipe: Recipe, *, dtype: Dtype | None = None) -> LLMSentenceTransformer:
@@ -38,15 +38,8 @@ def untrained_embedder(recipe: Recipe, *, dtype: Dtype | None = None) -> LLMSent
 
 
 def training_set(dataset_dir: Path) -> DatasetDict:
-    """Load the training rows as ``triplets`` (anchor, positive, negative) and ``pairs`` (anchor, positive).
-
-    A batch comes from one of the two, and holds all task types in it mixed.
-    """
-    by_columns: dict[str, list[Dataset]] = {}
-    for dataset in load_split(dataset_dir, "train").values():
-        columns = to_training(dataset)
-        by_columns.setdefault("triplets" if "negative" in columns.column_names else "pairs", []).append(columns)
-    return DatasetDict({name: concatenate_datasets(by_columns[name]) for name in sorted(by_columns)})
+    """Load the training rows by configuration. A batch comes from one of them, so its rows are of one task type."""
+    return DatasetDict({name: to_training(rows) for name, rows in load_split(dataset_dir, "train").items()})
 
 
 def train(recipe: Recipe, dataset_dir: Path, output_dir: Path) -> None:
@@ -60,11 +53,9 @@ def train(recipe: Recipe, dataset_dir: Path, output_dir: Path) -> None:
     if adapter is not None:
         model.add_adapter(adapter)
     arguments = training_arguments(recipe, output_dir / "checkpoints")
+    rows = training_set(dataset_dir)
     trainer = SentenceTransformerTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=training_set(dataset_dir),
-        loss=build_loss(model, recipe.loss),
+        model=model, args=arguments, train_dataset=rows, loss=build_losses(model, recipe.loss, list(rows))
     )
     checkpoint = last_complete_checkpoint(output_dir / "checkpoints")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
