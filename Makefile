@@ -14,7 +14,7 @@ help:  ## list the targets
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(PIP) install --quiet --constraint constraints.txt pytest ruff ty import-linter
+	$(PIP) install --quiet --constraint constraints.txt pytest hypothesis ruff ty import-linter
 	touch $@
 
 demo: .venv/installed  ## the whole path in minutes: rows, training, evaluation, a folder that SentenceTransformer loads
@@ -38,7 +38,7 @@ format: .venv/installed-dev  ## mend what can be mended by a program
 
 test-lowest:  ## the unit tests with the oldest versions that pyproject.toml allows
 	$(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/pip --disable-pip-version-check install --quiet --constraint constraints-lowest.txt --editable . pytest
+	.venv-lowest/bin/pip --disable-pip-version-check install --quiet --constraint constraints-lowest.txt --editable . pytest hypothesis
 	.venv-lowest/bin/pytest -m "not integration"
 
 build: .venv/installed-dev  ## wheel and source distribution

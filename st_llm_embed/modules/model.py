@@ -92,13 +92,18 @@ class LLMSentenceTransformer(SentenceTransformer):
         transformer = DecoderTransformer(
             base_path(name_or_path),
             model_kwargs={"dtype": getattr(torch, dtype), "revision": revision},
-            config_kwargs={"revision": revision} | ({"is_causal": False} if attention == "bidirectional" else {}),
+            config_kwargs={"revision": revision},
             processor_kwargs={"revision": revision},
             processing_kwargs={"text": {"split_special_tokens": True}} if split_special_tokens else None,
             modality_config=TEXT_ONLY,
             module_output_name="token_embeddings",
         )
+        if tokenizer.pad_token_id >= transformer.model.get_input_embeddings().num_embeddings:
+            # Qwen's tokenizer class adds a pad token of its own to a vocabulary that lacks it.
+            tokenizer.pad_token = tokenizer.eos_token
         transformer.processor = tokenizer
+        if attention == "bidirectional":
+            transformer.config.is_causal = False
         if random_init:
             transformer.model = AutoModel.from_config(transformer.config, dtype=getattr(torch, dtype))
         transformer.max_seq_length = max_seq_length

@@ -1,0 +1,302 @@
+"""encode: instructions, shared prefix, token budgets, and what stock promises."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig
+from sentence_transformers import SentenceTransformer
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from st_llm_embed import InputError, LLMSentenceTransformer
+from st_llm_embed.modules.model import _batches
+
+INSTRUCTION = "Given a question about some subject, retrieve the answer to it"
+PROMPT = f"Instruct: {INSTRUCTION}\nQuery: "
+QUERIES = [f"question {number} about {'thing ' * (number % 9)}" for number in range(40)]
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("saved")
+    LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=64, device="cpu").save_pretrained(str(path))
+    return path
+
+
+@pytest.fixture
+def ours(folder: Path) -> LLMSentenceTransformer:
+    return LLMSentenceTransformer(str(folder), device="cpu")
+
+
+@pytest.fixture
+def stock(folder: Path) -> SentenceTransformer:
+    return SentenceTransformer(str(folder), device="cpu")
+
+
+@pytest.fixture
+def forwards(ours: LLMSentenceTransformer) -> list[tuple[int, ...]]:
+    """Shapes of the token ids that go through the language model."""
+    shapes: list[tuple[int, ...]] = []
+    embeddings = ours[0].model.get_input_embeddings()
+    embeddings.register_forward_pre_hook(lambda _, ids: shapes.append(tuple(ids[0].shape)))
+    return shapes
+
+
+def close(one: np.ndarray, other: np.ndarray) -> None:
+    np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_an_instruction_equals_the_stock_prompt(ours: LLMSentenceTransformer, stock: SentenceTransformer) -> None:
+    expected = stock.encode(QUERIES, prompt=PROMPT)
+    close(ours.encode(QUERIES, instruction=INSTRUCTION), expected)
+    close(ours.encode_query(QUERIES, instruction=INSTRUCTION), expected)
+    close(ours.encode_query(QUERIES[0], instruction=INSTRUCTION), expected[0])
+    close(ours.encode(QUERIES, prompt=PROMPT), expected)
+
+
+def test_an_instruction_per_query(ours: LLMSentenceTransformer, stock: SentenceTransformer) -> None:
+    instructions = [f"Find number {number % 3}" for number in range(len(QUERIES))]
+    expected = stock.encode([f"Instruct: {i}\nQuery: {q}" for i, q in zip(instructions, QUERIES, strict=True)])
+    close(ours.encode_query(QUERIES, instruction=instructions), expected)
+    ours.default_prompt_name = "query"
+    close(ours.encode(QUERIES, instruction=instructions), expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"instruction": ["a", "b"]}, "2 instructions are given for 40 texts"),
+        ({"instruction": "a", "prompt": "b"}, "either an instruction or a prompt"),
+        ({"instruction": "a", "prompt_name": "query"}, "either an instruction or a prompt"),
+    ],
+)
+def test_contradicting_instructions_are_refused(
+    arguments: dict[str, object], told: str, ours: LLMSentenceTransformer
+) -> None:
+    with pytest.raises(InputError, match=told):
+        ours.encode(QUERIES, **arguments)
+
+
+def test_documents_take_no_instruction(ours: LLMSentenceTransformer, stock: SentenceTransformer) -> None:
+    np.testing.assert_array_equal(ours.encode_document(QUERIES[:8]), stock.encode(QUERIES[:8]))
+    with pytest.raises(ValueError, match="instruction"):
+        ours.encode_document(QUERIES, instruction=INSTRUCTION)
+
+
+def test_the_shared_tokens_go_through_the_model_once(
+    ours: LLMSentenceTransformer, forwards: list[tuple[int, ...]]
+) -> None:
+    ours.encode(QUERIES, instruction=INSTRUCTION, batch_size=16)
+    ids = ours[0].token_ids([PROMPT + query for query in QUERIES])
+    (one, shared), *batches = forwards
+    assert one == 1
+    assert shared >= len(ours[0].token_ids([PROMPT])[0]) - 3
+    assert [texts for texts, _ in batches] == [16, 16, 8]
+    assert batches[0][1] == max(map(len, ids)) - shared
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda model: setattr(model.tokenizer, "padding_side", "left"),
+        lambda model: setattr(model[0].model.config, "is_causal", False),
+        lambda model: setattr(model[0].model.config, "sliding_window", 16),
+    ],
+    ids=["left padding", "bidirectional", "sliding window"],
+)
+def test_sharing_is_off_where_it_would_be_wrong(
+    spoil: Callable[[LLMSentenceTransformer], None],
+    ours: LLMSentenceTransformer,
+    stock: SentenceTransformer,
+    forwards: list[tuple[int, ...]],
+) -> None:
+    spoil(ours)
+    spoil(stock)
+    close(ours.encode(QUERIES, instruction=INSTRUCTION), stock.encode(QUERIES, prompt=PROMPT))
+    assert all(texts > 1 for texts, _ in forwards)
+
+
+@pytest.mark.parametrize("texts", [["one"], ["same"] * 5, ["", "a"], QUERIES[:3], []])
+def test_few_equal_and_empty_texts(texts: list[str], ours: LLMSentenceTransformer, stock: SentenceTransformer) -> None:
+    close(ours.encode(texts, instruction=INSTRUCTION), stock.encode(texts, prompt=PROMPT))
+    close(ours.encode(texts), stock.encode(texts))
+
+
+def test_texts_cut_off_at_the_longest_length(ours: LLMSentenceTransformer, stock: SentenceTransformer) -> None:
+    texts = [f"{'long ' * 100}{number}" for number in range(4)] + ["short"]
+    close(ours.encode(texts, instruction=INSTRUCTION), stock.encode(texts, prompt=PROMPT))
+
+
+def test_weights_dtype_and_adapter_may_change_between_calls(
+    ours: LLMSentenceTransformer, stock: SentenceTransformer
+) -> None:
+    ours.encode(QUERIES, instruction=INSTRUCTION)
+    for model in (ours, stock):
+        torch.manual_seed(0)
+        model.add_adapter(LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    close(ours.encode(QUERIES, instruction=INSTRUCTION), stock.encode(QUERIES, prompt=PROMPT))
+    for model in (ours, stock):
+        with torch.no_grad():
+            model[0].model.get_input_embeddings().weight.mul_(1.5)
+    close(ours.encode(QUERIES, instruction=INSTRUCTION), stock.encode(QUERIES, prompt=PROMPT))
+    for model in (ours, stock):
+        model.to(torch.bfloat16)
+    halves = ours.encode(QUERIES, instruction=INSTRUCTION), stock.encode(QUERIES, prompt=PROMPT)
+    alone = stock.encode(QUERIES, prompt=PROMPT, batch_size=1)
+    noise = (halves[1] * alone).sum(axis=1).min()
+    assert (halves[0] * halves[1]).sum(axis=1).min() >= min(noise, 0.999) - 1e-3
+
+
+def test_a_failed_call_leaves_nothing_behind(
+    ours: LLMSentenceTransformer, stock: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ours[1], "forward", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            ours.encode(QUERIES, instruction=INSTRUCTION)
+    close(ours.encode(QUERIES), stock.encode(QUERIES))
+
+
+def test_batches_keep_within_a_token_budget(
+    ours: LLMSentenceTransformer, stock: SentenceTransformer, forwards: list[tuple[int, ...]]
+) -> None:
+    close(ours.encode(QUERIES, batch_num_tokens=100), stock.encode(QUERIES))
+    assert all(texts * length <= 100 for texts, length in forwards)
+    assert sum(texts for texts, _ in forwards) == len(QUERIES)
+    lengths = [length for _, length in forwards]
+    assert lengths == sorted(lengths, reverse=True)
+
+
+def test_batches_cover_every_text_once() -> None:
+    assert list(_batches([9, 5, 5, 2, 1], 2, None)) == [(0, 2), (2, 4), (4, 5)]
+    assert list(_batches([9, 5, 5, 2, 1], 2, 10)) == [(0, 1), (1, 3), (3, 5)]
+    assert list(_batches([9, 5], 2, 4)) == [(0, 1), (1, 2)]
+
+
+def test_an_instruction_that_leaves_no_room_is_warned_of(
+    ours: LLMSentenceTransformer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="st_llm_embed"):
+        ours.encode(["where is it?"], instruction="too long " * 60)
+        assert "where is it?" in caplog.text
+        assert "64 tokens" in caplog.text
+        caplog.clear()
+        ours.encode(["where is it?"], instruction=INSTRUCTION)
+        assert not caplog.text
+
+
+def test_stock_options_behave_as_in_stock(ours: LLMSentenceTransformer, stock: SentenceTransformer) -> None:
+    texts = QUERIES[:8]
+    for options in (
+        {"truncate_dim": 8},
+        {"truncate_dim": 8, "normalize_embeddings": True},
+        {"prompt_name": "STS"},
+        {"output_value": "token_embeddings"},
+        {"output_value": None},
+        {"convert_to_numpy": False},
+        {"convert_to_tensor": True},
+    ):
+        for pair in zip(ours.encode(texts, **options), stock.encode(texts, **options), strict=True):
+            got, expected = (one["sentence_embedding"] if isinstance(one, dict) else one for one in pair)
+            close(np.asarray(got), np.asarray(expected))
+    for precision in ("binary", "ubinary"):
+        np.testing.assert_array_equal(
+            ours.encode(texts, precision=precision), stock.encode(texts, precision=precision)
+        )
+    close(
+        ours.similarity(ours.encode(texts), ours.encode(texts)).numpy(),
+        stock.similarity(stock.encode(texts), stock.encode(texts)).numpy(),
+    )
+
+
+def test_int8_vectors_equal_stocks(ours: LLMSentenceTransformer, stock: SentenceTransformer) -> None:
+    texts = [f"text {number} " * (number % 5 + 1) for number in range(120)]
+    difference = ours.encode(texts, precision="int8").astype(int) - stock.encode(texts, precision="int8").astype(int)
+    assert np.abs(difference).max() <= 1, "a bucket's edge may lie within rounding"
+
+
+@pytest.mark.integration
+def test_several_processes_give_the_vectors_of_one(ours: LLMSentenceTransformer) -> None:
+    expected = ours.encode(QUERIES, instruction=INSTRUCTION)
+    pool = ours.start_multi_process_pool(["cpu", "cpu"])
+    try:
+        close(ours.encode(QUERIES, instruction=INSTRUCTION, pool=pool, chunk_size=10), expected)
+        close(ours.encode_query(QUERIES, instruction=[INSTRUCTION] * len(QUERIES), pool=pool), expected)
+    finally:
+        ours.stop_multi_process_pool(pool)
+
+
+def test_bidirectional_attention_survives_saving(tiny_base: Path, tmp_path: Path) -> None:
+    causal = LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=64, device="cpu")
+    both = LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=64, attention="bidirectional", device="cpu")
+    both.save_pretrained(str(tmp_path))
+    expected = both.encode(QUERIES)
+    close(SentenceTransformer(str(tmp_path), device="cpu").encode(QUERIES), expected)
+    assert np.abs(expected - causal.encode(QUERIES)).max() > 1e-3
+    close(both.encode(QUERIES, batch_size=1), expected)
+    close(both.encode(QUERIES, instruction=INSTRUCTION), both.encode([PROMPT + query for query in QUERIES]))
+
+
+def test_a_literal_eos_in_a_text_can_be_kept_from_becoming_one(tiny_base: Path, tmp_path: Path) -> None:
+    plain = LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=64, device="cpu")
+    guarded = LLMSentenceTransformer.from_base(
+        str(tiny_base), max_seq_length=64, split_special_tokens=True, device="cpu"
+    )
+    assert plain[0].token_ids(["a </s> b"])[0].count(2) == 2
+    assert guarded[0].token_ids(["a </s> b"])[0].count(2) == 1
+    guarded.save_pretrained(str(tmp_path))
+    texts = ["a </s> b", "a b"]
+    np.testing.assert_array_equal(
+        SentenceTransformer(str(tmp_path), device="cpu").encode(texts), guarded.encode(texts)
+    )
+
+
+def test_an_adapter_repository_loads(tiny_base: Path, tmp_path: Path) -> None:
+    model = LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=64, device="cpu")
+    torch.manual_seed(0)
+    model.add_adapter(LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    model.save_pretrained(str(tmp_path))
+    assert not (tmp_path / "model.safetensors").exists()
+    expected = model.encode(QUERIES)
+    close(LLMSentenceTransformer(str(tmp_path), device="cpu").encode(QUERIES), expected)
+    close(SentenceTransformer(str(tmp_path), device="cpu").encode(QUERIES), expected)
+
+
+def test_a_repository_whose_tokenizer_lost_eos_is_repaired_with_a_warning(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import json
+    import shutil
+
+    shutil.copytree(folder, tmp_path / "broken")
+    path = tmp_path / "broken" / "tokenizer.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    tokenizer["post_processor"] = None
+    path.write_text(json.dumps(tokenizer), encoding="utf-8")
+    with caplog.at_level(logging.WARNING, logger="st_llm_embed"):
+        model = LLMSentenceTransformer(str(tmp_path / "broken"), device="cpu")
+    assert "did not end texts with '</s>'" in caplog.text
+    assert model[0].token_ids(["a"])[0][-1] == 2
+
+
+def test_pooling_refuses_a_text_that_does_not_end_in_eos(ours: LLMSentenceTransformer) -> None:
+    features = ours.preprocess(["a text", "another"])
+    features["input_ids"][1, int(features["attention_mask"][1].sum()) - 1] = 5
+    with pytest.raises(InputError, match="Text 1 of the batch ends in token 5"):
+        ours(features)
+
+
+def test_a_causal_language_model_class_of_the_base_does_not_matter(tiny_base: Path) -> None:
+    config = AutoConfig.from_pretrained(tiny_base)
+    head = AutoModelForCausalLM.from_pretrained(tiny_base)
+    assert config.tie_word_embeddings
+    model = LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=64, device="cpu")
+    torch.testing.assert_close(model[0].model.get_input_embeddings().weight, head.get_input_embeddings().weight)

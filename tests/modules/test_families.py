@@ -1,0 +1,205 @@
+"""Every family of decoders and tokenizers: ours against transformers alone, and the EOS contract over any text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    PhiConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from st_llm_embed import LLMSentenceTransformer
+
+SENTENCES = [
+    "the quick brown fox",
+    "Instruct: find the answer to it\nQuery: ",
+    "Ünïcödé façade",
+    "文字化け",
+    "1234 5678",
+]
+TEXTS = ["", " ", "a", "two words", "the quick brown fox and one more", "Ünïcödé 文字 🎈", "</s>", "long " * 80]
+INSTRUCTION = "find the answer to it among many others"
+
+
+def byte_level_bpe() -> Tokenizer:
+    """As GPT-2, NeoX, Llama 3 and Qwen."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=330, special_tokens=["<unk>", "<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    return tokenizer
+
+
+def unigram() -> Tokenizer:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=80, special_tokens=["<unk>", "<s>", "</s>"], unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    return tokenizer
+
+
+def byte_fallback_bpe() -> Tokenizer:
+    """As SentencePiece BPE with byte fallback: Llama 2, Mistral, Gemma."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abcdefghijklmnopqrstuvwxyz"]
+    vocabulary = {piece: number for number, piece in enumerate([*pieces, "th", "▁the", "he", "▁t"])}
+    merges = [("t", "h"), ("h", "e"), ("▁", "t"), ("▁t", "he")]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in ("<unk>", "<s>", "</s>")])
+    return tokenizer
+
+
+TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
+    "byte-level BPE": byte_level_bpe,
+    "Unigram": unigram,
+    "byte-fallback BPE": byte_fallback_bpe,
+}
+
+COMMON = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": None,
+}
+HEADS = {"num_key_value_heads": 4}
+GEMMA = {"head_dim": 8}
+
+MODELS: dict[str, Callable[[int], PreTrainedConfig]] = {
+    "mistral": lambda size: MistralConfig(vocab_size=size, **COMMON),
+    "mistral with a window": lambda size: MistralConfig(vocab_size=size, sliding_window=24, **COMMON),
+    "llama": lambda size: LlamaConfig(vocab_size=size, **COMMON),
+    "qwen2": lambda size: Qwen2Config(vocab_size=size, **COMMON),
+    "qwen3": lambda size: Qwen3Config(vocab_size=size, head_dim=8, **COMMON),
+    "gemma": lambda size: GemmaConfig(vocab_size=size, **COMMON | GEMMA),
+    "gemma2": lambda size: Gemma2Config(vocab_size=size, sliding_window=24, **COMMON | GEMMA),
+    "phi": lambda size: PhiConfig(vocab_size=size, **COMMON | HEADS),
+    "phi3": lambda size: Phi3Config(vocab_size=size, **COMMON),
+    "gpt2": lambda size: GPT2Config(
+        vocab_size=size, n_embd=32, n_layer=2, n_head=4, n_positions=256, bos_token_id=1, eos_token_id=2
+    ),
+    "gpt-neox": lambda size: GPTNeoXConfig(
+        vocab_size=size,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+}
+
+
+def save_base(folder: Path, model: str, tokenizer: str, *, bos: bool) -> Path:
+    backend = TOKENIZERS[tokenizer]()
+    if bos:
+        backend.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A <s> $B:1", [("<s>", 1)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>", model_max_length=256
+    )
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(MODELS[model](len(fast))).save_pretrained(folder)
+    return folder
+
+
+def reference(folder: Path, texts: list[str], max_length: int, side: str) -> NDArray[np.float32]:
+    """The paper's own way: transformers, last attended token, unit length; the whole batch padded on one side."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.padding_side = side
+    backbone = AutoModel.from_pretrained(folder).eval()
+    batch = tokenizer(texts, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
+    positions = (batch["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+    with torch.no_grad():
+        hidden = backbone(**batch, position_ids=positions).last_hidden_state
+    last = (batch["attention_mask"] * torch.arange(hidden.shape[1])).argmax(dim=1)
+    vectors = hidden[torch.arange(len(texts)), last]
+    return torch.nn.functional.normalize(vectors, dim=1).numpy()
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+def test_vectors_equal_transformers_alone(model: str, tokenizer: str, tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", model, tokenizer, bos=tokenizer != "byte-level BPE")
+    ours = LLMSentenceTransformer.from_base(str(base), max_seq_length=64, device="cpu")
+    saved = tmp_path / "saved"
+    ours.save_pretrained(str(saved))
+    stock = SentenceTransformer(str(saved), device="cpu")
+    ids = [AutoTokenizer.from_pretrained(saved)(text, truncation=True, max_length=64)["input_ids"] for text in TEXTS]
+    assert ours[0].token_ids(TEXTS) == ids
+    for text_ids in ids:
+        assert text_ids[-1] == 2
+        assert (text_ids[0] == 1) == (tokenizer != "byte-level BPE")
+    expected = np.concatenate([reference(saved, [text], 64, "right") for text in TEXTS])
+    for side in ("left", "right"):
+        np.testing.assert_allclose(reference(saved, TEXTS, 64, side), expected, atol=2e-6)
+    np.testing.assert_allclose(ours.encode(TEXTS), expected, atol=1e-6)
+    np.testing.assert_allclose(ours.encode(TEXTS, batch_size=1), expected, atol=1e-6)
+    np.testing.assert_array_equal(stock.encode(TEXTS), ours.encode(TEXTS))
+    prompted = [f"Instruct: {INSTRUCTION}\nQuery: {text}" for text in TEXTS]
+    np.testing.assert_allclose(ours.encode_query(TEXTS, instruction=INSTRUCTION), stock.encode(prompted), atol=1e-6)
+
+
+@pytest.fixture(scope="module", params=list(TOKENIZERS))
+def embedder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LLMSentenceTransformer:
+    base = save_base(tmp_path_factory.mktemp("base"), "mistral", request.param, bos=True)
+    return LLMSentenceTransformer.from_base(str(base), max_seq_length=40, split_special_tokens=True, device="cpu")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(texts=st.lists(st.text(max_size=120), min_size=1, max_size=5), side=st.sampled_from(["left", "right"]))
+def test_any_text_ends_in_eos_exactly_once(embedder: LLMSentenceTransformer, texts: list[str], side: str) -> None:
+    embedder.tokenizer.padding_side = side
+    batch = embedder.preprocess(texts)
+    for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
+        attended = ids[mask.bool()].tolist()
+        assert attended[0] == 1
+        assert attended[-1] == 2
+        assert attended.count(2) == 1
+        assert len(attended) <= 40
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(texts=st.lists(st.text(max_size=60), min_size=1, max_size=6))
+def test_any_texts_get_stocks_vectors(embedder: LLMSentenceTransformer, texts: list[str]) -> None:
+    embedder.tokenizer.padding_side = "right"
+    expected = SentenceTransformer.encode(
+        embedder, [f"Instruct: find it\nQuery: {text}" for text in texts], batch_size=1
+    )
+    np.testing.assert_allclose(embedder.encode(texts, instruction="find it"), expected, atol=1e-6)
