@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP := .venv/bin/pip --disable-pip-version-check
 
-.PHONY: help demo test test-unit test-lowest check format build clean
+.PHONY: help demo test test-unit test-lowest test-compat check format build clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -41,9 +41,15 @@ test-lowest:  ## the unit tests with the oldest versions that pyproject.toml all
 	.venv-lowest/bin/pip --disable-pip-version-check install --quiet --constraint constraints-lowest.txt --editable . pytest hypothesis
 	.venv-lowest/bin/pytest -m "not integration"
 
+test-compat: .venv/installed-dev  ## what we save, read by sentence-transformers 5.1.2 and transformers 4.57.6
+	$(PYTHON) -m venv .venv-compat
+	.venv-compat/bin/pip --disable-pip-version-check install --quiet \
+		torch==2.13.0 sentence-transformers==5.1.2 transformers==4.57.6
+	.venv/bin/pytest -m compat
+
 build: .venv/installed-dev  ## wheel and source distribution
 	$(PIP) install --quiet build
 	.venv/bin/python -m build
 
 clean:  ## remove what the targets made, runs/ excepted
-	rm -rf .venv .venv-lowest dist build .pytest_cache .ruff_cache
+	rm -rf .venv .venv-lowest .venv-compat dist build .pytest_cache .ruff_cache
