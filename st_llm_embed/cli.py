@@ -103,7 +103,12 @@ def _required(recipe: str | None, command: str) -> str:
 
 
 def _configure_logging() -> None:
-    """Show the package's own progress; upstream libraries keep to warnings."""
+    """Show the package's own progress and the bars of training and encoding; silence those of loading and saving."""
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     package_logger = logging.getLogger("st_llm_embed")
