@@ -47,15 +47,11 @@ class LLMSentenceTransformer(SentenceTransformer):
     def __init__(self, model_name_or_path: str | None = None, **kwargs: Any) -> None:
         """Load a stock repository, or build from `modules`; the keyword arguments are those of SentenceTransformer."""
         super().__init__(model_name_or_path, **kwargs)
-        transformer = self._first_module()
-        for pooling in self:
-            if (
-                isinstance(transformer, DecoderTransformer)
-                and isinstance(pooling, LastTokenPooling)
-                and pooling.pooling_mode == "lasttoken"
-            ):
-                transformer.repair_eos()
-                pooling.end_token_id = end_token_id(transformer.tokenizer)
+        pooling = self._last_token_pooling()
+        if pooling is not None:
+            transformer = cast(DecoderTransformer, self._first_module())
+            transformer.repair_eos()
+            pooling.end_token_id = end_token_id(transformer.tokenizer)
 
     @classmethod
     def from_base(
@@ -138,13 +134,13 @@ class LLMSentenceTransformer(SentenceTransformer):
             raise InputError("Give either an instruction or a prompt, the latter by name; an instruction becomes one.")
         if isinstance(instruction, str):
             return super().encode(inputs, prompt=instruction_prompt(instruction), **kwargs)
-        if isinstance(inputs, str) or len(instruction) != len(inputs):
-            texts = 1 if isinstance(inputs, str) else len(inputs)
+        texts = [inputs] if isinstance(inputs, str) else list(inputs)
+        if isinstance(inputs, str) or len(instruction) != len(texts):
             raise InputError(
-                f"{len(instruction)} instructions are given for {texts} texts. Give one instruction as a str for all, "
-                "or a list with one per text."
+                f"{len(instruction)} instructions are given for {len(texts)} texts. Give one instruction as a str for "
+                "all, or a list with one per text of a list."
             )
-        prompted = [instruction_prompt(one) + text for one, text in zip(instruction, inputs, strict=True)]
+        prompted = [instruction_prompt(one) + text for one, text in zip(instruction, texts, strict=True)]
         # An empty prompt, so that no default one is put before the instructions.
         return super().encode(prompted, prompt="", **kwargs)
 
@@ -167,7 +163,7 @@ class LLMSentenceTransformer(SentenceTransformer):
         finally:
             for module, runtime in ours.items():
                 module.__class__ = runtime
-        if path is not None and isinstance(self._first_module(), DecoderTransformer):
+        if path is not None and self._last_token_pooling() is not None:
             make_portable(Path(path), self.tokenizer)
 
     # The two private hooks of sentence-transformers; tests/modules/test_hooks.py says when they change.
@@ -188,10 +184,21 @@ class LLMSentenceTransformer(SentenceTransformer):
         batch_num_tokens: int | None = None,
         **options: Any,
     ) -> Any:
-        transformer = self._first_module()
+        if batch_num_tokens is not None and batch_num_tokens < 1:
+            raise InputError(f"batch_num_tokens is {batch_num_tokens}; a batch has to have room for at least 1 token.")
         options |= {"output_value": output_value}
-        plain_texts = inputs and output_value == "sentence_embedding" and all(isinstance(text, str) for text in inputs)
-        if not plain_texts or not isinstance(transformer, DecoderTransformer) or not self._ends_in_last_token():
+        transformer = self._first_module()
+        if (
+            self._last_token_pooling() is None
+            or not isinstance(transformer, DecoderTransformer)
+            or not inputs
+            or not all(isinstance(text, str) for text in inputs)
+            or output_value != "sentence_embedding"
+            or options.get("processing_kwargs")
+            or transformer.query_length is not None
+            or transformer.document_length is not None
+            or self._can_flatten_inputs()
+        ):
             return super()._inference(
                 inputs, prompt=prompt, batch_size=batch_size, show_progress_bar=show_progress_bar, **options
             )
@@ -216,10 +223,14 @@ class LLMSentenceTransformer(SentenceTransformer):
         embeddings = torch.cat(parts)
         return embeddings[torch.tensor(order, device=embeddings.device).argsort()]
 
-    def _ends_in_last_token(self) -> bool:
-        """Whether only the last token of a text counts, so that its first ones need not be there."""
+    def _last_token_pooling(self) -> LastTokenPooling | None:
+        """Give the pooling of a decoder whose embedding is the hidden state of the last token alone."""
         poolings = [module for module in self if isinstance(module, Pooling)]
-        return len(poolings) == 1 and poolings[0].pooling_mode == "lasttoken" and not self._can_flatten_inputs()
+        if isinstance(self._first_module(), DecoderTransformer) and len(poolings) == 1:
+            [pooling] = poolings
+            if isinstance(pooling, LastTokenPooling) and pooling.pooling_mode == "lasttoken":
+                return pooling
+        return None
 
 
 def _batches(lengths: Sequence[int], batch_size: int, batch_num_tokens: int | None) -> Iterator[tuple[int, int]]:

@@ -77,9 +77,10 @@ class DecoderTransformer(Transformer):
             self.warn_without_room(prompt, inputs)
         features = super().preprocess(inputs, prompt=prompt, processing_kwargs=processing_kwargs, **kwargs)
         if self._prefix is not None:
-            shared = self._prefix.get_seq_length()
-            for name in ("input_ids", "attention_mask"):
-                features[name] = features[name][:, shared:]
+            shared, shape = self._prefix.get_seq_length(), features["input_ids"].shape
+            for name, value in features.items():
+                if isinstance(value, Tensor) and value.shape == shape:
+                    features[name] = value[:, shared:]
         return features
 
     def warn_without_room(self, prompt: str, inputs: Sequence[Any]) -> None:

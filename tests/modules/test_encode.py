@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from st_llm_embed import InputError, LLMSentenceTransformer
@@ -173,6 +174,26 @@ def test_batches_keep_within_a_token_budget(
     assert sum(texts for texts, _ in forwards) == len(QUERIES)
     lengths = [length for _, length in forwards]
     assert lengths == sorted(lengths, reverse=True)
+
+
+def test_a_token_budget_without_room_is_refused(ours: LLMSentenceTransformer) -> None:
+    with pytest.raises(InputError, match="batch_num_tokens is 0"):
+        ours.encode(QUERIES, batch_num_tokens=0)
+
+
+@pytest.mark.parametrize("pooling_mode", ["mean", "cls"])
+def test_models_of_other_pooling_load_and_save_unchanged(pooling_mode: str, tiny_base: Path, tmp_path: Path) -> None:
+    transformer = Transformer(str(tiny_base))
+    transformer.tokenizer.pad_token = transformer.tokenizer.eos_token
+    pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode=pooling_mode)
+    stock = SentenceTransformer(modules=[transformer, pooling], device="cpu")
+    stock.save_pretrained(str(tmp_path / "stock"))
+    ours = LLMSentenceTransformer(str(tmp_path / "stock"), device="cpu")
+    texts = ["one text", "another, longer text"]
+    np.testing.assert_array_equal(ours.encode(texts), stock.encode(texts))
+    ours.save_pretrained(str(tmp_path / "ours"))
+    again = SentenceTransformer(str(tmp_path / "ours"), device="cpu")
+    np.testing.assert_array_equal(again.encode(texts), stock.encode(texts))
 
 
 def test_batches_cover_every_text_once() -> None:
