@@ -66,3 +66,24 @@ PUBLISHED_PROMPTS: dict[str, str] = {
 }
 """Prompts saved with a model: those of ``encode_query`` and ``encode_document``, and two by the task-type keys that
 plain mteb looks up."""
+
+TRAINING_SET_INSTRUCTIONS: dict[str, tuple[str, ...]] = {
+    "eli5": ("Given a question, retrieve the highest voted answers from a forum that explains things simply.",),
+    "hotpotqa": ("Given a question that takes several steps, retrieve the documents that help to answer it.",),
+    "fever": ("Given a claim, retrieve the documents that support or refute it.",),
+    "miracl": ("Given a question, retrieve passages of Wikipedia that answer it.",),
+    "msmarco-passage": (RETRIEVAL_INSTRUCTION,),
+    "msmarco-document": ("Given a web search query, retrieve relevant documents that answer the query",),
+    "nq": ("Given a question, retrieve passages of Wikipedia that answer it.",),
+    "nli": (
+        "Given a premise, retrieve a hypothesis that follows from it.",
+        ONE_STEP_INSTRUCTIONS["sts"][0],
+    ),
+    "squad": ("Given a question, retrieve passages of Wikipedia that answer it.",),
+    "triviaqa": ("Given a quiz question, retrieve passages of Wikipedia that answer it.",),
+    "quora": ("Given a question, retrieve questions that ask the same.", "Find questions with the same meaning."),
+    "mr-tydi": ("Given a question, retrieve passages of Wikipedia that answer it.",),
+    "dureader": ("Given a Chinese search query, retrieve web passages that answer it.",),
+    "t2ranking": ("Given a Chinese search query, retrieve web passages that answer it.",),
+}
+"""For the public sets of the paper's mix (section 4.1), in our wording; where a set has several, a row draws one."""

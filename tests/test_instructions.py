@@ -1,7 +1,13 @@
 from __future__ import annotations
 
 from st_llm_embed.data import Row, split_of
-from st_llm_embed.instructions import ONE_STEP_INSTRUCTIONS, PUBLISHED_PROMPTS, format_query, instruction_prompt
+from st_llm_embed.instructions import (
+    ONE_STEP_INSTRUCTIONS,
+    PUBLISHED_PROMPTS,
+    TRAINING_SET_INSTRUCTIONS,
+    format_query,
+    instruction_prompt,
+)
 
 
 def test_a_query_stands_after_its_instruction_as_in_the_paper() -> None:
@@ -22,3 +28,11 @@ def test_wordings_of_the_one_step_types_are_distinct_and_fall_on_both_sides_of_t
         splits = [split_of(row, 0.2) for row in rows]
         assert splits[0] == "train", "the published prompt has to be one that was trained on"
         assert splits.count("validation") >= 2
+
+
+def test_the_papers_thirteen_public_sets_have_instructions() -> None:
+    names = {name.removesuffix("-passage").removesuffix("-document") for name in TRAINING_SET_INSTRUCTIONS}
+    assert len(names) == 13
+    for wordings in TRAINING_SET_INSTRUCTIONS.values():
+        assert wordings
+        assert all(wording == wording.strip() for wording in wordings)
