@@ -39,7 +39,7 @@ format: .venv/installed-dev  ## mend what can be mended by a program
 test-lowest:  ## the unit tests with the oldest versions that pyproject.toml allows
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/pip --disable-pip-version-check install --quiet --constraint constraints-lowest.txt --editable . pytest hypothesis
-	.venv-lowest/bin/pytest -m "not integration"
+	.venv-lowest/bin/pytest -m "not integration" -W default
 
 test-compat: .venv/installed-dev  ## what we save, read by sentence-transformers 5.1.2 and transformers 4.57.6
 	$(PYTHON) -m venv .venv-compat

@@ -28,7 +28,7 @@ from st_llm_embed.instructions import instruction_prompt
 
 SHAPES = {
     # hidden size, layers, heads, key/value heads, intermediate size
-    "small": (256, 6, 8, 4, 1024),
+    "13m": (320, 6, 8, 4, 1280),
     "7b": (4096, 32, 32, 8, 14336),
 }
 
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--shape", choices=SHAPES, default="small")
+    parser.add_argument("--shape", choices=SHAPES, default="13m")
     arguments = parser.parse_args()
     ours, stock = build(arguments.shape, arguments.dtype, arguments.device)
     parameters = sum(weight.numel() for weight in ours.parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, cast
@@ -24,6 +25,9 @@ from st_llm_embed.recipe import Dtype
 
 # Text only: without it, a base with a chat template renders every text as a chat message, without BOS and EOS.
 TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
+
+# The shared prefix belongs to the module for the time of a call; another thread's texts must not meet it.
+_ONE_CALL_AT_A_TIME = threading.Lock()
 
 RUNTIME_CLASSES: dict[type, type] = {Transformer: DecoderTransformer, Pooling: LastTokenPooling}
 """Stock module classes and what they are loaded into."""
@@ -212,7 +216,7 @@ class LLMSentenceTransformer(SentenceTransformer):
         self.eval()
         parts: list[Tensor] = []
         progress = trange(len(texts), desc="Texts", disable=not show_progress_bar)
-        with progress, transformer.sharing_prefix(ids, device):
+        with _ONE_CALL_AT_A_TIME, progress, transformer.sharing_prefix(ids, device):
             for start, stop in _batches(lengths, batch_size, batch_num_tokens):
                 batch = [texts[place] for place in order[start:stop]]
                 part = super()._inference(
@@ -226,7 +230,9 @@ class LLMSentenceTransformer(SentenceTransformer):
     def _last_token_pooling(self) -> LastTokenPooling | None:
         """Give the pooling of a decoder whose embedding is the hidden state of the last token alone."""
         poolings = [module for module in self if isinstance(module, Pooling)]
-        if isinstance(self._first_module(), DecoderTransformer) and len(poolings) == 1:
+        first = self._first_module()
+        # A chat template ("message") renders texts in a way of its own; such a repository stays as stock has it.
+        if isinstance(first, DecoderTransformer) and "message" not in first.modality_config and len(poolings) == 1:
             [pooling] = poolings
             if isinstance(pooling, LastTokenPooling) and pooling.pooling_mode == "lasttoken":
                 return pooling

@@ -37,7 +37,8 @@ def make_portable(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     modules = _read(folder / "modules.json")
     for module in modules:
         name = module["type"].rsplit(".", 1)[-1]
-        module["type"] = LEGACY_MODULES.get(name, module["type"])
+        if module["type"].startswith("sentence_transformers."):
+            module["type"] = LEGACY_MODULES.get(name, module["type"])
         if name == "Pooling":
             _edit(folder / module["path"] / "config.json", _legacy_pooling)
     _write(folder / "modules.json", modules)

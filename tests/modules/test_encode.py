@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +195,14 @@ def test_models_of_other_pooling_load_and_save_unchanged(pooling_mode: str, tiny
     ours.save_pretrained(str(tmp_path / "ours"))
     again = SentenceTransformer(str(tmp_path / "ours"), device="cpu")
     np.testing.assert_array_equal(again.encode(texts), stock.encode(texts))
+
+
+def test_threads_do_not_meet_each_others_prefix(ours: LLMSentenceTransformer, stock: SentenceTransformer) -> None:
+    instructions = [f"{INSTRUCTION} number {number} of {'many ' * number}" for number in range(4)] * 4
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(lambda one: ours.encode(QUERIES[:8], instruction=one), instructions))
+    for one, vectors in zip(instructions, got, strict=True):
+        close(vectors, stock.encode([f"Instruct: {one}\nQuery: {query}" for query in QUERIES[:8]]))
 
 
 def test_batches_cover_every_text_once() -> None:
