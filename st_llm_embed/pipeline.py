@@ -142,8 +142,8 @@ def _stage(folder: Path, inputs: dict[str, Any], build: Callable[[Path], None], 
         "versions": {name: version(name) for name in VERSIONS_RECORDED},
     }
     if resumable:
-        if folder.exists() and not unchanged:
-            previous = folder.with_name(f"{folder.name}.previous")
+        if folder.exists() and manifest is not None and not unchanged:
+            previous = folder.with_name(f"{folder.name}.{manifest['fingerprint'][:8]}")
             logger.info("%s: the inputs changed, the earlier result is kept in %s", folder.name, previous)
             shutil.rmtree(previous, ignore_errors=True)
             folder.rename(previous)

@@ -31,7 +31,7 @@ def plot_loss(log: list[dict[str, Any]], path: Path) -> None:
     """Draw the training loss over steps, from the trainer's log, to a PNG file."""
     points = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
     with _figure(path, width=7, columns=1) as [axes]:
-        axes.plot(*zip(*points, strict=True), color=AFTER, marker="o", markersize=3)
+        axes.plot([step for step, _ in points], [loss for _, loss in points], color=AFTER, marker="o", markersize=3)
         axes.set(title="Training loss", xlabel="step", ylabel="InfoNCE loss (nats)", ylim=(0, None))
         axes.grid(axis="y", alpha=0.3)
 

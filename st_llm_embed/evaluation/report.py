@@ -66,8 +66,8 @@ def _training_facts(log: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "steps": summary["step"],
         "epochs": summary["epoch"],
-        "first_loss": losses[0],
-        "last_loss": losses[-1],
+        "first_loss": losses[0] if losses else float("nan"),
+        "last_loss": losses[-1] if losses else float("nan"),
         # After a resume this is the time since the resume.
         "seconds": summary["train_runtime"],
     }
