@@ -153,8 +153,14 @@ def _parse(line: str, where: str) -> Row:
 
 
 def _row_of_answer(answer: dict[str, Any], where: str) -> dict[str, Any]:
-    task_type, response, attributes = answer.get("task_type"), answer["response"], dict(answer.get("attributes") or {})
-    if task_type not in RESPONSE_KEYS:
+    task_type, response, attributes = answer.get("task_type"), answer["response"], answer.get("attributes") or {}
+    if not isinstance(response, dict) or not isinstance(attributes, dict):
+        raise InputError(
+            f"{where}: response and attributes have to be JSON objects, got {type(response).__name__} and "
+            f"{type(attributes).__name__}. Mend or remove the line."
+        )
+    attributes = dict(attributes)
+    if not isinstance(task_type, str) or task_type not in RESPONSE_KEYS:
         raise InputError(
             f"{where} has the task_type {task_type!r}; allowed are {', '.join(TASK_TYPES)}. Mend or remove the line."
         )
