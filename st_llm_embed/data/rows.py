@@ -86,7 +86,7 @@ class Row(BaseModel):
 
     @model_validator(mode="after")
     def _negative_differs(self) -> Self:
-        if self.negative is not None and _fold(self.negative) == _fold(self.positive):
+        if self.negative is not None and fold(self.negative) == fold(self.positive):
             raise ValueError(
                 "its negative equals its positive; a negative has to be a text that does not fit the anchor"
             )
@@ -192,7 +192,7 @@ def _draw(text: object, choices: int) -> int:
     return int(content_hash(str(text)), 16) % choices
 
 
-def _fold(text: str) -> str:
+def fold(text: str) -> str:
     return " ".join(text.casefold().split())
 
 

@@ -1,0 +1,1 @@
+"""An LLM writes the rows: plan, client, journal, parsing, filters."""

@@ -1,0 +1,369 @@
+"""The client: sends requests to an OpenAI-compatible server and journals every answer.
+
+C workers pull from one iterator, so no answer waits for a slower one. The SDK's own retries are off: it sends a request
+again after a time-out, which may pay three times, and gives up on a Retry-After of more than two minutes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import random
+import signal
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from st_llm_embed.data.rows import content_hash
+from st_llm_embed.errors import InputError
+from st_llm_embed.recipe import Endpoint
+from st_llm_embed.synthesis.budget import Budget, Cost
+from st_llm_embed.synthesis.exchange import Outcome, ResponseFormat, exchange
+from st_llm_embed.synthesis.journal import Journal
+from st_llm_embed.synthesis.pacing import Pacer, retry_after_seconds
+from st_llm_embed.synthesis.parsing import Rejection, completion_of, content_of, parse_answer
+from st_llm_embed.synthesis.plan import Request
+from st_llm_embed.synthesis.progress import Progress
+from st_llm_embed.synthesis.prompts import PROMPT_VERSION
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+ATTEMPTS = 6
+"""Server errors and lost connections after which a request is left for the next run."""
+ATTEMPTS_MAYBE_PAID = 2
+"""The same for requests that may have been paid without an answer."""
+
+LONGEST_BACKOFF_SECONDS = 60.0
+WATCH_SECONDS = 0.5
+TYPICAL_ANSWER_TOKENS = 500
+"""Before the first answers have come."""
+
+
+class Client:
+    """Sends the requests of one run."""
+
+    def __init__(self, endpoint: Endpoint, base_url: str, api_key: str, journal: Journal, budget: Budget) -> None:
+        """Prepare; nothing is sent.
+
+        Args:
+            endpoint: the recipe's section.
+            base_url: the address to use; not the recipe's where that is `replay`.
+            api_key: kept in memory only.
+            journal: where every answer goes.
+            budget: what may be spent.
+        """
+        self._endpoint, self._base_url, self._api_key = endpoint, base_url, api_key
+        self._journal, self._budget = journal, budget
+
+    def answer(
+        self,
+        requests: Iterable[Request],
+        models: Iterable[str],
+        progress: Progress,
+        show: Callable[[Progress], None],
+    ) -> None:
+        """Send every request that the journal has no answer to.
+
+        Args:
+            requests: pulled one by one, so that a long plan is never in memory.
+            models: those that the requests name.
+            progress: kept up to date.
+            show: called with it twice a second.
+
+        Raises:
+            InputError: the limit is reached, the key or model is refused, or the server does not answer; what was
+                answered until then is in the journal, and running again goes on from there.
+        """
+        self._progress, self._show = progress, show
+        pending = self._without_answer(iter(requests))
+        first = next(pending, None)
+        if first is not None:
+            self._pending = itertools.chain([first], pending)
+            asyncio.run(self._answer_pending([*models]))
+        show(progress)
+
+    def _without_answer(self, requests: Iterator[Request]) -> Iterator[Request]:
+        for request in requests:
+            if self._journal.has(request.step, request.index, request.key):
+                self._progress.done += 1
+                self._progress.done_before += 1
+            else:
+                yield request
+
+    async def _answer_pending(self, models: list[str]) -> None:
+        from httpx2 import Limits, Timeout
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+
+        endpoint = self._endpoint
+        self._pacer = Pacer(endpoint.concurrency, endpoint.requests_per_minute, endpoint.tokens_per_minute)
+        self._answer_tokens: float = TYPICAL_ANSWER_TOKENS
+        self._settled = asyncio.Event()
+        self._sending: set[asyncio.Task[Any] | None] = set()
+        self._stopping = ""
+        self._answer_by = time.monotonic() + endpoint.give_up_after_minutes * 60
+        self._waited_as_asked = False
+        async with AsyncOpenAI(
+            base_url=self._base_url,
+            api_key=self._api_key,
+            max_retries=0,
+            timeout=Timeout(endpoint.timeout_seconds, connect=min(30.0, endpoint.timeout_seconds)),
+            http_client=DefaultAsyncHttpxClient(
+                limits=Limits(max_connections=endpoint.concurrency, max_keepalive_connections=endpoint.concurrency)
+            ),
+        ) as openai:
+            self._openai = openai
+            watch = asyncio.create_task(self._watch())
+            try:
+                with self._signals_heeded():
+                    for model in models:
+                        await self._until_stopped([asyncio.create_task(self._find_format(model))])
+                    await self._until_stopped([asyncio.create_task(self._work()) for _ in range(endpoint.concurrency)])
+            finally:
+                watch.cancel()
+        if self._stopping:
+            raise InputError(self._stopping)
+
+    async def _until_stopped(self, tasks: list[asyncio.Task[None]]) -> None:
+        """Wait for tasks; the first error ends all, once the answers in flight have come."""
+        self._tasks = tasks
+        for finished in asyncio.as_completed(tasks):
+            try:
+                await finished
+            except asyncio.CancelledError:
+                continue
+            except InputError as error:
+                self._stop(str(error))
+            except BaseException:
+                self._stop("", at_once=True)
+                raise
+
+    def _stop(self, message: str, *, at_once: bool = False) -> None:
+        """Send nothing more; wait for the answers in flight unless everything is to end at once."""
+        self._stopping = self._stopping or message
+        for task in self._tasks:
+            if at_once or task not in self._sending:
+                task.cancel()
+
+    async def _work(self) -> None:
+        while not self._stopping:
+            request = next(self._pending, None)
+            if request is None:
+                return
+            response_format = self._journal.formats[self._endpoint.base_url, request.model]
+            body = await self._ask(request, response_format)
+            if body is None:
+                self._progress.left += 1
+                continue
+            self._progress.done += 1
+            content = content_of(completion_of(body))
+            parsed = content if isinstance(content, Rejection) else parse_answer(content, request.schema)
+            if isinstance(parsed, Rejection):
+                self._progress.rejected[parsed.reason] += 1
+            else:
+                self._progress.usable[request.about.get("task_type", request.step)] += 1
+
+    async def _ask(self, request: Request, response_format: ResponseFormat) -> str | None:
+        """Send one request until it is answered; give the body, or None when it is left for another run."""
+        failures = maybe_paid = 0
+        while not self._stopping:
+            outcome = await self._send(request, response_format)
+            if outcome.kind in ("answered", "rejected"):
+                return outcome.body
+            if outcome.kind == "too many":
+                continue
+            failures += 1
+            maybe_paid += outcome.kind == "maybe paid"
+            if failures >= ATTEMPTS or maybe_paid >= ATTEMPTS_MAYBE_PAID:
+                break
+            await asyncio.sleep(random.uniform(0, min(LONGEST_BACKOFF_SECONDS, 2.0**failures)))  # noqa: S311
+        return None
+
+    async def _send(self, request: Request, response_format: ResponseFormat) -> Outcome:
+        """Send one request when budget and pace allow it, and write down what came of it."""
+        worst = await self._reserve(request)
+        task = asyncio.current_task()
+        cost: Cost | None = None
+        expected = int((worst.tokens - self._budget.max_answer_tokens) / 3 + self._answer_tokens)
+        try:
+            admitted = await self._pacer.admit(expected)
+            self._sending.add(task)
+            self._progress.sent += 1
+            started = time.monotonic()
+            try:
+                outcome = await exchange(self._openai, request, self._endpoint.parameters, response_format)
+            except asyncio.CancelledError:
+                cost = worst
+                self._write(request, "maybe paid", worst, started, body="stopped before the answer came")
+                raise
+            finally:
+                self._sending.discard(task)
+                self._pacer.done()
+            if outcome.kind == "answered":
+                cost = self._write_answer(request, outcome, worst, started)
+                self._pacer.succeeded()
+            elif outcome.kind == "rejected":
+                self._write(request, "answered", Cost(0, 0.0), started, body=outcome.body)
+            elif outcome.kind == "maybe paid":
+                cost = worst
+                self._write(request, "maybe paid", worst, started, body=outcome.body)
+            self._heed(outcome, admitted)
+            self._pacer.spent((cost.tokens if cost else 0) - expected)
+        finally:
+            self._budget.settle(worst, cost)
+            self._settled.set()
+        return outcome
+
+    async def _reserve(self, request: Request) -> Cost:
+        """Set the worst case aside, waiting for requests in flight to cost less than theirs where it does not fit."""
+        while (worst := self._budget.reserve(request)) is None:
+            if not self._budget.in_flight:
+                raise InputError(
+                    f"The limit is reached: {self._budget.describe()} spent, and the next request could cost "
+                    f"{self._budget.describe_worst(request)}. {self._progress.done:,} of {self._progress.planned:,} requests "
+                    "are answered. Raise synthesis.budget to go on, or make the dataset of what there is with "
+                    "st-llm-embed reparse."
+                )
+            self._settled.clear()
+            await self._settled.wait()
+        return worst
+
+    def _write_answer(self, request: Request, outcome: Outcome, worst: Cost, started: float) -> Cost:
+        usage = (completion_of(outcome.body) or {}).get("usage")
+        cost = self._budget.actual(request.model, usage, worst)
+        if isinstance(usage, dict) and isinstance(usage.get("completion_tokens"), int):
+            self._answer_tokens += 0.05 * (usage["completion_tokens"] - self._answer_tokens)
+        request_id = outcome.headers.get("x-request-id")
+        self._write(request, "answered", cost, started, body=outcome.body, usage=usage, request_id=request_id)
+        return cost
+
+    def _write(self, request: Request, status: str, cost: Cost, started: float, **fields: Any) -> None:
+        record = {
+            "step": request.step,
+            "index": request.index,
+            "key": request.key,
+            "status": status,
+            "model": request.model,
+            "prompt_version": PROMPT_VERSION,
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - started, 3),
+            "tokens": cost.tokens,
+            "usd": cost.usd,
+            "about": request.about,
+            **fields,
+        }
+        if self._api_key in record["body"]:  # some servers repeat the key they were given
+            record["body"] = record["body"].replace(self._api_key, "[key]")
+        self._journal.append(record)
+
+    def _heed(self, outcome: Outcome, admitted: float) -> None:
+        """Adapt to what the server says about its limits."""
+        retry_after = retry_after_seconds(outcome.headers)
+        if outcome.kind == "too many" or (outcome.kind == "failed" and retry_after):
+            self._pacer.refused(admitted, retry_after)
+            if retry_after and not self._waited_as_asked:
+                # The first pause that a server asks for, however long, is no silence; pauses without end are.
+                self._waited_as_asked = True
+                self._answer_by += retry_after
+        elif outcome.kind == "answered":
+            self._answer_by = time.monotonic() + self._endpoint.give_up_after_minutes * 60
+            self._waited_as_asked = False
+            for what in ("requests", "tokens"):
+                limit = outcome.headers.get(f"x-ratelimit-limit-{what}", "")
+                if limit.isdecimal() and int(limit) > 0 and getattr(self._endpoint, f"{what}_per_minute") is None:
+                    setattr(self._pacer, f"{what}_per_minute", int(limit))
+
+    async def _find_format(self, model: str) -> None:
+        """Find how a model is made to answer in JSON: some servers take a schema and silently ignore it.
+
+        The probe asks for one thing in words and for another by schema.
+
+        Raises:
+            InputError: the model does not answer at all.
+        """
+        where = (self._endpoint.base_url, model)
+        if where in self._journal.formats:
+            return
+        for response_format, prompt in PROBES:
+            key = content_hash(model, response_format)
+            request = Request("probe", 0, key, model, [{"role": "user", "content": prompt}], PROBE_SCHEMA, {})
+            body = await self._ask(request, response_format)
+            if body is None:
+                raise InputError(
+                    f"{self._base_url} gives no answer for the model {model!r}: {self._progress.waiting or 'it fails or '}"
+                    "hangs up each time. Check that the server is up, and run again."
+                )
+            content = content_of(completion_of(body))
+            if response_format == "prompt" and completion_of(body).get("error"):
+                raise InputError(
+                    f"{self._base_url} refuses requests for the model {model!r}: {body[:300]}. Check "
+                    "synthesis.endpoint.parameters, which are sent as they are."
+                )
+            if response_format == "prompt" or (isinstance(content, str) and _obeys(content, response_format)):
+                self._journal.append(
+                    {"status": "format", "base_url": where[0], "model": model, "format": response_format}
+                )
+                return
+
+    async def _watch(self) -> None:
+        """Twice a second: show the progress, have the disk write, and give up on a server that gives no answer."""
+        while True:
+            self._progress.waiting = self._stopping or self._pacer.waiting()
+            self._progress.spent = self._budget.describe()
+            self._show(self._progress)
+            if self._journal.unsynced:
+                await asyncio.to_thread(self._journal.sync)
+            if time.monotonic() > self._answer_by:
+                self._stop(
+                    f"{self._base_url} has given no answer for {self._endpoint.give_up_after_minutes:g} minutes "
+                    f"({self._pacer.waiting() or 'requests fail or hang'}). Every answer that came is in the journal; run the "
+                    "same command again later.",
+                    at_once=True,
+                )
+            await asyncio.sleep(WATCH_SECONDS)
+
+    @contextmanager
+    def _signals_heeded(self) -> Generator[None]:
+        """Stop on the first interrupt when the answers in flight have come, on the second at once."""
+
+        def interrupted() -> None:
+            message = "Stopped. Every answer that came is in the journal; run the same command again to go on."
+            self._stop(message, at_once=bool(self._stopping))
+
+        loop = asyncio.get_running_loop()
+        # Signals reach the main thread alone.
+        with suppress(ValueError, RuntimeError, NotImplementedError):
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, interrupted)
+        try:
+            yield
+        finally:
+            with suppress(ValueError, RuntimeError, NotImplementedError):
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    loop.remove_signal_handler(number)
+
+
+def _obeys(content: str, response_format: ResponseFormat) -> bool:
+    """Whether a probe's answer shows that the server enforces the format."""
+    try:
+        answer = json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(answer, dict) and (response_format == "json_object" or answer == {"colour": "violet"})
+
+
+PROBE_SCHEMA = {
+    "type": "object",
+    "properties": {"colour": {"type": "string", "enum": ["violet"]}},
+    "required": ["colour"],
+    "additionalProperties": False,
+}
+PROBES: tuple[tuple[ResponseFormat, str], ...] = (
+    ("json_schema", "Write one sentence about the sea."),
+    ("json_object", 'Write one sentence about the sea as a JSON object: {"sentence": "..."}'),
+    ("prompt", "Write one sentence about the sea."),
+)
+"""The first asks in words for a sentence and by schema for a colour: an answer in violet shows that the schema holds."""

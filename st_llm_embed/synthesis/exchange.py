@@ -1,0 +1,97 @@
+"""One exchange with the server: a request, and what became of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from st_llm_embed.errors import InputError
+from st_llm_embed.synthesis.parsing import CONTENT_FILTER_CODES
+from st_llm_embed.synthesis.plan import Request
+
+if TYPE_CHECKING:
+    from openai import APIConnectionError, APIStatusError, AsyncOpenAI
+
+ResponseFormat = Literal["json_schema", "json_object", "prompt"]
+"""How a server is made to answer in JSON; `prompt`: only by asking for it."""
+
+HOPELESS_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "access_terminated"}
+"""Error codes that no waiting mends, though some come with status 429."""
+
+STATUS_TOO_MANY = 429
+STATUS_BAD_REQUEST = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one request."""
+
+    kind: Literal["answered", "rejected", "too many", "failed", "maybe paid"]
+    """`answered`: billed, good or bad. `rejected`: this prompt will never be answered; not billed. `too many`: come
+    back later. `failed`: not billed, try again. `maybe paid`: sent, and no answer came."""
+    body: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+async def exchange(
+    openai: AsyncOpenAI, request: Request, parameters: dict[str, Any], response_format: ResponseFormat
+) -> Outcome:
+    """Send one request.
+
+    Raises:
+        InputError: no later request can succeed either: the key, the quota, the address or a parameter is wrong.
+    """
+    from openai import APIConnectionError, APIStatusError
+
+    try:
+        # The raw response: parsing would raise on answers that are paid for and can still be read.
+        response = await openai.chat.completions.with_raw_response.create(
+            model=request.model,
+            messages=request.messages,  # ty: ignore[invalid-argument-type]
+            extra_body=parameters | format_fields(response_format, request.schema),
+        )
+        return Outcome("answered", response.text, dict(response.headers))
+    except APIStatusError as error:
+        return _of_status(error, request.model, str(openai.base_url))
+    except APIConnectionError as error:
+        return Outcome("maybe paid" if _was_sent(error) else "failed", type(error.__cause__ or error).__name__)
+
+
+def format_fields(response_format: ResponseFormat, schema: dict[str, Any]) -> dict[str, Any]:
+    """Give the fields of a request that ask for JSON."""
+    if response_format == "json_schema":
+        wrapped = {"name": "answer", "strict": True, "schema": schema}
+        return {"response_format": {"type": "json_schema", "json_schema": wrapped}}
+    return {"response_format": {"type": "json_object"}} if response_format == "json_object" else {}
+
+
+def _of_status(error: APIStatusError, model: str, base_url: str) -> Outcome:
+    status, code, text = error.status_code, error.code, " ".join(error.response.text.split())[:300]
+    headers = dict(error.response.headers)
+    if code in HOPELESS_CODES:
+        raise InputError(
+            f"{base_url} answers {code}: {text}. No request can succeed until the account has credit again. Every answer "
+            "that came is in the journal; run the same command again then."
+        )
+    if status in (401, 403):
+        raise InputError(
+            f"{base_url} refuses the key with status {status}: {text}. Set the environment variable that "
+            "synthesis.endpoint.api_key_env names to a key that may use the model."
+        )
+    if status in (404, 405):
+        raise InputError(
+            f"{base_url} has no chat completions for the model {model!r} (status {status}: {text}). Check "
+            "synthesis.endpoint.base_url, which usually ends in /v1, and the names in synthesis.endpoint.models."
+        )
+    if status == STATUS_TOO_MANY:
+        return Outcome("too many", text, headers)
+    if code in CONTENT_FILTER_CODES or status in (STATUS_BAD_REQUEST, 413, 422):
+        return Outcome("rejected", error.response.text, headers)
+    return Outcome("failed", f"status {status}: {text}", headers)
+
+
+def _was_sent(error: APIConnectionError) -> bool:
+    """Whether the server may have got the request, and may bill it, though no answer came."""
+    from httpx2 import ConnectError, ConnectTimeout, PoolTimeout
+
+    return not isinstance(error.__cause__, ConnectError | ConnectTimeout | PoolTimeout)

@@ -1,0 +1,163 @@
+"""The journal: every answer that was paid for, written down before anything else happens to it.
+
+One file of JSON lines, only ever appended to, one write per record; a killed process leaves at most a torn last line,
+which is cut off when the journal is opened again. `sync` has the disk write what was appended; the client calls it once
+a second, so a loss of power can take the last second.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+
+from st_llm_embed.errors import InputError
+
+
+class Journal:
+    """The answers in one folder; a context manager that holds the folder's lock.
+
+    A record has ``step``, ``index``, ``key``, ``status`` and, where they apply, ``model``, ``usd``, ``tokens``,
+    ``about``, ``body``. Status `answered` is an answer, good or bad; `maybe paid` a request whose answer never came.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Name the folder; nothing is read or written before the context is entered."""
+        self.path = folder / "answers.jsonl"
+        self._lock = FileLock(folder / ".lock", timeout=0)
+        self._keys: dict[str, array[int]] = {}
+        self.unsynced = 0
+        """Records appended since the last `sync`."""
+        self.counts: Counter[str] = Counter()
+        """Records by status."""
+        self.formats: dict[tuple[str, str], Any] = {}
+        """By address and model, how it is made to answer in JSON (a record of status `format`)."""
+        self.usd = 0.0
+        """Spent so far; what may have been paid counts with its worst case."""
+        self.tokens = 0
+        """Prompt and answer tokens so far, counted likewise."""
+
+    def __enter__(self) -> Self:
+        """Take the lock, cut off a torn last line, and read what is there.
+
+        Raises:
+            InputError: another process has the journal, a line inside it is damaged, or the folder cannot be written.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+        except Timeout as error:
+            raise InputError(
+                f"Another process is writing to {self.path.parent}. Wait for it to end, or choose another --output-dir."
+            ) from error
+        except OSError as error:
+            raise InputError(
+                f"The journal's folder {self.path.parent} cannot be written to: {error.strerror}. Choose another "
+                "--output-dir, or change its permissions."
+            ) from error
+        try:
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            _mend_last_line(self._fd)
+            for record in read_journal(self.path):
+                self._note(record)
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Write everything to the disk and let go of the lock."""
+        self.sync()
+        os.close(self._fd)
+        self._lock.release()
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Write one record; when this returns, a kill of the process cannot lose it.
+
+        Raises:
+            OSError: the disk is full; the journal is as it was.
+        """
+        line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
+        size = os.fstat(self._fd).st_size
+        try:
+            written = os.write(self._fd, line)
+            while written < len(line):
+                written += os.write(self._fd, line[written:])
+        except OSError:
+            os.ftruncate(self._fd, size)
+            raise
+        self.unsynced += 1
+        self._note(record)
+
+    def sync(self) -> None:
+        """Have the disk write what was appended; takes milliseconds."""
+        self.unsynced = 0
+        os.fsync(self._fd)
+
+    def has(self, step: str, index: int, key: str) -> bool:
+        """Whether the request of that number and key has been answered."""
+        keys = self._keys.get(step)
+        return keys is not None and index < len(keys) and keys[index] == int(key, 16)
+
+    def _note(self, record: dict[str, Any]) -> None:
+        self.counts[record["status"]] += 1
+        self.usd += record.get("usd", 0.0)
+        self.tokens += record.get("tokens", 0)
+        if record["status"] == "format":
+            self.formats[record["base_url"], record["model"]] = record["format"]
+        elif record["status"] == "answered":
+            keys = self._keys.setdefault(record["step"], array("Q"))
+            keys.extend([0] * (record["index"] + 1 - len(keys)))
+            keys[record["index"]] = int(record["key"], 16)
+
+
+def read_journal(path: Path, progress: Callable[[int], None] | None = None) -> Iterator[dict[str, Any]]:
+    """Read the records of a journal in the order they were written.
+
+    Args:
+        path: the journal's file.
+        progress: told the number of bytes of each line.
+
+    Raises:
+        InputError: a line is damaged.
+    """
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            record = _record(line)
+            if record is None:
+                raise InputError(
+                    f"{path}, line {number} is damaged: {line[:80]!r}. Nothing but st-llm-embed may write to the journal; "
+                    "take the line out and run again, what it held will be asked for anew."
+                )
+            yield record
+            if progress:
+                progress(len(line))
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("status"), str) else None
+
+
+def _mend_last_line(fd: int) -> None:
+    """Cut off a record that was written in part; one that lacks only its line end gets it."""
+    size = os.lseek(fd, 0, os.SEEK_END)
+    end, tail = size, b""
+    while end > 0 and b"\n" not in tail:
+        start = max(0, end - (1 << 16))
+        tail = os.pread(fd, end - start, start) + tail
+        end = start
+    torn = tail[tail.rfind(b"\n") + 1 :]
+    if torn and _record(torn):
+        os.write(fd, b"\n")
+    elif torn:
+        os.ftruncate(fd, size - len(torn))

@@ -1,0 +1,205 @@
+"""The plan: which request is sent as number i.
+
+Request i is a pure function of the recipe's plan, its seed and i (and, for examples, of the tasks), the same on every
+machine: each draw hashes (seed, step, i, what is drawn). Nothing is stored, so a plan of a million requests costs no
+memory, and asking for more later leaves the first ones as they were.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Literal
+
+from st_llm_embed.data.rows import RESPONSE_KEYS
+from st_llm_embed.errors import InputError
+from st_llm_embed.recipe import Endpoint, Plan, TaskType
+from st_llm_embed.synthesis.attributes import (
+    TWO_STEP,
+    UNSPECIFIED,
+    Weights,
+    attribute_weights,
+    language_weights,
+    task_type_weights,
+)
+from st_llm_embed.synthesis.prompts import PROMPT_VERSION, fill_template
+from st_llm_embed.synthesis.tasks import Task, TaskFile
+
+Step = Literal["probe", "brainstorm", "example", "judge"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One chat completion request."""
+
+    step: Step
+    index: int
+    """Number within its step."""
+    key: str
+    """Names the request: a hash of everything that is sent, and of the index, because identical prompts are asked
+    many times on purpose. 16 hexadecimal digits."""
+    model: str
+    messages: list[dict[str, str]]
+    schema: dict[str, Any]
+    """JSON schema of the answer."""
+    about: dict[str, Any]
+    """task_type, instruction, attributes: what the answer is to become; kept with it in the journal."""
+
+
+class RequestPlan:
+    """Every request of a recipe by number."""
+
+    def __init__(self, plan: Plan, endpoint: Endpoint) -> None:
+        """Prepare the draws.
+
+        Raises:
+            InputError: a name or weight of a custom plan cannot be used.
+        """
+        self._plan = plan
+        self._parameters = json.dumps(endpoint.parameters, sort_keys=True)
+        self._models = _Draw(endpoint.models)
+        types = task_type_weights(plan)
+        self._types = _Draw(types)
+        self._brainstormed = [name for name in types if name in TWO_STEP]
+        if plan.tasks is None and plan.brainstorm_requests < len(self._brainstormed):
+            raise InputError(
+                f"synthesis.plan.brainstorm_requests is {plan.brainstorm_requests}; {', '.join(self._brainstormed)} need one "
+                "each at the least. Raise it, or leave task types out with synthesis.plan.task_types."
+            )
+        self._brainstormed_types = _Draw({name: types[name] for name in self._brainstormed})
+        self._attributes = {
+            task_type: {name: _Draw(weights) for name, weights in attribute_weights(plan, task_type).items()}
+            for task_type in RESPONSE_KEYS
+        }
+        languages = language_weights(plan)
+        self._languages = _Draw(languages)
+        self._other_languages = {
+            name: _Draw({other: weight for other, weight in languages.items() if other != name})
+            for name in languages
+            if len(languages) > 1
+        }
+
+    def brainstorm(self, index: int) -> Request:
+        """Give brainstorm request number `index`, which asks for about 20 instructions."""
+        # The first requests take one task type each, so that a short plan, too, has tasks of all.
+        if index < len(self._brainstormed):
+            task_type = self._brainstormed[index]
+        else:
+            task_type = self._brainstormed_types(self._uniform("brainstorm", index, "task type"))
+        about: dict[str, Any] = {"task_type": task_type}
+        if topic := self._topic("brainstorm", index):
+            about["topic"] = topic
+        return self._request("brainstorm", index, f"brainstorm-{task_type}", about, about, BRAINSTORM_SCHEMA)
+
+    def brainstorms(self) -> Iterator[Request]:
+        """Give all brainstorm requests."""
+        if self._brainstormed:
+            for index in range(self._plan.brainstorm_requests):
+                yield self.brainstorm(index)
+
+    def example(self, index: int, tasks: TaskFile) -> Request:
+        """Give example request number `index`, which asks for one row."""
+        task = self._task(index, tasks)
+        attributes = self._draw_attributes(index, task)
+        values = dict(attributes)
+        if task.instruction is not None:
+            values["instruction"] = task.instruction
+        elif topic := self._topic("example", index):
+            values["topic"] = topic
+        about = {"task_type": task.task_type, "instruction": task.instruction, "attributes": attributes}
+        schema = EXAMPLE_SCHEMAS[task.task_type]
+        return self._request("example", index, f"example-{task.task_type}", values, about, schema)
+
+    def examples(self, tasks: TaskFile) -> Iterator[Request]:
+        """Give all example requests."""
+        for index in range(self._plan.requests):
+            yield self.example(index, tasks)
+
+    def judge(self, index: int, row: Mapping[str, str], model: str) -> Request:
+        """Give the request that has the row of example request `index` graded."""
+        values = {name: row[name] for name in ("instruction", "anchor", "positive", "negative") if row.get(name)}
+        return self._request("judge", index, "judge", values, {}, JUDGE_SCHEMA, model)
+
+    def _task(self, index: int, tasks: TaskFile) -> Task:
+        if self._plan.tasks is not None:
+            return tasks[index % len(tasks)]
+        task_type: TaskType = self._types(self._uniform("example", index, "task type"))
+        if task_type not in TWO_STEP:
+            return Task(task_type, None)
+        number = int(self._uniform("example", index, "task") * tasks.count(task_type))
+        return tasks.of_type(task_type, number)
+
+    def _draw_attributes(self, index: int, task: Task) -> dict[str, str]:
+        drawn = {}
+        if task.task_type == "bitext":
+            drawn["src_lang"] = task.attributes.get("src_lang") or self._languages(
+                self._uniform("example", index, "src")
+            )
+            others = self._other_languages.get(drawn["src_lang"], self._languages)
+            drawn["tgt_lang"] = task.attributes.get("tgt_lang") or others(self._uniform("example", index, "tgt"))
+        else:
+            drawn["language"] = task.attributes.get("language") or self._languages(
+                self._uniform("example", index, "language")
+            )
+        for name, draw in self._attributes[task.task_type].items():
+            value = task.attributes.get(name) or draw(self._uniform("example", index, name))
+            if value != UNSPECIFIED:
+                drawn[name] = value
+        return drawn
+
+    def _topic(self, step: Step, index: int) -> str | None:
+        topics = self._plan.topics
+        return topics[int(self._uniform(step, index, "topic") * len(topics))] if topics else None
+
+    def _request(
+        self,
+        step: Step,
+        index: int,
+        template: str,
+        values: Mapping[str, str],
+        about: dict[str, Any],
+        schema: dict[str, Any],
+        model: str | None = None,
+    ) -> Request:
+        prompt = fill_template(template, values, lambda number: self._uniform(step, index, f"guideline {number}"))
+        model = model or self._models(self._uniform(step, index, "model"))
+        named = "\x1f".join((step, str(index), model, prompt, self._parameters, PROMPT_VERSION))
+        key = hashlib.blake2b(named.encode(errors="surrogatepass"), digest_size=8).hexdigest()
+        return Request(step, index, key, model, [{"role": "user", "content": prompt}], schema, about)
+
+    def _uniform(self, step: Step, index: int, what: str) -> float:
+        """Draw a number in [0, 1): the same for the same seed, step, index and name on every machine."""
+        digest = hashlib.blake2b(f"{self._plan.seed}/{step}/{index}/{what}".encode(), digest_size=8).digest()
+        return (int.from_bytes(digest, "big") >> 11) / 2**53
+
+
+class _Draw:
+    """Maps a uniform number to a name with the weights given."""
+
+    def __init__(self, weights: Weights) -> None:
+        self._names: tuple[Any, ...] = tuple(weights)
+        self._cumulative = list(accumulate(weights.values()))
+
+    def __call__(self, uniform: float) -> Any:
+        position = bisect_right(self._cumulative, uniform * self._cumulative[-1])
+        return self._names[min(position, len(self._names) - 1)]
+
+
+def _object_schema(properties: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+BRAINSTORM_SCHEMA = _object_schema({"tasks": {"type": "array", "items": {"type": "string"}}})
+EXAMPLE_SCHEMAS = {
+    task_type: _object_schema({key: {"type": "string"} for key in keys}) for task_type, keys in RESPONSE_KEYS.items()
+}
+JUDGE_SCHEMA = _object_schema({"score": {"type": "integer"}})

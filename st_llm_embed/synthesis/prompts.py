@@ -1,0 +1,48 @@
+"""Prompts: templates/*.txt filled in.
+
+A line whose placeholder has no value is left out. Lines that begin with ``* `` are guidelines; their order is shuffled
+for every request, as in the sampling code of SPEED (arXiv 2410.18634), so that no model learns one order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib.resources import files
+
+PROMPT_VERSION = "1"
+"""Raised with every change of a template; stored in every row."""
+
+_PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
+
+
+def fill_template(name: str, values: Mapping[str, str], order: Callable[[int], float]) -> str:
+    """Fill one template in.
+
+    Args:
+        name: file name without ``.txt``.
+        values: texts by placeholder; they are put in as they are, braces and all.
+        order: gives the sort key of guideline number n.
+    """
+    lines = []
+    guidelines: list[tuple[float, str]] = []
+    position = 0
+    for line, placeholders in _template(name):
+        if not all(placeholder in values for placeholder in placeholders):
+            continue
+        text = _PLACEHOLDER.sub(lambda match: values[match[1]], line) if placeholders else line
+        if line.startswith("* "):
+            position = len(lines)
+            guidelines.append((order(len(guidelines)), text))
+        else:
+            lines.append(text)
+    lines[position:position] = [text for _, text in sorted(guidelines)]
+    return "\n".join(lines)
+
+
+@cache
+def _template(name: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Give the lines of a template, each with its placeholders."""
+    text = (files("st_llm_embed") / "synthesis" / "templates" / f"{name}.txt").read_text(encoding="utf-8")
+    return tuple((line, tuple(_PLACEHOLDER.findall(line))) for line in text.rstrip().split("\n"))
