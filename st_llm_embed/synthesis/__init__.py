@@ -1,0 +1,1 @@
+"""Training data written by an LLM: requests, answers, rows."""
