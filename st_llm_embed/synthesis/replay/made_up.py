@@ -1,0 +1,112 @@
+"""Answers that fit a request and mean nothing: words drawn from a hash of the request."""
+
+from __future__ import annotations
+
+import json
+import re
+from hashlib import blake2b, shake_128
+from typing import Any
+
+WORDS = re.findall(
+    r"\w+",
+    """
+able about above across after again air all almost along also always among animal answer any apple area around ask
+away back ball bank base bear beauty bed before begin behind best better between big bird black blue boat body book
+both box boy bread break bridge bright bring brother brown build busy call calm came can car care carry cause centre
+certain chair change check child choose circle city clean clear climb close cloud coast cold colour come common
+complete cook cool copper corn could count country course cover cross cut dance dark day deep desert differ dinner
+direct distant doctor does door down draw dream dress drink drive drop dry during each early earth east easy edge
+eight electric end energy engine enough even evening ever every example eye face fact fair family famous farm father
+feel field fill final fine fire first fish five floor flow flower follow food foot forest form forward found four free
+fresh friend from front fruit full game garden gather general gentle give glass gold good grand grass great green
+ground group grow guide half hand happy harbour hard harvest head hear heart heat heavy help high hill history hold
+home hope horse hot hour house hundred ice idea inch island join journey keep kind king know lake land language large
+last late laugh law lead learn leave left letter level life light like line listen little long look low machine many
+map mark market matter mean measure metal method middle might milk mind minute money moon morning
+""",
+)
+KEY = re.compile(r'"(\w+)"\s*:\s*(\[?)')
+QUOTED = re.compile(r'"(\w+)"')
+INNERMOST_BRACES = re.compile(r"\{([^{}]*)\}")
+JSON_OBJECT_KEYS = {"answer": {"type": "string"}}
+
+
+def made_up_answer(body: dict[str, Any]) -> str:
+    """Answer a chat request: an object of its schema or with the keys its prompt names, else sentences.
+
+    Args:
+        body: the JSON body of a POST /v1/chat/completions. Equal bodies get equal answers, others do not.
+
+    Raises:
+        ValueError: the schema uses a type that is not known here.
+    """
+    seed = blake2b(json.dumps(body, sort_keys=True).encode(), digest_size=16).digest()
+    wanted = body.get("response_format") or {}
+    if wanted.get("type") == "json_schema":
+        return json.dumps(_value(wanted["json_schema"]["schema"], seed), ensure_ascii=False)
+    properties = _named_keys(prompt_text(body["messages"]))
+    if wanted.get("type") == "json_object":
+        properties = properties or JSON_OBJECT_KEYS
+    if properties:
+        return json.dumps(_value({"type": "object", "properties": properties}, seed), ensure_ascii=False)
+    return _sentences(seed, 20, 100)
+
+
+def prompt_text(messages: list[dict[str, Any]]) -> str:
+    """Join the texts of all messages, whose content is a string or a list of parts."""
+    texts: list[str] = []
+    for message in messages:
+        content = message.get("content") or ""
+        texts += [content] if isinstance(content, str) else [part.get("text", "") for part in content]
+    return "\n".join(texts)
+
+
+def _named_keys(prompt: str) -> dict[str, dict[str, Any]]:
+    """Schemas of the keys in double quotes within braces; ``"key": [`` is a list of strings."""
+    properties: dict[str, dict[str, Any]] = {}
+    for braces in INNERMOST_BRACES.findall(prompt):
+        keys = KEY.findall(braces) or [(key, "") for key in QUOTED.findall(braces)]
+        for key, bracket in keys:
+            strings = {"type": "array", "items": {"type": "string"}}
+            properties.setdefault(key, strings if bracket else {"type": "string"})
+    return properties
+
+
+def _value(schema: dict[str, Any], seed: bytes) -> Any:
+    """A value that satisfies the schema; a nested value's seed is made of its parent's and its name."""
+    if "enum" in schema:
+        return schema["enum"][int.from_bytes(seed) % len(schema["enum"])]
+    if schema.get("type") == "object":
+        return {name: _value(part, _seed(seed, name)) for name, part in schema.get("properties", {}).items()}
+    if schema.get("type") == "array":
+        count = min(schema.get("minItems", 5), schema.get("maxItems", 10**9))
+        seeds = [_seed(seed, str(place)) for place in range(count)]
+        short = schema["items"] == {"type": "string"}
+        return [_sentences(one, 8, 12) if short else _value(schema["items"], one) for one in seeds]
+    return _scalar(schema, int.from_bytes(seed), seed)
+
+
+def _scalar(schema: dict[str, Any], drawn: int, seed: bytes) -> str | float | bool:
+    least = schema.get("minimum", 0)
+    match schema.get("type"):
+        case "string":
+            return _sentences(seed, 20, 100)
+        case "integer":
+            return least + drawn % (schema.get("maximum", least + 99) - least + 1)
+        case "number":
+            return least + (schema.get("maximum", least + 1) - least) * (drawn % 1001) / 1000
+        case "boolean":
+            return drawn % 2 == 1
+        case other:
+            raise ValueError(f"{other!r} in response_format is not a type that this server can answer with")
+
+
+def _seed(parent: bytes, name: str) -> bytes:
+    return blake2b(parent + name.encode(), digest_size=16).digest()
+
+
+def _sentences(seed: bytes, least: int, most: int) -> str:
+    """Between ``least`` and ``most`` words in sentences of up to 12."""
+    drawn = shake_128(seed).digest(most + 1)
+    words = [WORDS[byte] for byte in drawn[1 : 1 + least + drawn[0] * (most - least + 1) // 256]]
+    return " ".join(" ".join(words[at : at + 12]).capitalize() + "." for at in range(0, len(words), 12))
