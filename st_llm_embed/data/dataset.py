@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from st_llm_embed.data.rows import RESPONSE_KEYS, Attributes, Row, content_hash, read_rows
+from st_llm_embed.data.rows import RESPONSE_KEYS, Attributes, Quality, Row, content_hash, read_rows
 from st_llm_embed.errors import InputError
 from st_llm_embed.instructions import format_query
 
@@ -27,6 +27,7 @@ METADATA_SCHEMA = pa.schema(
         *((name, pa.string()) for name in ("instruction", "task_type", "language", "target_language")),
         *((name, pa.string()) for name in ("generator", "prompt_version")),
         ("attributes", pa.struct([(name, pa.string()) for name in Attributes.model_fields])),
+        ("quality", pa.struct([(name, pa.float32()) for name in Quality.model_fields])),
         ("key", pa.string()),
     ]
 )
@@ -56,11 +57,28 @@ def check_rows(path: Path, validation_fraction: float) -> None:
     Raises:
         InputError: the file is empty, a line is no row, nothing is left to train on, or nothing is held out.
     """
-    sizes = Counter(split_of(row, validation_fraction) for row in read_rows(path))
-    if len(sizes) < 2:
+    sizes = Counter((config_of(row), split_of(row, validation_fraction)) for row in read_rows(path))
+    check_sizes(sizes, validation_fraction, str(path))
+
+
+def check_sizes(counts: Counter[tuple[str, Split]], validation_fraction: float, source: str) -> None:
+    """Check that there are rows to train on and rows held out.
+
+    Args:
+        counts: rows by (configuration, split).
+        validation_fraction: the share asked for.
+        source: where the rows come from, for the message.
+
+    Raises:
+        InputError: a split is empty.
+    """
+    splits = {split for _, split in counts}
+    if not splits:
+        raise InputError(f"There are no rows in {source}. The report or statistics.json says what was rejected and why.")
+    if len(splits) < 2:
         raise InputError(
-            f"data.validation_fraction {validation_fraction} puts all {sizes.total()} rows of {path} into the "
-            f"{next(iter(sizes))} part, because whole instructions are held out. Give rows with more distinct "
+            f"data.validation_fraction {validation_fraction} puts all {counts.total()} rows of {source} into the "
+            f"{splits.pop()} part, because whole instructions are held out. Give rows with more distinct "
             "instructions, or another fraction."
         )
 
@@ -78,7 +96,8 @@ def write_dataset(rows: Iterable[Row], directory: Path, validation_fraction: flo
         for row in rows:
             part = (config_of(row), split_of(row, validation_fraction))
             buffer = buffers.setdefault(part, [])
-            buffer.append(row.model_dump(exclude_none=True) | {"attributes": row.attributes.model_dump()})
+            structs = {"attributes": row.attributes.model_dump(), "quality": row.quality.model_dump()}
+            buffer.append(row.model_dump(exclude_none=True) | structs)
             counts[part] += 1
             if len(buffer) == ROWS_PER_GROUP:
                 _flush(part, buffer, writers, directory)

@@ -49,6 +49,21 @@ class Attributes(BaseModel):
     low_score: str | None = None
 
 
+class Quality(BaseModel):
+    """What filters measured of a row; None where they did not."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    judge: float | None = None
+    """Grade of an LLM, from 1 to 5."""
+    pos_sim: float | None = None
+    """Cosine similarity of anchor and positive by the model of the consistency filter."""
+    neg_sim: float | None = None
+    """The same of anchor and negative."""
+    lang_conf: float | None = None
+    """How sure the language identification is of the anchor's language."""
+
+
 class Row(BaseModel):
     """One training example."""
 
@@ -69,6 +84,7 @@ class Row(BaseModel):
     """The LLM that wrote the row."""
     prompt_version: str = "unknown"
     attributes: Attributes = Attributes()
+    quality: Quality = Quality()
     key: str = ""
     """Names the row: a hash of its content unless the file gives one."""
 
@@ -130,6 +146,18 @@ def read_rows(path: Path) -> Iterator[Row]:
         raise InputError(
             f"{path} holds no rows. Give a .jsonl file with one row a line, each with anchor and positive."
         )
+
+
+def row_of_answer(answer: dict[str, Any], where: str) -> Row:
+    """Make a row of an LLM's answer; `where` names it in errors.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        return Row.model_validate(_row_of_answer(answer, where))
+    except ValidationError as error:
+        raise InputError(f"{where} is no row: {_explain(error)}. Mend or remove the line and run again.") from error
 
 
 def content_hash(*texts: str) -> str:

@@ -13,6 +13,7 @@ import yaml
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import REPLAY, Endpoint, Price, Synthesis
 from st_llm_embed.synthesis.plan import Request
+from st_llm_embed.synthesis.progress import Progress
 
 TOKENS_AROUND_A_PROMPT = 64
 """More than any chat template puts around one message."""
@@ -91,10 +92,20 @@ class Budget:
         tokens = "" if self._limits.tokens is None else f" of {self._limits.tokens:,}"
         return f"${self.spent_usd:.2f}{usd}, {self.spent_tokens:,}{tokens} tokens"
 
-    def describe_worst(self, request: Request) -> str:
-        """Say what a request could cost."""
+    def reserve_submitted(self, request: Request) -> None:
+        """Set the worst case of a request aside that was sent by an earlier process, whatever the limit says."""
         worst = self.worst_case(request)
-        return f"${worst.usd:.4f}, {worst.tokens:,} tokens"
+        self._reserved = Cost(self._reserved.tokens + worst.tokens, self._reserved.usd + worst.usd)
+        self.in_flight += 1
+
+    def reached(self, request: Request, progress: Progress) -> InputError:
+        """Give the error for a request that does not fit."""
+        worst = self.worst_case(request)
+        return InputError(
+            f"The limit is reached: spent are {self.describe()}, and the next request can cost ${worst.usd:.4f} and "
+            f"{worst.tokens:,} tokens. {progress.done:,} of {progress.planned:,} requests are answered. Raise "
+            "synthesis.budget to go on, or make the dataset of what there is with st-llm-embed reparse."
+        )
 
     def _cost(self, model: str, prompt: int, cached: int, answer: int) -> Cost:
         price = self._prices.get(model)

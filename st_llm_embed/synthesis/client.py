@@ -12,9 +12,8 @@ import json
 import random
 import signal
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from st_llm_embed.data.rows import content_hash
@@ -22,12 +21,11 @@ from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import Endpoint
 from st_llm_embed.synthesis.budget import Budget, Cost
 from st_llm_embed.synthesis.exchange import Outcome, ResponseFormat, exchange
-from st_llm_embed.synthesis.journal import Journal
+from st_llm_embed.synthesis.journal import Journal, request_record
 from st_llm_embed.synthesis.pacing import Pacer, retry_after_seconds
 from st_llm_embed.synthesis.parsing import Rejection, completion_of, content_of, parse_answer
 from st_llm_embed.synthesis.plan import Request
 from st_llm_embed.synthesis.progress import Progress
-from st_llm_embed.synthesis.prompts import PROMPT_VERSION
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -60,17 +58,12 @@ class Client:
         self._journal, self._budget = journal, budget
 
     def answer(
-        self,
-        requests: Iterable[Request],
-        models: Iterable[str],
-        progress: Progress,
-        show: Callable[[Progress], None],
+        self, requests: Callable[[], Iterator[Request]], progress: Progress, show: Callable[[Progress], None]
     ) -> None:
-        """Send every request that the journal has no answer to.
+        """Have every request answered that the journal has no answer to.
 
         Args:
-            requests: pulled one by one, so that a long plan is never in memory.
-            models: those that the requests name.
+            requests: gives the planned requests; they are pulled one by one, so that a long plan is never in memory.
             progress: kept up to date.
             show: called with it twice a second.
 
@@ -79,12 +72,24 @@ class Client:
                 answered until then is in the journal, and running again goes on from there.
         """
         self._progress, self._show = progress, show
-        pending = self._without_answer(iter(requests))
-        first = next(pending, None)
+        self._pending = self._without_answer(requests())
+        first = next(self._pending, None)
         if first is not None:
-            self._pending = itertools.chain([first], pending)
-            asyncio.run(self._answer_pending([*models]))
+            self._pending = itertools.chain([first], self._pending)
+            asyncio.run(self._connected(self._work))
+        progress.spent, progress.waiting = self._budget.describe(), ""
         show(progress)
+
+    def find_formats(self, models: Iterable[str], show: Callable[[Progress], None]) -> None:
+        """Find, once for each model, how it is made to answer in JSON.
+
+        Raises:
+            InputError: a model does not answer, or refuses the recipe's parameters.
+        """
+        self._progress, self._show = Progress("probes", 0), show
+        unknown = [model for model in models if (self._endpoint.base_url, model) not in self._journal.formats]
+        for model in unknown:
+            asyncio.run(self._connected(lambda model=model: self._find_format(model), workers=1))
 
     def _without_answer(self, requests: Iterator[Request]) -> Iterator[Request]:
         for request in requests:
@@ -94,7 +99,8 @@ class Client:
             else:
                 yield request
 
-    async def _answer_pending(self, models: list[str]) -> None:
+    async def _connected(self, work: Callable[[], Coroutine[Any, Any, None]], workers: int | None = None) -> None:
+        """Run workers on one connection pool until all have ended or the run is stopped."""
         from httpx2 import Limits, Timeout
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
@@ -114,14 +120,12 @@ class Client:
             http_client=DefaultAsyncHttpxClient(
                 limits=Limits(max_connections=endpoint.concurrency, max_keepalive_connections=endpoint.concurrency)
             ),
-        ) as openai:
-            self._openai = openai
+        ) as self._openai:
+            tasks = [asyncio.create_task(work()) for _ in range(workers or endpoint.concurrency)]
             watch = asyncio.create_task(self._watch())
             try:
                 with self._signals_heeded():
-                    for model in models:
-                        await self._until_stopped([asyncio.create_task(self._find_format(model))])
-                    await self._until_stopped([asyncio.create_task(self._work()) for _ in range(endpoint.concurrency)])
+                    await self._until_stopped(tasks)
             finally:
                 watch.cancel()
         if self._stopping:
@@ -221,12 +225,7 @@ class Client:
         """Set the worst case aside, waiting for requests in flight to cost less than theirs where it does not fit."""
         while (worst := self._budget.reserve(request)) is None:
             if not self._budget.in_flight:
-                raise InputError(
-                    f"The limit is reached: {self._budget.describe()} spent, and the next request could cost "
-                    f"{self._budget.describe_worst(request)}. {self._progress.done:,} of {self._progress.planned:,} requests "
-                    "are answered. Raise synthesis.budget to go on, or make the dataset of what there is with "
-                    "st-llm-embed reparse."
-                )
+                raise self._budget.reached(request, self._progress)
             self._settled.clear()
             await self._settled.wait()
         return worst
@@ -240,24 +239,13 @@ class Client:
         self._write(request, "answered", cost, started, body=outcome.body, usage=usage, request_id=request_id)
         return cost
 
-    def _write(self, request: Request, status: str, cost: Cost, started: float, **fields: Any) -> None:
-        record = {
-            "step": request.step,
-            "index": request.index,
-            "key": request.key,
-            "status": status,
-            "model": request.model,
-            "prompt_version": PROMPT_VERSION,
-            "at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": round(time.monotonic() - started, 3),
-            "tokens": cost.tokens,
-            "usd": cost.usd,
-            "about": request.about,
-            **fields,
-        }
-        if self._api_key in record["body"]:  # some servers repeat the key they were given
-            record["body"] = record["body"].replace(self._api_key, "[key]")
-        self._journal.append(record)
+    def _write(self, request: Request, status: str, cost: Cost, started: float, *, body: str, **fields: Any) -> None:
+        if self._api_key in body:  # some servers repeat the key they were given
+            body = body.replace(self._api_key, "[key]")
+        seconds = round(time.monotonic() - started, 3)
+        self._journal.append(
+            request_record(request, status, cost.tokens, cost.usd, body=body, seconds=seconds, **fields)
+        )
 
     def _heed(self, outcome: Outcome, admitted: float) -> None:
         """Adapt to what the server says about its limits."""
@@ -284,9 +272,6 @@ class Client:
         Raises:
             InputError: the model does not answer at all.
         """
-        where = (self._endpoint.base_url, model)
-        if where in self._journal.formats:
-            return
         for response_format, prompt in PROBES:
             key = content_hash(model, response_format)
             request = Request("probe", 0, key, model, [{"role": "user", "content": prompt}], PROBE_SCHEMA, {})
@@ -303,9 +288,8 @@ class Client:
                     "synthesis.endpoint.parameters, which are sent as they are."
                 )
             if response_format == "prompt" or (isinstance(content, str) and _obeys(content, response_format)):
-                self._journal.append(
-                    {"status": "format", "base_url": where[0], "model": model, "format": response_format}
-                )
+                record = {"status": "format", "model": model, "format": response_format}
+                self._journal.append(record | {"base_url": self._endpoint.base_url})
                 return
 
     async def _watch(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,11 +14,12 @@ from st_llm_embed.data.rows import fold
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import REPLAY, Endpoint, Synthesis
 from st_llm_embed.synthesis.attributes import task_type_weights, TWO_STEP
+from st_llm_embed.synthesis.batch import BatchClient
 from st_llm_embed.synthesis.budget import Budget
 from st_llm_embed.synthesis.client import Client
 from st_llm_embed.synthesis.journal import Journal, read_journal
 from st_llm_embed.synthesis.parsing import Rejection, completion_of, content_of, parse_answer
-from st_llm_embed.synthesis.plan import BRAINSTORM_SCHEMA, RequestPlan
+from st_llm_embed.synthesis.plan import BRAINSTORM_SCHEMA, Request, RequestPlan
 from st_llm_embed.synthesis.progress import Progress, shown_progress
 from st_llm_embed.synthesis.tasks import TaskFile, tasks_path
 
@@ -37,23 +38,30 @@ def generate(synthesis: Synthesis, folder: Path) -> None:
             answered is kept.
     """
     plan = RequestPlan(synthesis.plan, synthesis.endpoint)
-    with (
-        Journal(folder) as journal,
-        served(synthesis, plan) as (base_url, api_key),
-        shown_progress() as show,
-    ):
+    with Journal(folder) as journal, _served(synthesis, plan) as (base_url, api_key), shown_progress() as show:
         budget = Budget(synthesis, journal.usd, journal.tokens)
-        client = Client(synthesis.endpoint, base_url, api_key, journal, budget)
-        models = synthesis.endpoint.models
+        live = Client(synthesis.endpoint, base_url, api_key, journal, budget)
+        client = live
+        if synthesis.endpoint.mode == "batch":
+            client = BatchClient(synthesis.endpoint, base_url, api_key, journal, budget)
+
+        def answer(step: str, planned: int, requests: Callable[[], Iterator[Request]]) -> None:
+            if all(journal.has(request.step, request.index, request.key) for request in requests()):
+                return
+            live.find_formats(synthesis.endpoint.models, show)
+            progress = Progress(step, planned)
+            client.answer(requests, progress, show)
+            if progress.left:
+                raise InputError(
+                    f"{progress.left:,} of {planned:,} {step} got no answer: the server failed or hung up each time. All "
+                    "others are in the journal; run the same command again for the rest."
+                )
+
         if not tasks_file(synthesis, plan, folder).is_file():
-            progress = Progress("brainstorm", synthesis.plan.brainstorm_requests)
-            client.answer(plan.brainstorms(), models, progress, show)
-            _check_complete(progress)
+            answer("brainstorms", synthesis.plan.brainstorm_requests, plan.brainstorms)
             _write_tasks(synthesis, plan, folder, journal.path)
         tasks = TaskFile(tasks_file(synthesis, plan, folder))
-        progress = Progress("examples", synthesis.plan.requests)
-        client.answer(plan.examples(tasks), models, progress, show)
-        _check_complete(progress)
+        answer("examples", synthesis.plan.requests, lambda: plan.examples(tasks))
 
 
 def tasks_file(synthesis: Synthesis, plan: RequestPlan, folder: Path) -> Path:
@@ -67,7 +75,7 @@ def tasks_file(synthesis: Synthesis, plan: RequestPlan, folder: Path) -> Path:
 
 
 @contextmanager
-def served(synthesis: Synthesis, plan: RequestPlan) -> Generator[tuple[str, str]]:
+def _served(synthesis: Synthesis, plan: RequestPlan) -> Generator[tuple[str, str]]:
     """Give the address and the key; for `replay` start its server first."""
     endpoint = synthesis.endpoint
     if endpoint.base_url != REPLAY:
@@ -94,19 +102,11 @@ def _api_key(endpoint: Endpoint) -> str:
     )
 
 
-def _check_complete(progress: Progress) -> None:
-    if progress.left:
-        raise InputError(
-            f"{progress.left:,} of {progress.planned:,} {progress.step} requests got no answer: the server failed or hung up "
-            "each time. All others are in the journal; run the same command again for the rest."
-        )
-
-
 def _write_tasks(synthesis: Synthesis, plan: RequestPlan, folder: Path, journal: Path) -> None:
     """Freeze the brainstormed tasks: example requests name them, so a later parser must not change them."""
     keys = {request.key: request.index for request in plan.brainstorms()}
     by_index: dict[int, list[tuple[str, str]]] = {}
-    for record in read_journal(journal):
+    for record, _ in read_journal(journal):
         if record["status"] == "answered" and record["step"] == "brainstorm" and record["key"] in keys:
             instructions = brainstormed(record["body"])
             task_type = record["about"]["task_type"]

@@ -11,13 +11,16 @@ import json
 import os
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from filelock import FileLock, Timeout
 
 from st_llm_embed.errors import InputError
+from st_llm_embed.synthesis.plan import Request
+from st_llm_embed.synthesis.prompts import PROMPT_VERSION
 
 
 class Journal:
@@ -64,7 +67,7 @@ class Journal:
         try:
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             _mend_last_line(self._fd)
-            for record in read_journal(self.path):
+            for record, _ in read_journal(self.path):
                 self._note(record)
         except BaseException:
             self._lock.release()
@@ -117,12 +120,37 @@ class Journal:
             keys[record["index"]] = int(record["key"], 16)
 
 
-def read_journal(path: Path, progress: Callable[[int], None] | None = None) -> Iterator[dict[str, Any]]:
-    """Read the records of a journal in the order they were written.
+def request_record(
+    request: Request, status: str, tokens: int, usd: float, *, body: str, **fields: Any
+) -> dict[str, Any]:
+    """Give the record of what came of a request.
 
     Args:
-        path: the journal's file.
-        progress: told the number of bytes of each line.
+        request: what was sent.
+        status: `answered` or `maybe paid`.
+        tokens: prompt and answer tokens billed.
+        usd: their price.
+        body: the response's body as it came, or why there is none.
+        fields: further fields.
+    """
+    return {
+        "step": request.step,
+        "index": request.index,
+        "key": request.key,
+        "status": status,
+        "model": request.model,
+        "prompt_version": PROMPT_VERSION,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "tokens": tokens,
+        "usd": usd,
+        "about": request.about,
+        **fields,
+        "body": body,
+    }
+
+
+def read_journal(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """Read the records of a journal in the order they were written, each with its size in bytes.
 
     Raises:
         InputError: a line is damaged.
@@ -135,9 +163,13 @@ def read_journal(path: Path, progress: Callable[[int], None] | None = None) -> I
                     f"{path}, line {number} is damaged: {line[:80]!r}. Nothing but st-llm-embed may write to the journal; "
                     "take the line out and run again, what it held will be asked for anew."
                 )
-            yield record
-            if progress:
-                progress(len(line))
+            yield record, len(line)
+
+
+def read_record(journal: BinaryIO, offset: int) -> dict[str, Any]:
+    """Read the record at an offset of an open journal."""
+    journal.seek(offset)
+    return json.loads(journal.readline())
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

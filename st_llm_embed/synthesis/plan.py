@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal
 
-from st_llm_embed.data.rows import RESPONSE_KEYS
+from st_llm_embed.data.rows import RESPONSE_KEYS, Row
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import Endpoint, Plan, TaskType
 from st_llm_embed.synthesis.attributes import (
@@ -119,9 +119,9 @@ class RequestPlan:
         for index in range(self._plan.requests):
             yield self.example(index, tasks)
 
-    def judge(self, index: int, row: Mapping[str, str], model: str) -> Request:
+    def judge(self, index: int, row: Row, model: str) -> Request:
         """Give the request that has the row of example request `index` graded."""
-        values = {name: row[name] for name in ("instruction", "anchor", "positive", "negative") if row.get(name)}
+        values = row.model_dump(include={"instruction", "anchor", "positive", "negative"}, exclude_none=True)
         return self._request("judge", index, "judge", values, {}, JUDGE_SCHEMA, model)
 
     def _task(self, index: int, tasks: TaskFile) -> Task:

@@ -1,0 +1,118 @@
+"""The dataset of a journal: rows by task type, the tasks, the rejected answers, and what all of it is made of."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from st_llm_embed.data.dataset import Split, check_sizes, write_dataset
+from st_llm_embed.data.rows import Row, content_hash
+from st_llm_embed.errors import InputError
+from st_llm_embed.recipe import Synthesis
+from st_llm_embed.synthesis.generate import tasks_file
+from st_llm_embed.synthesis.plan import RequestPlan
+from st_llm_embed.synthesis.selection import Rejected, Selection, Similarities
+from st_llm_embed.synthesis.statistics import Statistics
+from st_llm_embed.synthesis.tasks import TaskFile
+
+REJECTED_SCHEMA = pa.schema([(name, pa.string()) for name in Rejected.__dataclass_fields__])
+TASKS_SCHEMA = pa.schema([("task_type", pa.string()), ("instruction", pa.string())])
+RECORDS_PER_GROUP = 2_000
+
+
+def write_synthetic_dataset(
+    synthesis: Synthesis,
+    journal_folder: Path,
+    folder: Path,
+    validation_fraction: float,
+    similarities: Similarities | None,
+) -> Counter[tuple[str, Split]]:
+    """Write what the journal's answers give; nothing is sent and nothing is paid.
+
+    Args:
+        synthesis: the recipe's section.
+        journal_folder: what `generate` wrote.
+        folder: an existing folder; gets a folder of parquet files for each task type, tasks/, rejected/, plots/ and
+            statistics.json.
+        validation_fraction: share of instructions held out.
+        similarities: of the consistency filter; None leaves it out.
+
+    Returns:
+        The number of rows by (configuration, split).
+
+    Raises:
+        InputError: there are no answers, or the rows are too few to hold some out.
+    """
+    plan = RequestPlan(synthesis.plan, synthesis.endpoint)
+    path, journal = tasks_file(synthesis, plan, journal_folder), journal_folder / "answers.jsonl"
+    if not journal.is_file() or not path.is_file():
+        raise InputError(
+            f"{journal_folder} holds no answers to example requests yet. Run st-llm-embed synthesize with this recipe and "
+            "--output-dir first."
+        )
+    tasks = TaskFile(path)
+    selection = Selection(synthesis, plan, tasks, journal, similarities)
+    statistics = Statistics()
+    rejected = _RecordWriter(folder / "rejected" / "rejected.parquet", REJECTED_SCHEMA)
+
+    def accepted() -> Iterator[Row]:
+        for item in selection.rows(folder):
+            statistics.add(item)
+            if isinstance(item, Rejected):
+                rejected.write(asdict(item))
+            else:
+                yield item
+
+    with rejected:
+        counts = write_dataset(accepted(), folder, validation_fraction)
+    check_sizes(counts, validation_fraction, "what the LLM wrote")
+    with _RecordWriter(folder / "tasks" / "tasks.parquet", TASKS_SCHEMA) as written:
+        seen = set()
+        for number in range(len(tasks)):
+            task = tasks[number]
+            digest = content_hash(task.task_type, task.instruction or "")
+            if task.instruction is not None and digest not in seen:
+                seen.add(digest)
+                written.write({"task_type": task.task_type, "instruction": task.instruction})
+    figures = statistics.to_json(journal) | {"overlap_with_evaluation_texts": selection.overlap()}
+    (folder / "statistics.json").write_text(json.dumps(figures, indent=2, ensure_ascii=False), encoding="utf-8")
+    (folder / "plots").mkdir()
+    statistics.plot(folder / "plots")
+    return counts
+
+
+class _RecordWriter:
+    """A parquet file that is written in groups; there is none if nothing is written."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._path, self._schema = path, schema
+        self._buffer: list[dict[str, str]] = []
+        self._writer: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> _RecordWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flush()
+        if self._writer:
+            self._writer.close()
+
+    def write(self, record: dict[str, str]) -> None:
+        self._buffer.append(record)
+        if len(self._buffer) == RECORDS_PER_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._buffer:
+            return
+        if self._writer is None:
+            self._path.parent.mkdir()
+            self._writer = pq.ParquetWriter(self._path, self._schema)
+        self._writer.write_table(pa.Table.from_pylist(self._buffer, schema=self._schema))
+        self._buffer.clear()
