@@ -25,10 +25,10 @@ from filelock import FileLock, Timeout
 from st_llm_embed.data import check_rows, read_rows, rows_file, write_dataset
 from st_llm_embed.errors import InputError
 from st_llm_embed.evaluation import write_report
-from st_llm_embed.modules import base_path, load_tokenizer
+from st_llm_embed.modules import base_path
 from st_llm_embed.publishing import dataset_card, write_release
 from st_llm_embed.recipe import Recipe
-from st_llm_embed.training import lora_config, train, training_arguments
+from st_llm_embed.training import check_training, train
 
 logger = logging.getLogger(__name__)
 
@@ -52,9 +52,7 @@ def check_inputs(recipe: Recipe) -> None:
     Raises:
         InputError: rows, base model or a section of the recipe cannot be used.
     """
-    lora_config(recipe)
-    training_arguments(recipe, Path("unused"))
-    load_tokenizer(recipe.base.name_or_path, revision=recipe.base.revision)
+    check_training(recipe)
     check_rows(rows_file(recipe.data.rows), recipe.data.validation_fraction)
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
-from st_llm_embed.errors import InputError
+from st_llm_embed.errors import InputError, explained, shown
 
 TaskType = Literal["short-long", "long-short", "short-short", "long-long", "sts", "bitext"]
 """The paper's six task types (section 3.1): four asymmetric, by the length of query and document, two symmetric."""
@@ -32,13 +32,21 @@ EMBEDDED = "embedded"
 class Section(BaseModel):
     """Common to all parts of a recipe: immutable, unknown keys refused, docstrings as help."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # Python, and pydantic with it, takes true for 1.
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("true and false are allowed for switches only")
+        return value
 
 
 class Base(Section):
     """The decoder-only language model that becomes an embedder."""
 
-    name_or_path: str
+    name_or_path: str = Field(min_length=1)
     """Hub id or local folder of a decoder-only model, or `embedded`, the small one inside the package."""
     revision: str | None = None
     """Branch, tag or commit of a Hub model."""
@@ -56,7 +64,8 @@ class Data(Section):
     rows: str
     """A .jsonl file of rows or of LLM answers, or `embedded`, the rows inside the package."""
     validation_fraction: float = Field(gt=0, lt=1)
-    """Share of instructions held out, by hash: no instruction is in both parts."""
+    """Share of instructions held out, by hash: no instruction of a task type is in both parts. sts and bitext have
+    twelve instructions each; bitext rows are held out from 0.07 on, sts rows from 0.12 (docs/decisions.md)."""
 
 
 class Loss(Section):
@@ -100,11 +109,12 @@ class Recipe(Section):
     """Seeds fresh weights, data order and dropout."""
     base: Base
     data: Data
-    lora: dict[str, Any] | None
-    """Keyword arguments of peft.LoraConfig; null trains all weights."""
+    lora: dict[str, JsonValue] | None
+    """Keyword arguments of peft.LoraConfig, `{}` for its defaults; null trains all weights."""
     loss: Loss
-    training: dict[str, Any]
-    """Keyword arguments of SentenceTransformerTrainingArguments; output_dir and seed are set by the run."""
+    training: dict[str, JsonValue]
+    """Keyword arguments of SentenceTransformerTrainingArguments. Three are set by the run and refused here:
+    output_dir, seed, and prompts, because each row carries its own instruction."""
     evaluation: Evaluation
     publishing: Publishing
 
@@ -119,11 +129,9 @@ class Recipe(Section):
         Raises:
             InputError: there is no such recipe, the file is no recipe, or a key or value is not allowed.
         """
-        source = recipe_file(name_or_path)
-        try:
-            content = yaml.safe_load(source.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"{source} is not a YAML file: {error}. Mend the line it names and run again.") from error
+        source, text = recipe_file(name_or_path), recipe_text(name_or_path)
+        with explained(f"{source} is not a YAML file", "Mend the line it names and run again."):
+            content = yaml.safe_load(text)
         if not isinstance(content, dict):
             raise InputError(
                 f"{source} holds {type(content).__name__} at its top level, a recipe is a mapping of sections "
@@ -169,6 +177,17 @@ def recipe_file(name_or_path: str) -> Path:
     )
 
 
+def recipe_text(name_or_path: str) -> str:
+    """Read a recipe, given by shipped name or by path, as it is written.
+
+    Raises:
+        InputError: there is no such recipe, or its file cannot be read.
+    """
+    source = recipe_file(name_or_path)
+    with explained(f"{source} cannot be read", "Give a text file in UTF-8 that you may read."):
+        return source.read_text(encoding="utf-8")
+
+
 def _set(content: dict[str, Any], override: str) -> None:
     """Apply one `section.key=value` to the parsed YAML in place."""
     dotted, equals, text = override.partition("=")
@@ -177,18 +196,16 @@ def _set(content: dict[str, Any], override: str) -> None:
         raise InputError(
             f"--set {override!r} is not of the form section.key=value. Write for example --set loss.temperature=0.05."
         )
-    try:
+    with explained(f"--set {shown(override)}: {shown(text)} is not a YAML value", "Quote it."):
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {override!r}: {text!r} is not a YAML value: {error}. Quote it.") from error
     target = content
     for position, key in enumerate(keys[:-1]):
         if target.get(key) is None:
             target[key] = {}
         if not isinstance(target[key], dict):
             raise InputError(
-                f"--set {override!r}: {'.'.join(keys[: position + 1])} is the value {target[key]!r}, not a section. "
-                "Give the key's full name and nothing below it."
+                f"--set {override!r}: {'.'.join(keys[: position + 1])} is the value {shown(target[key])}, not a "
+                "section. Give the key's full name and nothing below it."
             )
         target = target[key]
     target[keys[-1]] = value
@@ -210,7 +227,7 @@ def _explain_one(details: ErrorDetails) -> str:
         return f"unknown key {key}{hint} (allowed here: {', '.join(allowed)})"
     if details["type"] == "missing":
         return f"{key} is missing"
-    return f"{key} is {details['input']!r}: {details['msg']}"
+    return f"{key} is {shown(details['input'])}: {details['msg'].removeprefix('Value error, ')}"
 
 
 def _suggestion(given: str, allowed: Sequence[str]) -> str:
