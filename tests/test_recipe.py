@@ -132,7 +132,16 @@ def test_an_unknown_name_lists_the_shipped_recipes() -> None:
     assert all(name in str(error.value) for name in shipped_recipes())
 
 
-@pytest.mark.parametrize(("text", "told"), [("- a\n- b\n", "list"), ("a: [", "not a YAML file"), ("", "NoneType"), ("é", "cannot be read"), ("[" * 5000, "recursion")])
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("- a\n- b\n", "list"),
+        ("a: [", "not a YAML file"),
+        ("", "NoneType"),
+        ("é", "cannot be read"),
+        ("[" * 5000, "recursion"),
+    ],
+)
 def test_a_file_that_is_no_recipe_is_refused(text: str, told: str, tmp_path: Path) -> None:
     path = tmp_path / "broken.yaml"
     path.write_bytes(text.encode("latin-1"))

@@ -15,6 +15,7 @@ from st_llm_embed.modules import LLMSentenceTransformer, base_path, load_tokeniz
 from st_llm_embed.recipe import EMBEDDED, Recipe
 from st_llm_embed.training.arguments import lora_config, training_arguments
 from st_llm_embed.training.loss import build_losses
+from st_llm_embed.training.train import BASE_ADVICE
 
 
 def check_training(recipe: Recipe) -> None:
@@ -43,12 +44,6 @@ def check_training(recipe: Recipe) -> None:
             decoder.add_adapter(adapter)
 
 
-BASE_ADVICE = (
-    f"Allowed are {EMBEDDED!r} and the Hub id or local folder of a decoder-only transformers model, complete with its "
-    "weights and tokenizer. Set it with --set base.name_or_path=..."
-)
-
-
 def _decoder_without_weights(recipe: Recipe) -> PreTrainedModel:
     """Build the base on the meta device; of a local folder the headers of its weight files are read, too."""
     path = base_path(recipe.base.name_or_path)
@@ -73,6 +68,7 @@ def _rehearse_trainer(recipe: Recipe) -> None:
         arguments = training_arguments(recipe, Path(folder))
         arguments.push_to_hub = False
         model = LLMSentenceTransformer.from_base(EMBEDDED, max_seq_length=16)
+        model.model_card_data.generate_widget_examples = False
         with explained(f"Recipe {recipe.name}: the training section is refused", "Change what the message names."):
             trainer = SentenceTransformerTrainer(
                 model=model, args=arguments, train_dataset=rows, loss=build_losses(model, recipe.loss, rows)
