@@ -7,6 +7,7 @@ are checked against it where they are used (``st_llm_embed.training.arguments``)
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -27,6 +28,10 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 EMBEDDED = "embedded"
 """Value of ``base.name_or_path`` and ``data.rows`` for the base model and the rows that ship with the package."""
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+RECIPE_SUFFIXES = (".yaml", ".yml")
 
 
 class Section(BaseModel):
@@ -101,7 +106,7 @@ class Publishing(Section):
 class Recipe(Section):
     """Every choice of one run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=NAME_PATTERN)
     """Name of the run and of its default output folder."""
     description: str
     """One sentence on what it makes, for `recipes list` and the card."""
@@ -168,7 +173,7 @@ def recipe_file(name_or_path: str) -> Path:
     if name_or_path in shipped_recipes():
         return Path(str(files("st_llm_embed") / "recipes" / f"{name_or_path}.yaml"))
     path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml") and path.is_file():
+    if path.suffix in RECIPE_SUFFIXES and path.is_file():
         return path
     raise InputError(
         f"There is no recipe {name_or_path!r}{_suggestion(name_or_path, shipped_recipes())}. Allowed are the shipped "
@@ -186,6 +191,32 @@ def recipe_text(name_or_path: str) -> str:
     source = recipe_file(name_or_path)
     with explained(f"{source} cannot be read", "Give a text file in UTF-8 that you may read."):
         return source.read_text(encoding="utf-8")
+
+
+def recipe_to_start_from(name: str, target: Path) -> str:
+    """Give a shipped recipe's text for a file of the user's, without what is true of the shipped one alone.
+
+    The copy is named after the file; its description and its limitations, which tell what was measured with the
+    shipped recipe, are empty.
+
+    Raises:
+        InputError: there is no such shipped recipe, or the file's name cannot be that of a recipe.
+    """
+    if name not in shipped_recipes():
+        raise InputError(
+            f"{name!r} is no shipped recipe{_suggestion(name, shipped_recipes())}; those are "
+            f"{', '.join(shipped_recipes())}. A recipe file of your own is copied as any file."
+        )
+    if target.suffix not in RECIPE_SUFFIXES or not re.fullmatch(NAME_PATTERN, target.stem):
+        raise InputError(
+            f"{str(target)!r} cannot be the file of a recipe: its name has to consist of letters, digits, '.', '_' "
+            "and '-', begin with a letter or digit, and end in .yaml or .yml. Choose another file with --to."
+        )
+    text = re.sub(r"\A(#.*\n)+", "", recipe_text(name))
+    text = re.sub(r"^name: .*$", f'name: "{target.stem}"', text, flags=re.MULTILINE)
+    text = re.sub(r"^description: .*$", 'description: ""  # one sentence, for the card', text, flags=re.MULTILINE)
+    text = re.sub(r"^  limitations:.*\n(    .*\n)*", "", text, flags=re.MULTILINE)
+    return text.rstrip() + "\n  limitations: []  # what users have to know, for the card and the report\n"
 
 
 def _set(content: dict[str, Any], override: str) -> None:

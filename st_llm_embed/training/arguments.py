@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -33,6 +34,9 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> SentenceTransformerT
     checked = _checked(SentenceTransformerTrainingArguments, recipe.training, f"Recipe {recipe.name}: training")
     # The trainer's own default pins memory, and warns where there is no GPU to pin it for.
     checked.setdefault("dataloader_pin_memory", torch.cuda.is_available())
+    # accelerate joins the processes of a torchrun only if they have GPUs or are told that there are none.
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
+        checked.setdefault("use_cpu", True)
     with explained(f"Recipe {recipe.name}: the training section is refused", "Change what the message names."):
         return SentenceTransformerTrainingArguments(output_dir=str(output_dir), seed=recipe.seed, **checked)
 
