@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from st_llm_embed.errors import InputError
-from st_llm_embed.recipe import Recipe, recipe_file, shipped_recipes
+from st_llm_embed.errors import InputError, explained
+from st_llm_embed.recipe import Recipe, recipe_text, recipe_to_start_from, shipped_recipes
 
 app = typer.Typer(
     help="Turn a large language model into a text embedding model.",
@@ -41,15 +41,19 @@ def run(
 ) -> None:
     """Run every stage of a recipe: dataset, training, evaluation, release. Run it again to go on after a stop."""
     resolved = Recipe.load(_required(recipe, "run"), overrides or [])
-    _configure_logging()
     from st_llm_embed.pipeline import check_inputs, run_pipeline
+    from st_llm_embed.training import is_first_process
 
+    if is_first_process():
+        _configure_logging()
     if dry_run:
         check_inputs(resolved)
         sys.stdout.write(resolved.to_yaml())
         return
     folder = output_dir or Path("runs") / resolved.name
-    _print_outcome(run_pipeline(resolved, folder), folder)
+    report = run_pipeline(resolved, folder)
+    if is_first_process():
+        _print_outcome(report, folder)
 
 
 @recipes_app.command("list")
@@ -65,22 +69,21 @@ def show_recipe(
     overrides: Overrides = None,
 ) -> None:
     """Print a recipe: as written, with its comments, or resolved where --set is given."""
-    typer.echo(
-        Recipe.load(recipe, overrides).to_yaml() if overrides else recipe_file(recipe).read_text(encoding="utf-8")
-    )
+    typer.echo(Recipe.load(recipe, overrides).to_yaml() if overrides else recipe_text(recipe))
 
 
 @recipes_app.command("copy")
 def copy_recipe(
     name: Annotated[str, typer.Argument(help="A shipped recipe's name.")],
-    to: Annotated[Path | None, typer.Option(help="The new file.", show_default="NAME.yaml")] = None,
+    to: Annotated[Path | None, typer.Option(help="The new file, .yaml or .yml.", show_default="NAME.yaml")] = None,
 ) -> None:
-    """Copy a shipped recipe, comments and all, to start one of your own."""
+    """Start a recipe of your own: a shipped one with its comments, the file's name, and no description or limits."""
     target = to or Path(f"{name}.yaml")
-    content = recipe_file(name).read_text(encoding="utf-8")
+    content = recipe_to_start_from(name, target)
     if target.exists():
         raise InputError(f"{target} exists. Choose another file with --to, or remove it.")
-    target.write_text(content, encoding="utf-8")
+    with explained(f"{target} cannot be written", "Choose another file with --to."):
+        target.write_text(content, encoding="utf-8")
     typer.echo(f"Wrote {target}. Run it with: st-llm-embed run {target}")
 
 

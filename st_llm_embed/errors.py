@@ -1,6 +1,13 @@
-"""The one error that is the user's to mend."""
+"""The one error that is the user's to mend, and how other libraries' errors become it."""
 
 from __future__ import annotations
+
+import reprlib
+from collections.abc import Generator
+from contextlib import contextmanager
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 120
 
 
 class InputError(ValueError):
@@ -9,3 +16,29 @@ class InputError(ValueError):
     The message is one paragraph: what was got, what is allowed, what to do. The command line prints it
     without a traceback and exits with code 2.
     """
+
+    def __init__(self, message: str) -> None:
+        # Messages of other libraries, which may be part of it, have several lines.
+        super().__init__(" ".join(line.strip() for line in message.splitlines() if line.strip()))
+
+
+@contextmanager
+def explained(problem: str, advice: str) -> Generator[None]:
+    """Turn any error of a block that does nothing but use what the user gave into an InputError.
+
+    Args:
+        problem: what cannot be used; the error's own message follows it.
+        advice: what is allowed and what to do.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        # tokenizers and safetensors raise Exception itself, so no narrower class would do.
+        raise InputError(f"{problem}: {str(error).rstrip('. ') or type(error).__name__}. {advice}") from error
+
+
+def shown(value: object) -> str:
+    """Quote a value for a message, cut where it is long or deep."""
+    return _SHORT.repr(value)

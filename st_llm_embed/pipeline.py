@@ -4,14 +4,21 @@ A stage's inputs (its part of the recipe, the fingerprint of the stage before, t
 hashed into a fingerprint. ``manifests/<stage>.json`` holds it; a stage runs again when, and only when, it changed.
 Training resumes from its last checkpoint; every other stage writes beside its folder and is renamed at the end, so a
 kill leaves no half-written folder.
+
+The folder of a stage that runs again is deleted only if it holds exactly the files that the run wrote. A training, and
+a folder in which anything was added or changed, is kept as ``<stage>.<first digits of its fingerprint>``.
+
+Under torchrun every process checks the inputs and trains; the first one alone does the rest while the others wait.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -21,16 +28,20 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel
 
 from st_llm_embed.data import check_rows, read_rows, rows_file, write_dataset
-from st_llm_embed.errors import InputError
+from st_llm_embed.errors import InputError, explained
 from st_llm_embed.evaluation import write_report
-from st_llm_embed.modules import base_path, load_tokenizer
+from st_llm_embed.modules import base_path
 from st_llm_embed.publishing import dataset_card, write_release
 from st_llm_embed.recipe import Recipe
-from st_llm_embed.training import lora_config, train, training_arguments
+from st_llm_embed.training import check_training, is_first_process, train, wait_for_all_processes
 
 logger = logging.getLogger(__name__)
+
+STAGES = ("dataset", "training", "evaluation", "release")
+"""The stages in order; each has a folder and a manifest of its name."""
 
 VERSIONS_RECORDED = (
     "st_llm_embed",
@@ -46,15 +57,27 @@ NO_SPACE_BYTES = 1 << 20
 """A disk with less than this left counts as full: torch and safetensors report a full disk in their own words."""
 
 
+class Manifest(BaseModel):
+    """What a stage's folder was made from, and what was written into it."""
+
+    stage: str
+    finished: bool
+    fingerprint: str
+    """Hash of `inputs`."""
+    inputs: dict[str, Any]
+    versions: dict[str, str]
+    files: dict[str, tuple[int, int]] = {}
+    """Size in bytes and time of the last change in nanoseconds of each file, by its path in the folder."""
+    finished_at: str | None = None
+
+
 def check_inputs(recipe: Recipe) -> None:
     """Check everything a run needs that can be checked in seconds, before anything is written.
 
     Raises:
         InputError: rows, base model or a section of the recipe cannot be used.
     """
-    lora_config(recipe)
-    training_arguments(recipe, Path("unused"))
-    load_tokenizer(recipe.base.name_or_path, revision=recipe.base.revision)
+    check_training(recipe)
     check_rows(rows_file(recipe.data.rows), recipe.data.validation_fraction)
 
 
@@ -69,11 +92,13 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
         The content of evaluation/report.json.
 
     Raises:
-        InputError: something given cannot be used, or the disk is full; finished stages are kept.
+        InputError: something given cannot be used, the output folder holds what no run wrote, or the disk is full;
+            finished stages are kept.
     """
     check_inputs(recipe)
     with _owned(output_dir), _full_disk_explained(output_dir):
-        recipe.save(output_dir / "recipe.yaml")
+        if is_first_process():
+            recipe.save(output_dir / "recipe.yaml")
         dataset_dir, training_dir = output_dir / "dataset", output_dir / "training"
         evaluation_dir, release_dir = output_dir / "evaluation", output_dir / "release"
 
@@ -81,11 +106,11 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
 
         def build_dataset(folder: Path) -> None:
             counts = write_dataset(read_rows(rows), folder, recipe.data.validation_fraction)
-            (folder / "README.md").write_text(dataset_card(recipe, counts), encoding="utf-8")
+            (folder / "README.md").write_text(dataset_card(counts), encoding="utf-8")
 
         data = _stage(
             dataset_dir,
-            {"rows": _file_hash(rows), "validation_fraction": recipe.data.validation_fraction, "name": recipe.name},
+            {"rows": _file_hash(rows), "validation_fraction": recipe.data.validation_fraction},
             build_dataset,
         )
         trained = _stage(
@@ -98,15 +123,21 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
             lambda folder: train(recipe, dataset_dir, folder),
             resumable=True,
         )
-        shown = recipe.model_dump(include={"name", "description", "publishing"}, mode="json")
         evaluated = _stage(
             evaluation_dir,
-            {"training": trained, "evaluation": recipe.evaluation.model_dump(), **shown},
+            {
+                "training": trained,
+                "evaluation": recipe.evaluation.model_dump(),
+                "name": recipe.name,
+                "description": recipe.description,
+                "limitations": recipe.publishing.limitations,
+            },
             lambda folder: write_report(recipe, dataset_dir, training_dir, folder),
         )
+        # The whole recipe lies in the release.
         _stage(
             release_dir,
-            {"evaluation": evaluated, **shown},
+            {"evaluation": evaluated, "recipe": recipe.model_dump(mode="json")},
             lambda folder: write_release(recipe, dataset_dir, training_dir, evaluation_dir, folder),
         )
         return json.loads((evaluation_dir / "report.json").read_text(encoding="utf-8"))
@@ -122,56 +153,122 @@ def _stage(folder: Path, inputs: dict[str, Any], build: Callable[[Path], None], 
         resumable: `build` goes on from what an earlier, killed call with the same inputs left in the folder.
     """
     fingerprint = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
-    manifest_path = folder.parent / "manifests" / f"{folder.name}.json"
-    manifest = json.loads(manifest_path.read_text(encoding="utf-8")) if manifest_path.is_file() else None
-    if folder.exists() and manifest is None:
-        raise InputError(
-            f"{folder} exists and was not written by a run of st-llm-embed. Move it away or choose "
-            "another --output-dir."
-        )
-    unchanged = manifest is not None and manifest["fingerprint"] == fingerprint
-    if manifest is not None and unchanged and manifest["finished"] and folder.is_dir():
-        logger.info("%s: finished before, kept", folder.name)
-        return fingerprint
-
-    record = {
-        "stage": folder.name,
-        "finished": False,
-        "fingerprint": fingerprint,
-        "inputs": inputs,
-        "versions": {name: version(name) for name in VERSIONS_RECORDED},
-    }
-    if resumable:
-        if folder.exists() and manifest is not None and not unchanged:
-            previous = folder.with_name(f"{folder.name}.{manifest['fingerprint'][:8]}")
-            logger.info("%s: the inputs changed, the earlier result is kept in %s", folder.name, previous)
-            shutil.rmtree(previous, ignore_errors=True)
-            folder.rename(previous)
-        _write_json(manifest_path, record)
-        logger.info("%s: %s", folder.name, "going on" if folder.exists() else "starting")
-        folder.mkdir(exist_ok=True)
+    if is_first_process():
+        _start(folder, fingerprint, inputs, None if resumable else build)
+    wait_for_all_processes()
+    if resumable and not _read_manifest(folder).finished:
         build(folder)
-    else:
-        logger.info("%s: starting", folder.name)
-        partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        build(partial)
-        _write_json(manifest_path, record)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    _write_json(manifest_path, record | {"finished": True, "finished_at": now})
+        wait_for_all_processes()
+        if is_first_process():
+            _finish(folder, _read_manifest(folder))
     return fingerprint
+
+
+def _start(folder: Path, fingerprint: str, inputs: dict[str, Any], build: Callable[[Path], None] | None) -> None:
+    """Build a stage's folder, or, without `build`, prepare it to be built; nothing happens where it is finished."""
+    earlier = _read_manifest(folder) if _manifest_path(folder).exists() else None
+    unchanged = earlier is not None and earlier.fingerprint == fingerprint
+    versions = {name: version(name) for name in VERSIONS_RECORDED}
+    if earlier is not None and unchanged and earlier.finished and folder.is_dir():
+        changed = [
+            f"{name} {earlier.versions.get(name)}"
+            for name, now in versions.items()
+            if earlier.versions.get(name) != now
+        ]
+        if changed:
+            logger.warning(
+                "%s: made with %s, and kept. To make it with what is installed now, choose another --output-dir.",
+                folder.name,
+                ", ".join(changed),
+            )
+        logger.info("%s: finished before, kept", folder.name)
+        return
+    logger.info("%s: %s", folder.name, "going on" if unchanged and build is None and folder.exists() else "starting")
+    record = Manifest(stage=folder.name, finished=False, fingerprint=fingerprint, inputs=inputs, versions=versions)
+    if build is None:
+        if earlier is not None and not unchanged:
+            _set_aside(folder, earlier, keep=True)
+        _write_manifest(folder, record)
+        folder.mkdir(exist_ok=True)
+        return
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    build(partial)
+    _write_manifest(folder, record)
+    if earlier is not None:
+        _set_aside(folder, earlier, keep=False)
+    partial.rename(folder)
+    _finish(folder, record)
+
+
+def _finish(folder: Path, record: Manifest) -> None:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    _write_manifest(folder, record.model_copy(update={"finished": True, "finished_at": now, "files": _files(folder)}))
+
+
+def _set_aside(folder: Path, written: Manifest, *, keep: bool) -> None:
+    """Make room for a new folder: rename the old one, or delete it where nothing in it is the user's."""
+    if not folder.exists():
+        return
+    if not keep and not folder.is_symlink() and _files(folder) == written.files:
+        shutil.rmtree(folder)
+        return
+    name = f"{folder.name}.{written.fingerprint[:8]}"
+    names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+    kept = next(path for path in map(folder.with_name, names) if not os.path.lexists(path))
+    folder.rename(kept)
+    logger.info("%s: the earlier one is kept in %s", folder.name, kept)
+
+
+def _files(folder: Path) -> dict[str, tuple[int, int]]:
+    found = {path.relative_to(folder).as_posix(): path.lstat() for path in folder.rglob("*") if not path.is_dir()}
+    return {name: (status.st_size, status.st_mtime_ns) for name, status in sorted(found.items())}
+
+
+def _manifest_path(folder: Path) -> Path:
+    return folder.parent / "manifests" / f"{folder.name}.json"
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = _manifest_path(folder)
+    with explained(f"{path} is no manifest of a run", f"Move it and {folder} away, or choose another --output-dir."):
+        return Manifest.model_validate_json(path.read_bytes())
+
+
+def _write_manifest(folder: Path, record: Manifest) -> None:
+    path = _manifest_path(folder)
+    partial = path.with_suffix(".partial")
+    partial.write_text(record.model_dump_json(indent=2), encoding="utf-8")
+    partial.replace(path)
+
+
+def _check_ownership(output_dir: Path) -> None:
+    """Refuse a folder that holds, in a place where a run writes, what no run wrote."""
+    manifests = output_dir / "manifests"
+    ours = {manifests: manifests.is_dir() and {path.stem for path in manifests.iterdir()} <= set(STAGES)}
+    ours[output_dir / "recipe.yaml"] = ours[manifests] and (output_dir / "recipe.yaml").is_file()
+    for folder in (output_dir / name for name in STAGES):
+        written = _manifest_path(folder).exists() and _read_manifest(folder).stage == folder.name
+        ours[folder] = written and folder.is_dir()
+    for path, is_ours in ours.items():
+        if os.path.lexists(path) and not is_ours:
+            raise InputError(
+                f"{path} was not written by a run of st-llm-embed, and this one would write there. Move it away or "
+                "choose another --output-dir."
+            )
 
 
 @contextmanager
 def _owned(output_dir: Path) -> Generator[None]:
-    """Create the output folder and hold it for this process alone."""
+    """Create the output folder and hold it for this run alone."""
+    if not is_first_process():
+        yield
+        return
+    lock = FileLock(output_dir / ".lock", timeout=0)
     try:
+        _check_ownership(output_dir)
         (output_dir / "manifests").mkdir(parents=True, exist_ok=True)
-        lock = FileLock(output_dir / ".lock", timeout=0)
         lock.acquire()
     except Timeout as error:
         raise InputError(
@@ -198,12 +295,6 @@ def _full_disk_explained(output_dir: Path) -> Generator[None]:
                 "kept: make room and run the same command again, or choose another --output-dir."
             ) from error
         raise
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2), encoding="utf-8")
-    partial.replace(path)
 
 
 def _base_hash(recipe: Recipe) -> dict[str, Any]:

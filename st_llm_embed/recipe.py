@@ -7,16 +7,26 @@ are checked against it where they are used (``st_llm_embed.training.arguments``)
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
-from st_llm_embed.errors import InputError
+from st_llm_embed.errors import InputError, explained, shown
 
 TaskType = Literal["short-long", "long-short", "short-short", "long-long", "sts", "bitext"]
 """The paper's six task types (section 3.1): four asymmetric, by the length of query and document, two symmetric."""
@@ -34,17 +44,29 @@ SYNTHESIS = "synthesis"
 REPLAY = "replay"
 """Value of ``synthesis.endpoint.base_url`` for the server inside the package, which gives recorded answers."""
 
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+RECIPE_SUFFIXES = (".yaml", ".yml")
+
 
 class Section(BaseModel):
     """Common to all parts of a recipe: immutable, unknown keys refused, docstrings as help."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # Python, and pydantic with it, takes true for 1.
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("true and false are allowed for switches only")
+        return value
 
 
 class Base(Section):
     """The decoder-only language model that becomes an embedder."""
 
-    name_or_path: str
+    name_or_path: str = Field(min_length=1)
     """Hub id or local folder of a decoder-only model, or `embedded`, the small one inside the package."""
     revision: str | None = None
     """Branch, tag or commit of a Hub model."""
@@ -63,7 +85,8 @@ class Data(Section):
     """A .jsonl file of rows or of LLM answers; `synthesis`: what an LLM writes by that section; or `embedded`, the rows
     inside the package."""
     validation_fraction: float = Field(gt=0, lt=1)
-    """Share of instructions held out, by hash: no instruction is in both parts."""
+    """Share of instructions held out, by hash: no instruction of a task type is in both parts. sts and bitext have
+    twelve instructions each; bitext rows are held out from 0.07 on, sts rows from 0.12 (docs/decisions.md)."""
 
 
 class Endpoint(Section):
@@ -208,7 +231,7 @@ class Publishing(Section):
 class Recipe(Section):
     """Every choice of one run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=NAME_PATTERN)
     """Name of the run and of its default output folder."""
     description: str
     """One sentence on what it makes, for `recipes list` and the card."""
@@ -218,11 +241,12 @@ class Recipe(Section):
     synthesis: Synthesis | None = None
     """Needed where `data.rows` is `synthesis`; not used otherwise."""
     data: Data
-    lora: dict[str, Any] | None
-    """Keyword arguments of peft.LoraConfig; null trains all weights."""
+    lora: dict[str, JsonValue] | None
+    """Keyword arguments of peft.LoraConfig, `{}` for its defaults; null trains all weights."""
     loss: Loss
-    training: dict[str, Any]
-    """Keyword arguments of SentenceTransformerTrainingArguments; output_dir and seed are set by the run."""
+    training: dict[str, JsonValue]
+    """Keyword arguments of SentenceTransformerTrainingArguments. Three are set by the run and refused here:
+    output_dir, seed, and prompts, because each row carries its own instruction."""
     evaluation: Evaluation
     publishing: Publishing
 
@@ -243,11 +267,9 @@ class Recipe(Section):
         Raises:
             InputError: there is no such recipe, the file is no recipe, or a key or value is not allowed.
         """
-        source = recipe_file(name_or_path)
-        try:
-            content = yaml.safe_load(source.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"{source} is not a YAML file: {error}. Mend the line it names and run again.") from error
+        source, text = recipe_file(name_or_path), recipe_text(name_or_path)
+        with explained(f"{source} is not a YAML file", "Mend the line it names and run again."):
+            content = yaml.safe_load(text)
         if not isinstance(content, dict):
             raise InputError(
                 f"{source} holds {type(content).__name__} at its top level, a recipe is a mapping of sections "
@@ -284,13 +306,50 @@ def recipe_file(name_or_path: str) -> Path:
     if name_or_path in shipped_recipes():
         return Path(str(files("st_llm_embed") / "recipes" / f"{name_or_path}.yaml"))
     path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml") and path.is_file():
+    if path.suffix in RECIPE_SUFFIXES and path.is_file():
         return path
     raise InputError(
         f"There is no recipe {name_or_path!r}{_suggestion(name_or_path, shipped_recipes())}. Allowed are the shipped "
         f"recipes ({', '.join(shipped_recipes())}) and the path of a .yaml file. To start one of your own: "
         "st-llm-embed recipes copy demo."
     )
+
+
+def recipe_text(name_or_path: str) -> str:
+    """Read a recipe, given by shipped name or by path, as it is written.
+
+    Raises:
+        InputError: there is no such recipe, or its file cannot be read.
+    """
+    source = recipe_file(name_or_path)
+    with explained(f"{source} cannot be read", "Give a text file in UTF-8 that you may read."):
+        return source.read_text(encoding="utf-8")
+
+
+def recipe_to_start_from(name: str, target: Path) -> str:
+    """Give a shipped recipe's text for a file of the user's, without what is true of the shipped one alone.
+
+    The copy is named after the file; its description and its limitations, which tell what was measured with the
+    shipped recipe, are empty.
+
+    Raises:
+        InputError: there is no such shipped recipe, or the file's name cannot be that of a recipe.
+    """
+    if name not in shipped_recipes():
+        raise InputError(
+            f"{name!r} is no shipped recipe{_suggestion(name, shipped_recipes())}; those are "
+            f"{', '.join(shipped_recipes())}. A recipe file of your own is copied as any file."
+        )
+    if target.suffix not in RECIPE_SUFFIXES or not re.fullmatch(NAME_PATTERN, target.stem):
+        raise InputError(
+            f"{str(target)!r} cannot be the file of a recipe: its name has to consist of letters, digits, '.', '_' "
+            "and '-', begin with a letter or digit, and end in .yaml or .yml. Choose another file with --to."
+        )
+    text = re.sub(r"\A(#.*\n)+", "", recipe_text(name))
+    text = re.sub(r"^name: .*$", f'name: "{target.stem}"', text, flags=re.MULTILINE)
+    text = re.sub(r"^description: .*$", 'description: ""  # one sentence, for the card', text, flags=re.MULTILINE)
+    text = re.sub(r"^  limitations:.*\n(    .*\n)*", "", text, flags=re.MULTILINE)
+    return text.rstrip() + "\n  limitations: []  # what users have to know, for the card and the report\n"
 
 
 def _set(content: dict[str, Any], override: str) -> None:
@@ -301,18 +360,16 @@ def _set(content: dict[str, Any], override: str) -> None:
         raise InputError(
             f"--set {override!r} is not of the form section.key=value. Write for example --set loss.temperature=0.05."
         )
-    try:
+    with explained(f"--set {shown(override)}: {shown(text)} is not a YAML value", "Quote it."):
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {override!r}: {text!r} is not a YAML value: {error}. Quote it.") from error
     target = content
     for position, key in enumerate(keys[:-1]):
         if target.get(key) is None:
             target[key] = {}
         if not isinstance(target[key], dict):
             raise InputError(
-                f"--set {override!r}: {'.'.join(keys[: position + 1])} is the value {target[key]!r}, not a section. "
-                "Give the key's full name and nothing below it."
+                f"--set {override!r}: {'.'.join(keys[: position + 1])} is the value {shown(target[key])}, not a "
+                "section. Give the key's full name and nothing below it."
             )
         target = target[key]
     target[keys[-1]] = value
@@ -334,7 +391,7 @@ def _explain_one(details: ErrorDetails) -> str:
         return f"unknown key {key}{hint} (allowed here: {', '.join(allowed)})"
     if details["type"] == "missing":
         return f"{key} is missing"
-    return f"{key} is {details['input']!r}: {details['msg']}"
+    return f"{key} is {shown(details['input'])}: {details['msg'].removeprefix('Value error, ')}"
 
 
 def _suggestion(given: str, allowed: Sequence[str]) -> str:

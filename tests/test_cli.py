@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import yaml
 from conftest import Outcome, example_rows, write_rows
 
-from st_llm_embed.recipe import shipped_recipes
+from st_llm_embed.recipe import Recipe, shipped_recipes
 
 RunCli = Callable[..., Outcome]
 
@@ -35,13 +36,48 @@ def test_recipes_are_listed_and_shown_with_their_comments(run_cli: RunCli) -> No
     assert resolved["base"]["random_init"] is False
 
 
-def test_a_copied_recipe_is_an_equal_one_and_never_overwrites(
-    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_a_copy_has_its_own_name_and_tells_nothing_that_was_measured(
+    name: str, run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    assert run_cli("recipes", "copy", name, "--to", "mine.yaml").code == 0
+    shipped, mine = (Recipe.load(source).model_dump() for source in (name, "mine.yaml"))
+    own = {"name": "mine", "description": "", "publishing": shipped["publishing"] | {"limitations": ()}}
+    assert mine == shipped | own
+    assert "# " in (tmp_path / "mine.yaml").read_text(encoding="utf-8")
+
+
+def test_a_copy_never_overwrites(run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     assert run_cli("recipes", "copy", "demo").code == 0
-    assert run_cli("recipes", "show", "demo.yaml").out == run_cli("recipes", "show", "demo").out
     refused(run_cli("recipes", "copy", "demo"), "demo.yaml exists", "--to")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("copy", "demo", "--to", "folder.yaml"), "folder.yaml exists"),
+        (("copy", "demo", "--to", "nowhere/mine.yaml"), "nowhere/mine.yaml cannot be written: [Errno 2]"),
+        (("copy", "demo", "--to", "file/mine.yaml"), "file/mine.yaml"),
+        (("copy", "demo", "--to", "mine.txt"), "end in .yaml or .yml"),
+        (("copy", "demo", "--to", "my own.yaml"), "letters, digits"),
+        (("copy", "dmeo"), "did you mean demo"),
+        (("copy", "binary.yaml"), "is no shipped recipe"),
+        (("show", "binary.yaml"), "binary.yaml cannot be read"),
+        (("show", "folder.yaml"), "There is no recipe"),
+    ],
+)
+def test_a_file_that_cannot_be_copied_or_shown_is_named(
+    arguments: tuple[str, ...], told: str, run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe")
+    before = sorted(tmp_path.iterdir())
+    refused(run_cli("recipes", *arguments), told)
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_run_without_a_recipe_says_what_to_do(run_cli: RunCli) -> None:
@@ -66,6 +102,12 @@ def test_a_dry_run_checks_and_prints_and_writes_nothing(run_cli: RunCli, tiny_re
         (["base.name_or_path=no/such-model"], ["no/such-model", "embedded"]),
         (["data.rows=nowhere.jsonl"], ["nowhere.jsonl", "embedded"]),
         (["data.validation_fraction=0.0000001"], ["validation_fraction", "another fraction"]),
+        (["lora.r=0"], ["lora section", "`r` should be a positive integer"]),
+        (["lora.target_modules=[nothing]"], ["lora section", "{'nothing'} not found in the base model"]),
+        (["training.learning_rate=-1"], ["training section", "Invalid learning rate: -1.0"]),
+        (["training.per_device_train_batch_size=0"], ["training section", "batch_size should be a positive integer"]),
+        (["training.eval_strategy=steps"], ["training section", "eval_strategy"]),
+        (["training.report_to=wandb"], ["training section", "requires wandb to be installed"]),
     ],
 )
 def test_a_wrong_choice_ends_with_one_message_and_nothing_written(
@@ -102,14 +144,45 @@ def test_bad_rows_are_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_base_without_a_tokenizer_is_refused(
-    run_cli: RunCli, tiny_recipe: Path, tiny_base: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("tokenizer.json", None, "holds no tokenizer"),
+        ("tokenizer.json", "{", "cannot be loaded"),
+        ("tokenizer.json", "{}", "cannot be loaded"),
+        ("config.json", None, "cannot be loaded"),
+        ("config.json", "{", "cannot be loaded"),
+        ("model.safetensors", None, "no file named model.safetensors"),
+        ("model.safetensors", "not tensors", "cannot be loaded"),
+        ("model.safetensors", 1000, "incomplete metadata"),
+        ("config.json", ('"num_hidden_layers": 2', '"num_hidden_layers": 3'), "lack 9 tensors of a MistralModel"),
+        ("tokenizer_config.json", ('"eos_token": "</s>"', '"eos_token": "<over>"'), "outside the model's vocabulary"),
+    ],
+)
+def test_a_base_that_cannot_be_used_is_refused_before_anything_is_written(
+    *,
+    name: str,
+    content: str | int | tuple[str, str] | None,
+    told: str,
+    run_cli: RunCli,
+    tiny_recipe: Path,
+    tiny_base: Path,
+    tmp_path: Path,
 ) -> None:
-    (tmp_path / "base").mkdir()
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / "base" / name).write_bytes((tiny_base / name).read_bytes())
-    override = f"base.name_or_path={tmp_path / 'base'}"
-    refused(run_cli("run", tiny_recipe, "--set", override, "--output-dir", tmp_path / "out"), "holds no tokenizer")
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    whole = (base / name).read_bytes()
+    (base / name).unlink()
+    match content:
+        case str():
+            (base / name).write_text(content, encoding="utf-8")
+        case int():
+            (base / name).write_bytes(whole[:-content])
+        case (old, new):
+            assert old.encode() in whole
+            (base / name).write_bytes(whole.replace(old.encode(), new.encode()))
+    override = f"base.name_or_path={base}"
+    refused(run_cli("run", tiny_recipe, "--set", override, "--output-dir", tmp_path / "out"), told)
     assert not (tmp_path / "out").exists()
 
 

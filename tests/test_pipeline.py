@@ -44,11 +44,16 @@ def test_a_second_run_does_only_what_changed(tiny_recipe: Path, tmp_path: Path) 
 
     run_pipeline(Recipe.load(str(tiny_recipe), ["publishing.license=mit"]), out)
     second = written(out)
-    assert {name for name in first if first[name] != second[name]} == {"evaluation", "release"}
+    assert {name for name in first if first[name] != second[name]} == {"release"}
+
+    run_pipeline(Recipe.load(str(tiny_recipe), ["publishing.license=mit", "name=renamed"]), out)
+    renamed = written(out)
+    assert {name for name in first if second[name] != renamed[name]} == {"evaluation", "release"}
+    assert not list(out.glob("training.*"))
 
     run_pipeline(Recipe.load(str(tiny_recipe), ["publishing.license=mit", "training.max_steps=2"]), out)
     third = written(out)
-    assert {name for name in first if second[name] != third[name]} == {"training", "evaluation", "release"}
+    assert {name for name in first if renamed[name] != third[name]} == {"training", "evaluation", "release"}
     assert len(list(out.glob("training.*/model"))) == 1, "a training that is replaced has to be kept"
 
 
@@ -66,12 +71,87 @@ def test_two_runs_cannot_share_an_output_folder(tiny_recipe: Path, tmp_path: Pat
         run_pipeline(Recipe.load(str(tiny_recipe)), tmp_path / "out")
 
 
-def test_a_folder_of_the_users_is_not_overwritten(tiny_recipe: Path, tmp_path: Path) -> None:
-    (tmp_path / "out" / "dataset").mkdir(parents=True)
-    (tmp_path / "out" / "dataset" / "precious.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(InputError, match="was not written by a run"):
-        run_pipeline(Recipe.load(str(tiny_recipe)), tmp_path / "out")
-    assert (tmp_path / "out" / "dataset" / "precious.txt").read_text(encoding="utf-8") == "mine"
+def contents(folder: Path) -> dict[str, bytes | None]:
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("recipe.yaml", "name: mine", "recipe.yaml was not written by a run"),
+        ("recipe.yaml/inner.txt", "mine", "recipe.yaml was not written by a run"),
+        ("manifests", "mine", "manifests was not written by a run"),
+        ("manifests/deployment.yaml", "mine", "manifests was not written by a run"),
+        ("manifests/dataset.json", "{not json", "dataset.json is no manifest of a run"),
+        ("manifests/dataset.json", "[]", "dataset.json is no manifest of a run"),
+        ("manifests/dataset.json", '{"finished": true}', "dataset.json is no manifest of a run"),
+        ("manifests/dataset.json/inner.txt", "mine", "dataset.json is no manifest of a run"),
+        ("dataset", "mine", "dataset was not written by a run"),
+        ("dataset/precious.txt", "mine", "dataset was not written by a run"),
+        ("release/precious.txt", "mine", "release was not written by a run"),
+    ],
+)
+def test_a_folder_that_holds_what_no_run_wrote_is_left_as_it_is(
+    name: str, content: str, told: str, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    (out / name).parent.mkdir(parents=True)
+    (out / name).write_text(content, encoding="utf-8")
+    before = contents(out)
+    with pytest.raises(InputError, match=told) as error:
+        run_pipeline(Recipe.load(str(tiny_recipe)), out)
+    assert len(str(error.value).splitlines()) == 1
+    assert contents(out) == before
+
+
+def test_a_finished_stage_that_became_a_link_or_a_file_is_refused(tiny_recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_pipeline(Recipe.load(str(tiny_recipe)), out)
+    for replace in (lambda: (out / "dataset").write_text("mine"), lambda: (out / "dataset").symlink_to("nowhere")):
+        (out / "dataset").rename(tmp_path / "moved")
+        replace()
+        with pytest.raises(InputError, match="dataset was not written by a run"):
+            run_pipeline(Recipe.load(str(tiny_recipe)), out)
+        (out / "dataset").unlink()
+        (tmp_path / "moved").rename(out / "dataset")
+
+
+def test_what_a_user_added_or_changed_is_kept_when_a_stage_runs_again(tiny_recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_pipeline(Recipe.load(str(tiny_recipe)), out)
+    (out / "evaluation" / "notes.txt").write_text("mine", encoding="utf-8")
+    (out / "release" / "README.md").write_text("my card", encoding="utf-8")
+    for description in ("one", "two"):
+        run_pipeline(Recipe.load(str(tiny_recipe), [f"description={description}"]), out)
+        assert [path.read_text() for path in out.glob("evaluation.*/notes.txt")] == ["mine"]
+        assert [path.read_text() for path in out.glob("release.*/README.md")] == ["my card"]
+        assert description in (out / "release" / "README.md").read_text(encoding="utf-8")
+    assert not list(out.glob("dataset.*"))
+    # The second was written by the run alone and is not kept.
+    assert len(list(out.glob("evaluation.*"))) == 1
+
+
+def test_no_training_is_lost_by_going_back_and_forth(tiny_recipe: Path, tmp_path: Path) -> None:
+    for steps in (1, 2, 1, 2):
+        run_pipeline(Recipe.load(str(tiny_recipe), [f"training.max_steps={steps}"]), tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("training.*/model"))) == 3
+
+
+def test_a_stage_made_with_another_version_is_kept_with_a_warning(
+    tiny_recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_pipeline(Recipe.load(str(tiny_recipe)), tmp_path / "out")
+    before = written(tmp_path / "out")
+    path = tmp_path / "out" / "manifests" / "training.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest["versions"]["st_llm_embed"] = "0.0.1"
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    run_pipeline(Recipe.load(str(tiny_recipe)), tmp_path / "out")
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "training: made with st_llm_embed 0.0.1, and kept. To make it with what is installed now, choose another "
+        "--output-dir."
+    ]
+    assert written(tmp_path / "out").keys() == before.keys()
 
 
 def test_a_stage_that_died_is_done_again_and_nothing_else(

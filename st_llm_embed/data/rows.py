@@ -6,6 +6,7 @@ paper's recipe: ``{"task_type", "instruction", "attributes", "response"}``.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 from collections.abc import Iterator
@@ -13,9 +14,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints, ValidationError, model_validator
 
-from st_llm_embed.errors import InputError
+from st_llm_embed.errors import InputError, explained, shown
 from st_llm_embed.instructions import ONE_STEP_INSTRUCTIONS
 from st_llm_embed.languages import LANGUAGE_CODES
 from st_llm_embed.recipe import EMBEDDED, TASK_TYPES, TaskType
@@ -32,6 +33,13 @@ RESPONSE_KEYS: dict[TaskType, tuple[str, ...]] = {
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 """A text with something in it; edge whitespace is cut, since servers disagree on whether they keep it."""
+
+Language = Annotated[
+    str,
+    BeforeValidator(lambda name: LANGUAGE_CODES.get(name, name) if isinstance(name, str) else name),
+    StringConstraints(pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]{2,8})*$"),
+]
+"""A BCP-47 code; one of the 93 English names becomes its code."""
 
 
 class Attributes(BaseModel):
@@ -76,9 +84,9 @@ class Row(BaseModel):
     """A hard negative, if there is one."""
     instruction: Text
     task_type: TaskType = "short-long"
-    language: str = "und"
+    language: Language = "und"
     """BCP-47 code of the anchor's language."""
-    target_language: str = ""
+    target_language: Language = ""
     """BCP-47 code of the other side's language; the anchor's, unless the row is bitext."""
     generator: str = "unknown"
     """The LLM that wrote the row."""
@@ -136,11 +144,14 @@ def read_rows(path: Path) -> Iterator[Row]:
         InputError: a line is neither a row nor an answer, or the file has no rows; names the line.
     """
     count = 0
-    with path.open(encoding="utf-8") as lines:
+    with explained(f"{path} cannot be read", "Give a .jsonl file that you may read."):
+        file = path.open("rb")
+    with file as lines:
         for number, line in enumerate(lines, start=1):
-            if not line.strip():
+            text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if not text.strip():
                 continue
-            yield _parse(line, f"{path}, line {number}")
+            yield _parse(text, f"{path}, line {number}")
             count += 1
     if count == 0:
         raise InputError(
@@ -162,14 +173,15 @@ def row_of_answer(answer: dict[str, Any], where: str) -> Row:
 
 def content_hash(*texts: str) -> str:
     """Hash texts to 16 hexadecimal digits, the same on every machine."""
-    return hashlib.blake2b("\x1f".join(texts).encode(), digest_size=8).hexdigest()
+    # Half a surrogate pair has no UTF-8; a row that holds one is refused by the fields' own check.
+    return hashlib.blake2b("\x1f".join(texts).encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 
-def _parse(line: str, where: str) -> Row:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where} is not JSON: {error}. Write one JSON object a line.") from error
+def _parse(line: bytes, where: str) -> Row:
+    with explained(f"{where} is not UTF-8", "Unpack a compressed file, and save the text as UTF-8."):
+        text = line.decode()
+    with explained(f"{where} is not JSON", "Write one JSON object a line."):
+        record = json.loads(text)
     if not isinstance(record, dict):
         raise InputError(f"{where} is {type(record).__name__}, a row is a JSON object. Write one JSON object a line.")
     if "response" in record:
@@ -190,13 +202,14 @@ def _row_of_answer(answer: dict[str, Any], where: str) -> dict[str, Any]:
     attributes = dict(attributes)
     if not isinstance(task_type, str) or task_type not in RESPONSE_KEYS:
         raise InputError(
-            f"{where} has the task_type {task_type!r}; allowed are {', '.join(TASK_TYPES)}. Mend or remove the line."
+            f"{where} has the task_type {shown(task_type)}; allowed are {', '.join(TASK_TYPES)}. "
+            "Mend or remove the line."
         )
     keys = RESPONSE_KEYS[task_type]
     missing = [key for key in keys if key not in response]
     if missing:
         raise InputError(
-            f"{where}: the response to a {task_type} request has {', '.join(response) or 'no keys'} and lacks "
+            f"{where}: the response to a {task_type} request has {shown(list(response))} and lacks "
             f"{', '.join(missing)}; {', '.join(keys)} are needed. Mend or remove the line."
         )
     texts = dict(zip(("anchor", "positive", "negative"), (response[key] for key in keys), strict=False))
@@ -207,8 +220,8 @@ def _row_of_answer(answer: dict[str, Any], where: str) -> dict[str, Any]:
         **texts,
         "instruction": wordings[_draw(texts["anchor"], len(wordings))] if wordings else answer.get("instruction"),
         "task_type": task_type,
-        "language": LANGUAGE_CODES.get(language, language),
-        "target_language": LANGUAGE_CODES.get(target_language, target_language),
+        "language": language,
+        "target_language": target_language,
         "generator": answer.get("generator", "unknown"),
         "prompt_version": answer.get("prompt_version", "unknown"),
         "attributes": attributes,
@@ -226,15 +239,22 @@ def fold(text: str) -> str:
 
 def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "missing" or (first["type"] == "string_type" and first["input"] is None):
+    field, value = ".".join(str(part) for part in first["loc"]), first["input"]
+    if first["type"] == "extra_forbidden":
+        allowed = Attributes if first["loc"][0] == "attributes" else Row
+        return f"unknown field {shown(field)} (allowed: {', '.join(allowed.model_fields)})"
+    if first["type"] == "missing" or (value is None and Row.model_fields[field].is_required()):
         return (
             f"it has no {field} (a row has {', '.join(Row.model_fields)}; anchor, positive and instruction are needed)"
         )
+    if value is None:
+        return f"its {field} is null; give a value or leave the field out"
     if first["type"] == "string_too_short":
         return f"its {field} is empty"
-    if first["type"] == "extra_forbidden":
-        return f"unknown field {field} (allowed: {', '.join(Row.model_fields)})"
-    if not field:
-        return first["msg"].removeprefix("Value error, ")
-    return f"{field} is {first['input']!r}: {first['msg']}"
+    if first["type"] == "string_pattern_mismatch":
+        return (
+            f"its {field} is {shown(value)}; allowed are a BCP-47 code such as en or zh-Hant, und where it is not "
+            "known, and the English names in st_llm_embed/languages.py"
+        )
+    problem = first["msg"].removeprefix("Value error, ")
+    return f"{field} is {shown(value)}: {problem}" if field else problem

@@ -65,6 +65,8 @@ def plot_similarity(before: Scores, after: Scores, path: Path) -> None:
             groups = {"positives": scores.positive_similarity, "hard negatives": scores.negative_similarity}
             bins = np.histogram_bin_edges(np.concatenate(list(groups.values())), bins=30).tolist()
             for (label, values), colour in zip(groups.items(), (POSITIVE, NEGATIVE), strict=True):
+                if not len(values):
+                    continue
                 axes.hist(values, bins=bins, density=True, histtype="stepfilled", alpha=0.35, color=colour)
                 axes.axvline(values.mean(), color=colour, linestyle="--", label=f"{label}, mean {values.mean():.2f}")
             axes.set(title=title, xlabel="cosine similarity to the query", ylabel="density")

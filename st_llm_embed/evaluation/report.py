@@ -66,8 +66,9 @@ def _training_facts(log: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "steps": summary["step"],
         "epochs": summary["epoch"],
-        "first_loss": losses[0] if losses else float("nan"),
-        "last_loss": losses[-1] if losses else float("nan"),
+        # None where the run was shorter than the first logging step.
+        "first_loss": losses[0] if losses else None,
+        "last_loss": losses[-1] if losses else None,
         # After a resume this is the time since the resume.
         "seconds": summary["train_runtime"],
     }
@@ -108,19 +109,33 @@ def _markdown(recipe: Recipe, report: dict[str, Any], before: Scores, after: Sco
         "Training should push the two apart: to the right the texts that belong to the query, to the left the hard "
         "negatives that only look as if they did.",
         "![Cosine similarity of positives and hard negatives](similarity.png)",
-        f"Mean cosine similarity to the query: positives {before.positive_similarity.mean():.3f} before and "
-        f"{after.positive_similarity.mean():.3f} after, hard negatives {before.negative_similarity.mean():.3f} before "
-        f"and {after.negative_similarity.mean():.3f} after.",
+        f"Mean cosine similarity to the query: {_similarities(before, after)}.",
         "## Training",
         "![Loss by step](loss.png)",
-        f"{training['steps']} steps, {training['epochs']:.2f} epochs, loss {training['first_loss']:.2f} to "
-        f"{training['last_loss']:.2f}, {training['seconds']:.0f} s on {report['hardware']}. Seed {recipe.seed}.",
+        f"{training['steps']} steps, {training['epochs']:.2f} epochs, {_losses(training)}"
+        f"{training['seconds']:.0f} s on {report['hardware']}. Seed {recipe.seed}.",
     ]
     if recipe.publishing.limitations:
         sections += ["## Known limits", "\n".join(f"- {limitation}" for limitation in recipe.publishing.limitations)]
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     sections += ["## Made with", versions]
     return "\n\n".join(sections) + "\n"
+
+
+def _similarities(before: Scores, after: Scores) -> str:
+    groups = {
+        "positives": (before.positive_similarity, after.positive_similarity),
+        "hard negatives": (before.negative_similarity, after.negative_similarity),
+    }
+    return ", ".join(
+        f"{name} {old.mean():.3f} before and {new.mean():.3f} after" for name, (old, new) in groups.items() if len(old)
+    )
+
+
+def _losses(training: dict[str, Any]) -> str:
+    if training["first_loss"] is None:
+        return ""
+    return f"loss {training['first_loss']:.2f} to {training['last_loss']:.2f}, "
 
 
 def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

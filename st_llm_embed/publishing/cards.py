@@ -19,11 +19,10 @@ from st_llm_embed.recipe import EMBEDDED, Recipe
 SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
-def dataset_card(recipe: Recipe, counts: Counter[tuple[str, Split]]) -> str:
+def dataset_card(counts: Counter[tuple[str, Split]]) -> str:
     """Render the card of a written dataset; its front matter tells the Hub where each configuration's files are."""
     configs = sorted({config for config, _ in counts})
     data = DatasetCardData(
-        pretty_name=recipe.name,
         tags=["sentence-transformers", "synthetic"],
         task_categories=["sentence-similarity", "feature-extraction", "text-retrieval"],
         size_categories=next((name for limit, name in SIZE_CATEGORIES if counts.total() < limit), "n>1M"),
@@ -42,7 +41,6 @@ def dataset_card(recipe: Recipe, counts: Counter[tuple[str, Split]]) -> str:
     card = DatasetCard.from_template(
         data,
         template_path=str(_template("dataset_card.md")),
-        name=recipe.name,
         template=INSTRUCTION_TEMPLATE.replace("\n", "\\n"),
         counts=[(config, counts[config, "train"], counts[config, "validation"]) for config in configs],
     )
@@ -79,7 +77,7 @@ def model_card(recipe: Recipe, model: SentenceTransformer, dataset_dir: Path, ev
         task_types=", ".join(training_rows),
         generators=", ".join(generators),
         temperature=recipe.loss.temperature,
-        lora=", ".join(f"{key} {value}" for key, value in (recipe.lora or {}).items()),
+        lora=recipe.lora and ", ".join(f"{key} {value}" for key, value in recipe.lora.items()),
         steps=f"{report['training']['steps']:,}",
         results=headline_rows(report),
         limitations=recipe.publishing.limitations,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -12,7 +13,7 @@ from peft import LoraConfig
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from sentence_transformers import SentenceTransformerTrainingArguments
 
-from st_llm_embed.errors import InputError
+from st_llm_embed.errors import InputError, explained, shown
 from st_llm_embed.recipe import Recipe
 
 SET_BY_THE_RUN = ("output_dir", "seed", "prompts")
@@ -22,7 +23,7 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> SentenceTransformerT
     """Build the trainer's arguments from ``recipe.training``.
 
     Raises:
-        InputError: a key is unknown or set by the run itself, or a value has the wrong type.
+        InputError: a key is unknown or set by the run itself, a value has the wrong type, or transformers refuses it.
     """
     for key in SET_BY_THE_RUN:
         if key in recipe.training:
@@ -33,21 +34,24 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> SentenceTransformerT
     checked = _checked(SentenceTransformerTrainingArguments, recipe.training, f"Recipe {recipe.name}: training")
     # The trainer's own default pins memory, and warns where there is no GPU to pin it for.
     checked.setdefault("dataloader_pin_memory", torch.cuda.is_available())
-    try:
+    # accelerate joins the processes of a torchrun only if they have GPUs or are told that there are none.
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
+        checked.setdefault("use_cpu", True)
+    with explained(f"Recipe {recipe.name}: the training section is refused", "Change what the message names."):
         return SentenceTransformerTrainingArguments(output_dir=str(output_dir), seed=recipe.seed, **checked)
-    except (ValueError, TypeError, ImportError) as error:
-        raise InputError(f"Recipe {recipe.name}: the training section is refused: {error}") from error
 
 
 def lora_config(recipe: Recipe) -> LoraConfig | None:
     """Build peft's configuration from ``recipe.lora``; None where all weights are trained.
 
     Raises:
-        InputError: a key is unknown or a value has the wrong type.
+        InputError: a key is unknown, a value has the wrong type, or peft refuses it.
     """
     if recipe.lora is None:
         return None
-    return LoraConfig(**_checked(LoraConfig, recipe.lora, f"Recipe {recipe.name}: lora"))
+    checked = _checked(LoraConfig, recipe.lora, f"Recipe {recipe.name}: lora")
+    with explained(f"Recipe {recipe.name}: the lora section is refused", "Change what the message names."):
+        return LoraConfig(**checked)
 
 
 def _checked(upstream: type, given: dict[str, Any], where: str) -> dict[str, Any]:
@@ -68,6 +72,6 @@ def _checked(upstream: type, given: dict[str, Any], where: str) -> dict[str, Any
         except ValidationError as error:
             problem = error.errors()[0]["msg"]
             raise InputError(
-                f"{where}.{key} is {value!r}: {problem}. Give it the type that {upstream.__name__} documents."
+                f"{where}.{key} is {shown(value)}: {problem}. Give it the type that {upstream.__name__} documents."
             ) from error
     return checked

@@ -10,7 +10,7 @@ from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss,
     MultipleNegativesRankingLoss,
 )
-from torch import nn
+from torch import distributed, nn
 
 from st_llm_embed.recipe import Loss
 
@@ -33,6 +33,8 @@ def _build(model: SentenceTransformer, loss: Loss, hardness_strength: float) -> 
         "scale": 1 / loss.temperature,
         "hardness_mode": "hard_negatives" if hardness_strength else None,
         "hardness_strength": hardness_strength,
+        # Under torchrun the batch whose texts are negatives is that of all processes.
+        "gather_across_devices": distributed.is_initialized(),
     }
     if loss.mini_batch_size is None:
         return MultipleNegativesRankingLoss(model, **options)

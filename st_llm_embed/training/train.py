@@ -14,10 +14,17 @@ from sentence_transformers.sentence_transformer.modules import Transformer
 from transformers import set_seed
 
 from st_llm_embed.data import load_split, to_training
+from st_llm_embed.errors import explained
 from st_llm_embed.modules import LLMSentenceTransformer
-from st_llm_embed.recipe import Dtype, Recipe
+from st_llm_embed.recipe import EMBEDDED, Dtype, Recipe
 from st_llm_embed.training.arguments import lora_config, training_arguments
 from st_llm_embed.training.loss import build_losses
+from st_llm_embed.training.processes import is_first_process
+
+BASE_ADVICE = (
+    f"Allowed are {EMBEDDED!r} and the Hub id or local folder of a decoder-only transformers model, complete with its "
+    "weights and tokenizer. Set it with --set base.name_or_path=..."
+)
 
 
 def untrained_embedder(recipe: Recipe, *, dtype: Dtype | None = None) -> LLMSentenceTransformer:
@@ -26,15 +33,19 @@ def untrained_embedder(recipe: Recipe, *, dtype: Dtype | None = None) -> LLMSent
     Args:
         recipe: gives the base, the text length and the seed.
         dtype: data type of the weights where it is not the recipe's.
+
+    Raises:
+        InputError: the base cannot be loaded.
     """
     set_seed(recipe.seed)
-    return LLMSentenceTransformer.from_base(
-        recipe.base.name_or_path,
-        max_seq_length=recipe.base.max_seq_length,
-        revision=recipe.base.revision,
-        random_init=recipe.base.random_init,
-        dtype=dtype or recipe.base.dtype,
-    )
+    with explained(f"The base model {recipe.base.name_or_path!r} cannot be loaded", BASE_ADVICE):
+        return LLMSentenceTransformer.from_base(
+            recipe.base.name_or_path,
+            max_seq_length=recipe.base.max_seq_length,
+            revision=recipe.base.revision,
+            random_init=recipe.base.random_init,
+            dtype=dtype or recipe.base.dtype,
+        )
 
 
 def training_set(dataset_dir: Path) -> DatasetDict:
@@ -43,7 +54,7 @@ def training_set(dataset_dir: Path) -> DatasetDict:
 
 
 def train(recipe: Recipe, dataset_dir: Path, output_dir: Path) -> None:
-    """Fine-tune the recipe's base and save it.
+    """Fine-tune the recipe's base and save it. Under torchrun all processes call this; the first one saves.
 
     Writes ``checkpoints/`` on the way, and at the end ``model/`` (stock sentence-transformers, adapter merged),
     ``adapter/`` where LoRA was trained, and ``log.json`` (the trainer's records: step, loss, learning rate, ...).
@@ -59,6 +70,8 @@ def train(recipe: Recipe, dataset_dir: Path, output_dir: Path) -> None:
     )
     checkpoint = last_complete_checkpoint(output_dir / "checkpoints")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if not is_first_process():
+        return
     if adapter is not None:
         model.save_pretrained(str(output_dir / "adapter"), create_model_card=False)
         model = merge_adapter(recipe, output_dir / "adapter")
@@ -68,12 +81,13 @@ def train(recipe: Recipe, dataset_dir: Path, output_dir: Path) -> None:
 
 def last_complete_checkpoint(checkpoints: Path) -> Path | None:
     """Give the newest checkpoint that was written to its end; a killed process can leave a torn one behind it."""
-    by_step = sorted(checkpoints.glob("checkpoint-*"), key=lambda folder: int(folder.name.removeprefix("checkpoint-")))
-    for folder in reversed(by_step):
+    steps = {folder: folder.name.removeprefix("checkpoint-") for folder in checkpoints.glob("checkpoint-*")}
+    numbered = [folder for folder, step in steps.items() if step.isdecimal()]
+    for folder in sorted(numbered, key=lambda folder: int(steps[folder]), reverse=True):
         try:
             # The trainer writes this file last.
             json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
+        except (OSError, ValueError):
             continue
         return folder
     return None

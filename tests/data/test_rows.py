@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from st_llm_embed.instructions import ONE_STEP_INSTRUCTIONS
 from st_llm_embed.recipe import TASK_TYPES
 
 GOOD = {"anchor": "q", "positive": "p", "negative": "n", "instruction": "i", "task_type": "short-long"}
+ANSWER = {"task_type": "short-short", "instruction": "i", "response": {"input": "q", "positive_document": "p"}}
 
 
 def rows_of(tmp_path: Path, *lines: object) -> list[Row]:
@@ -65,6 +68,21 @@ def test_edge_whitespace_is_cut_and_missing_fields_are_derived(tmp_path: Path) -
     assert len(row.key) == 16
 
 
+def test_a_byte_order_mark_and_names_of_languages_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD | {"language": "German"}).encode())
+    [row] = read_rows(path)
+    assert (row.language, row.target_language) == ("de", "de")
+
+
+@pytest.mark.parametrize("encode", [gzip.compress, lambda line: line.decode().encode("utf-16"), lambda _: b'{"\xe9'])
+def test_a_file_that_is_not_utf8_is_refused(encode: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(encode(json.dumps(GOOD).encode() + b"\n"))
+    with pytest.raises(InputError, match=r"line 1 is not UTF-8: .* Unpack a compressed file"):
+        list(read_rows(path))
+
+
 def test_blank_lines_are_skipped(tmp_path: Path) -> None:
     assert len(rows_of(tmp_path, GOOD, "", GOOD)) == 2
 
@@ -78,7 +96,8 @@ def test_blank_lines_are_skipped(tmp_path: Path) -> None:
         (GOOD | {"negative": "p"}, "its negative equals its positive"),
         (GOOD | {"negative": " P "}, "its negative equals its positive"),
         (GOOD | {"task_type": "retrieval"}, "task_type is 'retrieval'"),
-        (GOOD | {"label": 1}, "unknown field label"),
+        (GOOD | {"label": 1}, "unknown field 'label'"),
+        (GOOD | {"label": None}, "unknown field 'label'"),
         (GOOD | {"anchor": 3}, "anchor is 3"),
         ({"task_type": "sts", "response": {"S1": "a", "S2": "b"}}, "lacks S3"),
         ({"task_type": "poem", "response": {}}, "task_type 'poem'"),
@@ -87,6 +106,16 @@ def test_blank_lines_are_skipped(tmp_path: Path) -> None:
         ({"task_type": "sts", "response": {}, "attributes": ["x"]}, "have to be JSON objects"),
         ([1, 2], "list"),
         ("{not json", "not JSON"),
+        ('{"anchor": ' + "9" * 5000 + "}", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        (GOOD | {"language": None}, "its language is null"),
+        (GOOD | {"language": "Klingon"}, "its language is 'Klingon'; allowed are"),
+        (GOOD | {"attributes": {"colour": "red"}}, "'attributes.colour' (allowed: query_type, "),
+        (GOOD | {"anchor": ["x" * 9] * 999}, "anchor is ['xxxxxxxxx', "),
+        (json.dumps(GOOD | {"anchor": "half \ud83d"}), "anchor is 'half \\ud83d'"),
+        (ANSWER | {"attributes": {"language": ["English"]}}, "language is ['English']"),
+        (ANSWER | {"attributes": {"language": None}}, "its language is null"),
+        (ANSWER | {"attributes": {"language": "Elvish"}}, "its language is 'Elvish'"),
     ],
 )
 def test_a_bad_line_is_named_with_its_number(line: object, told: str, tmp_path: Path) -> None:
@@ -94,6 +123,7 @@ def test_a_bad_line_is_named_with_its_number(line: object, told: str, tmp_path: 
         rows_of(tmp_path, GOOD, line)
     assert "line 2" in str(error.value)
     assert told in str(error.value)
+    assert len(str(error.value)) < 1000
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:

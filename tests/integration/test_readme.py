@@ -50,11 +50,14 @@ def test_the_commands_run(tmp_path: Path, tiny_base: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", example_rows(64))
     lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("st-llm-embed")]
     assert len(lines) >= 4
+    # Two steps, and for the README's base and GPU a tiny one and the CPU.
+    replaced = ["training.max_steps=2", "training.use_cpu=true"]
     for line in lines:
-        arguments = shlex.split(line.replace("Qwen/Qwen3-0.6B", str(tiny_base)))[1:]
+        arguments = shlex.split(line)[1:]
         if arguments[0] == "run":
-            arguments += ["--set", "training.max_steps=2"]
+            own_base = [] if "demo" in arguments else [f"base.name_or_path={tiny_base}"]
+            arguments += [part for override in (*replaced, *own_base) for part in ("--set", override)]
         command = [sys.executable, "-m", "st_llm_embed.cli", *arguments]
         done = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, (line, done.stderr)
-    assert (tmp_path / "runs" / "demo" / "release").is_dir()
+    assert (tmp_path / "runs" / "mine" / "release").is_dir()

@@ -111,6 +111,28 @@ def test_a_training_killed_twice_ends_with_the_weights_of_an_uninterrupted_one(d
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
+def test_two_processes_train_together_and_one_of_them_does_the_rest(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    options = ["--set", "training.max_steps=2", "--set", "base.max_seq_length=32", "--output-dir", str(out)]
+    for expected in ("training: starting", "training: finished before, kept"):
+        done = subprocess.run([*torchrun, *COMMAND[2:], *options], check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("before and after training") == 1
+        assert done.stderr.count(expected) == 1
+    last = json.loads((out / "training" / "log.json").read_text(encoding="utf-8"))[-1]
+    assert last["epoch"] > 0.12, "two steps of 128 rows, 64 of each process; of 64 they would be 0.07 epochs"
+    assert SentenceTransformer(str(out / "release"), device="cpu").encode(["a text"]).shape == (1, 192)
+    refused = subprocess.run(
+        [*torchrun, *COMMAND[2:], *options, "--set", "data.rows=nowhere.jsonl"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert refused.returncode != 0
+    assert "Error: data.rows is 'nowhere.jsonl'" in refused.stderr
+
+
 def test_a_full_disk_ends_with_one_message_and_a_run_that_can_go_on(demo: Path, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()

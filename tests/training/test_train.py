@@ -57,6 +57,15 @@ def test_there_is_no_checkpoint_before_the_first(tmp_path: Path) -> None:
     assert last_complete_checkpoint(tmp_path / "checkpoints") is None
 
 
+def test_what_is_no_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    good, *others = (tmp_path / f"checkpoint-{name}" for name in ("2", "10", "30", "best"))
+    for folder, state in zip((good, *others), (b"{}", b"\xff\xfe\x00", b"", b"{}"), strict=True):
+        folder.mkdir()
+        (folder / "trainer_state.json").write_bytes(state)
+    (tmp_path / "checkpoint-40").write_bytes(b"")
+    assert last_complete_checkpoint(tmp_path) == good
+
+
 def test_a_merged_adapter_gives_the_adapters_vectors_and_not_the_bases(
     tiny_recipe: Path, dataset: Path, tmp_path: Path
 ) -> None:

@@ -1,0 +1,78 @@
+"""What can be found wrong with a training before it starts, in seconds and without writing anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from datasets import Dataset, DatasetDict
+from sentence_transformers import SentenceTransformerTrainer
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from st_llm_embed.errors import InputError, explained
+from st_llm_embed.modules import LLMSentenceTransformer, base_path, load_tokenizer
+from st_llm_embed.recipe import EMBEDDED, Recipe
+from st_llm_embed.training.arguments import lora_config, training_arguments
+from st_llm_embed.training.loss import build_losses
+from st_llm_embed.training.train import BASE_ADVICE
+
+
+def check_training(recipe: Recipe) -> None:
+    """Build everything that training builds, but the weights.
+
+    Raises:
+        InputError: the base, its tokenizer, or the lora or training section cannot be used.
+    """
+    adapter = lora_config(recipe)
+    _rehearse_trainer(recipe)
+    name = recipe.base.name_or_path
+    with explained(f"The base model {name!r} cannot be loaded", BASE_ADVICE):
+        tokenizer = load_tokenizer(name, revision=recipe.base.revision)
+        decoder = _decoder_without_weights(recipe)
+    vocabulary = decoder.get_input_embeddings().num_embeddings
+    if max(tokenizer("")["input_ids"]) >= vocabulary:
+        raise InputError(
+            f"The tokenizer of the base model {name!r} puts the tokens "
+            f"{tokenizer.convert_ids_to_tokens(tokenizer('')['input_ids'])} around a text, and one of them is outside "
+            f"the model's vocabulary of {vocabulary}. Give tokenizer and model that belong together."
+        )
+    if adapter is not None:
+        # Other ways to draw an adapter's first values compute them from the weights.
+        adapter.init_lora_weights = True
+        with explained(f"Recipe {recipe.name}: the lora section is refused", "Change what the message names."):
+            decoder.add_adapter(adapter)
+
+
+def _decoder_without_weights(recipe: Recipe) -> PreTrainedModel:
+    """Build the base on the meta device; of a local folder the headers of its weight files are read, too."""
+    path = base_path(recipe.base.name_or_path)
+    if not Path(path).is_dir():
+        config = AutoConfig.from_pretrained(path, revision=recipe.base.revision)
+        with torch.device("meta"):
+            return AutoModel.from_config(config)
+    decoder, loaded = AutoModel.from_pretrained(path, device_map="meta", output_loading_info=True)
+    if loaded["missing_keys"]:
+        raise InputError(
+            f"The weights of the base model {path} lack {len(loaded['missing_keys'])} tensors of a "
+            f"{type(decoder).__name__}, such as {min(loaded['missing_keys'])}. Give a folder whose config.json and "
+            "weights belong together."
+        )
+    return decoder
+
+
+def _rehearse_trainer(recipe: Recipe) -> None:
+    """Build the trainer, its data loader and its optimizer around the small base of the package."""
+    rows = DatasetDict({"sts": Dataset.from_dict({"anchor": ["a", "b"], "positive": ["a", "b"]})})
+    with TemporaryDirectory() as folder:
+        arguments = training_arguments(recipe, Path(folder))
+        arguments.push_to_hub = False
+        model = LLMSentenceTransformer.from_base(EMBEDDED, max_seq_length=16)
+        # Where the card has examples, the trainer computes none, with a progress bar of its own.
+        model.model_card_data.widget = [{"text": "a"}]
+        with explained(f"Recipe {recipe.name}: the training section is refused", "Change what the message names."):
+            trainer = SentenceTransformerTrainer(
+                model=model, args=arguments, train_dataset=rows, loss=build_losses(model, recipe.loss, ["sts"])
+            )
+            trainer.get_train_dataloader()
+            trainer.create_optimizer_and_scheduler(num_training_steps=1)
