@@ -1,4 +1,4 @@
-"""The stages in order, each run once: rows -> dataset -> training -> evaluation -> release.
+"""The stages in order, each run once: journal -> dataset -> training -> evaluation -> release.
 
 A stage's inputs (its part of the recipe, the fingerprint of the stage before, the content of files it reads) are
 hashed into a fingerprint. ``manifests/<stage>.json`` holds it; a stage runs again when, and only when, it changed.
@@ -20,7 +20,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -30,12 +30,17 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
-from st_llm_embed.data import check_rows, read_rows, rows_file, write_dataset
+from sentence_transformers import SentenceTransformer
+
+from st_llm_embed.data import Row, check_rows, read_rows, rows_file, write_dataset
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.evaluation import write_report
 from st_llm_embed.modules import base_path
 from st_llm_embed.publishing import dataset_card, write_release
-from st_llm_embed.recipe import Recipe
+from st_llm_embed.recipe import SYNTHESIS, Recipe, Synthesis
+from st_llm_embed.synthesis.generate import Projection, check_synthesis, estimate, generate
+from st_llm_embed.synthesis.output import write_synthetic_dataset
+from st_llm_embed.synthesis.selection import Similarities
 from st_llm_embed.training import check_training, is_first_process, train, wait_for_all_processes
 
 logger = logging.getLogger(__name__)
@@ -78,7 +83,19 @@ def check_inputs(recipe: Recipe) -> None:
         InputError: rows, base model or a section of the recipe cannot be used.
     """
     check_training(recipe)
-    check_rows(rows_file(recipe.data.rows), recipe.data.validation_fraction)
+    check_data(recipe)
+
+
+def check_data(recipe: Recipe) -> None:
+    """Check the rows, or what is needed to have an LLM write them.
+
+    Raises:
+        InputError: they cannot be used.
+    """
+    if recipe.data.rows == SYNTHESIS:
+        check_synthesis(_synthesis_of(recipe))
+    else:
+        check_rows(rows_file(recipe.data.rows), recipe.data.validation_fraction)
 
 
 def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
@@ -86,7 +103,7 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
 
     Args:
         recipe: all choices.
-        output_dir: gets recipe.yaml, dataset/, training/, evaluation/, release/ and manifests/.
+        output_dir: gets recipe.yaml, journal/, dataset/, training/, evaluation/, release/ and manifests/.
 
     Returns:
         The content of evaluation/report.json.
@@ -102,17 +119,10 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
         dataset_dir, training_dir = output_dir / "dataset", output_dir / "training"
         evaluation_dir, release_dir = output_dir / "evaluation", output_dir / "release"
 
-        rows = rows_file(recipe.data.rows)
-
-        def build_dataset(folder: Path) -> None:
-            counts = write_dataset(read_rows(rows), folder, recipe.data.validation_fraction)
-            (folder / "README.md").write_text(dataset_card(counts), encoding="utf-8")
-
-        data = _stage(
-            dataset_dir,
-            {"rows": _file_hash(rows), "validation_fraction": recipe.data.validation_fraction},
-            build_dataset,
-        )
+        if recipe.data.rows == SYNTHESIS and is_first_process():
+            _generate(recipe, output_dir)
+        wait_for_all_processes()
+        data = _build_dataset(recipe, output_dir)
         trained = _stage(
             training_dir,
             {
@@ -143,7 +153,106 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
         return json.loads((evaluation_dir / "report.json").read_text(encoding="utf-8"))
 
 
-def _stage(folder: Path, inputs: dict[str, Any], build: Callable[[Path], None], *, resumable: bool = False) -> str:
+def run_synthesis(recipe: Recipe, output_dir: Path, *, ask: bool = True) -> dict[str, Any]:
+    """Have an LLM write the rows, and make the dataset of them.
+
+    Args:
+        recipe: `synthesis`, `data` and the licence matter.
+        output_dir: as for `run_pipeline`, which goes on from here.
+        ask: False sends nothing and makes the dataset anew of the answers there are.
+
+    Returns:
+        The content of dataset/statistics.json.
+
+    Raises:
+        InputError: as `run_pipeline`; besides, a limit is reached or the LLM's server cannot go on. Every answer that came
+            is in journal/.
+    """
+    _synthesis_of(recipe)
+    if ask:
+        check_data(recipe)
+    with _owned(output_dir), _full_disk_explained(output_dir):
+        recipe.save(output_dir / "recipe.yaml")
+        if ask:
+            _generate(recipe, output_dir)
+        _build_dataset(recipe, output_dir, anew=not ask)
+        return json.loads((output_dir / "dataset" / "statistics.json").read_text(encoding="utf-8"))
+
+
+def run_estimate(recipe: Recipe, output_dir: Path, requests: int) -> list[Projection]:
+    """Send a few of the planned requests and project what all of them will take; as `run_synthesis` otherwise."""
+    check_data(recipe)
+    with _owned(output_dir), _full_disk_explained(output_dir):
+        recipe.save(output_dir / "recipe.yaml")
+        return estimate(_synthesis_of(recipe), output_dir / "journal", requests)
+
+
+def _synthesis_of(recipe: Recipe) -> Synthesis:
+    if recipe.synthesis is None or recipe.data.rows != SYNTHESIS:
+        raise InputError(
+            f"Recipe {recipe.name} takes its rows from {recipe.data.rows}. To have an LLM write them, set data.rows to "
+            "synthesis and give a section synthesis; recipes/demo.yaml has one."
+        )
+    return recipe.synthesis
+
+
+def _generate(recipe: Recipe, output_dir: Path) -> None:
+    synthesis = _synthesis_of(recipe)
+    logger.info("journal: asking for what is not answered yet")
+    generate(synthesis, output_dir / "journal", _similarities(synthesis))
+
+
+def _build_dataset(recipe: Recipe, output_dir: Path, *, anew: bool = False) -> str:
+    """Write dataset/ of the rows, or of what the journal's answers give; return the hash of its content."""
+    folder, fraction = output_dir / "dataset", recipe.data.validation_fraction
+    inputs: dict[str, Any] = {"validation_fraction": fraction}
+
+    if recipe.data.rows == SYNTHESIS:
+        synthesis = _synthesis_of(recipe)
+        journal = output_dir / "journal"
+        inputs["journal"] = {path.name: _file_hash(path) for path in sorted(journal.glob("*.jsonl"))}
+        inputs |= synthesis.model_dump(mode="json", include={"plan", "filters"})
+        inputs["dataset_license"] = recipe.publishing.dataset_license
+
+        def build(folder: Path) -> None:
+            counts = write_synthetic_dataset(synthesis, journal, folder, fraction, _similarities(synthesis))
+            (folder / "README.md").write_text(dataset_card(counts, recipe, folder), encoding="utf-8")
+    else:
+        rows = rows_file(recipe.data.rows)
+        inputs["rows"] = _file_hash(rows)
+
+        def build(folder: Path) -> None:
+            counts = write_dataset(read_rows(rows), folder, fraction)
+            (folder / "README.md").write_text(dataset_card(counts, recipe, folder), encoding="utf-8")
+
+    _stage(folder, inputs, build, anew=anew)
+    parts = sorted(path for split in ("train", "validation") for path in folder.glob(f"*/{split}.parquet"))
+    return hashlib.sha256("".join(_file_hash(path) for path in parts).encode()).hexdigest()
+
+
+def _similarities(synthesis: Synthesis) -> Similarities | None:
+    """Give the cosine similarities of the consistency filter's model, loaded when it is first needed."""
+    name = synthesis.filters.consistency_model
+    if name is None:
+        return None
+    model: SentenceTransformer | None = None
+
+    def similarities(rows: Sequence[Row]) -> list[tuple[float, float]]:
+        nonlocal model
+        if model is None:
+            with explained(f"The consistency model {name!r} cannot be loaded", "Give a Hub id or a folder."):
+                model = SentenceTransformer(name)
+        anchors = model.encode_query([row.anchor for row in rows], convert_to_tensor=True)
+        found = [
+            model.similarity_pairwise(anchors, model.encode_document(texts, convert_to_tensor=True)).tolist()
+            for texts in ([row.positive for row in rows], [row.negative or "" for row in rows])
+        ]
+        return list(zip(*found, strict=True))
+
+    return similarities
+
+
+def _stage(folder: Path, inputs: dict[str, Any], build: Callable[[Path], None], *, resumable: bool = False, anew: bool = False) -> str:
     """Build a stage's folder unless a finished one has the same inputs; return the fingerprint of the inputs.
 
     Args:
@@ -151,10 +260,11 @@ def _stage(folder: Path, inputs: dict[str, Any], build: Callable[[Path], None], 
         inputs: everything the result depends on, as JSON.
         build: writes into the folder it is given.
         resumable: `build` goes on from what an earlier, killed call with the same inputs left in the folder.
+        anew: build even where a finished one has the same inputs.
     """
     fingerprint = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
     if is_first_process():
-        _start(folder, fingerprint, inputs, None if resumable else build)
+        _start(folder, fingerprint, inputs, None if resumable else build, anew=anew)
     wait_for_all_processes()
     if resumable and not _read_manifest(folder).finished:
         build(folder)
@@ -164,12 +274,14 @@ def _stage(folder: Path, inputs: dict[str, Any], build: Callable[[Path], None], 
     return fingerprint
 
 
-def _start(folder: Path, fingerprint: str, inputs: dict[str, Any], build: Callable[[Path], None] | None) -> None:
+def _start(
+    folder: Path, fingerprint: str, inputs: dict[str, Any], build: Callable[[Path], None] | None, *, anew: bool
+) -> None:
     """Build a stage's folder, or, without `build`, prepare it to be built; nothing happens where it is finished."""
     earlier = _read_manifest(folder) if _manifest_path(folder).exists() else None
     unchanged = earlier is not None and earlier.fingerprint == fingerprint
     versions = {name: version(name) for name in VERSIONS_RECORDED}
-    if earlier is not None and unchanged and earlier.finished and folder.is_dir():
+    if earlier is not None and unchanged and earlier.finished and folder.is_dir() and not anew:
         changed = [
             f"{name} {earlier.versions.get(name)}"
             for name, now in versions.items()
@@ -248,6 +360,7 @@ def _check_ownership(output_dir: Path) -> None:
     manifests = output_dir / "manifests"
     ours = {manifests: manifests.is_dir() and {path.stem for path in manifests.iterdir()} <= set(STAGES)}
     ours[output_dir / "recipe.yaml"] = ours[manifests] and (output_dir / "recipe.yaml").is_file()
+    ours[output_dir / "journal"] = ours[manifests] and (output_dir / "journal").is_dir()
     for folder in (output_dir / name for name in STAGES):
         written = _manifest_path(folder).exists() and _read_manifest(folder).stage == folder.name
         ours[folder] = written and folder.is_dir()

@@ -6,62 +6,160 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from st_llm_embed.data.rows import fold
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import REPLAY, Endpoint, Synthesis
-from st_llm_embed.synthesis.attributes import task_type_weights, TWO_STEP
 from st_llm_embed.synthesis.batch import BatchClient
 from st_llm_embed.synthesis.budget import Budget
 from st_llm_embed.synthesis.client import Client
 from st_llm_embed.synthesis.journal import Journal, read_journal
 from st_llm_embed.synthesis.parsing import Rejection, completion_of, content_of, parse_answer
-from st_llm_embed.synthesis.plan import BRAINSTORM_SCHEMA, Request, RequestPlan
+from st_llm_embed.synthesis.plan import BRAINSTORM_SCHEMA, EXAMPLE_SCHEMAS, Request, RequestPlan
 from st_llm_embed.synthesis.progress import Progress, shown_progress
+from st_llm_embed.synthesis.selection import Rejected, Selection, Similarities
 from st_llm_embed.synthesis.tasks import TaskFile, tasks_path
 
 MIN_INSTRUCTION_WORDS, MAX_INSTRUCTION_CHARACTERS = 3, 400
 
 
-def generate(synthesis: Synthesis, folder: Path) -> None:
+def check_synthesis(synthesis: Synthesis) -> None:
+    """Check what can be checked without sending or writing anything.
+
+    Raises:
+        InputError: a name, weight, price, file or the missing key makes the recipe unusable.
+    """
+    plan = RequestPlan(synthesis.plan, synthesis.endpoint)
+    Budget(synthesis, 0.0, 0)
+    if synthesis.endpoint.base_url != REPLAY:
+        _api_key(synthesis.endpoint)
+    if synthesis.plan.tasks is not None:
+        plan.example(0, TaskFile(tasks_path(synthesis.plan.tasks)))
+    for path in synthesis.filters.evaluation_texts:
+        if not Path(path).exists():
+            raise InputError(
+                f"synthesis.filters.evaluation_texts names {path}, and there is no such file or folder. Mend the path."
+            )
+
+
+def generate(synthesis: Synthesis, folder: Path, similarities: Similarities | None = None) -> None:
     """Have every planned request answered; free and without a request when all are.
 
     Args:
         synthesis: the recipe's section.
         folder: holds the journal and, when they are complete, the brainstormed tasks.
+        similarities: of the consistency filter, which the judge comes after.
 
     Raises:
         InputError: something in the recipe cannot be used, a limit is reached, or the server cannot go on. What was
             answered is kept.
     """
-    plan = RequestPlan(synthesis.plan, synthesis.endpoint)
-    with Journal(folder) as journal, _served(synthesis, plan) as (base_url, api_key), shown_progress() as show:
-        budget = Budget(synthesis, journal.usd, journal.tokens)
-        live = Client(synthesis.endpoint, base_url, api_key, journal, budget)
-        client = live
-        if synthesis.endpoint.mode == "batch":
-            client = BatchClient(synthesis.endpoint, base_url, api_key, journal, budget)
-
-        def answer(step: str, planned: int, requests: Callable[[], Iterator[Request]]) -> None:
-            if all(journal.has(request.step, request.index, request.key) for request in requests()):
-                return
-            live.find_formats(synthesis.endpoint.models, show)
-            progress = Progress(step, planned)
-            client.answer(requests, progress, show)
-            if progress.left:
-                raise InputError(
-                    f"{progress.left:,} of {planned:,} {step} got no answer: the server failed or hung up each time. All "
-                    "others are in the journal; run the same command again for the rest."
-                )
-
+    with _Asking(synthesis, folder) as ask:
+        plan, planned = ask.plan, synthesis.plan
         if not tasks_file(synthesis, plan, folder).is_file():
-            answer("brainstorms", synthesis.plan.brainstorm_requests, plan.brainstorms)
-            _write_tasks(synthesis, plan, folder, journal.path)
+            ask("brainstorms", planned.brainstorm_requests, plan.brainstorms)
+            _write_tasks(plan, tasks_file(synthesis, plan, folder), ask.journal.path)
         tasks = TaskFile(tasks_file(synthesis, plan, folder))
-        answer("examples", synthesis.plan.requests, lambda: plan.examples(tasks))
+        ask("examples", planned.requests, lambda: plan.examples(tasks))
+        model = synthesis.filters.judge_model
+        if model is not None:
+            selection = Selection(synthesis, plan, tasks, ask.journal.path, similarities)
+
+            def judgements() -> Iterator[Request]:
+                for candidate in selection.candidates(folder):
+                    if not isinstance(candidate, Rejected):
+                        yield plan.judge(*candidate, model)
+
+            ask("judgements", sum(1 for _ in judgements()), judgements)
+
+
+def estimate(synthesis: Synthesis, folder: Path, requests: int) -> list[Projection]:
+    """Send a few of the planned requests and project what all of them will take.
+
+    Answers go to the journal and are used by the run itself, but for examples of tasks that are only brainstormed for
+    the estimate.
+
+    Args:
+        synthesis: the recipe's section.
+        folder: of the journal.
+        requests: how many of each step to send.
+    """
+    with _Asking(synthesis, folder) as ask:
+        plan = ask.plan
+        path = tasks_file(synthesis, plan, folder)
+        projections = []
+        if not path.is_file():
+            count = min(max(requests, len(plan.brainstormed_types)), synthesis.plan.brainstorm_requests)
+            ask("brainstorms", count, lambda: islice(plan.brainstorms(), count))
+            projections.append(_projected(synthesis, "brainstorm", count, synthesis.plan.brainstorm_requests, ask))
+            path = folder / "tasks-of-the-estimate.jsonl"
+            _write_tasks(plan, path, ask.journal.path)
+        tasks = TaskFile(path)
+        count = min(requests, synthesis.plan.requests)
+        ask("examples", count, lambda: islice(plan.examples(tasks), count))
+        projections.append(_projected(synthesis, "example", count, synthesis.plan.requests, ask))
+        return projections
+
+
+@dataclass(frozen=True)
+class Projection:
+    """What one step will take."""
+
+    step: str
+    requests: int
+    usable: float
+    """Share of the answers that hold what was asked for."""
+    tokens: float
+    usd: float
+    hours: float
+    """With the recipe's concurrency and limits per minute."""
+
+
+class _Asking:
+    """Everything that is open while requests are sent; called to have the requests of one step answered."""
+
+    def __init__(self, synthesis: Synthesis, folder: Path) -> None:
+        self.plan = RequestPlan(synthesis.plan, synthesis.endpoint)
+        self.journal = Journal(folder)
+        self._synthesis = synthesis
+
+    def __enter__(self) -> Self:
+        synthesis, endpoint = self._synthesis, self._synthesis.endpoint
+        with ExitStack() as stack:
+            stack.enter_context(self.journal)
+            budget = Budget(synthesis, self.journal.usd, self.journal.tokens)
+            base_url, api_key = stack.enter_context(_served(synthesis, self.plan))
+            self._show = stack.enter_context(shown_progress())
+            self._live = Client(endpoint, base_url, api_key, self.journal, budget)
+            self._client: Client | BatchClient = self._live
+            if endpoint.mode == "batch":
+                self._client = BatchClient(endpoint, base_url, api_key, self.journal, budget)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.__exit__(*error)
+
+    def __call__(self, step: str, planned: int, requests: Callable[[], Iterator[Request]]) -> None:
+        missing = next((r for r in requests() if not self.journal.has(r.step, r.index, r.key)), None)
+        if missing is None:
+            return
+        self._live.find_formats(
+            [missing.model] if missing.step == "judge" else self._synthesis.endpoint.models, self._show
+        )
+        progress = Progress(step, planned)
+        self._client.answer(requests, progress, self._show)
+        if progress.left:
+            raise InputError(
+                f"{progress.left:,} of {planned:,} {step} got no answer: the server failed or hung up each time. All "
+                "others are in the journal; run the same command again for the rest."
+            )
 
 
 def tasks_file(synthesis: Synthesis, plan: RequestPlan, folder: Path) -> Path:
@@ -102,7 +200,7 @@ def _api_key(endpoint: Endpoint) -> str:
     )
 
 
-def _write_tasks(synthesis: Synthesis, plan: RequestPlan, folder: Path, journal: Path) -> None:
+def _write_tasks(plan: RequestPlan, path: Path, journal: Path) -> None:
     """Freeze the brainstormed tasks: example requests name them, so a later parser must not change them."""
     keys = {request.key: request.index for request in plan.brainstorms()}
     by_index: dict[int, list[tuple[str, str]]] = {}
@@ -119,14 +217,12 @@ def _write_tasks(synthesis: Synthesis, plan: RequestPlan, folder: Path, journal:
                 seen.add((task_type, fold(instruction)))
                 lines.append(json.dumps({"task_type": task_type, "instruction": instruction}, ensure_ascii=False))
     found = {task_type for task_type, _ in seen}
-    missing = [name for name in task_type_weights(synthesis.plan) if name in TWO_STEP and name not in found]
+    missing = [name for name in plan.brainstormed_types if name not in found]
     if missing:
         raise InputError(
             f"Brainstorming gave no usable instruction for {', '.join(missing)}. Raise synthesis.plan.brainstorm_requests, "
             "use a stronger model, or leave these out of synthesis.plan.task_types."
         )
-    # sts and bitext need no task; the file only holds what was brainstormed.
-    path = tasks_file(synthesis, plan, folder)
     partial = path.with_suffix(".partial")
     partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
     partial.replace(path)
@@ -142,3 +238,28 @@ def brainstormed(body: str) -> Iterator[str]:
         words = instruction.split()
         if len(words) >= MIN_INSTRUCTION_WORDS and len(instruction) <= MAX_INSTRUCTION_CHARACTERS:
             yield " ".join(words)
+
+
+def _projected(synthesis: Synthesis, step: str, sent: int, planned: int, ask: _Asking) -> Projection:
+    records = [
+        record
+        for record, _ in read_journal(ask.journal.path)
+        if record["status"] == "answered" and record["step"] == step and record["index"] < sent
+    ]
+    count = max(1, len(records))
+    tokens, usd = (sum(record[name] for record in records) / count * planned for name in ("tokens", "usd"))
+    seconds = sum(record.get("seconds", 0.0) for record in records) / count
+    endpoint = synthesis.endpoint
+    minutes = [planned * seconds / endpoint.concurrency / 60]
+    if endpoint.requests_per_minute:
+        minutes.append(planned / endpoint.requests_per_minute)
+    if endpoint.tokens_per_minute:
+        minutes.append(tokens / endpoint.tokens_per_minute)
+    usable = sum(_usable(record) for record in records) / count
+    return Projection(step, planned, usable, tokens, usd, max(minutes) / 60)
+
+
+def _usable(record: dict[str, Any]) -> bool:
+    content = content_of(completion_of(record["body"]))
+    schema = BRAINSTORM_SCHEMA if record["step"] == "brainstorm" else EXAMPLE_SCHEMAS[record["about"]["task_type"]]
+    return not isinstance(content, Rejection) and not isinstance(parse_answer(content, schema), Rejection)

@@ -64,13 +64,13 @@ class RequestPlan:
         self._models = _Draw(endpoint.models)
         types = task_type_weights(plan)
         self._types = _Draw(types)
-        self._brainstormed = [name for name in types if name in TWO_STEP]
-        if plan.tasks is None and plan.brainstorm_requests < len(self._brainstormed):
+        self.brainstormed_types = [name for name in types if name in TWO_STEP]
+        if plan.tasks is None and plan.brainstorm_requests < len(self.brainstormed_types):
             raise InputError(
-                f"synthesis.plan.brainstorm_requests is {plan.brainstorm_requests}; {', '.join(self._brainstormed)} need one "
+                f"synthesis.plan.brainstorm_requests is {plan.brainstorm_requests}; {', '.join(self.brainstormed_types)} need one "
                 "each at the least. Raise it, or leave task types out with synthesis.plan.task_types."
             )
-        self._brainstormed_types = _Draw({name: types[name] for name in self._brainstormed})
+        self._draw_brainstormed = _Draw({name: types[name] for name in self._brainstormed})
         self._attributes = {
             task_type: {name: _Draw(weights) for name, weights in attribute_weights(plan, task_type).items()}
             for task_type in RESPONSE_KEYS
@@ -86,10 +86,10 @@ class RequestPlan:
     def brainstorm(self, index: int) -> Request:
         """Give brainstorm request number `index`, which asks for about 20 instructions."""
         # The first requests take one task type each, so that a short plan, too, has tasks of all.
-        if index < len(self._brainstormed):
-            task_type = self._brainstormed[index]
+        if index < len(self.brainstormed_types):
+            task_type = self.brainstormed_types[index]
         else:
-            task_type = self._brainstormed_types(self._uniform("brainstorm", index, "task type"))
+            task_type = self._draw_brainstormed(self._uniform("brainstorm", index, "task type"))
         about: dict[str, Any] = {"task_type": task_type}
         if topic := self._topic("brainstorm", index):
             about["topic"] = topic
@@ -97,7 +97,7 @@ class RequestPlan:
 
     def brainstorms(self) -> Iterator[Request]:
         """Give all brainstorm requests."""
-        if self._brainstormed:
+        if self.brainstormed_types:
             for index in range(self._plan.brainstorm_requests):
                 yield self.brainstorm(index)
 
