@@ -1,0 +1,230 @@
+"""Texts that are in another language than the one asked for.
+
+Only what is sure is said: by the script, and by py3langid (Naive Bayes over byte n-grams; it knows 90 of our 93
+languages) where it is confident. Not knowing is never held against a text. scripts/measure_language_id.py prints what
+is rejected and what is caught.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+
+from st_llm_embed.languages import LANGUAGE_CODES
+
+if TYPE_CHECKING:
+    from py3langid.langid import LanguageIdentifier
+
+LEAST_BYTES = 24
+"""Least length of a text's letters in UTF-8, hence 24 Latin, 12 Cyrillic or 8 Chinese ones; names are shorter."""
+LEAST_SHARE = 0.1
+"""Least share of letters in a script of the language; the others may be names and technical words."""
+LEAST_CONFIDENCE = 0.9
+"""Least probability of the language that is found, together with those close to it."""
+MOST_DOUBT = 0.001
+"""Greatest probability of the language asked for, together with those close to it."""
+MOST_CHARACTERS = 4_000
+"""What follows is not read: the beginning says enough."""
+
+CLOSE_LANGUAGES = tuple(
+    frozenset(codes.split())
+    for codes in (
+        # The detector mixes up members of each in Tatoeba or NTREX, or they share most of their words. Codes that are
+        # not ours are languages of the detector that it finds in texts of their neighbours.
+        "da nn no sv",
+        "is no",
+        "af fy nl",
+        "cs sk",
+        "bs hr sl sr",
+        "bg mk sr",
+        "be ru uk",
+        "an ca es ext gl oc pt",
+        "ga gd",
+        "ace id jv ms su",
+        "az tr",
+        "kk ky uz",
+        "ug uz",
+        "gom hi mr ne sa",
+        "as bn",
+        "he yi",
+        "sd ur",
+        "wuu yue zh",
+        "ar ary arz",
+        "en pcm",
+        "bcl tl",
+        "xh zu",
+        "ku sdh",
+        "lt ltg lv",
+    )
+)
+"""Groups of languages that are not told apart."""
+
+LANGUAGE_SCRIPTS: dict[str, str] = {
+    "am": "Ethiopic",
+    "ar": "Arabic",
+    "as": "Bengali",
+    "az": "Latin Cyrillic Arabic",
+    "be": "Cyrillic",
+    "bg": "Cyrillic",
+    "bn": "Bengali",
+    "bs": "Latin Cyrillic",
+    "el": "Greek",
+    "fa": "Arabic",
+    "gu": "Gujarati",
+    "ha": "Latin Arabic",
+    "he": "Hebrew",
+    "hi": "Devanagari",
+    "hy": "Armenian",
+    "ja": "Kana Han",
+    "ka": "Georgian",
+    "kk": "Cyrillic Latin Arabic",
+    "km": "Khmer",
+    "kn": "Kannada",
+    "ko": "Hangul",
+    "ku": "Latin Arabic Cyrillic",
+    "ky": "Cyrillic Arabic",
+    "lo": "Lao",
+    "mk": "Cyrillic",
+    "ml": "Malayalam",
+    "mn": "Cyrillic Mongolian",
+    "mr": "Devanagari",
+    "ms": "Latin Arabic",
+    "my": "Burmese",
+    "ne": "Devanagari",
+    "or": "Odia",
+    "pa": "Gurmukhi Arabic",
+    "ps": "Arabic",
+    "ru": "Cyrillic",
+    "sa": "Devanagari",
+    "sd": "Arabic Devanagari",
+    "si": "Sinhala",
+    "sr": "Cyrillic Latin",
+    "ta": "Tamil",
+    "te": "Telugu",
+    "th": "Thai",
+    "ug": "Arabic Cyrillic Latin",
+    "uk": "Cyrillic",
+    "ur": "Arabic",
+    "uz": "Latin Cyrillic",
+    "yi": "Hebrew",
+    "zh": "Han",
+}
+"""Scripts of the languages that have another one than Latin."""
+
+_LETTERS = sorted(
+    (int(first, 16), int(last, 16), script)
+    for script, ranges in {
+        "Latin": "41-5A 61-7A C0-24F 1E00-1EFF FF21-FF3A FF41-FF5A",
+        "Greek": "370-3FF 1F00-1FFF",
+        "Cyrillic": "400-52F",
+        "Armenian": "531-587",
+        "Hebrew": "591-5F2",
+        "Arabic": "620-65F 66E-6D3 6D5-6EF 6FA-6FF 750-77F 8A0-8FF FB50-FDFB FE70-FEFC",
+        "Devanagari": "900-963 971-97F",
+        "Bengali": "980-9E3 9F0-9F1",
+        "Gurmukhi": "A01-A5E A70-A75",
+        "Gujarati": "A81-AE3",
+        "Odia": "B01-B63",
+        "Tamil": "B82-BD7",
+        "Telugu": "C00-C63",
+        "Kannada": "C80-CE3",
+        "Malayalam": "D00-D63",
+        "Sinhala": "D81-DDF",
+        "Thai": "E01-E3A E40-E4E",
+        "Lao": "E81-ECE EDC-EDF",
+        "Burmese": "1000-103F 1050-108F",
+        "Georgian": "10A0-10FF 1C90-1CBF",
+        "Ethiopic": "1200-135F 1380-138F 2D80-2DDF",
+        "Khmer": "1780-17D3",
+        "Mongolian": "1820-18AA",
+        "Hangul": "1100-11FF 3131-318E AC00-D7A3",
+        "Kana": "3041-309F 30A1-30FA 30FC-30FF",
+        "Han": "3005-3007 3400-4DBF 4E00-9FFF F900-FAFF 20000-3FFFF",
+    }.items()
+    for first, last in (bounds.split("-") for bounds in ranges.split())
+)
+_SCRIPTS = sorted({script for *_, script in _LETTERS})
+_FIRSTS = np.array([first for first, *_ in _LETTERS])
+_LASTS = np.array([last for _, last, _ in _LETTERS])
+_SCRIPT_NUMBERS = np.array([_SCRIPTS.index(script) for *_, script in _LETTERS])
+
+_ADDRESS = re.compile(r"\S*(?:://|@|www\.)\S*")
+_LATIN_WORDS = re.compile(r"[A-Za-z]+")
+
+
+class Contradiction(NamedTuple):
+    """What a text is in instead of the language asked for."""
+
+    kind: Literal["script", "language"]
+    found: str
+    """Name of the script that most letters are of, or BCP-47 code of the language."""
+    confidence: float
+    """Share of the letters that are not of the language's scripts, or probability of the language found."""
+
+
+def contradicts(text: str, code: str) -> Contradiction | None:
+    """Say whether a text is surely not in a language.
+
+    Short texts, languages that the detector does not know and languages that are close to the one asked for contradict
+    nothing. A wrong script does in any language.
+
+    Args:
+        text: any text; its first MOST_CHARACTERS are read.
+        code: BCP-47 code of the language asked for. What is not in LANGUAGE_CODES is contradicted by nothing.
+
+    Returns:
+        What the text is in, or None if it may well be in the language.
+    """
+    if code not in LANGUAGE_CODES.values():
+        return None
+    text = _ADDRESS.sub(" ", text[:MOST_CHARACTERS])
+    lengths = _bytes_by_script(text)
+    scripts = LANGUAGE_SCRIPTS.get(code, "Latin").split()
+    total = sum(lengths.values())
+    own = sum(lengths[script] for script in scripts)
+    if total - own >= LEAST_BYTES and own < LEAST_SHARE * total:
+        return Contradiction("script", max(lengths, key=lengths.__getitem__), (total - own) / total)
+    if own < LEAST_BYTES:
+        return None
+    if "Latin" not in scripts:
+        text = _LATIN_WORDS.sub(" ", text)
+    return _contradicts_by_words(text, code)
+
+
+def _contradicts_by_words(text: str, code: str) -> Contradiction | None:
+    identifier = _identifier()
+    if code not in identifier.nb_classes:
+        return None
+    probabilities = dict(identifier.rank(text))
+    found = max(probabilities, key=probabilities.__getitem__)
+    confidence, doubt = (
+        sum(probabilities.get(near, 0.0) for near in _close_to(language)) for language in (found, code)
+    )
+    if found not in LANGUAGE_CODES.values() or confidence < LEAST_CONFIDENCE or doubt > MOST_DOUBT:
+        return None
+    return Contradiction("language", found, confidence)
+
+
+def _close_to(code: str) -> set[str]:
+    return {code}.union(*(group for group in CLOSE_LANGUAGES if code in group))
+
+
+def _bytes_by_script(text: str) -> dict[str, int]:
+    """Count the UTF-8 bytes of the letters of each script; what is no letter of our languages is not counted."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    places = np.searchsorted(_FIRSTS, codes, side="right") - 1
+    letters = (places >= 0) & (codes <= _LASTS[places])
+    lengths = 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800)
+    sums = np.bincount(_SCRIPT_NUMBERS[places[letters]], lengths[letters], minlength=len(_SCRIPTS))
+    return dict(zip(_SCRIPTS, sums.astype(int).tolist(), strict=True))
+
+
+@cache
+def _identifier() -> LanguageIdentifier:
+    # Reading the model takes most of a second.
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

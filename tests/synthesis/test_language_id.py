@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from st_llm_embed.data import read_rows, rows_file
+from st_llm_embed.languages import LANGUAGE_CODES
+from st_llm_embed.synthesis.language_id import CLOSE_LANGUAGES, LANGUAGE_SCRIPTS, contradicts
+
+TEXTS = {
+    "de": "Der alte Zug hielt am Abend noch einmal kurz vor der Brücke.",
+    "en": "The old train stopped once more before the bridge in the evening.",
+    "sw": "Treni la zamani lilisimama tena jioni kabla ya kufika kwenye daraja.",
+    "ru": "Старый поезд вечером ещё раз остановился перед мостом.",
+    "mn": "Хуучин галт тэрэг орой гүүрний өмнө дахин нэг удаа зогслоо.",
+    "ar": "توقف القطار القديم مرة أخرى قبل الجسر في المساء.",
+    "fa": "قطار قدیمی عصر یک بار دیگر پیش از پل توقف کرد.",
+    "hi": "पुरानी रेलगाड़ी शाम को पुल से पहले एक बार फिर रुकी।",
+    "th": "รถไฟขบวนเก่าหยุดอีกครั้งก่อนถึงสะพานในตอนเย็น",
+    "km": "រថភ្លើងចាស់បានឈប់ម្តងទៀតមុនស្ពាននៅពេលល្ងាច។",
+    "zh": "傍晚时分，那列旧火车在桥前又停了一次。",  # noqa: RUF001
+    "ja": "古い列車は夕方、橋の手前でもう一度止まりました。",
+    "ko": "낡은 기차가 저녁에 다리 앞에서 한 번 더 멈췄다.",
+}
+
+
+@pytest.mark.parametrize("language", TEXTS)
+def test_a_text_contradicts_every_language_but_its_own(language: str) -> None:
+    assert contradicts(TEXTS[language], language) is None
+    for other in TEXTS:
+        if other != language:
+            verdict = contradicts(TEXTS[language], other)
+            assert verdict is not None, other
+            assert verdict.confidence > 0.8
+
+
+def test_script_and_language_are_named() -> None:
+    verdict = contradicts(TEXTS["en"], "km")
+    assert verdict is not None
+    assert (verdict.kind, verdict.found) == ("script", "Latin")
+    verdict = contradicts(TEXTS["en"], "de")
+    assert verdict is not None
+    assert (verdict.kind, verdict.found) == ("language", "en")
+
+
+def test_rows_are_in_the_language_that_they_say() -> None:
+    rows = list(read_rows(rows_file("embedded")))
+    texts = [(row.language, row.anchor) for row in rows] + [(row.target_language, row.positive) for row in rows]
+    rejected = [text for language, text in texts if contradicts(text, language)]
+    # A few rows do ask in one language about a thing of another.
+    assert len(rejected) <= 0.005 * len(texts)
+
+
+def test_most_texts_in_a_wrong_language_are_caught() -> None:
+    rows = [row for row in read_rows(rows_file("embedded")) if len(row.anchor) >= 60]
+    generator = random.Random(0)  # noqa: S311
+    verdicts = []
+    for row in rows:
+        asked = generator.choice(sorted(LANGUAGE_CODES.values()))
+        if asked != row.language and not any({asked, row.language} <= group for group in CLOSE_LANGUAGES):
+            verdicts.append(contradicts(row.anchor, asked) is not None)
+    assert len(verdicts) > 500
+    assert sum(verdicts) >= 0.95 * len(verdicts)
+
+
+@pytest.mark.parametrize(
+    ("text", "asked"),
+    [
+        ("", "en"),
+        ("1 234 567,89 % (2024)", "th"),
+        ("PostgreSQL", "km"),
+        ("MacBook Pro 16", "ja"),
+        ("early summer", "sq"),
+        ("https://example.org/a/very/long/path/to/some/document.html", "am"),
+        ("นโยบาย", "en"),
+        # technical words of another language among those of the one asked for
+        (
+            "nginx liefert 502 Bad Gateway, im Log steht permission denied while connecting to upstream auf php-fpm",
+            "de",
+        ),
+        ("React का useEffect hook component render होने के बाद चलता है, dependency array खाली हो तो एक बार", "hi"),
+        ("Docker の docker compose up -d コマンドで container を background で起動する方法", "ja"),
+        ("erreur TypeError: cannot read properties of undefined (reading 'map') dans mon composant React", "fr"),
+        ("Docker compose geeft no space left on device, hoe ruim ik unused volumes and images op", "nl"),
+        ("ใช้ pip install sentence-transformers แล้วเรียก model.encode ใน Python", "th"),
+        # languages that are close to the one asked for
+        ("Jeg vet ikke hvorfor toget alltid er forsinket om morgenen.", "da"),
+        ("Ne znam zašto vlak uvijek kasni ujutro, ali navikao sam se.", "sr"),
+        ("Saya tidak tahu mengapa kereta selalu terlambat di pagi hari.", "ms"),
+        ("Não sei por que o trem está sempre atrasado de manhã.", "gl"),
+        # the detector does not know Sundanese, Sindhi and Yiddish
+        ("Kuring henteu terang naha karéta api sok telat isuk-isuk.", "su"),
+        ("مون کي خبر ناهي ته ريل گاڏي صبح جو هميشه دير سان ڇو ايندي آهي.", "sd"),
+        ("איך ווייס נישט פארוואס די באן איז שטענדיק שפעט אין דער פרי.", "yi"),  # noqa: RUF001
+        # more than one script
+        ("Ne znam zašto voz uvek kasni ujutru, ali navikao sam se.", "sr"),
+        ("Не знам зашто воз увек касни ујутру, али навикао сам се.", "sr"),  # noqa: RUF001
+        (TEXTS["en"], "und"),
+        (TEXTS["en"], "xx"),
+    ],
+)
+def test_not_knowing_is_not_held_against_a_text(text: str, asked: str) -> None:
+    assert contradicts(text, asked) is None
+
+
+def test_every_language_has_scripts_whose_letters_are_known() -> None:
+    assert set(LANGUAGE_SCRIPTS) <= set(LANGUAGE_CODES.values())
+    for language in ("am", "bn", "el", "gu", "he", "hy", "ka", "kn", "lo", "ml", "my", "or", "pa", "si", "ta", "te"):
+        assert contradicts(TEXTS["en"], language) is not None
+
+
+def test_a_very_long_text_is_read_in_part() -> None:
+    assert contradicts(TEXTS["en"] * 200_000, "en") is None
+    assert contradicts(TEXTS["en"] * 200_000, "de") is not None
+
+
+@given(st.text(alphabet=st.characters(), max_size=200), st.sampled_from(sorted(LANGUAGE_CODES.values())))
+@settings(deadline=None, max_examples=300)
+def test_any_text_has_a_verdict(text: str, code: str) -> None:
+    verdict = contradicts(text, code)
+    assert verdict is None or 0 < verdict.confidence <= 1 + 1e-6
