@@ -1,9 +1,13 @@
-"""The server as a process: ``python -m st_llm_embed.synthesis.replay --port-file PORT``; SIGTERM or SIGINT ends it."""
+"""The server as a process: ``python -m st_llm_embed.synthesis.replay --port-file PORT``; SIGTERM or SIGINT ends it.
+
+Once it listens, it writes its base_url to standard output.
+"""
 
 from __future__ import annotations
 
 import argparse
 import signal
+import sys
 from pathlib import Path
 
 from st_llm_embed.errors import InputError
@@ -46,6 +50,8 @@ def main() -> None:
                 unfinished = options.port_file.with_name(options.port_file.name + ".part")
                 unfinished.write_text(f"{server.port}\n", encoding="ascii")
                 unfinished.replace(options.port_file)
+            sys.stdout.write(f"{server.base_url}\n")
+            sys.stdout.flush()
             signal.sigwait(ends)
     except (InputError, OSError) as error:
         parser.error(str(error))

@@ -109,7 +109,9 @@ class Batches:
         try:
             wanted = json.loads(content)
         except ValueError:
-            return error_reply(400, "We could not parse the JSON body of your request.")
+            wanted = None
+        if not isinstance(wanted, dict):
+            return error_reply(400, "The body of the request must be a JSON object.")
         if wanted.get("endpoint") != ENDPOINT or wanted.get("completion_window") != "24h":
             return error_reply(400, f"endpoint must be '{ENDPOINT}' and completion_window '24h'.")
         if not self._exists(self._files, str(wanted.get("input_file_id"))):
@@ -159,8 +161,8 @@ class Batches:
     def _end(self, batch: dict[str, Any], outcome: str) -> None:
         """Answer the lines of a batch and fill in its end."""
         now = int(time.time())
-        text = (self._files / batch["input_file_id"]).read_text(encoding="utf-8")
-        lines, errors = _checked(text.splitlines())
+        file = self._files / batch["input_file_id"]
+        lines, errors = _checked(file.read_bytes().splitlines() if file.exists() else [])
         if outcome == "failed" and not errors:
             errors = [_line_error(None, "invalid_request", "This batch was drawn to fail validation.")]
         if errors:
@@ -204,7 +206,7 @@ class Batches:
         return result
 
 
-def _checked(lines: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _checked(lines: list[bytes]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The requests of an input file, and what OpenAI's validation would say about them."""
     requests: list[dict[str, Any]] = []
     errors: list[dict[str, Any]] = []
@@ -214,7 +216,7 @@ def _checked(lines: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any
     for number, line in enumerate(lines, 1):
         try:
             request = json.loads(line)
-            name, body = request["custom_id"], request["body"]
+            name, body = request["custom_id"], dict(request["body"])
             sent_to = (request["method"], request["url"])
         except (ValueError, TypeError, KeyError):
             errors.append(_line_error(number, "invalid_json_line", "This line is not a request in JSON."))
@@ -224,7 +226,7 @@ def _checked(lines: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any
         if not isinstance(name, str) or name in seen:
             errors.append(_line_error(number, "duplicate_custom_id", f"The custom_id {name!r} is used before."))
             continue
-        if requests and body["model"] != requests[0]["body"]["model"]:
+        if requests and body.get("model") != requests[0]["body"].get("model"):
             errors.append(_line_error(number, "mismatched_model", "All lines of a file have the same model."))
         seen.add(name)
         requests.append(request)
@@ -268,6 +270,8 @@ def _page(folder: Path, query: dict[str, str]) -> Reply:
     names = sorted(_names(folder), reverse=True)
     if "after" in query:
         names = [name for name in names if name < query["after"]]
+    if not query.get("limit", "20").isdecimal():
+        return error_reply(400, f"Invalid value for 'limit': {query['limit']!r}, expected an integer.")
     limit = int(query.get("limit", "20"))
     shown = [_read(folder, name) for name in names[:limit]]
     return json_reply(

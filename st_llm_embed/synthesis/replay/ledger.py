@@ -10,11 +10,12 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+SORTED = json.JSONEncoder(sort_keys=True)
+
 
 def messages_hash(messages: list[dict[str, Any]]) -> str:
     """Name the messages of a request by 32 hexadecimal digits."""
-    text = json.dumps(messages, sort_keys=True)
-    return blake2b(text.encode(), digest_size=16).hexdigest()
+    return blake2b(SORTED.encode(messages).encode(), digest_size=16).hexdigest()
 
 
 class Ledger:

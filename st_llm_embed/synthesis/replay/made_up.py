@@ -25,6 +25,8 @@ last late laugh law lead learn leave left letter level life light like line list
 map mark market matter mean measure metal method middle might milk mind minute money moon morning
 """,
 )
+PHRASES = [" ".join([WORDS[byte] for byte in shake_128(b"%d" % number).digest(4)]) for number in range(4096)]
+OPENINGS = [phrase.capitalize() for phrase in PHRASES]
 KEY = re.compile(r'"(\w+)"\s*:\s*(\[?)')
 QUOTED = re.compile(r'"(\w+)"')
 INNERMOST_BRACES = re.compile(r"\{([^{}]*)\}")
@@ -40,16 +42,16 @@ def made_up_answer(body: dict[str, Any]) -> str:
     Raises:
         ValueError: the schema uses a type that is not known here.
     """
-    seed = blake2b(json.dumps(body, sort_keys=True).encode(), digest_size=16).digest()
+    seed = blake2b(json.dumps(body).encode(), digest_size=16).digest()
     wanted = body.get("response_format") or {}
     if wanted.get("type") == "json_schema":
-        return json.dumps(_value(wanted["json_schema"]["schema"], seed), ensure_ascii=False)
+        return json.dumps(_value(wanted["json_schema"]["schema"], seed))
     properties = _named_keys(prompt_text(body["messages"]))
     if wanted.get("type") == "json_object":
         properties = properties or JSON_OBJECT_KEYS
     if properties:
-        return json.dumps(_value({"type": "object", "properties": properties}, seed), ensure_ascii=False)
-    return _sentences(seed, 20, 100)
+        return json.dumps(_value({"type": "object", "properties": properties}, seed))
+    return _sentences(seed, 2, 8)
 
 
 def prompt_text(messages: list[dict[str, Any]]) -> str:
@@ -82,7 +84,7 @@ def _value(schema: dict[str, Any], seed: bytes) -> Any:
         count = min(schema.get("minItems", 5), schema.get("maxItems", 10**9))
         seeds = [_seed(seed, str(place)) for place in range(count)]
         short = schema["items"] == {"type": "string"}
-        return [_sentences(one, 8, 12) if short else _value(schema["items"], one) for one in seeds]
+        return [_sentences(one, 1, 1) if short else _value(schema["items"], one) for one in seeds]
     return _scalar(schema, int.from_bytes(seed), seed)
 
 
@@ -90,7 +92,7 @@ def _scalar(schema: dict[str, Any], drawn: int, seed: bytes) -> str | float | bo
     least = schema.get("minimum", 0)
     match schema.get("type"):
         case "string":
-            return _sentences(seed, 20, 100)
+            return _sentences(seed, 2, 8)
         case "integer":
             return least + drawn % (schema.get("maximum", least + 99) - least + 1)
         case "number":
@@ -106,7 +108,10 @@ def _seed(parent: bytes, name: str) -> bytes:
 
 
 def _sentences(seed: bytes, least: int, most: int) -> str:
-    """Between ``least`` and ``most`` words in sentences of up to 12."""
-    drawn = shake_128(seed).digest(most + 1)
-    words = [WORDS[byte] for byte in drawn[1 : 1 + least + drawn[0] * (most - least + 1) // 256]]
-    return " ".join(" ".join(words[at : at + 12]).capitalize() + "." for at in range(0, len(words), 12))
+    """Between ``least`` and ``most`` sentences of 12 words."""
+    drawn = memoryview(shake_128(seed).digest(6 * most + 2)).cast("H")
+    count = least + drawn[-1] % (most - least + 1)
+    threes = zip(drawn[0 : 3 * count : 3], drawn[1::3], drawn[2::3], strict=False)
+    return " ".join(
+        [f"{OPENINGS[one % 4096]} {PHRASES[two % 4096]} {PHRASES[three % 4096]}." for one, two, three in threes]
+    )
