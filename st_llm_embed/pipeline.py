@@ -170,18 +170,8 @@ def _start(folder: Path, fingerprint: str, inputs: dict[str, Any], build: Callab
     unchanged = earlier is not None and earlier.fingerprint == fingerprint
     versions = {name: version(name) for name in VERSIONS_RECORDED}
     if earlier is not None and unchanged and earlier.finished and folder.is_dir():
-        changed = [
-            f"{name} {earlier.versions.get(name)}"
-            for name, now in versions.items()
-            if earlier.versions.get(name) != now
-        ]
-        if changed:
-            logger.warning(
-                "%s: made with %s, and kept. To make it with what is installed now, choose another --output-dir.",
-                folder.name,
-                ", ".join(changed),
-            )
         logger.info("%s: finished before, kept", folder.name)
+        _warn_of_other_versions(earlier, versions)
         return
     logger.info("%s: %s", folder.name, "going on" if unchanged and build is None and folder.exists() else "starting")
     record = Manifest(stage=folder.name, finished=False, fingerprint=fingerprint, inputs=inputs, versions=versions)
@@ -200,6 +190,16 @@ def _start(folder: Path, fingerprint: str, inputs: dict[str, Any], build: Callab
         _set_aside(folder, earlier, keep=False)
     partial.rename(folder)
     _finish(folder, record)
+
+
+def _warn_of_other_versions(kept: Manifest, installed: dict[str, str]) -> None:
+    others = {name: kept.versions.get(name) for name, now in installed.items() if kept.versions.get(name) != now}
+    if others:
+        logger.warning(
+            "%s: made with %s. To make it with what is installed now, choose another --output-dir.",
+            kept.stage,
+            ", ".join(f"{name} {made_with}" for name, made_with in others.items()),
+        )
 
 
 def _finish(folder: Path, record: Manifest) -> None:
