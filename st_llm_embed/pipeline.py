@@ -1,34 +1,16 @@
 """The stages in order, each run once: journal -> dataset -> training -> evaluation -> release.
 
-A stage's inputs (its part of the recipe, the fingerprint of the stage before, the content of files it reads) are
-hashed into a fingerprint. ``manifests/<stage>.json`` holds it; a stage runs again when, and only when, it changed.
-Training resumes from its last checkpoint; every other stage writes beside its folder and is renamed at the end, so a
-kill leaves no half-written folder.
-
-The folder of a stage that runs again is deleted only if it holds exactly the files that the run wrote. A training, and
-a folder in which anything was added or changed, is kept as ``<stage>.<first digits of its fingerprint>``.
-
 Under torchrun every process checks the inputs and trains; the first one alone does the rest while the others wait.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import itertools
 import json
 import logging
-import os
-import shutil
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
-from pydantic import BaseModel
 
 from sentence_transformers import SentenceTransformer
 
@@ -38,42 +20,13 @@ from st_llm_embed.evaluation import write_report
 from st_llm_embed.modules import base_path
 from st_llm_embed.publishing import dataset_card, write_release
 from st_llm_embed.recipe import SYNTHESIS, Recipe, Synthesis
+from st_llm_embed.stage import build_stage, file_hash, full_disk_explained, owned_folder
 from st_llm_embed.synthesis.generate import Projection, check_synthesis, estimate, generate
 from st_llm_embed.synthesis.output import write_synthetic_dataset
 from st_llm_embed.synthesis.selection import Similarities
 from st_llm_embed.training import check_training, is_first_process, train, wait_for_all_processes
 
 logger = logging.getLogger(__name__)
-
-STAGES = ("dataset", "training", "evaluation", "release")
-"""The stages in order; each has a folder and a manifest of its name."""
-
-VERSIONS_RECORDED = (
-    "st_llm_embed",
-    "sentence-transformers",
-    "transformers",
-    "peft",
-    "torch",
-    "datasets",
-    "tokenizers",
-)
-
-NO_SPACE_BYTES = 1 << 20
-"""A disk with less than this left counts as full: torch and safetensors report a full disk in their own words."""
-
-
-class Manifest(BaseModel):
-    """What a stage's folder was made from, and what was written into it."""
-
-    stage: str
-    finished: bool
-    fingerprint: str
-    """Hash of `inputs`."""
-    inputs: dict[str, Any]
-    versions: dict[str, str]
-    files: dict[str, tuple[int, int]] = {}
-    """Size in bytes and time of the last change in nanoseconds of each file, by its path in the folder."""
-    finished_at: str | None = None
 
 
 def check_inputs(recipe: Recipe) -> None:
@@ -113,7 +66,7 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
             finished stages are kept.
     """
     check_inputs(recipe)
-    with _owned(output_dir), _full_disk_explained(output_dir):
+    with owned_folder(output_dir), full_disk_explained(output_dir):
         if is_first_process():
             recipe.save(output_dir / "recipe.yaml")
         dataset_dir, training_dir = output_dir / "dataset", output_dir / "training"
@@ -123,7 +76,7 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
             _generate(recipe, output_dir)
         wait_for_all_processes()
         data = _build_dataset(recipe, output_dir)
-        trained = _stage(
+        trained = build_stage(
             training_dir,
             {
                 "dataset": data,
@@ -133,7 +86,7 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
             lambda folder: train(recipe, dataset_dir, folder),
             resumable=True,
         )
-        evaluated = _stage(
+        evaluated = build_stage(
             evaluation_dir,
             {
                 "training": trained,
@@ -145,7 +98,7 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
             lambda folder: write_report(recipe, dataset_dir, training_dir, folder),
         )
         # The whole recipe lies in the release.
-        _stage(
+        build_stage(
             release_dir,
             {"evaluation": evaluated, "recipe": recipe.model_dump(mode="json")},
             lambda folder: write_release(recipe, dataset_dir, training_dir, evaluation_dir, folder),
@@ -171,7 +124,7 @@ def run_synthesis(recipe: Recipe, output_dir: Path, *, ask: bool = True) -> dict
     _synthesis_of(recipe)
     if ask:
         check_data(recipe)
-    with _owned(output_dir), _full_disk_explained(output_dir):
+    with owned_folder(output_dir), full_disk_explained(output_dir):
         recipe.save(output_dir / "recipe.yaml")
         if ask:
             _generate(recipe, output_dir)
@@ -182,7 +135,7 @@ def run_synthesis(recipe: Recipe, output_dir: Path, *, ask: bool = True) -> dict
 def run_estimate(recipe: Recipe, output_dir: Path, requests: int) -> list[Projection]:
     """Send a few of the planned requests and project what all of them will take; as `run_synthesis` otherwise."""
     check_data(recipe)
-    with _owned(output_dir), _full_disk_explained(output_dir):
+    with owned_folder(output_dir), full_disk_explained(output_dir):
         recipe.save(output_dir / "recipe.yaml")
         return estimate(_synthesis_of(recipe), output_dir / "journal", requests)
 
@@ -210,7 +163,7 @@ def _build_dataset(recipe: Recipe, output_dir: Path, *, anew: bool = False) -> s
     if recipe.data.rows == SYNTHESIS:
         synthesis = _synthesis_of(recipe)
         journal = output_dir / "journal"
-        inputs["journal"] = {path.name: _file_hash(path) for path in sorted(journal.glob("*.jsonl"))}
+        inputs["journal"] = {path.name: file_hash(path) for path in sorted(journal.glob("*.jsonl"))}
         inputs |= synthesis.model_dump(mode="json", include={"plan", "filters"})
         inputs["dataset_license"] = recipe.publishing.dataset_license
 
@@ -219,15 +172,15 @@ def _build_dataset(recipe: Recipe, output_dir: Path, *, anew: bool = False) -> s
             (folder / "README.md").write_text(dataset_card(counts, recipe, folder), encoding="utf-8")
     else:
         rows = rows_file(recipe.data.rows)
-        inputs["rows"] = _file_hash(rows)
+        inputs["rows"] = file_hash(rows)
 
         def build(folder: Path) -> None:
             counts = write_dataset(read_rows(rows), folder, fraction)
             (folder / "README.md").write_text(dataset_card(counts, recipe, folder), encoding="utf-8")
 
-    _stage(folder, inputs, build, anew=anew)
+    build_stage(folder, inputs, build, anew=anew)
     parts = sorted(path for split in ("train", "validation") for path in folder.glob(f"*/{split}.parquet"))
-    return hashlib.sha256("".join(_file_hash(path) for path in parts).encode()).hexdigest()
+    return hashlib.sha256("".join(file_hash(path) for path in parts).encode()).hexdigest()
 
 
 def _similarities(synthesis: Synthesis) -> Similarities | None:
@@ -252,173 +205,10 @@ def _similarities(synthesis: Synthesis) -> Similarities | None:
     return similarities
 
 
-def _stage(folder: Path, inputs: dict[str, Any], build: Callable[[Path], None], *, resumable: bool = False, anew: bool = False) -> str:
-    """Build a stage's folder unless a finished one has the same inputs; return the fingerprint of the inputs.
-
-    Args:
-        folder: the stage's folder; its name is the stage's.
-        inputs: everything the result depends on, as JSON.
-        build: writes into the folder it is given.
-        resumable: `build` goes on from what an earlier, killed call with the same inputs left in the folder.
-        anew: build even where a finished one has the same inputs.
-    """
-    fingerprint = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
-    if is_first_process():
-        _start(folder, fingerprint, inputs, None if resumable else build, anew=anew)
-    wait_for_all_processes()
-    if resumable and not _read_manifest(folder).finished:
-        build(folder)
-        wait_for_all_processes()
-        if is_first_process():
-            _finish(folder, _read_manifest(folder))
-    return fingerprint
-
-
-def _start(
-    folder: Path, fingerprint: str, inputs: dict[str, Any], build: Callable[[Path], None] | None, *, anew: bool
-) -> None:
-    """Build a stage's folder, or, without `build`, prepare it to be built; nothing happens where it is finished."""
-    earlier = _read_manifest(folder) if _manifest_path(folder).exists() else None
-    unchanged = earlier is not None and earlier.fingerprint == fingerprint
-    versions = {name: version(name) for name in VERSIONS_RECORDED}
-    if earlier is not None and unchanged and earlier.finished and folder.is_dir() and not anew:
-        changed = [
-            f"{name} {earlier.versions.get(name)}"
-            for name, now in versions.items()
-            if earlier.versions.get(name) != now
-        ]
-        if changed:
-            logger.warning(
-                "%s: made with %s, and kept. To make it with what is installed now, choose another --output-dir.",
-                folder.name,
-                ", ".join(changed),
-            )
-        logger.info("%s: finished before, kept", folder.name)
-        return
-    logger.info("%s: %s", folder.name, "going on" if unchanged and build is None and folder.exists() else "starting")
-    record = Manifest(stage=folder.name, finished=False, fingerprint=fingerprint, inputs=inputs, versions=versions)
-    if build is None:
-        if earlier is not None and not unchanged:
-            _set_aside(folder, earlier, keep=True)
-        _write_manifest(folder, record)
-        folder.mkdir(exist_ok=True)
-        return
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    build(partial)
-    _write_manifest(folder, record)
-    if earlier is not None:
-        _set_aside(folder, earlier, keep=False)
-    partial.rename(folder)
-    _finish(folder, record)
-
-
-def _finish(folder: Path, record: Manifest) -> None:
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    _write_manifest(folder, record.model_copy(update={"finished": True, "finished_at": now, "files": _files(folder)}))
-
-
-def _set_aside(folder: Path, written: Manifest, *, keep: bool) -> None:
-    """Make room for a new folder: rename the old one, or delete it where nothing in it is the user's."""
-    if not folder.exists():
-        return
-    if not keep and not folder.is_symlink() and _files(folder) == written.files:
-        shutil.rmtree(folder)
-        return
-    name = f"{folder.name}.{written.fingerprint[:8]}"
-    names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
-    kept = next(path for path in map(folder.with_name, names) if not os.path.lexists(path))
-    folder.rename(kept)
-    logger.info("%s: the earlier one is kept in %s", folder.name, kept)
-
-
-def _files(folder: Path) -> dict[str, tuple[int, int]]:
-    found = {path.relative_to(folder).as_posix(): path.lstat() for path in folder.rglob("*") if not path.is_dir()}
-    return {name: (status.st_size, status.st_mtime_ns) for name, status in sorted(found.items())}
-
-
-def _manifest_path(folder: Path) -> Path:
-    return folder.parent / "manifests" / f"{folder.name}.json"
-
-
-def _read_manifest(folder: Path) -> Manifest:
-    path = _manifest_path(folder)
-    with explained(f"{path} is no manifest of a run", f"Move it and {folder} away, or choose another --output-dir."):
-        return Manifest.model_validate_json(path.read_bytes())
-
-
-def _write_manifest(folder: Path, record: Manifest) -> None:
-    path = _manifest_path(folder)
-    partial = path.with_suffix(".partial")
-    partial.write_text(record.model_dump_json(indent=2), encoding="utf-8")
-    partial.replace(path)
-
-
-def _check_ownership(output_dir: Path) -> None:
-    """Refuse a folder that holds, in a place where a run writes, what no run wrote."""
-    manifests = output_dir / "manifests"
-    ours = {manifests: manifests.is_dir() and {path.stem for path in manifests.iterdir()} <= set(STAGES)}
-    ours[output_dir / "recipe.yaml"] = ours[manifests] and (output_dir / "recipe.yaml").is_file()
-    ours[output_dir / "journal"] = ours[manifests] and (output_dir / "journal").is_dir()
-    for folder in (output_dir / name for name in STAGES):
-        written = _manifest_path(folder).exists() and _read_manifest(folder).stage == folder.name
-        ours[folder] = written and folder.is_dir()
-    for path, is_ours in ours.items():
-        if os.path.lexists(path) and not is_ours:
-            raise InputError(
-                f"{path} was not written by a run of st-llm-embed, and this one would write there. Move it away or "
-                "choose another --output-dir."
-            )
-
-
-@contextmanager
-def _owned(output_dir: Path) -> Generator[None]:
-    """Create the output folder and hold it for this run alone."""
-    if not is_first_process():
-        yield
-        return
-    lock = FileLock(output_dir / ".lock", timeout=0)
-    try:
-        _check_ownership(output_dir)
-        (output_dir / "manifests").mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise InputError(
-            f"Another run is writing to {output_dir}. Wait for it to end, or choose another --output-dir."
-        ) from error
-    except OSError as error:
-        raise InputError(
-            f"The output folder {output_dir} cannot be written to: {error.strerror}. Choose another with "
-            "--output-dir, or change its permissions."
-        ) from error
-    with lock:
-        yield
-
-
-@contextmanager
-def _full_disk_explained(output_dir: Path) -> Generator[None]:
-    try:
-        yield
-    except Exception as error:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or shutil.disk_usage(output_dir).free < NO_SPACE_BYTES:
-            raise InputError(
-                f"The disk that holds {output_dir} is full ({error}). Finished stages and complete checkpoints are "
-                "kept: make room and run the same command again, or choose another --output-dir."
-            ) from error
-        raise
-
-
 def _base_hash(recipe: Recipe) -> dict[str, Any]:
     """Identify the base: by the content of a local folder's files, by name and revision on the Hub."""
     base = recipe.base.model_dump()
     folder = Path(base_path(recipe.base.name_or_path))
     if folder.is_dir():
-        base["name_or_path"] = {path.name: _file_hash(path) for path in sorted(folder.iterdir()) if path.is_file()}
+        base["name_or_path"] = {path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.is_file()}
     return base
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -51,10 +51,11 @@ def test_a_second_run_does_only_what_changed(tiny_recipe: Path, tmp_path: Path) 
     assert {name for name in first if second[name] != renamed[name]} == {"evaluation", "release"}
     assert not list(out.glob("training.*"))
 
-    run_pipeline(Recipe.load(str(tiny_recipe), ["publishing.license=mit", "training.max_steps=2"]), out)
+    run_pipeline(Recipe.load(str(tiny_recipe), ["publishing.license=mit", "lora={}"]), out)
     third = written(out)
     assert {name for name in first if renamed[name] != third[name]} == {"training", "evaluation", "release"}
     assert len(list(out.glob("training.*/model"))) == 1, "a training that is replaced has to be kept"
+    assert "LoRA (peft's defaults), merged" in (out / "release" / "README.md").read_text(encoding="utf-8")
 
 
 def test_changed_rows_are_noticed(tiny_recipe: Path, rows_path: Path, tmp_path: Path) -> None:
@@ -148,8 +149,7 @@ def test_a_stage_made_with_another_version_is_kept_with_a_warning(
     path.write_text(json.dumps(manifest), encoding="utf-8")
     run_pipeline(Recipe.load(str(tiny_recipe)), tmp_path / "out")
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
-        "training: made with st_llm_embed 0.0.1, and kept. To make it with what is installed now, choose another "
-        "--output-dir."
+        "training: made with st_llm_embed 0.0.1. To make it with what is installed now, choose another --output-dir."
     ]
     assert written(tmp_path / "out").keys() == before.keys()
 

@@ -34,7 +34,10 @@ METADATA_SCHEMA = pa.schema(
 
 
 def split_of(row: Row, validation_fraction: float) -> Split:
-    """Give the split of a row. It depends on task type and instruction alone, so no instruction is in both."""
+    """Give the split of a row, which depends on task type and instruction alone.
+
+    No instruction of a task type is in both splits; rows of another type with the same instruction may be.
+    """
     words = " ".join(row.instruction.casefold().split())
     position = int(content_hash(f"{row.task_type}\n{words}"), 16) / 2**64
     return "validation" if position < validation_fraction else "train"

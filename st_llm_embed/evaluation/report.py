@@ -119,7 +119,7 @@ def _markdown(recipe: Recipe, report: dict[str, Any], before: Scores, after: Sco
         sections += ["## Known limits", "\n".join(f"- {limitation}" for limitation in recipe.publishing.limitations)]
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     sections += ["## Made with", versions]
-    return "\n\n".join(sections) + "\n"
+    return "\n\n".join(filter(None, sections)) + "\n"
 
 
 def _similarities(before: Scores, after: Scores) -> str:

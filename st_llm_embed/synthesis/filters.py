@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 from st_llm_embed.data.rows import Row, fold
-from st_llm_embed.recipe import Filters, TaskType
+from st_llm_embed.recipe import TaskType
 from st_llm_embed.synthesis.language_id import contradicts
 from st_llm_embed.synthesis.parsing import Rejection
 
@@ -57,7 +57,7 @@ def check_language(row: Row) -> Rejection | None:
     for text, code in _expected_languages(row):
         found = contradicts(text, code)
         if found is not None:
-            return Rejection("wrong language", f"asked for {code}, got {found.language}: {text[:120]}")
+            return Rejection("wrong language", f"asked for {code}, got {found.found}: {text[:120]}")
     return None
 
 
