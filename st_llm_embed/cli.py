@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.recipe import Recipe, recipe_text, recipe_to_start_from, shipped_recipes
+
+if TYPE_CHECKING:
+    from st_llm_embed.synthesis.generate import Projection
 
 app = typer.Typer(
     help="Turn a large language model into a text embedding model.",
@@ -25,14 +28,15 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one value of the recipe; may be repeated."),
 ]
+OutputDir = Annotated[
+    Path | None, typer.Option(help="Where everything is written.", show_default="runs/<recipe name>")
+]
 
 
 @app.command()
 def run(
     recipe: Annotated[str | None, typer.Argument(help="A shipped recipe's name, or the path of a .yaml file.")] = None,
-    output_dir: Annotated[
-        Path | None, typer.Option(help="Where everything is written.", show_default="runs/<recipe name>")
-    ] = None,
+    output_dir: OutputDir = None,
     overrides: Overrides = None,
     *,
     dry_run: Annotated[
@@ -54,6 +58,50 @@ def run(
     report = run_pipeline(resolved, folder)
     if is_first_process():
         _print_outcome(report, folder)
+
+
+@app.command()
+def synthesize(
+    recipe: Annotated[str | None, typer.Argument(help="A shipped recipe's name, or the path of a .yaml file.")] = None,
+    output_dir: OutputDir = None,
+    overrides: Overrides = None,
+    *,
+    estimate: Annotated[
+        int | None,
+        typer.Option(metavar="K", help="Send K requests of each step and project requests, tokens, USD and hours."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check recipe, prices and key, print the first prompts, send nothing.")
+    ] = False,
+) -> None:
+    """Have an LLM write the rows: requests, journal, filters, dataset. Run it again to go on after a stop."""
+    resolved = Recipe.load(_required(recipe, "synthesize"), overrides or [])
+    _log_to_stderr()
+    folder = output_dir or Path("runs") / resolved.name
+    from st_llm_embed.pipeline import check_data, planned_prompts, run_estimate, run_synthesis
+
+    if dry_run:
+        check_data(resolved)
+        typer.echo("\n\n".join(planned_prompts(resolved)))
+    elif estimate is not None:
+        _print_projections(run_estimate(resolved, folder, estimate))
+    else:
+        _print_statistics(run_synthesis(resolved, folder), folder)
+
+
+@app.command()
+def reparse(
+    recipe: Annotated[str | None, typer.Argument(help="A shipped recipe's name, or the path of a .yaml file.")] = None,
+    output_dir: OutputDir = None,
+    overrides: Overrides = None,
+) -> None:
+    """Make the dataset anew of the answers in the journal, with this recipe's filters. Nothing is sent or paid."""
+    resolved = Recipe.load(_required(recipe, "reparse"), overrides or [])
+    _log_to_stderr()
+    folder = output_dir or Path("runs") / resolved.name
+    from st_llm_embed.pipeline import run_synthesis
+
+    _print_statistics(run_synthesis(resolved, folder, ask=False), folder)
 
 
 @recipes_app.command("list")
@@ -112,11 +160,51 @@ def _configure_logging() -> None:
 
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
+    _log_to_stderr()
+
+
+def _log_to_stderr() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     package_logger = logging.getLogger("st_llm_embed")
     package_logger.addHandler(handler)
     package_logger.setLevel(logging.INFO)
+
+
+def _print_projections(projections: list[Projection]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("step", "requests", "usable", "tokens", "USD", "hours", title="projected from the answers so far")
+    for row in projections:
+        table.add_row(
+            row.step,
+            f"{row.requests:,}",
+            f"{row.usable:.0%}",
+            f"{row.tokens:,.0f}",
+            f"{row.usd:,.2f}",
+            f"{row.hours:,.1f}",
+        )
+    Console().print(table)
+
+
+def _print_statistics(statistics: dict[str, Any], folder: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        "task type", "rows", "rejected", title=f"{statistics['rows']:,} rows, ${statistics['cost']['usd']:,.2f}"
+    )
+    for task_type in statistics["rows_by_task_type"] | statistics["rejected_by_task_type"]:
+        rows = statistics["rows_by_task_type"].get(task_type, 0)
+        rejected = statistics["rejected_by_task_type"].get(task_type, 0)
+        table.add_row(task_type, f"{rows:,}", f"{rejected:,}")
+    Console().print(table)
+    if statistics["rejected"]:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in statistics["rejected_by_reason"].items())
+        typer.echo(f"rejected: {reasons}")
+    typer.echo(f"{folder / 'dataset'}  the rows, the tasks, the rejected answers, statistics and plots")
+    typer.echo(f"{folder / 'journal'}  every answer as it came")
 
 
 def _print_outcome(report: dict[str, object], folder: Path) -> None:
@@ -134,6 +222,7 @@ def _print_outcome(report: dict[str, object], folder: Path) -> None:
         ("evaluation/report.md", "the report, with plots"),
         ("training", "checkpoints and log"),
         ("dataset", "the rows, train and held out"),
+        ("journal", "every answer of the LLM, if it wrote the rows"),
         ("recipe.yaml", "every choice of this run"),
     ):
         typer.echo(f"{folder / name}  {content}")

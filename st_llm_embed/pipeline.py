@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from st_llm_embed.recipe import SYNTHESIS, Recipe, Synthesis
 from st_llm_embed.stage import build_stage, file_hash, full_disk_explained, owned_folder
 from st_llm_embed.synthesis.generate import Projection, check_synthesis, estimate, generate
 from st_llm_embed.synthesis.output import write_synthetic_dataset
+from st_llm_embed.synthesis.plan import RequestPlan
 from st_llm_embed.synthesis.selection import Similarities
+from st_llm_embed.synthesis.tasks import TaskFile, tasks_path
 from st_llm_embed.training import check_training, is_first_process, train, wait_for_all_processes
 
 logger = logging.getLogger(__name__)
@@ -140,6 +143,17 @@ def run_estimate(recipe: Recipe, output_dir: Path, requests: int) -> list[Projec
         return estimate(_synthesis_of(recipe), output_dir / "journal", requests)
 
 
+def planned_prompts(recipe: Recipe) -> list[str]:
+    """Give the first prompt of each kind that can be known before anything is answered."""
+    synthesis = _synthesis_of(recipe)
+    plan = RequestPlan(synthesis.plan, synthesis.endpoint)
+    if synthesis.plan.tasks is None:
+        requests = list(islice(plan.brainstorms(), 1))
+    else:
+        requests = [plan.example(0, TaskFile(tasks_path(synthesis.plan.tasks)))]
+    return [request.messages[0]["content"] for request in requests]
+
+
 def _synthesis_of(recipe: Recipe) -> Synthesis:
     if recipe.synthesis is None or recipe.data.rows != SYNTHESIS:
         raise InputError(
@@ -169,14 +183,14 @@ def _build_dataset(recipe: Recipe, output_dir: Path, *, anew: bool = False) -> s
 
         def build(folder: Path) -> None:
             counts = write_synthetic_dataset(synthesis, journal, folder, fraction, _similarities(synthesis))
-            (folder / "README.md").write_text(dataset_card(counts, recipe, folder), encoding="utf-8")
+            (folder / "README.md").write_text(dataset_card(recipe, folder, counts), encoding="utf-8")
     else:
         rows = rows_file(recipe.data.rows)
         inputs["rows"] = file_hash(rows)
 
         def build(folder: Path) -> None:
             counts = write_dataset(read_rows(rows), folder, fraction)
-            (folder / "README.md").write_text(dataset_card(counts, recipe, folder), encoding="utf-8")
+            (folder / "README.md").write_text(dataset_card(recipe, folder, counts), encoding="utf-8")
 
     build_stage(folder, inputs, build, anew=anew)
     parts = sorted(path for split in ("train", "validation") for path in folder.glob(f"*/{split}.parquet"))

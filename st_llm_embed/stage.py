@@ -64,7 +64,9 @@ class Manifest(BaseModel):
     finished_at: str | None = None
 
 
-def build_stage(folder: Path, inputs: dict[str, Any], build: Callable[[Path], None], *, resumable: bool = False, anew: bool = False) -> str:
+def build_stage(
+    folder: Path, inputs: dict[str, Any], build: Callable[[Path], None], *, resumable: bool = False, anew: bool = False
+) -> str:
     """Build a stage's folder unless a finished one has the same inputs; return the fingerprint of the inputs.
 
     Args:
@@ -210,6 +212,7 @@ def owned_folder(output_dir: Path) -> Generator[None]:
 
 @contextmanager
 def full_disk_explained(output_dir: Path) -> Generator[None]:
+    """Turn whatever a full disk leads to into an InputError that says so."""
     try:
         yield
     except Exception as error:
@@ -223,5 +226,6 @@ def full_disk_explained(output_dir: Path) -> Generator[None]:
 
 
 def file_hash(path: Path) -> str:
+    """Give the SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -77,7 +77,9 @@ def check_sizes(counts: Counter[tuple[str, Split]], validation_fraction: float, 
     """
     splits = {split for _, split in counts}
     if not splits:
-        raise InputError(f"There are no rows in {source}. The report or statistics.json says what was rejected and why.")
+        raise InputError(
+            f"There are no rows in {source}. The report or statistics.json says what was rejected and why."
+        )
     if len(splits) < 2:
         raise InputError(
             f"data.validation_fraction {validation_fraction} puts all {counts.total()} rows of {source} into the "

@@ -234,6 +234,7 @@ def _draw(text: object, choices: int) -> int:
 
 
 def fold(text: str) -> str:
+    """Give a text without differences of case and spacing."""
     return " ".join(text.casefold().split())
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
 from sentence_transformers import SentenceTransformer
 
@@ -15,36 +16,69 @@ from st_llm_embed.data import Split, load_split
 from st_llm_embed.evaluation import headline_rows
 from st_llm_embed.instructions import INSTRUCTION_TEMPLATE
 from st_llm_embed.recipe import EMBEDDED, Recipe
+from st_llm_embed.synthesis.prompts import PROMPT_VERSION
 
 SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
-def dataset_card(counts: Counter[tuple[str, Split]]) -> str:
-    """Render the card of a written dataset; its front matter tells the Hub where each configuration's files are."""
+def dataset_card(recipe: Recipe, dataset_dir: Path, counts: Counter[tuple[str, Split]]) -> str:
+    """Render the card of a written dataset; its front matter tells the Hub where each configuration's files are.
+
+    Args:
+        recipe: what made it.
+        dataset_dir: the dataset; its statistics.json, if an LLM wrote the rows, tells how.
+        counts: rows by (configuration, split).
+    """
     configs = sorted({config for config, _ in counts})
+    rows = [dataset for split in ("train", "validation") for dataset in load_split(dataset_dir, split).values()]
+    files = {
+        config: [(split, f"{config}/{split}.parquet") for split in ("train", "validation") if counts[config, split]]
+        for config in configs
+    }
+    files |= {
+        name: [("train", f"{name}/{name}.parquet")] for name in ("tasks", "rejected") if (dataset_dir / name).is_dir()
+    }
     data = DatasetCardData(
+        language=sorted(_languages(rows)) or None,
+        license=recipe.publishing.dataset_license,
         tags=["sentence-transformers", "synthetic"],
         task_categories=["sentence-similarity", "feature-extraction", "text-retrieval"],
         size_categories=next((name for limit, name in SIZE_CATEGORIES if counts.total() < limit), "n>1M"),
         configs=[
-            {
-                "config_name": config,
-                "data_files": [
-                    {"split": split, "path": f"{config}/{split}.parquet"}
-                    for split in ("train", "validation")
-                    if counts[config, split]
-                ],
-            }
-            for config in configs
+            {"config_name": config, "data_files": [{"split": split, "path": path} for split, path in parts]}
+            for config, parts in files.items()
         ],
     )
     card = DatasetCard.from_template(
         data,
         template_path=str(_template("dataset_card.md")),
+        name=recipe.name,
+        dataset_name=recipe.publishing.dataset_repo_id or "path/to/this/folder",
         template=INSTRUCTION_TEMPLATE.replace("\n", "\\n"),
         counts=[(config, counts[config, "train"], counts[config, "validation"]) for config in configs],
+        **_origin(recipe, dataset_dir),
     )
     return str(card)
+
+
+def _origin(recipe: Recipe, dataset_dir: Path) -> dict[str, Any]:
+    """Give what the card says of rows that an LLM wrote for this recipe; nothing of others."""
+    path = dataset_dir / "statistics.json"
+    if recipe.synthesis is None or not path.is_file():
+        return {}
+    statistics = json.loads(path.read_text(encoding="utf-8"))
+    plan, filters = recipe.synthesis.plan, recipe.synthesis.filters
+    return {
+        "statistics": statistics,
+        "given_tasks": plan.tasks is not None,
+        "generators": ", ".join(f"{name} ({count:,} rows)" for name, count in statistics["rows_by_generator"].items()),
+        "preset": plan.preset,
+        "seed": plan.seed,
+        "prompt_version": PROMPT_VERSION,
+        "requests": f"{plan.requests:,}",
+        "overlap": statistics["overlap_with_evaluation_texts"],
+        "evaluation_texts": ", ".join(Path(path).name for path in filters.evaluation_texts),
+    }
 
 
 def model_card(recipe: Recipe, model: SentenceTransformer, dataset_dir: Path, evaluation_dir: Path) -> str:
@@ -53,7 +87,7 @@ def model_card(recipe: Recipe, model: SentenceTransformer, dataset_dir: Path, ev
     training_rows = load_split(dataset_dir, "train")
     base_model = _hub_base_model(recipe)
     data = ModelCardData(
-        language=_languages(row for dataset in training_rows.values() for row in dataset),
+        language=sorted(_languages(training_rows.values())) or None,
         license=recipe.publishing.license,
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
@@ -91,9 +125,11 @@ def _hub_base_model(recipe: Recipe) -> str | None:
     return None if name == EMBEDDED or recipe.base.random_init or Path(name).exists() else name
 
 
-def _languages(rows: Iterable[dict[str, Any]]) -> list[str] | None:
-    codes = {row[side] for row in rows for side in ("language", "target_language")} - {"und"}
-    return sorted(codes) or None
+def _languages(rows: Iterable[Dataset]) -> set[str]:
+    """Give the codes of the languages of some rows, without that for an unknown one."""
+    return {code for dataset in rows for side in ("language", "target_language") for code in dataset.unique(side)} - {
+        "und"
+    }
 
 
 def _template(name: str) -> Path:

@@ -7,6 +7,7 @@ The paper gives the values. The weights of short-long and long-short are those o
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from st_llm_embed.errors import InputError
 from st_llm_embed.languages import LANGUAGE_CODES, SAMPLING_WEIGHTS
@@ -15,7 +16,7 @@ from st_llm_embed.recipe import Plan, TaskType
 UNSPECIFIED = "unspecified"
 """A drawn value that leaves the attribute out of the prompt and out of the row."""
 
-Weights = Mapping[str, float]
+Weights = Mapping[Any, float]
 
 TWO_STEP: tuple[TaskType, ...] = ("short-long", "long-short", "short-short", "long-long")
 """Task types whose instructions are brainstormed first; the others have fixed ones."""

@@ -25,7 +25,7 @@ from st_llm_embed.synthesis.plan import Request
 from st_llm_embed.synthesis.progress import Progress
 
 if TYPE_CHECKING:
-    from openai import OpenAI
+    pass
 
 MAX_REQUESTS, MAX_BYTES = 50_000, 200_000_000
 """Of one batch file (openai.types.BatchCreateParams)."""
@@ -193,12 +193,11 @@ class BatchClient:
         """Upload and submit a batch unless that was done before."""
         if batch.batch_id is None and batch.file_id is not None:
             batch.batch_id = self._submitted_before(batch.name)
-        if batch.batch_id is None and batch.file_id is None:
+        if batch.file_id is None:
             with batch.path.open("rb") as file:
                 batch.file_id = self._openai.files.create(file=file, purpose="batch").id
             self._note(batch, "uploaded", file_id=batch.file_id)
         if batch.batch_id is None:
-            assert batch.file_id is not None
             batch.batch_id = self._openai.batches.create(
                 input_file_id=batch.file_id,
                 endpoint="/v1/chat/completions",
@@ -219,9 +218,8 @@ class BatchClient:
         Raises:
             InputError: the provider refused the batch as a whole.
         """
-        assert batch.batch_id is not None
         openai = self._openai.with_options(max_retries=READ_RETRIES)
-        state = openai.batches.retrieve(batch.batch_id)
+        state = openai.batches.retrieve(str(batch.batch_id))
         if state.status not in ENDED:
             return False
         answers: dict[str, tuple[Path, int]] = {}

@@ -28,7 +28,7 @@ from st_llm_embed.synthesis.plan import Request
 from st_llm_embed.synthesis.progress import Progress
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI
+    pass
 
 ATTEMPTS = 6
 """Server errors and lost connections after which a request is left for the next run."""
@@ -109,7 +109,7 @@ class Client:
         self._answer_tokens: float = TYPICAL_ANSWER_TOKENS
         self._settled = asyncio.Event()
         self._sending: set[asyncio.Task[Any] | None] = set()
-        self._stopping = ""
+        self._stopping: str = ""
         self._answer_by = time.monotonic() + endpoint.give_up_after_minutes * 60
         self._waited_as_asked = False
         async with AsyncOpenAI(

@@ -6,11 +6,11 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from urllib.parse import urlsplit
 
 from st_llm_embed.data.rows import fold
@@ -60,7 +60,7 @@ def generate(synthesis: Synthesis, folder: Path, similarities: Similarities | No
         InputError: something in the recipe cannot be used, a limit is reached, or the server cannot go on. What was
             answered is kept.
     """
-    with _Asking(synthesis, folder) as ask:
+    with _asking(synthesis, folder) as ask:
         plan, planned = ask.plan, synthesis.plan
         if not tasks_file(synthesis, plan, folder).is_file():
             ask("brainstorms", planned.brainstorm_requests, plan.brainstorms)
@@ -90,7 +90,7 @@ def estimate(synthesis: Synthesis, folder: Path, requests: int) -> list[Projecti
         folder: of the journal.
         requests: how many of each step to send.
     """
-    with _Asking(synthesis, folder) as ask:
+    with _asking(synthesis, folder) as ask:
         plan = ask.plan
         path = tasks_file(synthesis, plan, folder)
         projections = []
@@ -121,45 +121,39 @@ class Projection:
     """With the recipe's concurrency and limits per minute."""
 
 
+@dataclass(frozen=True)
 class _Asking:
     """Everything that is open while requests are sent; called to have the requests of one step answered."""
 
-    def __init__(self, synthesis: Synthesis, folder: Path) -> None:
-        self.plan = RequestPlan(synthesis.plan, synthesis.endpoint)
-        self.journal = Journal(folder)
-        self._synthesis = synthesis
-
-    def __enter__(self) -> Self:
-        synthesis, endpoint = self._synthesis, self._synthesis.endpoint
-        with ExitStack() as stack:
-            stack.enter_context(self.journal)
-            budget = Budget(synthesis, self.journal.usd, self.journal.tokens)
-            base_url, api_key = stack.enter_context(_served(synthesis, self.plan))
-            self._show = stack.enter_context(shown_progress())
-            self._live = Client(endpoint, base_url, api_key, self.journal, budget)
-            self._client: Client | BatchClient = self._live
-            if endpoint.mode == "batch":
-                self._client = BatchClient(endpoint, base_url, api_key, self.journal, budget)
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.__exit__(*error)
+    plan: RequestPlan
+    journal: Journal
+    models: tuple[str, ...]
+    live: Client
+    client: Client | BatchClient
+    show: Callable[[Progress], None]
 
     def __call__(self, step: str, planned: int, requests: Callable[[], Iterator[Request]]) -> None:
         missing = next((r for r in requests() if not self.journal.has(r.step, r.index, r.key)), None)
         if missing is None:
             return
-        self._live.find_formats(
-            [missing.model] if missing.step == "judge" else self._synthesis.endpoint.models, self._show
-        )
+        self.live.find_formats([missing.model] if missing.step == "judge" else self.models, self.show)
         progress = Progress(step, planned)
-        self._client.answer(requests, progress, self._show)
+        self.client.answer(requests, progress, self.show)
         if progress.left:
             raise InputError(
                 f"{progress.left:,} of {planned:,} {step} got no answer: the server failed or hung up each time. All "
                 "others are in the journal; run the same command again for the rest."
             )
+
+
+@contextmanager
+def _asking(synthesis: Synthesis, folder: Path) -> Generator[_Asking]:
+    plan, endpoint = RequestPlan(synthesis.plan, synthesis.endpoint), synthesis.endpoint
+    with Journal(folder) as journal, _served(synthesis, plan) as (base_url, api_key), shown_progress() as show:
+        budget = Budget(synthesis, journal.usd, journal.tokens)
+        live = Client(endpoint, base_url, api_key, journal, budget)
+        batch = BatchClient(endpoint, base_url, api_key, journal, budget)
+        yield _Asking(plan, journal, (*endpoint.models,), live, live if endpoint.mode == "live" else batch, show)
 
 
 def tasks_file(synthesis: Synthesis, plan: RequestPlan, folder: Path) -> Path:

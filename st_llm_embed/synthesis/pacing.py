@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -133,6 +134,6 @@ def retry_after_seconds(headers: dict[str, str], now: float | None = None) -> fl
                 seconds = parsedate_to_datetime(value).timestamp() - (time.time() if now is None else now)
             except ValueError:
                 continue
-        if seconds == seconds and seconds < float("inf"):
+        if math.isfinite(seconds):
             return max(0.0, seconds)
     return None

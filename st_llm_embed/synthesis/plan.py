@@ -70,7 +70,7 @@ class RequestPlan:
                 f"synthesis.plan.brainstorm_requests is {plan.brainstorm_requests}; {', '.join(self.brainstormed_types)} need one "
                 "each at the least. Raise it, or leave task types out with synthesis.plan.task_types."
             )
-        self._draw_brainstormed = _Draw({name: types[name] for name in self._brainstormed})
+        self._draw_brainstormed = _Draw({name: types[name] for name in self.brainstormed_types})
         self._attributes = {
             task_type: {name: _Draw(weights) for name, weights in attribute_weights(plan, task_type).items()}
             for task_type in RESPONSE_KEYS
@@ -93,7 +93,8 @@ class RequestPlan:
         about: dict[str, Any] = {"task_type": task_type}
         if topic := self._topic("brainstorm", index):
             about["topic"] = topic
-        return self._request("brainstorm", index, f"brainstorm-{task_type}", about, about, BRAINSTORM_SCHEMA)
+        prompt = self._prompt("brainstorm", index, f"brainstorm-{task_type}", about)
+        return self._request("brainstorm", index, prompt, BRAINSTORM_SCHEMA, about)
 
     def brainstorms(self) -> Iterator[Request]:
         """Give all brainstorm requests."""
@@ -111,8 +112,8 @@ class RequestPlan:
         elif topic := self._topic("example", index):
             values["topic"] = topic
         about = {"task_type": task.task_type, "instruction": task.instruction, "attributes": attributes}
-        schema = EXAMPLE_SCHEMAS[task.task_type]
-        return self._request("example", index, f"example-{task.task_type}", values, about, schema)
+        prompt = self._prompt("example", index, f"example-{task.task_type}", values)
+        return self._request("example", index, prompt, EXAMPLE_SCHEMAS[task.task_type], about)
 
     def examples(self, tasks: TaskFile) -> Iterator[Request]:
         """Give all example requests."""
@@ -122,7 +123,7 @@ class RequestPlan:
     def judge(self, index: int, row: Row, model: str) -> Request:
         """Give the request that has the row of example request `index` graded."""
         values = row.model_dump(include={"instruction", "anchor", "positive", "negative"}, exclude_none=True)
-        return self._request("judge", index, "judge", values, {}, JUDGE_SCHEMA, model)
+        return self._request("judge", index, self._prompt("judge", index, "judge", values), JUDGE_SCHEMA, {}, model)
 
     def _task(self, index: int, tasks: TaskFile) -> Task:
         if self._plan.tasks is not None:
@@ -155,17 +156,12 @@ class RequestPlan:
         topics = self._plan.topics
         return topics[int(self._uniform(step, index, "topic") * len(topics))] if topics else None
 
-    def _request(
-        self,
-        step: Step,
-        index: int,
-        template: str,
-        values: Mapping[str, str],
-        about: dict[str, Any],
-        schema: dict[str, Any],
-        model: str | None = None,
+    def _prompt(self, step: Step, index: int, template: str, values: Mapping[str, str]) -> str:
+        return fill_template(template, values, lambda number: self._uniform(step, index, f"guideline {number}"))
+
+    def _request(  # noqa: PLR0917
+        self, step: Step, index: int, prompt: str, schema: dict[str, Any], about: dict[str, Any], model: str = ""
     ) -> Request:
-        prompt = fill_template(template, values, lambda number: self._uniform(step, index, f"guideline {number}"))
         model = model or self._models(self._uniform(step, index, "model"))
         named = "\x1f".join((step, str(index), model, prompt, self._parameters, PROMPT_VERSION))
         key = hashlib.blake2b(named.encode(errors="surrogatepass"), digest_size=8).hexdigest()
