@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
 from sentence_transformers import SentenceTransformer
 
@@ -30,7 +29,6 @@ def dataset_card(recipe: Recipe, dataset_dir: Path, counts: Counter[tuple[str, S
         counts: rows by (configuration, split).
     """
     configs = sorted({config for config, _ in counts})
-    rows = [dataset for split in ("train", "validation") for dataset in load_split(dataset_dir, split).values()]
     files = {
         config: [(split, f"{config}/{split}.parquet") for split in ("train", "validation") if counts[config, split]]
         for config in configs
@@ -39,7 +37,7 @@ def dataset_card(recipe: Recipe, dataset_dir: Path, counts: Counter[tuple[str, S
         name: [("train", f"{name}/{name}.parquet")] for name in ("tasks", "rejected") if (dataset_dir / name).is_dir()
     }
     data = DatasetCardData(
-        language=sorted(_languages(rows)) or None,
+        language=_languages(dataset_dir),
         license=recipe.publishing.dataset_license,
         tags=["sentence-transformers", "synthetic"],
         task_categories=["sentence-similarity", "feature-extraction", "text-retrieval"],
@@ -87,7 +85,7 @@ def model_card(recipe: Recipe, model: SentenceTransformer, dataset_dir: Path, ev
     training_rows = load_split(dataset_dir, "train")
     base_model = _hub_base_model(recipe)
     data = ModelCardData(
-        language=sorted(_languages(training_rows.values())) or None,
+        language=_languages(dataset_dir),
         license=recipe.publishing.license,
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
@@ -125,11 +123,17 @@ def _hub_base_model(recipe: Recipe) -> str | None:
     return None if name == EMBEDDED or recipe.base.random_init or Path(name).exists() else name
 
 
-def _languages(rows: Iterable[Dataset]) -> set[str]:
-    """Give the codes of the languages of some rows, without that for an unknown one."""
-    return {code for dataset in rows for side in ("language", "target_language") for code in dataset.unique(side)} - {
-        "und"
+def _languages(dataset_dir: Path) -> list[str] | None:
+    """Give the codes of the languages of a dataset's rows, without that for an unknown one."""
+    columns = ["language", "target_language"]
+    codes = {
+        code
+        for path in dataset_dir.glob("*/*.parquet")
+        if path.stem in ("train", "validation")
+        for column in pq.read_table(path, columns=columns).itercolumns()
+        for code in column.unique().to_pylist()
     }
+    return sorted(codes - {"und"}) or None
 
 
 def _template(name: str) -> Path:

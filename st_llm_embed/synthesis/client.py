@@ -80,13 +80,13 @@ class Client:
         progress.spent, progress.waiting = self._budget.describe(), ""
         show(progress)
 
-    def find_formats(self, models: Iterable[str], show: Callable[[Progress], None]) -> None:
+    def find_formats(self, models: Iterable[str]) -> None:
         """Find, once for each model, how it is made to answer in JSON.
 
         Raises:
             InputError: a model does not answer, or refuses the recipe's parameters.
         """
-        self._progress, self._show = Progress("probes", 0), show
+        self._progress, self._show = Progress("probes", 0), lambda _: None
         unknown = [model for model in models if (self._endpoint.base_url, model) not in self._journal.formats]
         for model in unknown:
             asyncio.run(self._connected(lambda model=model: self._find_format(model), workers=1))

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 from st_llm_embed.data.rows import Row, fold
+from st_llm_embed.languages import LANGUAGE_CODES
 from st_llm_embed.recipe import TaskType
 from st_llm_embed.synthesis.language_id import contradicts
 from st_llm_embed.synthesis.parsing import Rejection
@@ -53,7 +54,14 @@ def check_texts(texts: dict[str, str], task_type: TaskType) -> Rejection | None:
 
 
 def check_language(row: Row) -> Rejection | None:
-    """Check that no text is confidently in another language than the one asked for."""
+    """Check that no text is confidently in another language than the one asked for.
+
+    A row whose instruction names another language, such as "Given a German question, retrieve Spanish passages", is not
+    checked: its texts are in two languages on purpose.
+    """
+    asked = {row.language, row.target_language}
+    if any(name in row.instruction for name, code in LANGUAGE_CODES.items() if code not in asked):
+        return None
     for text, code in _expected_languages(row):
         found = contradicts(text, code)
         if found is not None:

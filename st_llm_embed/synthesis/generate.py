@@ -136,7 +136,7 @@ class _Asking:
         missing = next((r for r in requests() if not self.journal.has(r.step, r.index, r.key)), None)
         if missing is None:
             return
-        self.live.find_formats([missing.model] if missing.step == "judge" else self.models, self.show)
+        self.live.find_formats([missing.model] if missing.step == "judge" else self.models)
         progress = Progress(step, planned)
         self.client.answer(requests, progress, self.show)
         if progress.left:

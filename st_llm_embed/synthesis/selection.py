@@ -158,7 +158,7 @@ class Selection:
         return _rejected(record, problem, content)
 
     def _known(self, row: Row, seen: set[int]) -> Rejection | None:
-        digest = text_hash(f"{row.anchor}\n{row.positive}")
+        digest = text_hash(_all_texts(row.model_dump()))
         if digest in seen:
             return Rejection("duplicate", row.anchor[:200])
         seen.add(digest)
@@ -177,7 +177,7 @@ class Selection:
         similarity = self._filters.near_duplicates
         earlier = None
         if similarity is not None:
-            texts = (f"{row['anchor']}\n{row['positive']}" for _, row in _spooled(spool))
+            texts = (_all_texts(row) for _, row in _spooled(spool))
             earlier = near_duplicates(texts, workspace=workspace, similarity=similarity)
         for number, (index, fields) in enumerate(_spooled(spool)):
             row = Row.model_validate(fields)
@@ -230,6 +230,10 @@ class Selection:
         if answer["score"] < self._filters.judge_score:
             return _rejected_row(row, Rejection("low grade", f"{answer['score']} by {model}"))
         return row
+
+
+def _all_texts(row: dict[str, Any]) -> str:
+    return "\n".join(row[name] for name in ("anchor", "positive", "negative") if row[name] is not None)
 
 
 def _spooled(spool: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
