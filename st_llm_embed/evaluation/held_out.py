@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from st_llm_embed.data import load_split
+from st_llm_embed.errors import InputError
 from st_llm_embed.instructions import format_query
 from st_llm_embed.recipe import TASK_TYPES
 
@@ -49,7 +50,7 @@ class Scores(NamedTuple):
     """Cosine of each query with its negative, shape (number of queries that have one,)."""
 
 
-def held_out(dataset_dir: Path) -> HeldOut:
+def load_held_out(dataset_dir: Path) -> HeldOut:
     """Load the validation rows of a written dataset."""
     rows = [row for dataset in load_split(dataset_dir, "validation").values() for row in dataset]
     texts = [row["positive"] for row in rows] + [row["negative"] for row in rows if row.get("negative")]
@@ -72,6 +73,9 @@ def evaluate_held_out(model: SentenceTransformer, rows: HeldOut, *, batch_size: 
         model: any sentence-transformers model; documents are encoded as they are.
         rows: what to score it on.
         batch_size: texts per forward pass.
+
+    Raises:
+        InputError: the model gives vectors with numbers that are not finite.
     """
     queries = _encode(model, rows.queries, batch_size)
     documents = _encode(model, rows.documents, batch_size)
@@ -110,7 +114,15 @@ def evaluate_held_out(model: SentenceTransformer, rows: HeldOut, *, batch_size: 
 
 def _encode(model: SentenceTransformer, texts: list[str], batch_size: int) -> NDArray[np.float32]:
     # Neither encode_query nor encode_document: the queries carry their own instructions.
-    return model.encode(texts, batch_size=batch_size, normalize_embeddings=True, show_progress_bar=True)
+    vectors = model.encode(texts, batch_size=batch_size, normalize_embeddings=True, show_progress_bar=True)
+    broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(broken):
+        raise InputError(
+            f"The model gives {len(broken)} of {len(texts)} texts a vector that is not finite (NaN or infinity), the "
+            f"first of them {texts[broken[0]][:60]!r}. Training has diverged, or the numbers do not fit into float16: "
+            "lower training.learning_rate, use bf16 instead of fp16, and train again."
+        )
+    return vectors
 
 
 def _ranks(similarity: NDArray[np.float32], relevant: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from st_llm_embed.evaluation.held_out import Scores, evaluate_held_out, held_out
+from st_llm_embed.evaluation.held_out import Scores, evaluate_held_out, load_held_out
 from st_llm_embed.evaluation.plots import plot_before_after, plot_loss, plot_similarity
 from st_llm_embed.modules import LLMSentenceTransformer
 from st_llm_embed.recipe import Recipe
@@ -28,7 +28,7 @@ HEADLINES = {
 
 def write_report(recipe: Recipe, dataset_dir: Path, training_dir: Path, output_dir: Path) -> None:
     """Score the base and the trained model on the held-out rows and write the report into `output_dir`."""
-    rows = held_out(dataset_dir)
+    rows = load_held_out(dataset_dir)
     before = evaluate_held_out(untrained_embedder(recipe), rows, batch_size=recipe.evaluation.batch_size)
     trained = LLMSentenceTransformer(str(training_dir / "model"))
     after = evaluate_held_out(trained, rows, batch_size=recipe.evaluation.batch_size)

@@ -15,12 +15,15 @@ from st_llm_embed.errors import InputError
 
 PROBE = "a probe"
 
+PROBED_LENGTH = 64
+"""The longest length, in tokens, at which `check_eos` has texts cut off."""
+
 
 def append_eos(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make the tokenizer end every text with EOS, and keep what it already puts before one (BOS or nothing).
+    """Make the tokenizer end every text with EOS, in place of what it may put there, and keep what it puts before one.
 
     Raises:
-        InputError: the tokenizer has no EOS token, or is not a fast one.
+        InputError: the tokenizer has no EOS token, is not a fast one, or changes the text itself for special tokens.
     """
     if tokenizer.eos_token is None:
         raise InputError(
@@ -32,11 +35,7 @@ def append_eos(tokenizer: PreTrainedTokenizerBase) -> None:
             f"The base model's tokenizer is a {type(tokenizer).__name__}, which has no tokenizer.json to keep EOS in. "
             "Convert it to a fast tokenizer, or choose another base."
         )
-    bare = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
-    special = tokenizer(PROBE)["input_ids"]
-    before = tokenizer.convert_ids_to_tokens(special[: len(special) - len(bare)]) if special != bare else []
-    if special[-1] == tokenizer.eos_token_id and bare[-1] != tokenizer.eos_token_id:
-        before = tokenizer.convert_ids_to_tokens(special[: len(special) - len(bare) - 1])
+    before = tokenizer.convert_ids_to_tokens(_tokens_around(tokenizer)[0])
     first = [*before, "$A", tokenizer.eos_token]
     second = [*(f"{token}:1" for token in before), "$B:1", f"{tokenizer.eos_token}:1"]
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
@@ -51,9 +50,22 @@ def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
     That is EOS, but some models end texts in another token (Qwen3-Embedding in <|endoftext|>, its pad token).
     """
+    after = _tokens_around(tokenizer)[1]
+    return after[-1] if after else None
+
+
+def _tokens_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Give the special tokens that the tokenizer puts before and behind a text."""
     bare = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
-    ids = tokenizer(PROBE)["input_ids"]
-    return ids[-1] if ids[-1] != bare[-1] else None
+    whole = tokenizer(PROBE)["input_ids"]
+    for start in range(len(whole) - len(bare) + 1):
+        if whole[start : start + len(bare)] == bare:
+            return whole[:start], whole[start + len(bare) :]
+    raise InputError(
+        f"The tokenizer reads {PROBE!r} as {tokenizer.convert_ids_to_tokens(whole)} with special tokens and as "
+        f"{tokenizer.convert_ids_to_tokens(bare)} without, so that it cannot be told what it puts around a text. "
+        "Choose a base whose post-processor only adds tokens before and behind a text."
+    )
 
 
 def check_eos(model: SentenceTransformer) -> None:
@@ -63,13 +75,14 @@ def check_eos(model: SentenceTransformer) -> None:
         InputError: a text does not end in exactly one EOS token.
     """
     tokenizer = model.tokenizer
-    longest = tokenizer.model_max_length
+    # A text need not fill thousands of tokens to be cut off like one that does.
+    longest = min(tokenizer.model_max_length, PROBED_LENGTH)
     end = end_token_id(tokenizer)
     special = tokenizer("")["input_ids"]
     # GPT-2 and NeoX have one token for BOS and EOS.
     times = 1 + (len(special) > 1 and special[0] == end)
     texts = ["", PROBE, f"{PROBE} " * 8, "word " * (2 * longest)]
-    batch = model.preprocess(texts)
+    batch = model.preprocess(texts, processing_kwargs={"text": {"max_length": longest}})
     for text, ids, mask in zip(texts, batch["input_ids"].tolist(), batch["attention_mask"].tolist(), strict=True):
         attended = [token for token, attend in zip(ids, mask, strict=True) if attend]
         if end is None or attended[-1] != end or attended.count(end) != times:
@@ -79,4 +92,4 @@ def check_eos(model: SentenceTransformer) -> None:
                 "LLMSentenceTransformer.from_base."
             )
         if len(attended) > longest:
-            raise InputError(f"A text is encoded as {len(attended)} tokens although max_seq_length is {longest}.")
+            raise InputError(f"A text is encoded as {len(attended)} tokens although it is cut off at {longest}.")

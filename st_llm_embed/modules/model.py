@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self, cast, get_args
 
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from sentence_transformers.util import batch_to_device, truncate_embeddings
+from sentence_transformers.util.decorators import deprecated_kwargs
 from torch import Tensor
 from tqdm.auto import trange
 from transformers import AutoModel
 
 from st_llm_embed.errors import InputError
 from st_llm_embed.instructions import PUBLISHED_PROMPTS, instruction_prompt
-from st_llm_embed.modules.base import base_path, load_tokenizer
+from st_llm_embed.modules.base import base_path, is_decoder_only, load_tokenizer
 from st_llm_embed.modules.eos import check_eos, end_token_id
 from st_llm_embed.modules.pooling import LastTokenPooling
 from st_llm_embed.modules.portable import make_portable
 from st_llm_embed.modules.transformer import DecoderTransformer
 from st_llm_embed.recipe import Dtype
 
+Attention = Literal["causal", "bidirectional"]
+
 # Text only: without it, a base with a chat template renders every text as a chat message, without BOS and EOS.
 TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
 
-# The shared prefix belongs to the module for the time of a call; another thread's texts must not meet it.
-_ONE_CALL_AT_A_TIME = threading.Lock()
+SMALLEST_GROUP = 16
+"""Texts under one of several instructions below which batches of their own cost more than they save."""
 
 RUNTIME_CLASSES: dict[type, type] = {Transformer: DecoderTransformer, Pooling: LastTokenPooling}
 """Stock module classes and what they are loaded into."""
@@ -49,11 +52,23 @@ class LLMSentenceTransformer(SentenceTransformer):
     """
 
     def __init__(self, model_name_or_path: str | None = None, **kwargs: Any) -> None:
-        """Load a stock repository, or build from `modules`; the keyword arguments are those of SentenceTransformer."""
+        """Load a stock repository, or build from `modules`; the keyword arguments are those of SentenceTransformer.
+
+        Raises:
+            InputError: there is a plain language model and no embedder, or `modules` holds stock modules.
+        """
         super().__init__(model_name_or_path, **kwargs)
+        # Repositories are loaded into our classes; stock builds a plain language model of its own.
+        if any(type(module) in RUNTIME_CLASSES for module in self):
+            raise InputError(
+                f"{model_name_or_path or 'modules='} holds no embedder that LLMSentenceTransformer can take as it is. "
+                "Make one of a plain language model with LLMSentenceTransformer.from_base(name_or_path, "
+                "max_seq_length=...); in modules=, give a DecoderTransformer and a LastTokenPooling of "
+                "st_llm_embed.modules instead of stock's Transformer and Pooling."
+            )
         pooling = self._last_token_pooling()
         if pooling is not None:
-            transformer = cast(DecoderTransformer, self._first_module())
+            transformer = cast(DecoderTransformer, self[0])
             transformer.repair_eos()
             pooling.end_token_id = end_token_id(transformer.tokenizer)
 
@@ -66,7 +81,7 @@ class LLMSentenceTransformer(SentenceTransformer):
         revision: str | None = None,
         random_init: bool = False,
         dtype: Dtype = "float32",
-        attention: Literal["causal", "bidirectional"] = "causal",
+        attention: Attention = "causal",
         split_special_tokens: bool = False,
         device: str | None = None,
     ) -> Self:
@@ -74,7 +89,7 @@ class LLMSentenceTransformer(SentenceTransformer):
 
         Args:
             name_or_path: Hub id or local folder of the base, or ``embedded`` for the one inside the package.
-            max_seq_length: longest text in tokens, special tokens included.
+            max_seq_length: longest text in tokens, special tokens included; at most what the base has positions for.
             revision: branch, tag or commit of a Hub model.
             random_init: draw fresh weights from torch's current random state instead of the pretrained ones.
             dtype: data type of the weights.
@@ -86,9 +101,13 @@ class LLMSentenceTransformer(SentenceTransformer):
             A model whose embeddings have shape (number of texts, hidden size) and norm 1.
 
         Raises:
-            InputError: there is no such base, or it cannot be made to end texts with EOS.
+            InputError: there is no such base, it is no decoder, it cannot be made to end texts with EOS, or it cannot
+                have this length, dtype or attention.
         """
-        tokenizer = load_tokenizer(name_or_path, revision=revision)
+        for name, value, allowed in (("dtype", dtype, Dtype), ("attention", attention, Attention)):
+            if value not in get_args(allowed):
+                raise InputError(f"{name} is {value!r}; allowed are {', '.join(map(repr, get_args(allowed)))}.")
+        tokenizer = load_tokenizer(name_or_path, revision=revision, max_seq_length=max_seq_length)
         transformer = DecoderTransformer(
             base_path(name_or_path),
             model_kwargs={"dtype": getattr(torch, dtype), "revision": revision},
@@ -103,9 +122,16 @@ class LLMSentenceTransformer(SentenceTransformer):
             tokenizer.pad_token = tokenizer.eos_token
         transformer.processor = tokenizer
         if attention == "bidirectional":
-            transformer.config.is_causal = False
+            transformer.config.get_text_config().is_causal = False
         if random_init:
             transformer.model = AutoModel.from_config(transformer.config, dtype=getattr(torch, dtype))
+        sees_later = transformer.sees_later_tokens()
+        if sees_later != (attention == "bidirectional"):
+            raise InputError(
+                f"attention={attention!r} has no effect on the base model {name_or_path!r}: its tokens "
+                f"{'always' if sees_later else 'never'} see those to their right, for so is transformers' code for "
+                f"models of type {transformer.config.model_type!r}. Choose another base or attention."
+            )
         transformer.max_seq_length = max_seq_length
         transformer.config.pad_token_id = tokenizer.pad_token_id
         pooling = LastTokenPooling(transformer.get_embedding_dimension(), pooling_mode="lasttoken")
@@ -113,13 +139,22 @@ class LLMSentenceTransformer(SentenceTransformer):
         check_eos(model)
         return model
 
+    @deprecated_kwargs(sentences="inputs")
     def encode(  # type: ignore[override]
-        self, inputs: Any, *args: Any, instruction: str | Sequence[str] | None = None, **kwargs: Any
+        self,
+        inputs: Any,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *args: Any,
+        instruction: str | Sequence[str] | None = None,
+        **kwargs: Any,
     ) -> Any:
         """Encode texts, under an instruction if one is given; other arguments as in SentenceTransformer.encode.
 
         Args:
             inputs: a text or a list of texts.
+            prompt_name: as in SentenceTransformer.encode.
+            prompt: as in SentenceTransformer.encode.
             *args: as in SentenceTransformer.encode.
             instruction: one for all texts, or a list with one per text. Equal to the prompt that
                 `instructions.instruction_prompt` makes of it.
@@ -127,34 +162,39 @@ class LLMSentenceTransformer(SentenceTransformer):
                 fit into this many padded tokens, instead of `batch_size` texts.
 
         Returns:
-            Embeddings of shape (number of texts, hidden size).
+            Embeddings of shape (number of texts, hidden size). In float32 they are within 1e-5 of those of stock; in
+            bfloat16 and float16 they differ from them as stock's own do between two batch sizes.
 
         Raises:
-            InputError: instruction and prompt are both given, or there is not one instruction per text.
+            InputError: the instruction comes with a prompt or with documents, or there is not one str per text;
+                batch_num_tokens is below 1, or given for what only stock computes (such as token_embeddings).
         """
         if instruction is None:
-            return super().encode(inputs, *args, **kwargs)
-        if args or kwargs.get("prompt") is not None or kwargs.get("prompt_name") is not None:
-            raise InputError("Give either an instruction or a prompt, the latter by name; an instruction becomes one.")
+            return super().encode(inputs, prompt_name, prompt, *args, **kwargs)
+        if kwargs.get("task") == "document":
+            raise InputError("Documents take no instruction; give it to encode_query, or to encode.")
+        if prompt is not None or prompt_name is not None:
+            raise InputError("Give either an instruction or a prompt; an instruction becomes one.")
         if isinstance(instruction, str):
-            return super().encode(inputs, prompt=instruction_prompt(instruction), **kwargs)
-        texts = [inputs] if isinstance(inputs, str) else list(inputs)
-        if isinstance(inputs, str) or len(instruction) != len(texts):
-            raise InputError(
-                f"{len(instruction)} instructions are given for {len(texts)} texts. Give one instruction as a str for "
-                "all, or a list with one per text of a list."
-            )
-        prompted = [instruction_prompt(one) + text for one, text in zip(instruction, texts, strict=True)]
+            return super().encode(inputs, None, instruction_prompt(instruction), *args, **kwargs)
+        texts = [inputs] if self.is_singular_input(inputs) else list(inputs)
         # An empty prompt, so that no default one is put before the instructions.
-        return super().encode(prompted, prompt="", **kwargs)
+        return super().encode(_under_instructions(texts, list(instruction)), None, "", *args, **kwargs)
 
+    @deprecated_kwargs(sentences="inputs")
     def encode_query(  # type: ignore[override]
-        self, inputs: Any, *args: Any, instruction: str | Sequence[str] | None = None, **kwargs: Any
+        self,
+        inputs: Any,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *args: Any,
+        instruction: str | Sequence[str] | None = None,
+        **kwargs: Any,
     ) -> Any:
         """Encode queries, under the saved query prompt or under an instruction; as in `encode`."""
         if instruction is None:
-            return super().encode_query(inputs, *args, **kwargs)
-        return self.encode(inputs, *args, instruction=instruction, task="query", **kwargs)
+            return super().encode_query(inputs, prompt_name, prompt, *args, **kwargs)
+        return self.encode(inputs, prompt_name, prompt, *args, instruction=instruction, task="query", **kwargs)
 
     def save(self, path: str, *args: Any, **kwargs: Any) -> None:
         """Save stock modules in the portable layout; arguments as in SentenceTransformer.save."""
@@ -183,60 +223,125 @@ class LLMSentenceTransformer(SentenceTransformer):
         *,
         prompt: str | None,
         batch_size: int,
-        show_progress_bar: bool,
         output_value: str | None,
+        device: str | torch.device | None = None,
         batch_num_tokens: int | None = None,
         **options: Any,
     ) -> Any:
         if batch_num_tokens is not None and batch_num_tokens < 1:
             raise InputError(f"batch_num_tokens is {batch_num_tokens}; a batch has to have room for at least 1 token.")
-        options |= {"output_value": output_value}
-        transformer = self._first_module()
-        if (
-            self._last_token_pooling() is None
-            or not isinstance(transformer, DecoderTransformer)
-            or not inputs
-            or not all(isinstance(text, str) for text in inputs)
-            or output_value != "sentence_embedding"
-            or options.get("processing_kwargs")
-            or transformer.query_length is not None
-            or transformer.document_length is not None
-            or self._can_flatten_inputs()
-        ):
-            return super()._inference(
-                inputs, prompt=prompt, batch_size=batch_size, show_progress_bar=show_progress_bar, **options
-            )
-        if prompt:
-            transformer.warn_without_room(prompt, inputs)
-        texts = [(prompt or "") + text for text in inputs]
-        ids = transformer.token_ids(texts)
-        order = sorted(range(len(texts)), key=lambda place: -len(ids[place]))
-        lengths = [len(ids[place]) for place in order]
-        device = self._resolve_inference_device(options.get("device"))
-        self.eval()
-        parts: list[Tensor] = []
-        progress = trange(len(texts), desc="Texts", disable=not show_progress_bar)
-        with _ONE_CALL_AT_A_TIME, progress, transformer.sharing_prefix(ids, device):
-            for start, stop in _batches(lengths, batch_size, batch_num_tokens):
-                batch = [texts[place] for place in order[start:stop]]
-                part = super()._inference(
-                    batch, prompt=None, batch_size=len(batch), show_progress_bar=False, **options
+        if self._last_token_pooling() is None or not self._is_plain_text(inputs, output_value, options):
+            if batch_num_tokens is not None and inputs:
+                raise InputError(
+                    "batch_num_tokens is for the sentence embeddings of plain texts by a decoder with last-token "
+                    "pooling, without processing_kwargs, own lengths for queries or documents, or flash attention "
+                    "without padding. Leave it away and set batch_size."
                 )
-                parts.append(cast(Tensor, part))
-                progress.update(len(batch))
+            return super()._inference(
+                inputs, prompt=prompt, batch_size=batch_size, output_value=output_value, device=device, **options
+            )
+        return self._embed_texts(
+            inputs, prompt or "", batch_size, batch_num_tokens, self._resolve_inference_device(device), **options
+        )
+
+    def _is_plain_text(self, inputs: list[Any], output_value: str | None, options: dict[str, Any]) -> bool:
+        """Tell whether `_embed_texts` can do what is asked for; the rest is left to stock."""
+        transformer = cast(DecoderTransformer, self[0])
+        return (
+            len(inputs) > 0
+            and all(isinstance(text, str) for text in inputs)
+            and output_value == "sentence_embedding"
+            and not options.get("processing_kwargs")
+            and transformer.query_length is None
+            and transformer.document_length is None
+            and not transformer.can_flatten_inputs
+        )
+
+    def _embed_texts(
+        self,
+        inputs: list[str],
+        prompt: str,
+        batch_size: int,
+        batch_num_tokens: int | None,
+        device: torch.device,
+        *,
+        show_progress_bar: bool,
+        save_to_cpu: bool,
+        normalize_embeddings: bool,
+        truncate_dim: int | None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Compute what stock's `_inference` does, with batches by length in tokens and shared prefixes."""
+        self.eval()
+        transformer = cast(DecoderTransformer, self[0])
+        ids = transformer.token_ids([prompt + text for text in inputs])
+        parts: list[Tensor] = []
+        places: list[int] = []
+        with trange(len(inputs), desc="Texts", disable=not show_progress_bar) as progress:
+            for group_prompt, group in _groups(inputs, prompt):
+                if group_prompt:
+                    transformer.warn_without_room(group_prompt, [inputs[group[0]].removeprefix(group_prompt)])
+                group.sort(key=lambda place: -len(ids[place]))
+                prefix = transformer.shared_prefix([ids[place] for place in group], device)
+                for start, stop in _batches([len(ids[place]) for place in group], batch_size, batch_num_tokens):
+                    batch = transformer.padded([ids[place] for place in group[start:stop]], prefix)
+                    embeddings = self(batch_to_device(batch, device), **kwargs)["sentence_embedding"]
+                    embeddings = truncate_embeddings(embeddings, truncate_dim)
+                    if normalize_embeddings:
+                        embeddings = torch.nn.functional.normalize(embeddings, dim=1)
+                    parts.append(embeddings.cpu() if save_to_cpu else embeddings)
+                    progress.update(stop - start)
+                places += group
         embeddings = torch.cat(parts)
-        return embeddings[torch.tensor(order, device=embeddings.device).argsort()]
+        return embeddings[torch.tensor(places, device=embeddings.device).argsort()]
 
     def _last_token_pooling(self) -> LastTokenPooling | None:
         """Give the pooling of a decoder whose embedding is the hidden state of the last token alone."""
         poolings = [module for module in self if isinstance(module, Pooling)]
-        first = self._first_module()
+        first = self[0]
+        if not isinstance(first, DecoderTransformer) or not is_decoder_only(first.config) or len(poolings) != 1:
+            return None
+        [pooling] = poolings
         # A chat template ("message") renders texts in a way of its own; such a repository stays as stock has it.
-        if isinstance(first, DecoderTransformer) and "message" not in first.modality_config and len(poolings) == 1:
-            [pooling] = poolings
-            if isinstance(pooling, LastTokenPooling) and pooling.pooling_mode == "lasttoken":
-                return pooling
-        return None
+        if "message" in first.modality_config or not isinstance(pooling, LastTokenPooling):
+            return None
+        return pooling if pooling.pooling_mode == "lasttoken" else None
+
+
+class _PromptedText(str):
+    """A text with its own prompt in front, which says what other texts begin in the same way."""
+
+    prompt: str
+
+
+def _under_instructions(texts: list[Any], instructions: list[Any]) -> list[_PromptedText]:
+    """Put each text under its own instruction."""
+    if len(instructions) != len(texts):
+        raise InputError(
+            f"{len(instructions)} instructions are given for {len(texts)} texts. Give one instruction as a str for "
+            "all, or a list with one per text of a list."
+        )
+    prompted = []
+    for place, (instruction, text) in enumerate(zip(instructions, texts, strict=True)):
+        if not isinstance(instruction, str) or not isinstance(text, str):
+            raise InputError(
+                f"Text {place} is a {type(text).__name__} and its instruction a {type(instruction).__name__}; both "
+                "have to be str where each text has its own. Encode texts without an instruction apart from these."
+            )
+        one = _PromptedText(instruction_prompt(instruction) + text)
+        one.prompt = instruction_prompt(instruction)
+        prompted.append(one)
+    return prompted
+
+
+def _groups(texts: Sequence[str], prompt: str) -> list[tuple[str, list[int]]]:
+    """Group the places of texts by the prompt they stand under; prompts of few texts make one group together."""
+    by_prompt: dict[str, list[int]] = {}
+    for place, text in enumerate(texts):
+        by_prompt.setdefault(text.prompt if isinstance(text, _PromptedText) else prompt, []).append(place)
+    groups = [(own, places) for own, places in by_prompt.items() if len(places) >= SMALLEST_GROUP]
+    rest = [place for places in by_prompt.values() if len(places) < SMALLEST_GROUP for place in places]
+    return [*groups, (prompt, rest)] if rest else groups
 
 
 def _batches(lengths: Sequence[int], batch_size: int, batch_num_tokens: int | None) -> Iterator[tuple[int, int]]:

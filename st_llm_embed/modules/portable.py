@@ -1,13 +1,14 @@
-"""The layout on disk that old and new sentence-transformers, transformers, TEI, vLLM and llama.cpp all read.
+"""The layout on disk that sentence-transformers 5 and 6, with transformers 4 and 5, both read.
 
-What sentence-transformers 6 and transformers 5 write by themselves, sentence-transformers 5, TEI and older vLLM
-refuse: new module paths, a compact pooling configuration, no max_seq_length, the tokenizer class TokenizersBackend.
-The legacy spelling of the same facts loads everywhere, with equal vectors.
+What sentence-transformers 6 and transformers 5 write by themselves, sentence-transformers 5 refuses: new module paths,
+a compact pooling configuration, no max_seq_length, the tokenizer class TokenizersBackend. The legacy spelling of the
+same facts loads in both.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,21 @@ LEGACY_MODULES = {
     name: f"sentence_transformers.models.{name}" for name in ("Transformer", "Pooling", "Normalize", "Dense")
 }
 
-LEGACY_POOLING = {
-    "cls": "pooling_mode_cls_token",
-    "mean": "pooling_mode_mean_tokens",
-    "max": "pooling_mode_max_tokens",
-    "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
-    "weightedmean": "pooling_mode_weightedmean_tokens",
-    "lasttoken": "pooling_mode_lasttoken",
-}
+LEGACY_POOLING_MODES = (
+    "cls_token",
+    "mean_tokens",
+    "max_tokens",
+    "mean_sqrt_len_tokens",
+    "weightedmean_tokens",
+    "lasttoken",
+)
 
 
 def make_portable(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Rewrite the JSON files of a saved text model in place; its vectors stay bit for bit the same.
+    """Rewrite the JSON files of a saved model in place; its vectors stay bit for bit the same.
 
     Args:
-        folder: what `SentenceTransformer.save` wrote.
+        folder: what `SentenceTransformer.save` wrote for a text model with last-token pooling.
         tokenizer: the model's tokenizer.
     """
     modules = _read(folder / "modules.json")
@@ -43,20 +44,17 @@ def make_portable(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
             _edit(folder / module["path"] / "config.json", _legacy_pooling)
     _write(folder / "modules.json", modules)
     _edit(folder / "sentence_bert_config.json", lambda config: _legacy_transformer(config, tokenizer.model_max_length))
-    _edit(folder / "tokenizer_config.json", lambda config: _common_tokenizer(config, tokenizer))
+    if tokenizer.is_fast:
+        _edit(folder / "tokenizer_config.json", lambda config: _common_tokenizer(config, tokenizer))
     if (folder / "config.json").is_file():
         _edit(folder / "config.json", _common_rope)
 
 
 def _legacy_pooling(config: dict[str, Any]) -> dict[str, Any]:
-    if "pooling_mode" not in config:
-        return config
-    modes = config["pooling_mode"]
-    chosen = [modes] if isinstance(modes, str) else modes
     return {
         "word_embedding_dimension": config["embedding_dimension"],
-        **{key: mode in chosen for mode, key in LEGACY_POOLING.items()},
-        "include_prompt": config.get("include_prompt", True),
+        **{f"pooling_mode_{mode}": mode == "lasttoken" for mode in LEGACY_POOLING_MODES},
+        "include_prompt": config["include_prompt"],
     }
 
 
@@ -86,7 +84,7 @@ def _common_rope(config: dict[str, Any]) -> dict[str, Any]:
     return config if theta is None else {**config, "rope_theta": theta}
 
 
-def _edit(path: Path, change: Any) -> None:
+def _edit(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     _write(path, change(_read(path)))
 
 

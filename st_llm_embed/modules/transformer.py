@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from array import array
+from collections.abc import Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 from sentence_transformers.base.modules.transformer import ProcessingKwargs
 from sentence_transformers.sentence_transformer.modules import Transformer
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, DynamicLayer
 
+from st_llm_embed.modules.base import is_decoder_only
 from st_llm_embed.modules.eos import append_eos, end_token_id
 
 logger = logging.getLogger(__name__)
@@ -21,20 +25,22 @@ logger = logging.getLogger(__name__)
 SHORTEST_PREFIX = 8
 """Tokens below which sharing a prefix costs more than it saves."""
 
+TOKENIZED_AT_ONCE = 4096
+"""Texts. The tokenizer's own records take many times the memory of the token ids, which alone are kept."""
+
 
 class DecoderTransformer(Transformer):
     """A decoder-only language model that gives the hidden state of every token.
 
     Saved as the stock class. What it adds holds at run time only: it repairs a tokenizer that does not end texts with
-    EOS, warns of an instruction that leaves no room for its query, and inside `sharing_prefix` computes the tokens
-    that all texts begin with once.
+    EOS, warns of an instruction that leaves no room for its query, and computes the tokens that many texts begin with
+    once (`shared_prefix`).
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # Lets `encode(..., batch_num_tokens=...)` through; the model takes it out before any forward pass.
         self.forward_kwargs = {*self.forward_kwargs, "batch_num_tokens"}
-        self._prefix: Cache | None = None
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -55,11 +61,14 @@ class DecoderTransformer(Transformer):
                 self.tokenizer.eos_token,
             )
 
-    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenize texts as `preprocess` does, special tokens and truncation included, without padding."""
-        text_options = self.processing_kwargs.get("text", {}) | self.processing_kwargs.get("common", {})
-        options = {"truncation": True, **text_options} | {"padding": False, "return_tensors": None}
-        return self.tokenizer(list(texts), return_attention_mask=False, **options)["input_ids"]
+    @torch.inference_mode()
+    def sees_later_tokens(self) -> bool:
+        """Tell whether the hidden state of a token depends on those to its right; asks the model itself."""
+        first, *others = range(self.tokenizer.vocab_size)[:3]
+        ids = torch.tensor([[first, *[other] * 7] for other in others], device=self.model.device)
+        # Apart from each other, so that both go through the same arithmetic.
+        one, other = (self.model.eval()(input_ids=row[None]).last_hidden_state[0, 0].float() for row in ids)
+        return not torch.allclose(one, other, atol=1e-3)
 
     def preprocess(
         self,
@@ -68,20 +77,10 @@ class DecoderTransformer(Transformer):
         processing_kwargs: ProcessingKwargs | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Tokenize texts; inside `sharing_prefix` only what follows the shared tokens.
-
-        Returns:
-            input_ids and attention_mask of shape (batch_size, seq_len), right-padded, among others.
-        """
+        """Tokenize texts as stock does, with a warning if the prompt leaves them no room."""
         if prompt:
             self.warn_without_room(prompt, inputs)
-        features = super().preprocess(inputs, prompt=prompt, processing_kwargs=processing_kwargs, **kwargs)
-        if self._prefix is not None:
-            shared, shape = self._prefix.get_seq_length(), features["input_ids"].shape
-            for name, value in features.items():
-                if isinstance(value, Tensor) and value.shape == shape:
-                    features[name] = value[:, shared:]
-        return features
+        return super().preprocess(inputs, prompt=prompt, processing_kwargs=processing_kwargs, **kwargs)
 
     def warn_without_room(self, prompt: str, inputs: Sequence[Any]) -> None:
         """Warn if a prompt fills all of `max_seq_length`, so that every query under it gets the same vector."""
@@ -94,50 +93,81 @@ class DecoderTransformer(Transformer):
                 inputs[0],
             )
 
+    def token_ids(self, texts: Sequence[str]) -> list[array[int]]:
+        """Tokenize texts as `preprocess` does, special tokens and truncation included, without padding."""
+        text_options = self.processing_kwargs.get("text", {}) | self.processing_kwargs.get("common", {})
+        options = {"truncation": True, **text_options} | {"padding": False, "return_tensors": None}
+        ids: list[array[int]] = []
+        for start in range(0, len(texts), TOKENIZED_AT_ONCE):
+            some = list(texts[start : start + TOKENIZED_AT_ONCE])
+            rows = self.tokenizer(some, return_attention_mask=False, **options)["input_ids"]
+            ids.extend(array("i", row) for row in rows)
+        return ids
+
+    def shared_prefix(self, ids: Sequence[array[int]], device: torch.device) -> Cache | None:
+        """Compute the tokens that all texts begin with.
+
+        A causal model's hidden states depend on nothing to their right, so the keys and values of a common beginning
+        are the same for every text. Nothing of them is kept in the model, so weights, dtype or adapter may change
+        between two calls.
+
+        Args:
+            ids: the full token ids of every text.
+            device: where the model runs.
+
+        Returns:
+            Keys and values to give to `padded`; None where there is too little to share or sharing would be wrong.
+        """
+        length = self._shareable_length(ids)
+        if length < SHORTEST_PREFIX:
+            return None
+        filled = DynamicCache()
+        prefix_ids = torch.tensor([ids[0][:length]], device=device)
+        self.model(input_ids=prefix_ids, past_key_values=filled, use_cache=True)
+        layers = [_SharedLayer(keys, values) for keys, values, _ in filled]
+        # Some models let layers use the keys of others, or keep a state of another kind.
+        if [layer.get_seq_length() for layer in layers] != [length] * self.config.get_text_config().num_hidden_layers:
+            return None
+        return Cache(layers=[*layers])
+
+    def padded(self, ids: Sequence[array[int]], prefix: Cache | None) -> dict[str, Any]:
+        """Make a batch of token ids as `preprocess` would, without the tokens of a shared prefix.
+
+        Returns:
+            input_ids and attention_mask of shape (batch_size, seq_len), and shared_prefix where there is one.
+        """
+        shared = prefix.get_seq_length() if prefix is not None else 0
+        rows = [torch.from_numpy(np.frombuffer(row, dtype=np.int32)[shared:].astype(np.int64)) for row in ids]
+        side = self.tokenizer.padding_side
+        features = {
+            "input_ids": pad_sequence(rows, True, self.tokenizer.pad_token_id, side),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], True, 0, side),
+        }
+        if "token_type_ids" in self.tokenizer.model_input_names:
+            features["token_type_ids"] = torch.zeros_like(features["input_ids"])
+        return features if prefix is None else features | {"shared_prefix": prefix}
+
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Add token_embeddings of shape (batch_size, seq_len, hidden_size) to the features."""
-        if self._prefix is None:
+        prefix: Cache | None = features.pop("shared_prefix", None)
+        if prefix is None:
             return super().forward(features, **kwargs)
         own_mask: Tensor = features["attention_mask"]
-        shared_mask = own_mask.new_ones(own_mask.shape[0], self._prefix.get_seq_length())
+        shared_mask = own_mask.new_ones(own_mask.shape[0], prefix.get_seq_length())
         whole = features | {
             "attention_mask": torch.cat([shared_mask, own_mask], dim=1),
-            "past_key_values": self._prefix,
+            "past_key_values": prefix,
         }
         features[self.module_output_name] = super().forward(whole, **kwargs)[self.module_output_name]
         return features
 
-    @contextmanager
-    def sharing_prefix(self, ids: list[list[int]], device: torch.device) -> Generator[None]:
-        """Compute the tokens that all texts begin with once, for the forward passes inside the block.
-
-        A causal model's hidden states depend on nothing to their right, so the keys and values of a common beginning
-        are the same for every text. They are broadcast into each layer's attention and not stored per text. Nothing
-        outlives the block, so weights, dtype or adapter may change between two.
-
-        Args:
-            ids: the full token ids of every text that will be encoded in the block.
-            device: where the model runs.
-        """
-        length = self._shareable_length(ids)
-        if length < SHORTEST_PREFIX:
-            yield
-            return
-        filled = DynamicCache()
-        prefix_ids = torch.tensor([ids[0][:length]], device=device)
-        self.model(input_ids=prefix_ids, past_key_values=filled, use_cache=True)
-        self._prefix = Cache(layers=[_SharedLayer(keys, values) for keys, values, _ in filled])
-        try:
-            yield
-        finally:
-            self._prefix = None
-
-    def _shareable_length(self, ids: list[list[int]]) -> int:
+    def _shareable_length(self, ids: Sequence[array[int]]) -> int:
         """Give the number of leading tokens that all texts share and that may be computed once; 0 for none."""
-        if len(ids) < 2 or self.training or self.tokenizer.padding_side != "right" or not self._is_plain_causal():
+        if len(ids) < 2 or self.tokenizer.padding_side != "right" or not self._is_plain_causal():
             return 0
+        config = self.config.get_text_config()
         longest = max(map(len, ids))
-        windows = [getattr(self.config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+        windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
         if any(window is not None and longest > window for window in windows):
             return 0
         low, high = min(ids), max(ids)
@@ -148,30 +178,33 @@ class DecoderTransformer(Transformer):
         return min(common, min(map(len, ids)) - 1)
 
     def _is_plain_causal(self) -> bool:
-        config = self.config
+        config = self.config.get_text_config()
         layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
         return (
-            getattr(config, "is_causal", True)
+            is_decoder_only(self.config)
+            and getattr(config, "is_causal", True)
             and not getattr(config, "use_bidirectional_attention", False)
-            and not getattr(config, "is_encoder_decoder", False)
             and config._attn_implementation in ("sdpa", "eager")
             and layer_types <= {"full_attention", "sliding_attention"}
-            and "past_key_values" in self._declared_forward_params
+            and "past_key_values" in inspect.signature(self.model.forward).parameters
         )
 
 
 class _SharedLayer(DynamicLayer):
-    """One layer's keys and values of the shared tokens, of shape (1, heads, length, head_dim); never grows."""
+    """One layer's keys and values of the shared tokens, of shape (1, heads, length, head_dim); never grows.
+
+    They are broadcast into the attention of each batch and not stored per text.
+    """
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         super().__init__()
         self.lazy_initialization(keys, values)
         self.keys, self.values = keys, values
-        self._shared_keys, self._shared_values = keys, values
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        keys, values = cast(Tensor, self.keys), cast(Tensor, self.values)
         texts = key_states.shape[0]
         return (
-            torch.cat([self._shared_keys.expand(texts, -1, -1, -1), key_states], dim=-2),
-            torch.cat([self._shared_values.expand(texts, -1, -1, -1), value_states], dim=-2),
+            torch.cat([keys.expand(texts, -1, -1, -1), key_states], dim=-2),
+            torch.cat([values.expand(texts, -1, -1, -1), value_states], dim=-2),
         )

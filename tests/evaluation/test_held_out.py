@@ -4,13 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import example_rows
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator, TripletEvaluator
 
-from st_llm_embed import LLMSentenceTransformer
+from st_llm_embed import InputError, LLMSentenceTransformer
 from st_llm_embed.data import Row, write_dataset
-from st_llm_embed.evaluation import HeldOut, evaluate_held_out, held_out
+from st_llm_embed.evaluation import HeldOut, evaluate_held_out, load_held_out
 from st_llm_embed.evaluation.held_out import _ranks
 
 
@@ -22,7 +23,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> HeldOut:
     for row in examples[::3]:
         row["positive"] = f"Instruct: {row['instruction']}\nQuery: {row['anchor']}."
     write_dataset((Row.model_validate(row) for row in examples), folder, 0.4)
-    return held_out(folder)
+    return load_held_out(folder)
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +78,17 @@ def test_a_model_that_gives_every_text_one_vector_ranks_its_documents_last() -> 
 def test_ranks_count_from_the_best() -> None:
     similarity = np.array([[0.1, 0.9, 0.5], [0.3, 0.2, 0.1]], dtype=np.float32)
     assert _ranks(similarity, np.array([2, 0])).tolist() == [1, 0]
+
+
+def test_a_model_that_training_broke_is_refused(tiny_base: Path, rows: HeldOut) -> None:
+    broken = LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=64, device="cpu")
+    with torch.no_grad():
+        next(broken.parameters()).fill_(float("nan"))
+    with pytest.raises(InputError, match=r"not finite.*lower training.learning_rate, use bf16"):
+        evaluate_held_out(broken, rows, batch_size=8)
+
+
+def test_the_module_keeps_its_name() -> None:
+    from st_llm_embed import evaluation
+
+    assert evaluation.held_out.load_held_out is evaluation.load_held_out

@@ -73,6 +73,8 @@ def test_an_instruction_per_query(ours: LLMSentenceTransformer, stock: SentenceT
     ("arguments", "told"),
     [
         ({"instruction": ["a", "b"]}, "2 instructions are given for 40 texts"),
+        ({"instruction": [*["a"] * 39, None]}, "Text 39 is a str and its instruction a NoneType"),
+        ({"instruction": "a", "task": "document"}, "Documents take no instruction"),
         ({"instruction": "a", "prompt": "b"}, "either an instruction or a prompt"),
         ({"instruction": "a", "prompt_name": "query"}, "either an instruction or a prompt"),
     ],
@@ -86,8 +88,28 @@ def test_contradicting_instructions_are_refused(
 
 def test_documents_take_no_instruction(ours: LLMSentenceTransformer, stock: SentenceTransformer) -> None:
     np.testing.assert_array_equal(ours.encode_document(QUERIES[:8]), stock.encode(QUERIES[:8]))
-    with pytest.raises(ValueError, match="instruction"):
+    with pytest.raises(InputError, match="Documents take no instruction"):
         ours.encode_document(QUERIES, instruction=INSTRUCTION)
+
+
+def test_pairs_behave_as_in_stock(ours: LLMSentenceTransformer, stock: SentenceTransformer) -> None:
+    pairs = [["one", "two"], ["three", "four five"]]
+    close(ours.encode(pairs), stock.encode(pairs))
+    close(ours.encode(pairs, instruction=INSTRUCTION), stock.encode(pairs, prompt=PROMPT))
+    with pytest.raises(InputError, match="Text 0 is a list"):
+        ours.encode(pairs, instruction=["a", "b"])
+
+
+def test_arguments_by_position_and_by_their_old_name(ours: LLMSentenceTransformer, stock: SentenceTransformer) -> None:
+    expected = stock.encode(QUERIES, prompt=PROMPT)
+    close(ours.encode(QUERIES, None, PROMPT, 8), expected)
+    close(ours.encode(QUERIES, None, None, 8, instruction=INSTRUCTION), expected)
+    close(ours.encode(sentences=QUERIES, instruction=INSTRUCTION), expected)
+    close(ours.encode_query(sentences=QUERIES, prompt=PROMPT), expected)
+    close(ours.encode_query(QUERIES, None, None, 8, instruction=[INSTRUCTION] * 40), expected)
+    close(ours.encode(QUERIES, "STS"), stock.encode(QUERIES, "STS"))
+    close(ours.encode(sentences=QUERIES), stock.encode(QUERIES))
+    close(ours.encode_document(sentences=QUERIES), stock.encode(QUERIES))
 
 
 def test_the_shared_tokens_go_through_the_model_once(
@@ -100,6 +122,18 @@ def test_the_shared_tokens_go_through_the_model_once(
     assert shared >= len(ours[0].token_ids([PROMPT])[0]) - 3
     assert [texts for texts, _ in batches] == [16, 16, 8]
     assert batches[0][1] == max(map(len, ids)) - shared
+
+
+def test_every_instruction_goes_through_the_model_once(
+    ours: LLMSentenceTransformer, stock: SentenceTransformer, forwards: list[tuple[int, ...]]
+) -> None:
+    names = [("first", "second")[number % 2] if number < 36 else f"rare {number}" for number in range(40)]
+    instructions = [f"{INSTRUCTION}, of the {name} kind" for name in names]
+    got = ours.encode_query(QUERIES, instruction=instructions, batch_size=9)
+    close(got, stock.encode([f"Instruct: {i}\nQuery: {q}" for i, q in zip(instructions, QUERIES, strict=True)]))
+    # Two groups of 18 texts, then the four that are alone with their instruction, which still begin alike.
+    assert [texts for texts, _ in forwards] == [1, 9, 9, 1, 9, 9, 1, 4]
+    assert forwards[0][1] > len(ours[0].token_ids([f"Instruct: {INSTRUCTION}"])[0]) - 2 > forwards[1][1]
 
 
 @pytest.mark.parametrize(
@@ -182,6 +216,16 @@ def test_a_token_budget_without_room_is_refused(ours: LLMSentenceTransformer) ->
         ours.encode(QUERIES, batch_num_tokens=0)
 
 
+@pytest.mark.parametrize(
+    "options", [{"output_value": "token_embeddings"}, {"processing_kwargs": {"text": {"max_length": 8}}}]
+)
+def test_a_token_budget_is_refused_where_stock_makes_the_batches(
+    options: dict[str, object], ours: LLMSentenceTransformer
+) -> None:
+    with pytest.raises(InputError, match="batch_num_tokens is for"):
+        ours.encode(QUERIES, batch_num_tokens=100, **options)
+
+
 @pytest.mark.parametrize("pooling_mode", ["mean", "cls"])
 def test_models_of_other_pooling_load_and_save_unchanged(pooling_mode: str, tiny_base: Path, tmp_path: Path) -> None:
     transformer = Transformer(str(tiny_base))
@@ -203,6 +247,19 @@ def test_threads_do_not_meet_each_others_prefix(ours: LLMSentenceTransformer, st
         got = list(pool.map(lambda one: ours.encode(QUERIES[:8], instruction=one), instructions))
     for one, vectors in zip(instructions, got, strict=True):
         close(vectors, stock.encode([f"Instruct: {one}\nQuery: {query}" for query in QUERIES[:8]]))
+
+
+def test_a_module_may_encode_by_itself(ours: LLMSentenceTransformer, stock: SentenceTransformer) -> None:
+    inner = []
+
+    def encode_others(*_: object) -> None:
+        if not inner:
+            inner.append(None)
+            inner[0] = ours.encode(QUERIES[:4], instruction="another one about something else")
+
+    ours[1].register_forward_pre_hook(encode_others)
+    close(ours.encode(QUERIES, instruction=INSTRUCTION), stock.encode(QUERIES, prompt=PROMPT))
+    close(inner[0], stock.encode(QUERIES[:4], prompt="Instruct: another one about something else\nQuery: "))
 
 
 def test_batches_cover_every_text_once() -> None:

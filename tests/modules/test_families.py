@@ -17,9 +17,13 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BloomConfig,
     Gemma2Config,
+    Gemma3Config,
+    Gemma3ImageProcessorPil,
     GemmaConfig,
     GPT2Config,
+    GPTNeoConfig,
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
@@ -31,7 +35,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from st_llm_embed import LLMSentenceTransformer
+from st_llm_embed import InputError, LLMSentenceTransformer
 
 SENTENCES = [
     "the quick brown fox",
@@ -113,6 +117,20 @@ MODELS: dict[str, Callable[[int], PreTrainedConfig]] = {
     "gpt2": lambda size: GPT2Config(
         vocab_size=size, n_embd=32, n_layer=2, n_head=4, n_positions=256, bos_token_id=1, eos_token_id=2
     ),
+    "gpt-neo": lambda size: GPTNeoConfig(
+        vocab_size=size,
+        hidden_size=32,
+        num_layers=2,
+        attention_types=[[["global", "local"], 1]],
+        num_heads=4,
+        window_size=24,
+        max_position_embeddings=256,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+    "bloom": lambda size: BloomConfig(
+        vocab_size=size, hidden_size=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2
+    ),
     "gpt-neox": lambda size: GPTNeoXConfig(
         vocab_size=size,
         hidden_size=32,
@@ -162,7 +180,7 @@ def test_vectors_equal_transformers_alone(model: str, tokenizer: str, tmp_path: 
     ours.save_pretrained(str(saved))
     stock = SentenceTransformer(str(saved), device="cpu")
     ids = [AutoTokenizer.from_pretrained(saved)(text, truncation=True, max_length=64)["input_ids"] for text in TEXTS]
-    assert ours[0].token_ids(TEXTS) == ids
+    assert [list(row) for row in ours[0].token_ids(TEXTS)] == ids
     for text_ids in ids:
         assert text_ids[-1] == 2
         assert (text_ids[0] == 1) == (tokenizer != "byte-level BPE")
@@ -174,6 +192,41 @@ def test_vectors_equal_transformers_alone(model: str, tokenizer: str, tmp_path: 
     np.testing.assert_array_equal(stock.encode(TEXTS), ours.encode(TEXTS))
     prompted = [f"Instruct: {INSTRUCTION}\nQuery: {text}" for text in TEXTS]
     np.testing.assert_allclose(ours.encode_query(TEXTS, instruction=INSTRUCTION), stock.encode(prompted), atol=1e-6)
+
+
+def test_a_window_in_the_text_part_of_a_configuration_is_heeded(tmp_path: Path) -> None:
+    tokens = {"image_token": "<image>", "boi_token": "<boi>", "eoi_token": "<eoi>"}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=byte_level_bpe(), bos_token="<s>", eos_token="</s>", extra_special_tokens=tokens
+    )
+    tokenizer.save_pretrained(tmp_path)
+    Gemma3ImageProcessorPil().save_pretrained(tmp_path)
+    config = Gemma3Config(
+        text_config={"vocab_size": len(tokenizer), "sliding_window": 24, **COMMON, **GEMMA},
+        vision_config={"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        | {"image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=1,
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    model = LLMSentenceTransformer.from_base(str(tmp_path), max_seq_length=64, device="cpu")
+    prompted = [f"Instruct: {INSTRUCTION}\nQuery: {text}" for text in TEXTS]
+    expected = SentenceTransformer.encode(model, prompted, batch_size=1)
+    np.testing.assert_allclose(model.encode_query(TEXTS, instruction=INSTRUCTION), expected, atol=1e-6)
+    with pytest.raises(InputError, match="have room for 256"):
+        LLMSentenceTransformer.from_base(str(tmp_path), max_seq_length=257, device="cpu")
+
+
+def test_bidirectional_attention_is_refused_where_it_has_no_effect(tmp_path: Path) -> None:
+    save_base(tmp_path, "gpt-neo", "Unigram", bos=True)
+    with pytest.raises(InputError, match=r"never see those to their right.*'gpt_neo'"):
+        LLMSentenceTransformer.from_base(str(tmp_path), max_seq_length=64, attention="bidirectional", device="cpu")
+
+
+def test_a_base_without_a_last_position_takes_any_length(tmp_path: Path) -> None:
+    save_base(tmp_path, "bloom", "Unigram", bos=True)
+    model = LLMSentenceTransformer.from_base(str(tmp_path), max_seq_length=10**9, device="cpu")
+    assert model.max_seq_length == 10**9
 
 
 @pytest.fixture(scope="module", params=list(TOKENIZERS))

@@ -30,6 +30,16 @@ def test_the_hook_that_runs_inference_is_as_expected() -> None:
     assert set(parameters) == expected, explanation
     assert "self._inference(" in inspect.getsource(SentenceTransformer.encode), explanation
     assert "_inference(" in inspect.getsource(BaseModel._multi_process_worker), explanation
+    # What ours does instead of it.
+    source = inspect.getsource(SentenceTransformer._inference)
+    for step in (
+        "self._resolve_inference_device(device)",
+        "self.eval()",
+        "truncate_embeddings",
+        "normalize",
+        ".cpu()",
+    ):
+        assert step in source, explanation
 
 
 def test_no_other_private_method_is_overridden() -> None:

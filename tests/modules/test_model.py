@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from transformers import AutoModel, AutoTokenizer
 
-from st_llm_embed import LLMSentenceTransformer
+from st_llm_embed import InputError, LLMSentenceTransformer
 
 TEXTS = ["", "a", "several words here", "Instruct: Find it\nQuery: where?", "long " * 300]
 
@@ -73,3 +74,25 @@ def test_random_init_keeps_tokenizer_and_shape_but_not_the_weights(tiny_base: Pa
 def test_dtype_is_that_of_the_weights(tiny_base: Path) -> None:
     model = LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=32, dtype="bfloat16", device="cpu")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_a_plain_base_is_refused_with_the_way_to_make_an_embedder(tiny_base: Path) -> None:
+    with pytest.raises(InputError, match=r"LLMSentenceTransformer\.from_base"):
+        LLMSentenceTransformer(str(tiny_base), device="cpu")
+
+
+def test_stock_modules_are_refused(tiny_base: Path) -> None:
+    ours = LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=32, device="cpu")
+    stock = Transformer(str(tiny_base)), Pooling(32, pooling_mode="lasttoken")
+    for modules in ([*stock, Normalize()], [ours[0], stock[1]], [stock[0], ours[1]]):
+        with pytest.raises(InputError, match="give a DecoderTransformer and a LastTokenPooling"):
+            LLMSentenceTransformer(modules=modules, device="cpu")
+    again = LLMSentenceTransformer(modules=[ours[0], ours[1], Normalize()], device="cpu")
+    np.testing.assert_array_equal(again.encode(TEXTS), ours.encode(TEXTS))
+
+
+@pytest.mark.parametrize("option", [{"attention": "both"}, {"dtype": "foo"}])
+def test_unknown_options_of_from_base_are_refused(option: dict[str, str], tiny_base: Path) -> None:
+    [(name, value)] = option.items()
+    with pytest.raises(InputError, match=f"{name} is '{value}'; allowed are '"):
+        LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=32, device="cpu", **option)
