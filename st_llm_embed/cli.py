@@ -128,9 +128,9 @@ def copy_recipe(
     """Start a recipe of your own: a shipped one with its comments, the file's name, and no description or limits."""
     target = to or Path(f"{name}.yaml")
     content = recipe_to_start_from(name, target)
-    if target.exists():
-        raise InputError(f"{target} exists. Choose another file with --to, or remove it.")
     with explained(f"{target} cannot be written", "Choose another file with --to."):
+        if target.exists():
+            raise InputError(f"{target} exists. Choose another file with --to, or remove it.")
         target.write_text(content, encoding="utf-8")
     typer.echo(f"Wrote {target}. Run it with: st-llm-embed run {target}")
 

@@ -275,7 +275,7 @@ class Recipe(Section):
         if not isinstance(content, dict):
             raise InputError(
                 f"{source} holds {type(content).__name__} at its top level, a recipe is a mapping of sections "
-                f"({', '.join(cls.model_fields)}). Start from a shipped one: st-llm-embed recipes copy demo."
+                f"({', '.join(cls.model_fields)}). Start from a shipped one: st-llm-embed recipes copy qwen3-0.6b."
             )
         for override in overrides:
             _set(content, override)
@@ -303,17 +303,18 @@ def recipe_file(name_or_path: str) -> Path:
     """Find the YAML file of a recipe given by shipped name or by path.
 
     Raises:
-        InputError: there is no recipe of that name and no file at that path.
+        InputError: there is no recipe of that name and no file at that path, or its folder cannot be read.
     """
     if name_or_path in shipped_recipes():
         return Path(str(files("st_llm_embed") / "recipes" / f"{name_or_path}.yaml"))
     path = Path(name_or_path)
-    if path.suffix in RECIPE_SUFFIXES and path.is_file():
-        return path
+    with explained(f"The recipe {shown(name_or_path)} cannot be read", "Give a .yaml file that you may read."):
+        if path.suffix in RECIPE_SUFFIXES and path.is_file():
+            return path
     raise InputError(
-        f"There is no recipe {name_or_path!r}{_suggestion(name_or_path, shipped_recipes())}. Allowed are the shipped "
-        f"recipes ({', '.join(shipped_recipes())}) and the path of a .yaml file. To start one of your own: "
-        "st-llm-embed recipes copy demo."
+        f"There is no recipe {shown(name_or_path)}{_suggestion(name_or_path, shipped_recipes())}. Allowed are the "
+        f"shipped recipes ({', '.join(shipped_recipes())}) and the path of a .yaml file. To start one of your own: "
+        "st-llm-embed recipes copy qwen3-0.6b."
     )
 
 

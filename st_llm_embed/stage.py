@@ -6,7 +6,8 @@ Training resumes from its last checkpoint; every other stage writes beside its f
 kill leaves no half-written folder.
 
 The folder of a stage that runs again is deleted only if it holds exactly the files that the run wrote. A training, and
-a folder in which anything was added or changed, is kept as ``<stage>.<first digits of its fingerprint>``.
+a folder in which anything was added or changed, is kept as ``<stage>.<first digits of its fingerprint>``. recipe.yaml
+is the one file that each run writes anew: the recipe as it was resolved.
 """
 
 from __future__ import annotations

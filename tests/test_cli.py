@@ -66,6 +66,8 @@ def test_a_copy_never_overwrites(run_cli: RunCli, tmp_path: Path, monkeypatch: p
         (("copy", "binary.yaml"), "is no shipped recipe"),
         (("show", "binary.yaml"), "binary.yaml cannot be read"),
         (("show", "folder.yaml"), "There is no recipe"),
+        (("show", "x" * 300 + ".yaml"), "cannot be read: [Errno 36]"),
+        (("copy", "demo", "--to", "x" * 300 + ".yaml"), "cannot be written: [Errno 36]"),
     ],
 )
 def test_a_file_that_cannot_be_copied_or_shown_is_named(
@@ -101,6 +103,7 @@ def test_a_dry_run_checks_and_prints_and_writes_nothing(run_cli: RunCli, tiny_re
         (["training.learning_rate=fast"], ["learning_rate", "'fast'"]),
         (["base.name_or_path=no/such-model"], ["no/such-model", "embedded"]),
         (["data.rows=nowhere.jsonl"], ["nowhere.jsonl", "embedded"]),
+        (["data.rows=" + "x" * 300], ["data.rows", "cannot be read"]),
         (["data.validation_fraction=0.0000001"], ["validation_fraction", "another fraction"]),
         (["lora.r=0"], ["lora section", "`r` should be a positive integer"]),
         (["lora.target_modules=[nothing]"], ["lora section", "{'nothing'} not found in the base model"]),

@@ -129,10 +129,12 @@ def rows_file(name_or_path: str) -> Path:
         InputError: there is no such file.
     """
     path = embedded_rows() if name_or_path == EMBEDDED else Path(name_or_path)
-    if not path.is_file():
+    with explained(f"data.rows is {shown(name_or_path)}, which cannot be read", "Give a file that you may read."):
+        found = path.is_file()
+    if not found:
         raise InputError(
-            f"data.rows is {name_or_path!r}, and there is no such file. Allowed are the path of a .jsonl file and "
-            f"{EMBEDDED!r}, the rows inside the package. Set it with --set data.rows=PATH."
+            f"data.rows is {shown(name_or_path)}, and there is no such file. Allowed are the path of a .jsonl file "
+            f"and {EMBEDDED!r}, the rows inside the package. Set it with --set data.rows=PATH."
         )
     return path
 
