@@ -25,8 +25,9 @@ SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 """Files that evaluation texts are read from."""
 
 LEAST_COMMON_WORDS = 5
-"""Texts with fewer words in common are low-entropy. Of 16,000 clean texts of 4 to 15 words, those of 4 words equal an
-evaluation text by chance in 0.2 % of cases and up to an edit in 1.7 %, those of 6 words in 0.05 % and 0.2 %."""
+"""Texts with fewer words in common are low-entropy. Sentences in 12 languages against public evaluation sets: those of
+4 words equal an evaluation text by chance in 0.2 % of cases and up to an edit in 1.6 %, those of 6 words in none and
+0.2 %, those of 8 words or more in none."""
 
 # A polynomial over word hashes modulo 2**64 in an odd base, which has an inverse: removing a word takes constant time.
 _BASE = 0x9E3779B97F4A7C15
@@ -148,7 +149,7 @@ class _GatheredHashes:
 
     def sorted(self) -> _SortedHashes:
         """Give what was added, sorted."""
-        hashes, files = np.array(self._hashes, copy=False), np.array(self._files, copy=False)
+        hashes, files = np.asarray(self._hashes), np.asarray(self._files)
         order = np.argsort(hashes, kind="stable")
         return _SortedHashes(hashes[order], files[order])
 
