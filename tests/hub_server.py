@@ -168,7 +168,9 @@ class Hub(HubConnection):
             self._send(404, {"error": "Entry not found"}, headers | error)
         elif file.lfs:
             linked = {"X-Linked-Etag": f'"{file.oid}"', "X-Linked-Size": str(file.size)}
-            self._send(302, b"", headers | linked | {"Location": f"{self.endpoint}/_objects/{file.oid}"})
+            # Of another host, as on the Hub: within a host clients follow at once and lose these headers.
+            elsewhere = self.endpoint.replace("127.0.0.1", "localhost")
+            self._send(302, b"", headers | linked | {"Location": f"{elsewhere}/_objects/{file.oid}"})
         else:
             self._send_file(self.storage.objects / file.oid, headers)
 

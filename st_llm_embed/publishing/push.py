@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,13 +70,13 @@ def push_folder(
     card = check_dataset(folder) if repo_type == "dataset" else check_model(folder)
     to = Destination(repo_id, repo_type, private, _token())
     api = HfApi(token=to.token)
-    with _explained(to, "Nothing was sent."):
+    with _explained(to, "nothing was sent yet"):
         exists = _check_existing(api, to)
         if card is not None:
             _validate(card, folder, repo_type)
         if not exists:
             api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
-    with _explained(to, "Then run the same command again: what was uploaded is kept and is not sent twice."):
+    with _explained(to, "what was uploaded is kept and is not sent twice"):
         pull_request = _open_pull_request(api, to, commit_message) if create_pr else None
         commit = api.upload_folder(
             repo_id=repo_id,
@@ -167,7 +168,7 @@ def _open_pull_request(api: HfApi, to: Destination, title: str) -> int | None:
 
 @contextmanager
 def _explained(to: Destination, outcome: str) -> Generator[None]:
-    """Turn what the Hub's client raises into one message that ends with what became of the push.
+    """Turn what the Hub's client raises into one message: the reason, what to do, and what became of the push.
 
     An upload fails by HfHubHTTPError, by RuntimeError around one (git LFS), by ConnectionError and other OSErrors
     (Xet, sockets) and by ValueError (answers that the client cannot read).
@@ -177,47 +178,61 @@ def _explained(to: Destination, outcome: str) -> Generator[None]:
     except InputError:
         raise
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
+        message = f"{_reason(error, to)} Then run the same command again; {outcome}."
         # `from None`, since the errors of a client may hold the headers it sent.
-        raise InputError(f"{_reason(error, to)} {outcome}".replace(to.token, "***")) from None
+        raise InputError(message.replace(to.token, "***")) from None
 
 
 def _reason(error: Exception, to: Destination) -> str:
     causes = list(_causes(error))
     refusal = next((cause for cause in causes if isinstance(cause, HfHubHTTPError)), None)
-    local = next((cause for cause in causes if isinstance(cause, OSError) and cause.filename is not None), None)
     if refusal is not None:
-        return _refusal_reason(refusal, to)
-    if local is not None:
-        return f"{local.filename} cannot be read: {local.strerror}. Make it readable."
-    words = " ".join(str(causes[-1]).split()).rstrip(".")
-    if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes):
-        return "The environment variable HF_HUB_OFFLINE forbids asking the Hub. Unset it."
-    if any(isinstance(cause, (HTTPError, OSError)) for cause in causes):
-        return f"The connection to the Hub at {constants.ENDPOINT} failed or was cut ({words}). Check the network."
-    return f"The Hub's client gave up: {words}."
+        # A repository that a good token may not see is a 401, too.
+        status = 403 if isinstance(refusal, RepositoryNotFoundError) else refusal.response.status_code
+        return _refusal_reason(status, _one_line(refusal.server_message), to)
+    words = _one_line(causes[-1])
+    xet_status = re.search(r"HTTP status \w+ error \((\d{3}) .*xet-write-token", words)
+    if xet_status is not None and xet_status[1] != "404":
+        return _refusal_reason(int(xet_status[1]), words, to)
+    local = next((cause for cause in causes if isinstance(cause, OSError) and cause.filename is not None), None)
+    if xet_status is not None:
+        reason = (
+            f"The Hub at {constants.ENDPOINT} has no Xet storage. Set the environment variable HF_HUB_DISABLE_XET=1."
+        )
+    elif local is not None:
+        reason = f"{local.filename} cannot be read: {local.strerror}. Make it readable."
+    elif any(isinstance(cause, OfflineModeIsEnabled) for cause in causes):
+        reason = "The environment variable HF_HUB_OFFLINE forbids asking the Hub. Unset it."
+    elif any(isinstance(cause, (HTTPError, OSError)) for cause in causes):
+        reason = f"The connection to the Hub at {constants.ENDPOINT} failed or was cut ({words}). Check the network."
+    else:
+        reason = f"The Hub's client gave up: {words}."
+    return reason
 
 
-def _refusal_reason(refusal: HfHubHTTPError, to: Destination) -> str:
-    status = refusal.response.status_code
-    words = " ".join(str(refusal.server_message or "").split()).rstrip(".")
+def _refusal_reason(status: int, words: str, to: Destination) -> str:
     said = f"{status}: {words}" if words else str(status)
-    if status == 401 and not isinstance(refusal, RepositoryNotFoundError):
+    if status in (402, 413, 507) or (status == 403 and "storage" in words.casefold()):
+        return f"The storage of {to.repo_id} is full, or a file is too large for it ({said}). Make room."
+    if status == 401:
         return (
             f"The Hub does not know the token ({said}). Make a new one that may write at "
             "https://huggingface.co/settings/tokens and put it into the environment variable HF_TOKEN, which comes "
             "before the stored login, or run `hf auth login`."
         )
-    if status in (401, 403, 404):
+    if status in (403, 404):
         return (
             f"The token may not write to {to.repo_id} ({said}). The name before the '/' has to be your own or that "
             "of an organisation that you may write to, and the token needs the right to write; to the repository of "
             "others push a pull request."
         )
-    if status in (402, 413, 507):
-        return f"The storage of {to.repo_id} is full, or a file is too large for it ({said}). Make room."
     if status == 429 or status >= 500:
         return f"The Hub cannot take {to.repo_id} for now ({said}). Wait some minutes."
     return f"The Hub refused {to.repo_id} ({said}). Correct what it names."
+
+
+def _one_line(words: object) -> str:
+    return " ".join(str(words or "").split()).rstrip(".")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -212,7 +212,7 @@ def test_an_upload_that_failed_goes_on_with_the_same_command(
     hub.fail(fault)
     message = pusher.push(changed, f"lab/{name}")
     assert reason.replace("NAME", name) in message
-    assert f"Then {AGAIN}: what was uploaded is kept" in message
+    assert f"Then {AGAIN}; what was uploaded is kept" in message
     assert commits(hub, f"datasets/lab/{name}") == ["initial commit"]
     hub.fail()
     assert pusher.push(changed, f"lab/{name}") == f"{hub.endpoint}/datasets/lab/{name}"
@@ -241,16 +241,23 @@ def test_a_single_cut_is_no_failure(hub: Hub, pusher: Pusher, changed: Path) -> 
     assert [one["status"] for one in hub.requests("PUT")].count(None) == 1
 
 
+@pytest.mark.integration
 def test_a_hub_without_xet_storage_ends_a_xet_upload_with_one_message(hub: Hub, dataset: Path) -> None:
     """Xet raises ConnectionError, which is no HfHubHTTPError."""
     pusher = Pusher(hub, xet=True)
+    hub.fail({"method": "GET", "path": "/xet-write-token/", "times": 1, "status": 403})
+    forbidden = pusher.push(dataset, "lab/xet")
+    assert "The token may not write to lab/xet (403" in forbidden
     message = pusher.push(dataset, "lab/xet")
-    assert TOKEN not in message + pusher.close()
-    assert f"The connection to the Hub at {hub.endpoint} failed or was cut" in message
+    assert TOKEN not in forbidden + message + pusher.close()
+    assert (
+        f"The Hub at {hub.endpoint} has no Xet storage. Set the environment variable HF_HUB_DISABLE_XET=1" in message
+    )
     assert AGAIN in message
     assert commits(hub, "datasets/lab/xet") == ["initial commit"]
 
 
+@pytest.mark.integration
 def test_a_hub_that_does_not_answer_is_named(tmp_path: Path, dataset: Path) -> None:
     with Hub(tmp_path / "hub") as hub:
         pusher = Pusher(hub)
@@ -258,7 +265,7 @@ def test_a_hub_that_does_not_answer_is_named(tmp_path: Path, dataset: Path) -> N
         hub.stop()
         message = pusher.push(dataset, "lab/first")
         assert f"The connection to the Hub at {hub.endpoint} failed" in message
-        assert "Nothing was sent." in message
+        assert "nothing was sent yet" in message
         hub.start()
         assert pusher.push(dataset, "lab/first") == f"{hub.endpoint}/datasets/lab/first"
         assert commits(hub, "datasets/lab/first") == ["Add the dataset", "initial commit"]
@@ -295,6 +302,20 @@ def test_a_push_that_cannot_succeed_sends_nothing(
     assert "\n" not in message
     assert not hub.requests("POST", "/preupload/") + hub.requests("POST", "/commit/") + hub.requests("PUT")
     assert hub.requests("POST", "/repos/create") == [] or "(403" in reason
+
+
+def test_a_full_storage_is_not_called_a_lack_of_rights(hub: Hub, pusher: Pusher, changed: Path) -> None:
+    large(changed, "h.bin")
+    refused = "Private repository storage limit reached"
+    hub.fail({"method": "POST", "path": "/batch", "times": 1, "status": 403, "message": refused})
+    assert f"storage of lab/full is full, or a file is too large for it (403: {refused})" in pusher.push(
+        changed, "lab/full"
+    )
+
+
+def test_the_token_is_cut_out_of_what_the_hub_says(hub: Hub, pusher: Pusher, dataset: Path) -> None:
+    hub.fail({"method": "POST", "path": "/repos/create", "times": 1, "status": 400, "message": f"{TOKEN} is bad"})
+    assert "The Hub refused lab/echo (400: *** is bad)" in pusher.push(dataset, "lab/echo")
 
 
 def test_the_same_name_in_both_kinds_is_no_hindrance_once_both_exist(
