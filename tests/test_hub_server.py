@@ -11,9 +11,7 @@ from hub import STRANGERS_TOKEN, TOKEN, Hub
 PROGRAM = """
 import json
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import (
-    EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-)
+from huggingface_hub.errors import HfHubHTTPError
 
 api = HfApi()
 repo = "lab/protocol"

@@ -16,9 +16,10 @@ import pytest
 from hub import STRANGERS_TOKEN, TOKEN, Hub, Pusher
 from huggingface_hub import DatasetCard
 
-from st_llm_embed import LLMSentenceTransformer, Recipe
+from st_llm_embed import InputError, LLMSentenceTransformer, Recipe
 from st_llm_embed.data import Row, read_rows, rows_file, write_dataset
 from st_llm_embed.publishing.cards import dataset_card
+from st_llm_embed.publishing.push import push_folder
 
 AGAIN = "run the same command again"
 
@@ -325,6 +326,13 @@ def test_the_same_name_in_both_kinds_is_no_hindrance_once_both_exist(
     program = "from huggingface_hub import create_repo; create_repo('ada/both', repo_type='dataset'); print('null')"
     hub.run(program)
     assert pusher.push(dataset, "ada/both") == f"{hub.endpoint}/datasets/ada/both"
+
+
+def test_offline_mode_is_named(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, which conftest.py keeps offline."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with pytest.raises(InputError, match=r"HF_HUB_OFFLINE forbids asking the Hub\. Unset it\. Then run the same"):
+        push_folder(dataset, "lab/x", repo_type="dataset", private=False, create_pr=False, commit_message="Add")
 
 
 def edit_card(folder: Path, pattern: str, replacement: str) -> None:
