@@ -1,0 +1,387 @@
+"""Folders pushed by the real clients to a local Hub, and loaded back by name."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hub import STRANGERS_TOKEN, TOKEN, Hub, Pusher
+from huggingface_hub import DatasetCard
+
+from st_llm_embed import InputError, LLMSentenceTransformer, Recipe
+from st_llm_embed.data import Row, read_rows, rows_file, write_dataset
+from st_llm_embed.publishing.cards import dataset_card
+from st_llm_embed.publishing.push import push_folder
+
+AGAIN = "run the same command again"
+
+
+def sample_rows() -> list[Row]:
+    """Every twelfth row of the sample: all task types, train and validation."""
+    return list(islice(read_rows(rows_file("embedded")), 0, None, 12))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dataset")
+    counts = write_dataset(sample_rows(), folder, 0.3)
+    card = DatasetCard(dataset_card(Recipe.load("demo"), counts))
+    card.data.license = "cc-by-4.0"
+    card.save(folder / "README.md")
+    return folder
+
+
+@pytest.fixture
+def changed(dataset: Path, tmp_path: Path) -> Path:
+    """A copy of the dataset for a test that spoils it."""
+    return shutil.copytree(dataset, tmp_path / "changed")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    LLMSentenceTransformer.from_base("embedded", max_seq_length=32).save_pretrained(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pusher(hub: Hub) -> Iterator[Pusher]:
+    pusher = Pusher(hub)
+    yield pusher
+    printed = pusher.close()
+    assert TOKEN not in printed
+
+
+@pytest.fixture(autouse=True)
+def no_faults(hub: Hub) -> None:
+    hub.fail()
+
+
+def commits(hub: Hub, repo: str) -> list[str]:
+    return [commit["title"] for commit in hub.get(f"/api/{repo}/commits/main")]
+
+
+def files(hub: Hub, repo: str, revision: str = "main") -> set[str]:
+    return {file["rfilename"] for file in hub.get(f"/api/{repo}/revision/{revision}")["siblings"]} - {".gitattributes"}
+
+
+def files_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_dataset_is_one_commit_and_the_same_folder_again_is_none(hub: Hub, pusher: Pusher, dataset: Path) -> None:
+    for _ in range(2):
+        assert pusher.push(dataset, "lab/twice") == f"{hub.endpoint}/datasets/lab/twice"
+    assert commits(hub, "datasets/lab/twice") == ["Add the dataset", "initial commit"]
+    assert files(hub, "datasets/lab/twice") == files_in(dataset)
+    assert not hub.get("/api/datasets/lab/twice")["private"]
+
+
+def test_what_a_run_writes_for_itself_stays_here(hub: Hub, pusher: Pusher, changed: Path) -> None:
+    wanted = files_in(changed)
+    for name in (
+        ".lock",
+        "sts/train.parquet.lock",
+        "report.partial",
+        ".sts.partial/train.parquet",
+        "manifests/d.json",
+    ):
+        (changed / name).parent.mkdir(exist_ok=True)
+        (changed / name).write_text("mine", encoding="utf-8")
+    pusher.push(changed, "lab/clean")
+    assert files(hub, "datasets/lab/clean") == wanted
+
+
+@pytest.mark.integration
+def test_a_dataset_loads_by_name_configuration_and_split(hub: Hub, pusher: Pusher, dataset: Path) -> None:
+    pusher.push(dataset, "lab/by-name")
+    program = """
+import json
+from datasets import get_dataset_config_names, load_dataset
+names = get_dataset_config_names("lab/by-name")
+print(json.dumps({name: {split: load_dataset("lab/by-name", name, split=split)["key"][:]
+                         for split in ("train", "validation")} for name in names}))
+"""
+    loaded = hub.run(program, token=None)
+    assert sorted(loaded) == sorted({row.task_type for row in sample_rows()})
+    for name, splits in loaded.items():
+        keys = [key for part in splits.values() for key in part]
+        assert sorted(keys) == sorted(row.key for row in sample_rows() if row.task_type == name)
+        assert all(splits.values())
+
+
+@pytest.mark.integration
+def test_a_model_loads_by_name_with_equal_vectors(hub: Hub, pusher: Pusher, model: Path, tmp_path: Path) -> None:
+    assert pusher.push(model, "ada/tiny", repo_type="model", private=True) == f"{hub.endpoint}/ada/tiny"
+    texts = ["a text", "", "ein längerer Text über Züge " * 20]
+    program = f"""
+import sys
+import numpy as np
+from sentence_transformers import SentenceTransformer
+np.save(sys.argv[1], SentenceTransformer("ada/tiny", device="cpu").encode({texts!r}))
+print("null")
+"""
+    hub.run(program, tmp_path / "vectors.npy")
+    expected = LLMSentenceTransformer(str(model)).encode(texts)
+    np.testing.assert_array_equal(np.load(tmp_path / "vectors.npy"), expected)
+
+
+@pytest.mark.integration
+def test_a_private_repository_is_seen_with_the_token_of_its_owner_alone(
+    hub: Hub, pusher: Pusher, dataset: Path
+) -> None:
+    pusher.push(dataset, "lab/secret", private=True)
+    assert hub.get("/api/datasets/lab/secret")["private"]
+    program = """
+import json
+from datasets import load_dataset
+from datasets.exceptions import DatasetNotFoundError
+try:
+    print(len(load_dataset("lab/secret", "sts", split="train")))
+except DatasetNotFoundError:
+    print("null")
+"""
+    assert hub.run(program) > 0
+    assert hub.run(program, token=STRANGERS_TOKEN) is None
+    assert hub.run(program, token=None) is None
+
+
+def test_a_pull_request_leaves_main_alone_and_is_opened_once(hub: Hub, pusher: Pusher, changed: Path) -> None:
+    pusher.push(changed, "lab/proposed")
+    (changed / "notes.md").write_text("one", encoding="utf-8")
+    url = f"{hub.endpoint}/datasets/lab/proposed/discussions/1"
+    assert pusher.push(changed, "lab/proposed", create_pr=True, commit_message="Add notes") == url
+    (changed / "notes.md").write_text("two", encoding="utf-8")
+    for _ in range(2):
+        assert pusher.push(changed, "lab/proposed", create_pr=True, commit_message="Add notes") == url
+    assert "notes.md" not in files(hub, "datasets/lab/proposed")
+    assert "notes.md" in files(hub, "datasets/lab/proposed", "refs%2Fpr%2F1")
+    assert [one["title"] for one in hub.get("/api/datasets/lab/proposed/discussions")["discussions"]] == ["Add notes"]
+    proposed = hub.get("/api/datasets/lab/proposed/commits/refs%2Fpr%2F1")
+    assert [commit["title"] for commit in proposed] == ["Add notes", "Add notes", "Add the dataset", "initial commit"]
+
+
+def test_a_stranger_may_propose_but_not_push(hub: Hub, pusher: Pusher, changed: Path) -> None:
+    pusher.push(changed, "lab/open")
+    (changed / "notes.md").write_text("mine", encoding="utf-8")
+    message = pusher.push(changed, "lab/open", token=STRANGERS_TOKEN)
+    assert "The token may not write to lab/open (403" in message
+    assert "pull request" in message
+    url = pusher.push(changed, "lab/open", token=STRANGERS_TOKEN, create_pr=True)
+    assert url == f"{hub.endpoint}/datasets/lab/open/discussions/1"
+
+
+def large(folder: Path, *names: str) -> None:
+    """Add files that go by LFS, that an upload can be cut in, and that the Hub has never seen."""
+    for name in names:
+        (folder / name).write_bytes(os.urandom(300_000))
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+CUT = {"method": "PUT", "path": "/_objects/", "times": 99, "cut_after": 100_000}
+BROKEN = {"method": "PUT", "path": "/_objects/", "times": 99, "status": 500, "message": "no storage"}
+CROWDED = {"method": "POST", "path": "/preupload/", "times": 99, "status": 429, "headers": {"Retry-After": "0"}}
+LOST = {"method": "POST", "path": "/commit/", "times": 1, "status": 503, "message": "try later"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (CUT, "failed or was cut"),
+        (BROKEN, "cannot take lab/NAME for now (500: no storage)"),
+        (CROWDED, "cannot take lab/NAME for now (429: a fault of the Hub)"),
+        (LOST, "cannot take lab/NAME for now (503: try later)"),
+    ],
+    ids=["cut", "500", "429", "503"],
+)
+def test_an_upload_that_failed_goes_on_with_the_same_command(
+    *, hub: Hub, pusher: Pusher, changed: Path, request: pytest.FixtureRequest, fault: dict[str, Any], reason: str
+) -> None:
+    name = f"fault-{request.node.callspec.id}"
+    large(changed, "a.bin", "b.bin")
+    hub.fail(fault)
+    message = pusher.push(changed, f"lab/{name}")
+    assert reason.replace("NAME", name) in message
+    assert f"Then {AGAIN}; what was uploaded is kept" in message
+    assert commits(hub, f"datasets/lab/{name}") == ["initial commit"]
+    hub.fail()
+    assert pusher.push(changed, f"lab/{name}") == f"{hub.endpoint}/datasets/lab/{name}"
+    assert commits(hub, f"datasets/lab/{name}") == ["Add the dataset", "initial commit"]
+    assert files(hub, f"datasets/lab/{name}") == files_in(changed)
+
+
+def test_what_was_uploaded_before_a_cut_is_not_sent_again(hub: Hub, pusher: Pusher, changed: Path) -> None:
+    large(changed, "c.bin", "d.bin", "e.bin")
+    hub.fail(CUT | {"path": f"/_objects/{sha256(changed / 'd.bin')}"})
+    assert "failed or was cut" in pusher.push(changed, "lab/resumed")
+    stored = {one["path"] for one in hub.requests("PUT") if one["status"] == 200}
+    hub.fail()
+    pusher.push(changed, "lab/resumed")
+    again = [one["path"] for one in hub.requests("PUT")]
+    assert f"/_objects/{sha256(changed / 'd.bin')}" in again
+    assert not stored & set(again)
+    assert stored
+    assert files(hub, "datasets/lab/resumed") == files_in(changed)
+
+
+def test_a_single_cut_is_no_failure(hub: Hub, pusher: Pusher, changed: Path) -> None:
+    large(changed, "f.bin")
+    hub.fail(CUT | {"times": 1})
+    assert pusher.push(changed, "lab/once-cut") == f"{hub.endpoint}/datasets/lab/once-cut"
+    assert [one["status"] for one in hub.requests("PUT")].count(None) == 1
+
+
+@pytest.mark.integration
+def test_a_hub_without_xet_storage_ends_a_xet_upload_with_one_message(hub: Hub, dataset: Path) -> None:
+    """Xet raises ConnectionError, which is no HfHubHTTPError."""
+    pusher = Pusher(hub, xet=True)
+    hub.fail({"method": "GET", "path": "/xet-write-token/", "times": 1, "status": 403})
+    forbidden = pusher.push(dataset, "lab/xet")
+    assert "The token may not write to lab/xet (403" in forbidden
+    message = pusher.push(dataset, "lab/xet")
+    assert TOKEN not in forbidden + message + pusher.close()
+    assert (
+        f"The Hub at {hub.endpoint} has no Xet storage. Set the environment variable HF_HUB_DISABLE_XET=1" in message
+    )
+    assert AGAIN in message
+    assert commits(hub, "datasets/lab/xet") == ["initial commit"]
+
+
+@pytest.mark.integration
+def test_a_hub_that_does_not_answer_is_named(tmp_path: Path, dataset: Path) -> None:
+    with Hub(tmp_path / "hub") as hub:
+        pusher = Pusher(hub)
+        pusher.push(dataset, "lab/first")
+        hub.stop()
+        message = pusher.push(dataset, "lab/first")
+        assert f"The connection to the Hub at {hub.endpoint} failed" in message
+        assert "nothing was sent yet" in message
+        hub.start()
+        assert pusher.push(dataset, "lab/first") == f"{hub.endpoint}/datasets/lab/first"
+        assert commits(hub, "datasets/lab/first") == ["Add the dataset", "initial commit"]
+        pusher.close()
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "arguments", "reason"),
+    [
+        ("lab/x", {"token": None}, "There is no token for the Hub"),
+        ("lab/x", {"token": "hf_of nobody"}, "The token for the Hub holds characters that no token has"),
+        ("lab/x", {"token": "hf_unknown"}, "The Hub does not know the token (401: Invalid credentials"),
+        ("others/x", {}, "The token may not write to others/x (403: You don't have the rights"),
+        ("lab/x", {"token": STRANGERS_TOKEN}, "The token may not write to lab/x (403"),
+        ("name", {}, "'name' is no name of a repository"),
+        ("lab/x/y", {}, "'lab/x/y' is no name of a repository"),
+        ("lab/x y", {}, "'lab/x y' is no name of a repository"),
+        ("lab/public", {"private": True}, "lab/public exists and is public, and this push is to a private"),
+        ("lab/private", {}, "lab/private exists and is private, and this push is to a public"),
+        ("ada/model", {}, "ada/model is a model on the Hub, and this push is of a dataset"),
+    ],
+)
+def test_a_push_that_cannot_succeed_sends_nothing(
+    *, hub: Hub, pusher: Pusher, dataset: Path, model: Path, repo_id: str, arguments: dict[str, Any], reason: str
+) -> None:
+    if repo_id in ("lab/public", "lab/private"):
+        pusher.push(dataset, repo_id, private=repo_id == "lab/private")
+    elif repo_id == "ada/model":
+        pusher.push(model, repo_id, repo_type="model")
+    hub.fail()
+    message = pusher.push(dataset, repo_id, **arguments)
+    assert message.startswith(reason)
+    assert (arguments.get("token") or TOKEN) not in message
+    assert "\n" not in message
+    assert not hub.requests("POST", "/preupload/") + hub.requests("POST", "/commit/") + hub.requests("PUT")
+    assert hub.requests("POST", "/repos/create") == [] or "(403" in reason
+
+
+def test_a_full_storage_is_not_called_a_lack_of_rights(hub: Hub, pusher: Pusher, changed: Path) -> None:
+    large(changed, "h.bin")
+    refused = "Private repository storage limit reached"
+    hub.fail({"method": "POST", "path": "/batch", "times": 1, "status": 403, "message": refused})
+    assert f"storage of lab/full is full, or a file is too large for it (403: {refused})" in pusher.push(
+        changed, "lab/full"
+    )
+
+
+def test_the_token_is_cut_out_of_what_the_hub_says(hub: Hub, pusher: Pusher, dataset: Path) -> None:
+    hub.fail({"method": "POST", "path": "/repos/create", "times": 1, "status": 400, "message": f"{TOKEN} is bad"})
+    assert "The Hub refused lab/echo (400: *** is bad)" in pusher.push(dataset, "lab/echo")
+
+
+def test_the_same_name_in_both_kinds_is_no_hindrance_once_both_exist(
+    hub: Hub, pusher: Pusher, dataset: Path, model: Path
+) -> None:
+    pusher.push(model, "ada/both", repo_type="model")
+    program = "from huggingface_hub import create_repo; create_repo('ada/both', repo_type='dataset'); print('null')"
+    hub.run(program)
+    assert pusher.push(dataset, "ada/both") == f"{hub.endpoint}/datasets/ada/both"
+
+
+def test_offline_mode_is_named(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, which conftest.py keeps offline."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with pytest.raises(InputError, match=r"HF_HUB_OFFLINE forbids asking the Hub\. Unset it\. Then run the same"):
+        push_folder(dataset, "lab/x", repo_type="dataset", private=False, create_pr=False, commit_message="Add")
+
+
+def edit_card(folder: Path, pattern: str, replacement: str) -> None:
+    path = folder / "README.md"
+    text, count = re.subn(pattern, replacement, path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    assert count
+    path.write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement", "reason"),
+    [
+        (r"\A---\n.*?\n---\n", "", "is no dataset: it has no README.md with front matter"),
+        ("^license: .*?\n", "", "names no license (None)"),
+        ("^license: .*?\n", "license: unknown\n", "names no license ('unknown')"),
+        (
+            "^license: .*?\n",
+            "license: '[More Information Needed]'\n",
+            "names no license ('[More Information Needed]')",
+        ),
+        ("^license: .*?\n", "license: made-up\n", "The Hub does not accept the front matter"),
+        ("^license: ", "license: [", "cannot be read"),
+        ("sts/train.parquet", "sts/lost.parquet", "names the data files sts/lost.parquet, which are not there"),
+        ("sts/train.parquet", "../train.parquet", "names the data files ../train.parquet, which are not there"),
+        ("^configs:.*?(?=^[a-z])", "", "names no data files"),
+    ],
+)
+def test_a_dataset_that_does_not_do_is_not_created(
+    *, hub: Hub, pusher: Pusher, changed: Path, pattern: str, replacement: str, reason: str
+) -> None:
+    edit_card(changed, pattern, replacement)
+    message = pusher.push(changed, "lab/bad-card")
+    assert reason in message
+    assert "\n" not in message
+    assert not hub.requests("POST", "/repos/create")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda folder: (folder / "modules.json").unlink(), "it lacks modules.json"),
+        (lambda folder: (folder / "pytorch_model.bin").write_bytes(b"x"), "holds pytorch_model.bin: files that can"),
+    ],
+    ids=["modules", "pickle"],
+)
+def test_a_folder_that_is_no_safe_model_is_not_pushed(
+    *, hub: Hub, pusher: Pusher, model: Path, tmp_path: Path, spoil: Any, reason: str
+) -> None:
+    folder = shutil.copytree(model, tmp_path / "model")
+    spoil(folder)
+    assert reason in pusher.push(folder, "ada/bad-model", repo_type="model")
+    assert not hub.requests("POST")
