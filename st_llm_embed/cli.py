@@ -28,6 +28,10 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one value of the recipe; may be repeated."),
 ]
+PushTo = Annotated[
+    str | None, typer.Option(metavar="ORG/NAME", help="Push the dataset to this repository of the Hugging Face Hub.")
+]
+Private = Annotated[bool, typer.Option("--private", help="With --push-to: as a private repository.")]
 OutputDir = Annotated[
     Path | None, typer.Option(help="Where everything is written.", show_default="runs/<recipe name>")
 ]
@@ -73,9 +77,11 @@ def synthesize(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check recipe, prices and key, print the first prompts, send nothing.")
     ] = False,
+    push_to: PushTo = None,
+    private: Private = False,
 ) -> None:
     """Have an LLM write the rows: requests, journal, filters, dataset. Run it again to go on after a stop."""
-    resolved = Recipe.load(_required(recipe, "synthesize"), overrides or [])
+    resolved = _recipe_to_push(_required(recipe, "synthesize"), overrides, push_to)
     _log_to_stderr()
     folder = output_dir or Path("runs") / resolved.name
     from st_llm_embed.pipeline import check_data, planned_prompts, run_estimate, run_synthesis
@@ -87,6 +93,7 @@ def synthesize(
         _print_projections(run_estimate(resolved, folder, estimate))
     else:
         _print_statistics(run_synthesis(resolved, folder), folder)
+        _push_dataset(folder, push_to, private=private)
 
 
 @app.command()
@@ -94,14 +101,18 @@ def reparse(
     recipe: Annotated[str | None, typer.Argument(help="A shipped recipe's name, or the path of a .yaml file.")] = None,
     output_dir: OutputDir = None,
     overrides: Overrides = None,
+    *,
+    push_to: PushTo = None,
+    private: Private = False,
 ) -> None:
-    """Make the dataset anew of the answers in the journal, with this recipe's filters. Nothing is sent or paid."""
-    resolved = Recipe.load(_required(recipe, "reparse"), overrides or [])
+    """Make the dataset anew of the answers in the journal, with this recipe's filters. No LLM is asked or paid."""
+    resolved = _recipe_to_push(_required(recipe, "reparse"), overrides, push_to)
     _log_to_stderr()
     folder = output_dir or Path("runs") / resolved.name
     from st_llm_embed.pipeline import run_synthesis
 
     _print_statistics(run_synthesis(resolved, folder, ask=False), folder)
+    _push_dataset(folder, push_to, private=private)
 
 
 @recipes_app.command("list")
@@ -151,6 +162,30 @@ def _required(recipe: str | None, command: str) -> str:
             f"To see the whole path in minutes, without network or GPU: st-llm-embed {command} demo."
         )
     return recipe
+
+
+def _recipe_to_push(recipe: str, overrides: list[str] | None, push_to: str | None) -> Recipe:
+    """Load a recipe; where its dataset is to be pushed, check that it can be, before anything is paid."""
+    if push_to is None:
+        return Recipe.load(recipe, overrides or [])
+    resolved = Recipe.load(recipe, [*(overrides or []), f"publishing.dataset_repo_id={push_to}"])
+    if resolved.publishing.dataset_license is None:
+        raise InputError(
+            "The dataset has no licence, and what is pushed needs one. Ask what the terms of the LLM that writes it allow, "
+            "then set it: --set publishing.dataset_license=cc-by-4.0 (or apache-2.0, cc-by-nc-4.0, ...)."
+        )
+    return resolved
+
+
+def _push_dataset(folder: Path, push_to: str | None, *, private: bool) -> None:
+    if push_to is None:
+        return
+    from st_llm_embed.publishing.push import push_folder
+
+    address = push_folder(
+        folder / "dataset", push_to, repo_type="dataset", private=private, create_pr=False, commit_message="Add rows"
+    )
+    typer.echo(f"{address}  the dataset on the Hub")
 
 
 def _configure_logging() -> None:

@@ -179,7 +179,8 @@ def _build_dataset(recipe: Recipe, output_dir: Path, *, anew: bool = False) -> s
         journal = output_dir / "journal"
         inputs["journal"] = {path.name: file_hash(path) for path in sorted(journal.glob("*.jsonl"))}
         inputs |= synthesis.model_dump(mode="json", include={"plan", "filters"})
-        inputs["dataset_license"] = recipe.publishing.dataset_license
+        # These are on the card.
+        inputs |= recipe.publishing.model_dump(include={"dataset_license", "dataset_repo_id"})
 
         def build(folder: Path) -> None:
             counts = write_synthetic_dataset(synthesis, journal, folder, fraction, _similarities(synthesis))
