@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
@@ -115,6 +116,12 @@ class Endpoint(Section):
     """Stop, to be resumed later, when the server has given no answer for so long."""
 
 
+AttributeValue = Annotated[
+    str, BeforeValidator(lambda value: f"{value:g}" if isinstance(value, int | float) else value)
+]
+"""What goes into a prompt; YAML reads some as numbers."""
+
+
 class Plan(Section):
     """What is asked for (paper, section 3.1 and appendix C)."""
 
@@ -131,7 +138,7 @@ class Plan(Section):
     object a line. Request i takes line i and starts again from the top; `embedded` is the demo's."""
     task_types: dict[TaskType, Annotated[float, Field(ge=0)]] = {}
     """Custom: shares of the task types."""
-    attributes: dict[TaskType, dict[str, dict[str, Annotated[float, Field(ge=0)]]]] = {}
+    attributes: dict[TaskType, dict[str, dict[AttributeValue, Annotated[float, Field(ge=0)]]]] = {}
     """Custom: for a task type's attribute, its values and their weights; `unspecified` leaves it out of the prompt."""
     languages: dict[str, Annotated[float, Field(ge=0)]] = {}
     """Custom: English names of languages and their weights."""

@@ -7,12 +7,13 @@ A line has ``task_type``, ``instruction`` (none for sts and bitext) and, if its 
 from __future__ import annotations
 
 import json
+import mmap
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import EMBEDDED, TASK_TYPES, TaskType
@@ -41,21 +42,21 @@ class TaskFile:
         """
         self._offsets = array("Q")
         self._by_type: dict[str, array[int]] = {}
-        self._file: BinaryIO = _opened(path)
-        while line := self._file.readline():
+        self._content = _mapped(path)
+        while line := self._content.readline():
             if line.strip():
                 task = _parse(line, f"{path}, line {len(self._offsets) + 1}")
                 self._by_type.setdefault(task.task_type, array("Q")).append(len(self._offsets))
-                self._offsets.append(self._file.tell() - len(line))
+                self._offsets.append(self._content.tell() - len(line))
         if not self._offsets:
-            raise InputError(f"{path} holds no tasks. Give one JSON object a line with task_type and instruction.")
+            raise InputError(_no_tasks(path))
 
     def __len__(self) -> int:
         return len(self._offsets)
 
     def __getitem__(self, number: int) -> Task:
-        self._file.seek(self._offsets[number])
-        return _parse(self._file.readline(), "")
+        self._content.seek(self._offsets[number])
+        return _parse(self._content.readline(), "")
 
     def count(self, task_type: TaskType) -> int:
         """Number of tasks of one type."""
@@ -73,14 +74,21 @@ def tasks_path(name_or_path: str) -> Path:
     return Path(name_or_path)
 
 
-def _opened(path: Path) -> BinaryIO:
+def _mapped(path: Path) -> mmap.mmap:
     try:
-        return path.open("rb")
+        with path.open("rb") as file:
+            if path.stat().st_size == 0:
+                raise InputError(_no_tasks(path))
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise InputError(
-            f"The file of tasks {path} cannot be read: {error.strerror}. synthesis.plan.tasks takes the path of a .jsonl "
-            f"file, or {EMBEDDED!r}."
+            f"The file of tasks {path} cannot be read: {error.strerror}. synthesis.plan.tasks takes the path of a "
+            f".jsonl file, or {EMBEDDED!r}."
         ) from error
+
+
+def _no_tasks(path: Path) -> str:
+    return f"{path} holds no tasks. Give one JSON object a line with task_type and instruction."
 
 
 def _parse(line: bytes, where: str) -> Task:

@@ -1,0 +1,113 @@
+"""README and docs/synthesis.md, executed: their Python, command lines, rows, tasks and recipes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from st_llm_embed import LLMSentenceTransformer
+from st_llm_embed.data import Row
+from st_llm_embed.recipe import Plan, Recipe
+from st_llm_embed.synthesis.replay import ReplayServer, made_up_answer
+from st_llm_embed.synthesis.tasks import TaskFile
+
+ROOT = Path(__file__).parents[2]
+README, SYNTHESIS = ROOT / "README.md", ROOT / "docs" / "synthesis.md"
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def commands(page: Path) -> list[list[str]]:
+    lines = [line for block in blocks(page, "sh") for line in block.splitlines() if line.startswith("st-llm-embed")]
+    return [shlex.split(line, comments=True)[1:] for line in lines]
+
+
+def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "st_llm_embed.cli", *arguments]
+    done = subprocess.run(command, check=False, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, (arguments, done.stderr)
+    return done
+
+
+def test_the_task_is_a_task_and_the_row_a_row(tmp_path: Path) -> None:
+    task, row = blocks(SYNTHESIS, "json")
+    (tmp_path / "tasks.jsonl").write_text(task)
+    assert TaskFile(tmp_path / "tasks.jsonl")[0].attributes == {"language": "German"}
+    assert Row.model_validate(json.loads(row)).negative
+
+
+def test_the_plan_is_a_plan() -> None:
+    [excerpt] = blocks(SYNTHESIS, "yaml")
+    assert Plan.model_validate(yaml.safe_load(excerpt)["synthesis"]["plan"]).preset == "custom"
+
+
+def test_the_recipe_excerpt_has_keys_of_a_recipe() -> None:
+    [excerpt] = blocks(README, "yaml")
+    recipe = Recipe.load("e5-mistral-7b").model_dump()
+    for section, values in yaml.safe_load(excerpt).items():
+        assert {key: recipe[section][key] for key in values} == values
+
+
+@pytest.mark.integration
+def test_the_python_runs(tmp_path: Path) -> None:
+    model = LLMSentenceTransformer.from_base("embedded", max_seq_length=64, device="cpu")
+    model.save_pretrained(str(tmp_path / "runs" / "demo" / "release"))
+    program = "\n".join(blocks(README, "python"))
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, capture_output=True)
+    assert (tmp_path / "runs" / "short" / "release" / "model.safetensors").is_file()
+
+
+@pytest.mark.integration
+def test_the_commands_of_the_readme_run(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "a key")
+    lines = commands(README)
+    assert [line[0] for line in lines] == ["recipes", "recipes", "run", "synthesize", "run"]
+    with ReplayServer(english_answer) as server:
+        # A server on this machine for the LLM's, a tiny base and two steps on the CPU for the README's base and GPU.
+        overrides = {
+            "synthesis.endpoint.base_url": server.base_url,
+            "synthesis.plan.requests": 60,
+            "synthesis.plan.brainstorm_requests": 12,
+            "base.name_or_path": tiny_base,
+            "training.max_steps": 2,
+            "training.use_cpu": "true",
+        }
+        own = [part for key, value in overrides.items() for part in ("--set", f"{key}={value}")]
+        for line in lines:
+            run(line if line[0] == "recipes" else [*line, *own], tmp_path)
+    assert (tmp_path / "runs" / "mine" / "release" / "model.safetensors").is_file()
+
+
+@pytest.mark.integration
+def test_the_commands_of_the_page_on_synthesis_run(tmp_path: Path) -> None:
+    lines = commands(SYNTHESIS)
+    assert len(lines) >= 4
+    outputs = [run(line, tmp_path).stdout for line in lines if "--push-to" not in line]
+    assert (tmp_path / "runs" / "demo" / "dataset" / "README.md").is_file()
+    assert "projected" in outputs[1]
+
+
+def english_answer(body: dict[str, Any]) -> str:
+    """What the server makes up, in words that are surely English: it is asked for English alone."""
+    words = "the pump has to be checked with a gauge before it is started again in the morning".split()
+    made_up = json.loads(made_up_answer(body))
+
+    def in_english(value: Any) -> Any:
+        if isinstance(value, list):
+            return [in_english(item) for item in value]
+        if not isinstance(value, str) or value == "violet":
+            return value
+        codes = value.encode()
+        return " ".join(words[(code * 7 + number) % len(words)] for number, code in enumerate(codes[:40]))
+
+    return json.dumps({key: in_english(value) for key, value in made_up.items()})
