@@ -234,8 +234,8 @@ class LLMSentenceTransformer(SentenceTransformer):
             if batch_num_tokens is not None and inputs:
                 raise InputError(
                     "batch_num_tokens is for the sentence embeddings of plain texts by a decoder with last-token "
-                    "pooling, without processing_kwargs, own lengths for queries or documents, or flash attention "
-                    "without padding. Leave it away and set batch_size."
+                    "pooling, without processing_kwargs, padding options, own lengths for queries or documents, or "
+                    "flash attention without padding. Leave it away and set batch_size."
                 )
             return super()._inference(
                 inputs, prompt=prompt, batch_size=batch_size, output_value=output_value, device=device, **options
@@ -252,6 +252,7 @@ class LLMSentenceTransformer(SentenceTransformer):
             and all(isinstance(text, str) for text in inputs)
             and output_value == "sentence_embedding"
             and not options.get("processing_kwargs")
+            and not any(option.startswith("pad") for option in transformer.text_options)
             and transformer.query_length is None
             and transformer.document_length is None
             and not transformer.can_flatten_inputs

@@ -47,6 +47,11 @@ class DecoderTransformer(Transformer):
         """The tokenizer; a text model always has one."""
         return cast(PreTrainedTokenizerBase, super().tokenizer)
 
+    @property
+    def text_options(self) -> dict[str, Any]:
+        """The tokenizer's options that are saved with the module."""
+        return self.processing_kwargs.get("text", {}) | self.processing_kwargs.get("common", {})
+
     def repair_eos(self) -> None:
         """Make the tokenizer end texts with EOS if it ends them with nothing.
 
@@ -64,8 +69,7 @@ class DecoderTransformer(Transformer):
     @torch.inference_mode()
     def sees_later_tokens(self) -> bool:
         """Tell whether the hidden state of a token depends on those to its right; asks the model itself."""
-        first, *others = range(self.tokenizer.vocab_size)[:3]
-        ids = torch.tensor([[first, *[other] * 7] for other in others], device=self.model.device)
+        ids = torch.tensor([[0, *[1] * 7], [0, *[2] * 7]], device=self.model.device)
         # Apart from each other, so that both go through the same arithmetic.
         one, other = (self.model.eval()(input_ids=row[None]).last_hidden_state[0, 0].float() for row in ids)
         return not torch.allclose(one, other, atol=1e-3)
@@ -95,8 +99,7 @@ class DecoderTransformer(Transformer):
 
     def token_ids(self, texts: Sequence[str]) -> list[array[int]]:
         """Tokenize texts as `preprocess` does, special tokens and truncation included, without padding."""
-        text_options = self.processing_kwargs.get("text", {}) | self.processing_kwargs.get("common", {})
-        options = {"truncation": True, **text_options} | {"padding": False, "return_tensors": None}
+        options = {"truncation": True, **self.text_options} | {"padding": False, "return_tensors": None}
         ids: list[array[int]] = []
         for start in range(0, len(texts), TOKENIZED_AT_ONCE):
             some = list(texts[start : start + TOKENIZED_AT_ONCE])
@@ -139,8 +142,10 @@ class DecoderTransformer(Transformer):
         shared = prefix.get_seq_length() if prefix is not None else 0
         rows = [torch.from_numpy(np.frombuffer(row, dtype=np.int32)[shared:].astype(np.int64)) for row in ids]
         side = self.tokenizer.padding_side
+        # Padding is masked out: a tokenizer without a pad token can have any.
+        pad = self.tokenizer.pad_token_id or 0
         features = {
-            "input_ids": pad_sequence(rows, True, self.tokenizer.pad_token_id, side),
+            "input_ids": pad_sequence(rows, True, pad, side),
             "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], True, 0, side),
         }
         if "token_type_ids" in self.tokenizer.model_input_names:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from st_llm_embed import InputError, LLMSentenceTransformer
-from st_llm_embed.modules.model import _batches
+from st_llm_embed.modules.model import _batches, _groups, _under_instructions
 
 INSTRUCTION = "Given a question about some subject, retrieve the answer to it"
 PROMPT = f"Instruct: {INSTRUCTION}\nQuery: "
@@ -260,6 +261,32 @@ def test_a_module_may_encode_by_itself(ours: LLMSentenceTransformer, stock: Sent
     ours[1].register_forward_pre_hook(encode_others)
     close(ours.encode(QUERIES, instruction=INSTRUCTION), stock.encode(QUERIES, prompt=PROMPT))
     close(inner[0], stock.encode(QUERIES[:4], prompt="Instruct: another one about something else\nQuery: "))
+
+
+def test_texts_keep_their_prompt_between_processes() -> None:
+    texts = pickle.loads(pickle.dumps(_under_instructions(["x"] * 32, ["a", "b"] * 16)))  # noqa: S301
+    assert _groups(texts, "") == [
+        ("Instruct: a\nQuery: ", list(range(0, 32, 2))),
+        ("Instruct: b\nQuery: ", list(range(1, 32, 2))),
+    ]
+
+
+@pytest.mark.parametrize("options", [{"pad_to_multiple_of": 16}, {"padding": "max_length"}])
+def test_padding_options_are_heeded(
+    options: dict[str, object],
+    ours: LLMSentenceTransformer,
+    stock: SentenceTransformer,
+    forwards: list[tuple[int, ...]],
+) -> None:
+    expected = stock.encode(QUERIES)
+    ours[0].processing_kwargs = {"text": options}
+    close(ours.encode(QUERIES), expected)
+    assert all(length % 16 == 0 for _, length in forwards)
+
+
+def test_a_tokenizer_without_a_pad_token_will_do(ours: LLMSentenceTransformer, stock: SentenceTransformer) -> None:
+    ours.tokenizer.pad_token = None
+    close(ours.encode(QUERIES), stock.encode(QUERIES))
 
 
 def test_batches_cover_every_text_once() -> None:
