@@ -28,7 +28,7 @@ def check_training(recipe: Recipe) -> None:
     _rehearse_trainer(recipe)
     name = recipe.base.name_or_path
     with explained(f"The base model {name!r} cannot be loaded", BASE_ADVICE):
-        tokenizer = load_tokenizer(name, revision=recipe.base.revision)
+        tokenizer = load_tokenizer(name, revision=recipe.base.revision, max_seq_length=recipe.base.max_seq_length)
         decoder = _decoder_without_weights(recipe)
     vocabulary = decoder.get_input_embeddings().num_embeddings
     if max(tokenizer("")["input_ids"]) >= vocabulary:

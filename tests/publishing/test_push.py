@@ -33,7 +33,7 @@ def sample_rows() -> list[Row]:
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dataset")
     counts = write_dataset(sample_rows(), folder, 0.3)
-    card = DatasetCard(dataset_card(Recipe.load("demo"), counts))
+    card = DatasetCard(dataset_card(Recipe.load("demo"), folder, counts))
     card.data.license = "cc-by-4.0"
     card.save(folder / "README.md")
     return folder
@@ -357,7 +357,7 @@ def edit_card(folder: Path, pattern: str, replacement: str) -> None:
         ("^license: ", "license: [", "cannot be read"),
         ("sts/train.parquet", "sts/lost.parquet", "names the data files sts/lost.parquet, which are not there"),
         ("sts/train.parquet", "../train.parquet", "names the data files ../train.parquet, which are not there"),
-        ("^configs:.*?(?=^[a-z])", "", "names no data files"),
+        ("^configs:.*?(?=^[a-z-]|^---)", "", "names no data files"),
     ],
 )
 def test_a_dataset_that_does_not_do_is_not_created(
