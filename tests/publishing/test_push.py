@@ -357,7 +357,7 @@ def edit_card(folder: Path, pattern: str, replacement: str) -> None:
         ("^license: ", "license: [", "cannot be read"),
         ("sts/train.parquet", "sts/lost.parquet", "names the data files sts/lost.parquet, which are not there"),
         ("sts/train.parquet", "../train.parquet", "names the data files ../train.parquet, which are not there"),
-        ("^configs:.*?(?=^[a-z-]|^---)", "", "names no data files"),
+        ("^configs:.*?(?=^[a-z]|^---$)", "", "names no data files"),
     ],
 )
 def test_a_dataset_that_does_not_do_is_not_created(
