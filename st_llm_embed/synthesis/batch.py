@@ -20,7 +20,7 @@ from uuid import uuid4
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import Endpoint
 from st_llm_embed.synthesis.budget import Budget, Cost
-from st_llm_embed.synthesis.exchange import format_fields
+from st_llm_embed.synthesis.exchange import request_body
 from st_llm_embed.synthesis.journal import Journal, RequestKeys, request_record
 from st_llm_embed.synthesis.parsing import completion_of
 from st_llm_embed.synthesis.plan import Request
@@ -192,12 +192,7 @@ class BatchClient:
 
     def _line(self, request: Request) -> bytes:
         response_format = self._journal.formats[self._endpoint.base_url, request.model]
-        body = {
-            "model": request.model,
-            "messages": request.messages,
-            **self._endpoint.parameters,
-            **format_fields(response_format, request.schema),
-        }
+        body = request_body(request, self._endpoint.parameters, response_format)
         line = {"custom_id": request.key, "method": "POST", "url": "/v1/chat/completions", "body": body}
         return json.dumps(line).encode() + b"\n"
 

@@ -46,16 +46,15 @@ async def exchange(
     Raises:
         InputError: no later request can succeed either: the key, the quota, the address or a parameter is wrong.
     """
+    from httpx2 import Response
     from openai import APIConnectionError, APIStatusError
 
     key = openai.api_key
     try:
-        # The raw response: parsing would raise on answers that are paid for and can still be read.
-        response = await openai.chat.completions.with_raw_response.create(
-            model=request.model,
-            messages=request.messages,  # ty: ignore[invalid-argument-type]
-            extra_body=parameters | format_fields(response_format, request.schema),
-        )
+        # The raw response: `chat.completions.create` raises on some answers that are paid for and can still be read, and
+        # takes a sixth more processor time.
+        body = request_body(request, parameters, response_format)
+        response = await openai.post("/chat/completions", cast_to=Response, body=body)
     except APIStatusError as error:
         status, code, response = error.status_code, error.code, error.response
     except APIConnectionError as error:
@@ -67,12 +66,15 @@ async def exchange(
     return _of_status(status, code, response.text.replace(key, "[key]"), response.headers, openai, request.model)
 
 
-def format_fields(response_format: ResponseFormat, schema: dict[str, Any]) -> dict[str, Any]:
-    """Give the fields of a request that ask for JSON."""
+def request_body(request: Request, parameters: dict[str, Any], response_format: ResponseFormat) -> dict[str, Any]:
+    """Give the body of a chat completion request."""
+    body = {"model": request.model, "messages": request.messages, **parameters}
     if response_format == "json_schema":
-        wrapped = {"name": "answer", "strict": True, "schema": schema}
-        return {"response_format": {"type": "json_schema", "json_schema": wrapped}}
-    return {"response_format": {"type": "json_object"}} if response_format == "json_object" else {}
+        wrapped = {"name": "answer", "strict": True, "schema": request.schema}
+        body["response_format"] = {"type": "json_schema", "json_schema": wrapped}
+    elif response_format == "json_object":
+        body["response_format"] = {"type": "json_object"}
+    return body
 
 
 def _of_success(body: str, headers: Mapping[str, str]) -> Outcome:
