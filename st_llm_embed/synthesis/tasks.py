@@ -7,6 +7,7 @@ A line has ``task_type``, ``instruction`` (none for sts and bitext) and, if its 
 from __future__ import annotations
 
 import json
+import weakref
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -42,6 +43,7 @@ class TaskFile:
         self._offsets = array("Q")
         self._by_type: dict[str, array[int]] = {}
         self._file: BinaryIO = _opened(path)
+        weakref.finalize(self, self._file.close)
         while line := self._file.readline():
             if line.strip():
                 task = _parse(line, f"{path}, line {len(self._offsets) + 1}")

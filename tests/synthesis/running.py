@@ -42,6 +42,15 @@ def synthesis(server: ReplayServer | str, requests: int = 40, **changes: Any) ->
     )
 
 
+def without_probes(recipe: Synthesis, folder: Path) -> Synthesis:
+    """Write down that the server's models only answer in JSON when the prompt asks for it, so that none is probed."""
+    with Journal(folder) as journal:
+        for model in recipe.endpoint.models:
+            known = {"status": "format", "model": model, "base_url": recipe.endpoint.base_url, "format": "prompt"}
+            journal.append(known)
+    return recipe
+
+
 def planned(recipe: Synthesis) -> Iterator[Request]:
     tasks = TaskFile(tasks_path(str(recipe.plan.tasks)))
     return RequestPlan(recipe.plan, recipe.endpoint).examples(tasks)
@@ -77,13 +86,13 @@ class Hours:
 
 
 @contextmanager
-def client(recipe: Synthesis, folder: Path, hours: Hours | None = None) -> Iterator[Client]:
+def client(recipe: Synthesis, folder: Path, hours: Hours | None = None, key: str = "sk-x") -> Iterator[Client]:
     """The client of one run on a journal."""
     endpoint = recipe.endpoint
     hours = hours or Hours()
     with Journal(folder) as journal:
         budget = Budget(recipe, journal.usd, journal.tokens)
-        yield Client(endpoint, endpoint.base_url, "sk-x", journal, budget, clock=hours, sleep=hours.sleep)
+        yield Client(endpoint, endpoint.base_url, key, journal, budget, clock=hours, sleep=hours.sleep)
 
 
 def answer_all(recipe: Synthesis, folder: Path, hours: Hours | None = None) -> Progress:
