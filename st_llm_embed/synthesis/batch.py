@@ -120,6 +120,7 @@ class BatchClient:
                 if not self._journal.has(asked.request):
                     self._budget.set_aside(asked.worst)
         progress.done = progress.done_before = sum(map(self._journal.has, requests()))
+        resumed = bool(batches)  # all of their answers may be journaled already
         while True:
             left_out = self._write_batches(requests(), progress.step, batches)
             if not batches:
@@ -129,13 +130,13 @@ class BatchClient:
                 self._submit(batch)
             self._collect_all(batches, progress, show)
             progress.done = sum(map(self._journal.has, requests()))
-            if progress.done == done_before:
+            if progress.done == done_before and not resumed:
                 raise InputError(
                     f"The last batches answered none of the {progress.planned - progress.done:,} requests that are left"
                     f"{self._problem}. Look at them in the provider's console, mend synthesis.endpoint (model, parameters) or "
                     "wait if it is a limit, and run the same command again: it submits these requests anew."
                 )
-            batches = []
+            batches, resumed = [], False
         if left_out is not None:
             raise self._budget.reached(left_out, progress)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from st_llm_embed.recipe import Synthesis
+from st_llm_embed.synthesis.batch import BatchClient
 from st_llm_embed.synthesis.budget import Budget
 from st_llm_embed.synthesis.client import Client
 from st_llm_embed.synthesis.journal import Journal
@@ -100,5 +101,15 @@ def answer_all(recipe: Synthesis, folder: Path, hours: Hours | None = None) -> P
     progress = Progress("examples", recipe.plan.requests)
     with client(recipe, folder, hours) as one:
         one.find_formats(recipe.endpoint.models)
+        one.answer(lambda: planned(recipe), progress, lambda _: None)
+    return progress
+
+
+def batch_answer_all(recipe: Synthesis, folder: Path, key: str = "sk-x") -> Progress:
+    """Have all planned examples answered by the Batch API."""
+    progress = Progress("examples", recipe.plan.requests)
+    with Journal(folder) as journal:
+        budget = Budget(recipe, journal.usd, journal.tokens)
+        one = BatchClient(recipe.endpoint, recipe.endpoint.base_url, key, journal, budget, poll_seconds=0)
         one.answer(lambda: planned(recipe), progress, lambda _: None)
     return progress
