@@ -82,6 +82,11 @@ def synthesize(
 ) -> None:
     """Have an LLM write the rows: requests, journal, filters, dataset. Run it again to go on after a stop."""
     resolved = _recipe_to_push(_required(recipe, "synthesize"), overrides, push_to)
+    if estimate is not None and (estimate < 1 or dry_run):
+        raise InputError(
+            f"--estimate is {estimate}{' beside --dry-run' if dry_run else ''}; give the number of requests to send for "
+            "each step, 20 or more for a useful projection, and no --dry-run, which sends nothing."
+        )
     _log_to_stderr()
     folder = output_dir or Path("runs") / resolved.name
     from st_llm_embed.pipeline import check_data, planned_prompts, run_estimate, run_synthesis
@@ -202,7 +207,7 @@ def _log_to_stderr() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     package_logger = logging.getLogger("st_llm_embed")
-    package_logger.addHandler(handler)
+    package_logger.handlers = [handler]
     package_logger.setLevel(logging.INFO)
 
 

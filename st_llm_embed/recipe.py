@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -25,7 +26,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from st_llm_embed.errors import InputError, explained, shown
 
@@ -114,6 +115,32 @@ class Endpoint(Section):
     """Longest wait for one answer. What times out may have been paid; it is asked once more at the most."""
     give_up_after_minutes: float = Field(default=15, gt=0, allow_inf_nan=False)
     """Stop, to be resumed later, when the server has given no answer for so long."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _no_secret_in_the_address(cls, value: str) -> str:
+        try:
+            url = urlsplit(value)
+            secret = url.username or url.password or url.query or url.fragment
+            if value == REPLAY or (url.scheme in ("http", "https") and url.hostname and not secret):
+                return value
+        except ValueError:  # no URL at all
+            pass
+        # Not shown: it may hold a secret.
+        raise PydanticCustomError(
+            "address",
+            "has to be replay or an address that begins with http:// or https:// and holds no user, password, query or "
+            "fragment, since recipes are written to files; the key goes into the variable that api_key_env names",
+        )
+
+    @field_validator("parameters")
+    @classmethod
+    def _only_what_the_run_does_not_set(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if own := sorted(value.keys() & {"model", "messages", "response_format", "stream", "n"}):
+            raise ValueError(
+                f"{', '.join(own)} cannot be set here; the run sends its own, and reads one answer a request"
+            )
+        return value
 
 
 AttributeValue = Annotated[
@@ -401,6 +428,8 @@ def _explain_one(details: ErrorDetails) -> str:
         return f"unknown key {key}{hint} (allowed here: {', '.join(allowed)})"
     if details["type"] == "missing":
         return f"{key} is missing"
+    if details["type"] == "address":
+        return f"{key} {details['msg']}"
     return f"{key} is {shown(details['input'])}: {details['msg'].removeprefix('Value error, ')}"
 
 

@@ -8,30 +8,27 @@ its metadata; collecting again skips what the journal has.
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, Any
+from uuid import uuid4
 
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import Endpoint
 from st_llm_embed.synthesis.budget import Budget, Cost
-from st_llm_embed.synthesis.exchange import format_fields
-from st_llm_embed.synthesis.journal import Journal, read_journal, request_record
+from st_llm_embed.synthesis.exchange import request_body
+from st_llm_embed.synthesis.journal import Journal, RequestKeys, request_record
 from st_llm_embed.synthesis.parsing import completion_of
 from st_llm_embed.synthesis.plan import Request
 from st_llm_embed.synthesis.progress import Progress
 
-if TYPE_CHECKING:
-    pass
-
 MAX_REQUESTS, MAX_BYTES = 50_000, 200_000_000
 """Of one batch file (openai.types.BatchCreateParams)."""
 POLL_SECONDS = 30.0
-READ_RETRIES = 8
-"""Calls that change nothing are repeated by the SDK."""
 ENDED = {"completed", "expired", "cancelled", "failed"}
 METADATA_KEY = "st_llm_embed_batch"
 
@@ -43,11 +40,17 @@ class Batch:
     name: str
     """Sent as metadata, so that a submitted batch can be found again."""
     step: str
-    path: Path
-    """The batch file, one request a line."""
-    keys: set[str] = field(default_factory=set)
     file_id: str | None = None
     batch_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request of a batch, as its .asked file keeps it: enough to journal the answer whatever the recipe is now."""
+
+    request: Request
+    """Without messages and schema."""
+    worst: Cost
 
 
 class BatchClient:
@@ -82,119 +85,130 @@ class BatchClient:
         Raises:
             InputError: the limit is reached, or batches fail; what was answered is in the journal.
         """
+        from httpx2 import TransportError
         from openai import OpenAI, OpenAIError
 
         with OpenAI(base_url=self._base_url, api_key=self._api_key, max_retries=0) as self._openai:
             try:
                 self._answer(requests, progress, show)
-            except OpenAIError as error:
-                said = " ".join(str(error).replace(self._api_key, "[key]").split())
-                raise InputError(
-                    f"The Batch API of {self._base_url} answers: {said}. Everything submitted is written down; run the "
-                    "same command again to go on."
-                ) from None
+            except (OpenAIError, TransportError) as error:
+                said = " ".join(self._without_key(f"{error} {error.__cause__ or ''}").split())
+            except KeyboardInterrupt:
+                said = ""
+            else:
+                return
+        # Outside of the handler, so that no traceback goes on to the SDK's error, which may repeat the key.
+        if not said:
+            raise InputError(
+                "Stopped. The provider goes on with what was submitted; run the same command to collect it."
+            )
+        raise InputError(
+            f"The Batch API of {self._base_url} answers: {said[:500]}. Everything submitted is written down; run the same "
+            "command again to go on."
+        )
 
     def _answer(
         self, requests: Callable[[], Iterator[Request]], progress: Progress, show: Callable[[Progress], None]
     ) -> None:
-        batches = self._open_batches(progress.step)
-        under_way = set[str]().union(*(batch.keys for batch in batches))
-        for request in requests():
-            if request.key in under_way:
-                self._budget.reserve_submitted(request)
-            progress.done += self._has(request)
-        progress.done_before = progress.done
+        self._delete_files(lambda name: name not in self._journal.batches)
+        batches = [
+            Batch(name, fields["step"], fields.get("file_id"), fields.get("batch_id"))
+            for name, fields in self._journal.batches.items()
+        ]
+        for batch in batches:
+            for asked in self._asked(batch):
+                if not self._journal.has(asked.request):
+                    self._budget.set_aside(asked.worst)
+        progress.done = progress.done_before = sum(map(self._journal.has, requests()))
+        resumed = bool(batches)  # all of their answers may be journaled already
         while True:
             left_out = self._write_batches(requests(), progress.step, batches)
             if not batches:
                 break
-            answered_before = progress.done
+            done_before, self._problem = progress.done, ""
             for batch in batches:
                 self._submit(batch)
-            while batches:
-                ended = [batch for batch in batches if self._collect(batch, requests, progress)]
-                batches = [batch for batch in batches if batch not in ended]
-                progress.spent = self._budget.describe()
-                progress.waiting = f"{len(batches)} batches are being answered" if batches else ""
-                show(progress)
-                if batches and not ended:
-                    time.sleep(self._poll_seconds)
-            if progress.done == answered_before:
+            self._collect_all(batches, progress, show)
+            progress.done = sum(map(self._journal.has, requests()))
+            if progress.done == done_before and not resumed:
                 raise InputError(
-                    f"The last batches answered none of the {progress.planned - progress.done:,} requests that are left. "
-                    "Look at them in the provider's console; the same command submits these requests anew."
+                    f"The last batches answered none of the {progress.planned - progress.done:,} requests that are left"
+                    f"{self._problem}. Look at them in the provider's console, mend synthesis.endpoint (model, parameters) or "
+                    "wait if it is a limit, and run the same command again: it submits these requests anew."
                 )
+            batches, resumed = [], False
         if left_out is not None:
             raise self._budget.reached(left_out, progress)
 
+    def _collect_all(self, batches: list[Batch], progress: Progress, show: Callable[[Progress], None]) -> None:
+        """Wait for batches to end and journal their answers; an outage of the server is waited out for a while."""
+        from httpx2 import TransportError
+        from openai import APIConnectionError, InternalServerError, RateLimitError
+
+        heard = time.monotonic()
+        left = list(batches)
+        while left:
+            progress.waiting = f"{len(left)} batches are being answered"
+            try:
+                ended = [batch for batch in left if self._collect(batch, progress)]
+                heard = time.monotonic()
+            except (APIConnectionError, InternalServerError, RateLimitError, TransportError) as error:
+                if time.monotonic() - heard > self._endpoint.give_up_after_minutes * 60:
+                    raise
+                ended = []
+                progress.waiting = f"the Batch API does not answer ({type(error).__name__})"
+            left = [batch for batch in left if batch.name in self._journal.batches]
+            progress.spent = self._budget.describe()
+            show(progress)
+            if left and not ended:
+                time.sleep(self._poll_seconds)
+
     def _write_batches(self, requests: Iterator[Request], step: str, batches: list[Batch]) -> Request | None:
         """Write what is neither answered nor under way to batch files; give a request that the limit leaves out."""
-        under_way = set[str]().union(*(batch.keys for batch in batches))
-        lines: dict[str, list[bytes]] = defaultdict(list)
-        sizes: dict[str, int] = defaultdict(int)
-        for request in requests:
-            if request.key in under_way or self._has(request):
-                continue
-            if self._budget.reserve(request) is None:
-                break
-            line = self._line(request)
-            model = request.model  # the lines of a batch name one model
-            if len(lines[model]) == MAX_REQUESTS or sizes[model] + len(line) > MAX_BYTES:
-                batches.append(self._write_batch(lines.pop(model), step))
-                sizes[model] = 0
-            lines[model].append(line)
-            sizes[model] += len(line)
-        else:
-            request = None
-        batches += [self._write_batch(left, step) for left in lines.values() if left]
-        return request
+        under_way = RequestKeys()
+        for batch in batches:
+            for asked in self._asked(batch):
+                under_way.add(asked.request.step, asked.request.index, asked.request.key)
+        self._folder.mkdir(exist_ok=True)
+        left_out = None
+        with ExitStack() as stack:
+            files: dict[str, _BatchFile] = {}  # the lines of a batch name one model
+            for request in requests:
+                if self._journal.has(request) or under_way.has(request):
+                    continue
+                worst = self._budget.reserve(request)
+                if worst is None:
+                    left_out = request
+                    break
+                line = self._line(request)
+                file = files.get(request.model)
+                if file is not None and not file.has_room(len(line)):
+                    batches.append(self._written(file, step))
+                    file = None
+                if file is None:
+                    file = files[request.model] = stack.enter_context(_BatchFile(self._folder))
+                file.add(line, request, worst)
+            batches += [self._written(file, step) for file in files.values()]
+        return left_out
 
     def _line(self, request: Request) -> bytes:
         response_format = self._journal.formats[self._endpoint.base_url, request.model]
-        body = {
-            "model": request.model,
-            "messages": request.messages,
-            **self._endpoint.parameters,
-            **format_fields(response_format, request.schema),
-        }
+        body = request_body(request, self._endpoint.parameters, response_format)
         line = {"custom_id": request.key, "method": "POST", "url": "/v1/chat/completions", "body": body}
         return json.dumps(line).encode() + b"\n"
 
-    def _write_batch(self, lines: list[bytes], step: str) -> Batch:
-        self._folder.mkdir(exist_ok=True)
-        first = json.loads(lines[0])["custom_id"]
-        name = f"{len(list(self._folder.glob('*.jsonl'))):04d}-{first}"
-        path = self._folder / f"{name}.jsonl"
-        partial = path.with_suffix(".partial")
-        partial.write_bytes(b"".join(lines))
-        partial.replace(path)
-        self._journal.append({"status": "batch", "event": "written", "batch": name, "step": step})
-        return Batch(name, step, path, _keys(path))
-
-    def _open_batches(self, step: str) -> list[Batch]:
-        """Give the batches that the journal says were written and not collected."""
-        batches: dict[str, Batch] = {}
-        for record, _ in read_journal(self._journal.path):
-            if record["status"] != "batch" or record["step"] != step:
-                continue
-            name = record["batch"]
-            if record["event"] == "written":
-                path = self._folder / f"{name}.jsonl"
-                batches[name] = Batch(name, step, path, _keys(path))
-            elif record["event"] == "uploaded":
-                batches[name].file_id = record["file_id"]
-            elif record["event"] == "submitted":
-                batches[name].batch_id = record["batch_id"]
-            else:
-                del batches[name]
-        return list(batches.values())
+    def _written(self, file: _BatchFile, step: str) -> Batch:
+        file.finish()
+        batch = Batch(file.name, step)
+        self._note(batch, "written")
+        return batch
 
     def _submit(self, batch: Batch) -> None:
         """Upload and submit a batch unless that was done before."""
         if batch.batch_id is None and batch.file_id is not None:
             batch.batch_id = self._submitted_before(batch.name)
         if batch.file_id is None:
-            with batch.path.open("rb") as file:
+            with (self._folder / f"{batch.name}.jsonl").open("rb") as file:
                 batch.file_id = self._openai.files.create(file=file, purpose="batch").id
             self._note(batch, "uploaded", file_id=batch.file_id)
         if batch.batch_id is None:
@@ -204,50 +218,48 @@ class BatchClient:
                 completion_window="24h",
                 metadata={METADATA_KEY: batch.name},
             ).id
+        if "batch_id" not in self._journal.batches[batch.name]:
             self._note(batch, "submitted", batch_id=batch.batch_id)
 
     def _submitted_before(self, name: str) -> str | None:
-        for batch in self._openai.with_options(max_retries=READ_RETRIES).batches.list(limit=100):
+        for batch in self._openai.batches.list(limit=100):
             if (batch.metadata or {}).get(METADATA_KEY) == name:
                 return batch.id
         return None
 
-    def _collect(self, batch: Batch, requests: Callable[[], Iterator[Request]], progress: Progress) -> bool:
-        """Journal the answers of a batch if it has ended; say whether it has.
-
-        Raises:
-            InputError: the provider refused the batch as a whole.
-        """
-        openai = self._openai.with_options(max_retries=READ_RETRIES)
-        state = openai.batches.retrieve(str(batch.batch_id))
+    def _collect(self, batch: Batch, progress: Progress) -> bool:
+        """Journal the answers of a batch if it has ended; say whether it has."""
+        state = self._openai.batches.retrieve(str(batch.batch_id))
         if state.status not in ENDED:
             return False
         answers: dict[str, tuple[Path, int]] = {}
         for kind, file_id in (("output", state.output_file_id), ("errors", state.error_file_id)):
             if file_id:
-                path = batch.path.with_suffix(f".{kind}")
-                with openai.files.with_streaming_response.content(file_id) as response:
-                    response.stream_to_file(path)
+                path = self._folder / f"{batch.name}.{kind}"
+                self._download(file_id, path)
                 answers |= {key: (path, offset) for key, offset in _offsets(path)}
-        for request in requests():
-            if request.key in batch.keys:
-                where = answers.get(request.key)
-                cost = self._journal_line(request, *where) if where and not self._has(request) else None
-                progress.done += cost is not None
-                self._budget.settle(self._budget.worst_case(request), cost)
+        for asked in self._asked(batch):
+            if not self._journal.has(asked.request):
+                where = answers.get(asked.request.key)
+                cost = self._journal_line(asked, *where) if where else None
+                progress.done += cost is not None and batch.step == progress.step
+                self._budget.settle(asked.worst, cost)
         self._note(batch, "collected")
-        for path in self._folder.glob(f"{batch.name}.*"):
-            if path != batch.path:
-                path.unlink()
+        self._delete_files(lambda name: name == batch.name)
         if state.status == "failed":
-            problems = "; ".join(error.message or "" for error in (state.errors.data if state.errors else None) or [])
-            raise InputError(
-                f"The provider refused batch {batch.batch_id}: {problems[:500]}. Nothing of it was billed. Mend "
-                "synthesis.endpoint (model, parameters), or wait if it is a limit, and run the same command again."
-            )
+            said = "; ".join(error.message or "" for error in (state.errors.data if state.errors else None) or [])
+            self._problem = f", and the provider refused batch {batch.batch_id}: {self._without_key(said)[:500]}"
         return True
 
-    def _journal_line(self, request: Request, path: Path, offset: int) -> Cost | None:
+    def _download(self, file_id: str, path: Path) -> None:
+        key, rest = self._api_key.encode(), b""
+        with self._openai.files.with_streaming_response.content(file_id) as response, path.open("wb") as file:
+            for part in response.iter_bytes():
+                *lines, rest = (rest + part).split(b"\n")
+                file.writelines(line.replace(key, b"[key]") + b"\n" for line in lines)
+            file.write(rest.replace(key, b"[key]"))
+
+    def _journal_line(self, asked: Asked, path: Path, offset: int) -> Cost | None:
         """Journal one line of an output or error file; None where it is to be asked again."""
         with path.open("rb") as file:
             file.seek(offset)
@@ -255,31 +267,73 @@ class BatchClient:
         response = line.get("response") or {}
         body = json.dumps(response.get("body") or {"error": line.get("error")})
         status = response.get("status_code")
-        worst = self._budget.worst_case(request)
+        fields: dict[str, Any] = {}
         if status == 200:
             usage = completion_of(body).get("usage")
-            cost = self._budget.actual(request.model, usage, worst)
+            cost = self._budget.actual(asked.request.model, usage, asked.worst)
             fields = {"usage": usage, "request_id": response.get("request_id")}
         elif status in (400, 413, 422):
-            cost, fields = Cost(0, 0.0), {}
+            cost = Cost(0, 0.0)
         else:
             return None
-        self._journal.append(request_record(request, "answered", cost.tokens, cost.usd, body=body, **fields))
+        self._journal.append(request_record(asked.request, "answered", cost.tokens, cost.usd, body=body, **fields))
         return cost
+
+    def _asked(self, batch: Batch) -> Iterator[Asked]:
+        with (self._folder / f"{batch.name}.asked").open(encoding="utf-8") as lines:
+            for line in lines:
+                step, index, key, model, about, tokens, usd = json.loads(line)
+                yield Asked(Request(step, index, key, model, [], {}, about), Cost(tokens, usd))
 
     def _note(self, batch: Batch, event: str, **fields: str) -> None:
         self._journal.append({"status": "batch", "event": event, "batch": batch.name, "step": batch.step, **fields})
         self._journal.sync()
 
-    def _has(self, request: Request) -> bool:
-        return self._journal.has(request.step, request.index, request.key)
+    def _delete_files(self, of_batch: Callable[[str], bool]) -> None:
+        for path in self._folder.glob("*.*"):
+            if of_batch(path.stem):
+                path.unlink()
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._api_key, "[key]")
 
 
-def _keys(path: Path) -> set[str]:
-    return {key for key, _ in _offsets(path)}
+class _BatchFile:
+    """A batch file that is being written, and its .asked file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.name = uuid4().hex
+        self._paths = folder / f"{self.name}.jsonl", folder / f"{self.name}.asked"
+        self._count = self._size = 0
+
+    def __enter__(self) -> _BatchFile:
+        self._files: tuple[IO[bytes], ...] = tuple(path.open("wb") for path in self._paths)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files:
+            file.close()
+
+    def has_room(self, size: int) -> bool:
+        return self._count < MAX_REQUESTS and self._size + size <= MAX_BYTES
+
+    def add(self, line: bytes, request: Request, worst: Cost) -> None:
+        """Add a request."""
+        self._count += 1
+        self._size += len(line)
+        asked = request.step, request.index, request.key, request.model, request.about, worst.tokens, worst.usd
+        for file, content in zip(self._files, (line, json.dumps(asked).encode() + b"\n"), strict=True):
+            file.write(content)
+
+    def finish(self) -> None:
+        """Have everything on the disk, before the journal says so."""
+        for file in self._files:
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
 
 
-def _offsets(path: Path) -> Iterator[tuple[str, int]]:
+def _offsets(path: Path) -> Iterable[tuple[str, int]]:
     """Give the key of each line of a batch file and where the line begins."""
     offset = 0
     with path.open("rb") as lines:

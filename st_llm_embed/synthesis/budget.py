@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -59,9 +58,13 @@ class Budget:
             self._limits.usd is not None and usd > self._limits.usd
         ):
             return None
+        self.set_aside(worst)
+        return worst
+
+    def set_aside(self, worst: Cost) -> None:
+        """Set a worst case aside, whatever the limits say: an earlier process has sent the request."""
         self._reserved = Cost(self._reserved.tokens + worst.tokens, self._reserved.usd + worst.usd)
         self.in_flight += 1
-        return worst
 
     def settle(self, reserved: Cost, actual: Cost | None) -> None:
         """Put the actual cost, none if nothing was billed, in the place of what was set aside."""
@@ -79,24 +82,19 @@ class Budget:
         prompt += TOKENS_AROUND_A_PROMPT
         return self._cost(request.model, prompt, 0, self.max_answer_tokens)
 
-    def actual(self, model: str, usage: Mapping[str, Any] | None, worst: Cost) -> Cost:
+    def actual(self, model: str, usage: Any, worst: Cost) -> Cost:
         """Give what an answer cost by the server's own count; the worst case where it does not count."""
-        if not usage or not isinstance(usage.get("prompt_tokens"), int):
+        prompt, answer = (_count(usage, name) for name in ("prompt_tokens", "completion_tokens"))
+        if prompt is None or answer is None:
             return worst
-        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-        return self._cost(model, usage["prompt_tokens"], cached, usage.get("completion_tokens") or 0)
+        cached = _count((usage or {}).get("prompt_tokens_details"), "cached_tokens") or 0
+        return self._cost(model, prompt, min(cached, prompt), answer)
 
     def describe(self) -> str:
         """Say what is spent of what."""
         usd = "" if self._limits.usd is None else f" of {self._limits.usd:.2f}"
         tokens = "" if self._limits.tokens is None else f" of {self._limits.tokens:,}"
         return f"${self.spent_usd:.2f}{usd}, {self.spent_tokens:,}{tokens} tokens"
-
-    def reserve_submitted(self, request: Request) -> None:
-        """Set the worst case of a request aside that was sent by an earlier process, whatever the limit says."""
-        worst = self.worst_case(request)
-        self._reserved = Cost(self._reserved.tokens + worst.tokens, self._reserved.usd + worst.usd)
-        self.in_flight += 1
 
     def reached(self, request: Request, progress: Progress) -> InputError:
         """Give the error for a request that does not fit."""
@@ -114,6 +112,12 @@ class Budget:
         cached_price = price.input if price.cached_input is None else price.cached_input
         usd = ((prompt - cached) * price.input + cached * cached_price + answer * price.output) / 1e6
         return Cost(prompt + answer, usd)
+
+
+def _count(usage: Any, name: str) -> int | None:
+    """Give a number of tokens that a server states; None where it states none, or something else."""
+    value = usage.get(name) if isinstance(usage, dict) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def max_answer_tokens(endpoint: Endpoint) -> int:

@@ -7,14 +7,18 @@ again after a time-out, which may pay three times, and gives up on a Retry-After
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import json
+import os
 import random
+import shutil
 import signal
 import time
-from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from st_llm_embed.data.rows import content_hash
 from st_llm_embed.errors import InputError
@@ -22,21 +26,22 @@ from st_llm_embed.recipe import Endpoint
 from st_llm_embed.synthesis.budget import Budget, Cost
 from st_llm_embed.synthesis.exchange import Outcome, ResponseFormat, exchange
 from st_llm_embed.synthesis.journal import Journal, request_record
-from st_llm_embed.synthesis.pacing import Pacer, retry_after_seconds
-from st_llm_embed.synthesis.parsing import Rejection, completion_of, content_of, parse_answer
+from st_llm_embed.synthesis.pacing import Departure, Pacer, retry_after_seconds
+from st_llm_embed.synthesis.parsing import Rejection, content_of, parse_answer
 from st_llm_embed.synthesis.plan import Request
 from st_llm_embed.synthesis.progress import Progress
 
-if TYPE_CHECKING:
-    pass
-
 ATTEMPTS = 6
-"""Server errors and lost connections after which a request is left for the next run."""
+"""Server errors after which a request is left for the next run."""
 ATTEMPTS_MAYBE_PAID = 2
 """The same for requests that may have been paid without an answer."""
+ATTEMPTS_OF_A_PROBE = 3
 
 LONGEST_BACKOFF_SECONDS = 60.0
 WATCH_SECONDS = 0.5
+INTERRUPTED = "Stopped. Every answer that came is in the journal; run the same command again to go on."
+SPARE_BYTES = 8 << 20
+"""On the disk, for the answers that are in flight."""
 TYPICAL_ANSWER_TOKENS = 500
 """Before the first answers have come."""
 
@@ -44,7 +49,17 @@ TYPICAL_ANSWER_TOKENS = 500
 class Client:
     """Sends the requests of one run."""
 
-    def __init__(self, endpoint: Endpoint, base_url: str, api_key: str, journal: Journal, budget: Budget) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        base_url: str,
+        api_key: str,
+        journal: Journal,
+        budget: Budget,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         """Prepare; nothing is sent.
 
         Args:
@@ -53,9 +68,12 @@ class Client:
             api_key: kept in memory only.
             journal: where every answer goes.
             budget: what may be spent.
+            clock: seconds, for limits per minute, pauses and giving up.
+            sleep: waits for seconds of that clock.
         """
         self._endpoint, self._base_url, self._api_key = endpoint, base_url, api_key
         self._journal, self._budget = journal, budget
+        self._clock, self._sleep = clock, sleep
 
     def answer(
         self, requests: Callable[[], Iterator[Request]], progress: Progress, show: Callable[[Progress], None]
@@ -70,15 +88,14 @@ class Client:
         Raises:
             InputError: the limit is reached, the key or model is refused, or the server does not answer; what was
                 answered until then is in the journal, and running again goes on from there.
+            OSError: the disk is full; likewise.
         """
         self._progress, self._show = progress, show
         self._pending = self._without_answer(requests())
         first = next(self._pending, None)
         if first is not None:
             self._pending = itertools.chain([first], self._pending)
-            asyncio.run(self._connected(self._work))
-        progress.spent, progress.waiting = self._budget.describe(), ""
-        show(progress)
+            asyncio.run(self._connected([self._work() for _ in range(self._endpoint.concurrency)]))
 
     def find_formats(self, models: Iterable[str]) -> None:
         """Find, once for each model, how it is made to answer in JSON.
@@ -87,31 +104,36 @@ class Client:
             InputError: a model does not answer, or refuses the recipe's parameters.
         """
         self._progress, self._show = Progress("probes", 0), lambda _: None
-        unknown = [model for model in models if (self._endpoint.base_url, model) not in self._journal.formats]
-        for model in unknown:
-            asyncio.run(self._connected(lambda model=model: self._find_format(model), workers=1))
+        for model in models:
+            if (self._endpoint.base_url, model) not in self._journal.formats:
+                asyncio.run(self._connected([self._find_format(model)]))
 
     def _without_answer(self, requests: Iterator[Request]) -> Iterator[Request]:
         for request in requests:
-            if self._journal.has(request.step, request.index, request.key):
+            if self._journal.has(request):
                 self._progress.done += 1
                 self._progress.done_before += 1
             else:
                 yield request
 
-    async def _connected(self, work: Callable[[], Coroutine[Any, Any, None]], workers: int | None = None) -> None:
-        """Run workers on one connection pool until all have ended or the run is stopped."""
+    async def _connected(self, work: list[Coroutine[Any, Any, None]]) -> None:
+        """Run workers on one connection pool until all have ended."""
         from httpx2 import Limits, Timeout
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         endpoint = self._endpoint
-        self._pacer = Pacer(endpoint.concurrency, endpoint.requests_per_minute, endpoint.tokens_per_minute)
+        self._pacer = Pacer(
+            endpoint.concurrency,
+            endpoint.requests_per_minute,
+            endpoint.tokens_per_minute,
+            clock=self._clock,
+            sleep=self._sleep,
+        )
         self._answer_tokens: float = TYPICAL_ANSWER_TOKENS
         self._settled = asyncio.Event()
         self._sending: set[asyncio.Task[Any] | None] = set()
-        self._stopping: str = ""
-        self._answer_by = time.monotonic() + endpoint.give_up_after_minutes * 60
-        self._waited_as_asked = False
+        self._stopping = self._trouble = ""
+        self._answer_by = self._clock() + endpoint.give_up_after_minutes * 60
         async with AsyncOpenAI(
             base_url=self._base_url,
             api_key=self._api_key,
@@ -121,34 +143,33 @@ class Client:
                 limits=Limits(max_connections=endpoint.concurrency, max_keepalive_connections=endpoint.concurrency)
             ),
         ) as self._openai:
-            tasks = [asyncio.create_task(work()) for _ in range(workers or endpoint.concurrency)]
-            watch = asyncio.create_task(self._watch())
-            try:
-                with self._signals_heeded():
-                    await self._until_stopped(tasks)
-            finally:
-                watch.cancel()
+            with self._signals_heeded():
+                await self._until_ended([asyncio.create_task(worker) for worker in work])
         if self._stopping:
             raise InputError(self._stopping)
 
-    async def _until_stopped(self, tasks: list[asyncio.Task[None]]) -> None:
-        """Wait for tasks; the first error ends all, once the answers in flight have come."""
-        self._tasks = tasks
-        for finished in asyncio.as_completed(tasks):
-            try:
-                await finished
-            except asyncio.CancelledError:
-                continue
-            except InputError as error:
-                self._stop(str(error))
-            except BaseException:
-                self._stop("", at_once=True)
-                raise
+    async def _until_ended(self, workers: list[asyncio.Task[None]]) -> None:
+        """Wait for the workers; the first error ends all, once the answers in flight have come."""
+        self._workers = workers
+        watch = asyncio.create_task(self._watch())
+        running: set[asyncio.Task[None]] = {watch, *workers}
+        failure: BaseException | None = None
+        while running - {watch}:
+            ended, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in ended:
+                error = None if task.cancelled() else task.exception()
+                if error is not None:
+                    self._stop(str(error))
+                    failure = failure or (None if isinstance(error, InputError) else error)
+        watch.cancel()
+        self._show_progress()
+        if failure is not None:
+            raise failure
 
     def _stop(self, message: str, *, at_once: bool = False) -> None:
         """Send nothing more; wait for the answers in flight unless everything is to end at once."""
-        self._stopping = self._stopping or message
-        for task in self._tasks:
+        self._stopping = self._stopping or message or "an error"
+        for task in self._workers:
             if at_once or task not in self._sending:
                 task.cancel()
 
@@ -158,32 +179,39 @@ class Client:
             if request is None:
                 return
             response_format = self._journal.formats[self._endpoint.base_url, request.model]
-            body = await self._ask(request, response_format)
-            if body is None:
-                self._progress.left += 1
+            outcome = await self._ask(request, response_format)
+            if outcome is None:
+                self._progress.left += not self._stopping
                 continue
             self._progress.done += 1
-            content = content_of(completion_of(body))
+            content = content_of(outcome.completion)
             parsed = content if isinstance(content, Rejection) else parse_answer(content, request.schema)
             if isinstance(parsed, Rejection):
                 self._progress.rejected[parsed.reason] += 1
             else:
                 self._progress.usable[request.about.get("task_type", request.step)] += 1
 
-    async def _ask(self, request: Request, response_format: ResponseFormat) -> str | None:
-        """Send one request until it is answered; give the body, or None when it is left for another run."""
-        failures = maybe_paid = 0
+    async def _ask(self, request: Request, response_format: ResponseFormat) -> Outcome | None:
+        """Send one request until it is answered; None when it is left for another run.
+
+        A server that cannot be reached at all is no request's fault: `_watch` gives up on it.
+        """
+        tries: Counter[str] = Counter()
         while not self._stopping:
             outcome = await self._send(request, response_format)
             if outcome.kind in ("answered", "rejected"):
-                return outcome.body
+                return outcome
+            self._trouble = outcome.body
             if outcome.kind == "too many":
                 continue
-            failures += 1
-            maybe_paid += outcome.kind == "maybe paid"
-            if failures >= ATTEMPTS or maybe_paid >= ATTEMPTS_MAYBE_PAID:
+            tries[outcome.kind] += 1
+            if (
+                tries["failed"] == ATTEMPTS
+                or tries["maybe paid"] == ATTEMPTS_MAYBE_PAID
+                or (request.step == "probe" and tries.total() == ATTEMPTS_OF_A_PROBE)
+            ):
                 break
-            await asyncio.sleep(random.uniform(0, min(LONGEST_BACKOFF_SECONDS, 2.0**failures)))  # noqa: S311
+            await self._sleep(random.uniform(0, min(LONGEST_BACKOFF_SECONDS, 2.0 ** tries.total())))  # noqa: S311
         return None
 
     async def _send(self, request: Request, response_format: ResponseFormat) -> Outcome:
@@ -193,7 +221,7 @@ class Client:
         cost: Cost | None = None
         expected = int((worst.tokens - self._budget.max_answer_tokens) / 3 + self._answer_tokens)
         try:
-            admitted = await self._pacer.admit(expected)
+            departure = await self._pacer.admit(expected)
             self._sending.add(task)
             self._progress.sent += 1
             started = time.monotonic()
@@ -207,15 +235,18 @@ class Client:
                 self._sending.discard(task)
                 self._pacer.done()
             if outcome.kind == "answered":
-                cost = self._write_answer(request, outcome, worst, started)
-                self._pacer.succeeded()
+                usage = outcome.completion.get("usage")
+                cost = self._budget.actual(request.model, usage, worst)
+                request_id = outcome.headers.get("x-request-id")
+                self._write(request, "answered", cost, started, body=outcome.body, usage=usage, request_id=request_id)
+                self._answer_tokens += 0.05 * (cost.tokens - expected)
             elif outcome.kind == "rejected":
                 self._write(request, "answered", Cost(0, 0.0), started, body=outcome.body)
             elif outcome.kind == "maybe paid":
                 cost = worst
                 self._write(request, "maybe paid", worst, started, body=outcome.body)
-            self._heed(outcome, admitted)
-            self._pacer.spent((cost.tokens if cost else 0) - expected)
+            self._heed(outcome, departure)
+            self._pacer.spent(departure, cost.tokens if cost else 0)
         finally:
             self._budget.settle(worst, cost)
             self._settled.set()
@@ -230,35 +261,25 @@ class Client:
             await self._settled.wait()
         return worst
 
-    def _write_answer(self, request: Request, outcome: Outcome, worst: Cost, started: float) -> Cost:
-        usage = (completion_of(outcome.body) or {}).get("usage")
-        cost = self._budget.actual(request.model, usage, worst)
-        if isinstance(usage, dict) and isinstance(usage.get("completion_tokens"), int):
-            self._answer_tokens += 0.05 * (usage["completion_tokens"] - self._answer_tokens)
-        request_id = outcome.headers.get("x-request-id")
-        self._write(request, "answered", cost, started, body=outcome.body, usage=usage, request_id=request_id)
-        return cost
-
     def _write(self, request: Request, status: str, cost: Cost, started: float, *, body: str, **fields: Any) -> None:
-        if self._api_key in body:  # some servers repeat the key they were given
-            body = body.replace(self._api_key, "[key]")
         seconds = round(time.monotonic() - started, 3)
         self._journal.append(
             request_record(request, status, cost.tokens, cost.usd, body=body, seconds=seconds, **fields)
         )
 
-    def _heed(self, outcome: Outcome, admitted: float) -> None:
+    def _heed(self, outcome: Outcome, departure: Departure) -> None:
         """Adapt to what the server says about its limits."""
+        patience = self._endpoint.give_up_after_minutes * 60
         retry_after = retry_after_seconds(outcome.headers)
         if outcome.kind == "too many" or (outcome.kind == "failed" and retry_after):
-            self._pacer.refused(admitted, retry_after)
-            if retry_after and not self._waited_as_asked:
+            self._pacer.refused(departure, retry_after)
+            if self._pacer.refusals <= 1:
                 # The first pause that a server asks for, however long, is no silence; pauses without end are.
-                self._waited_as_asked = True
-                self._answer_by += retry_after
-        elif outcome.kind == "answered":
-            self._answer_by = time.monotonic() + self._endpoint.give_up_after_minutes * 60
-            self._waited_as_asked = False
+                self._answer_by = max(self._answer_by, self._pacer.paused_until + patience)
+        elif outcome.kind in ("answered", "rejected"):
+            self._trouble = ""
+            self._pacer.succeeded()
+            self._answer_by = self._clock() + patience
             for what in ("requests", "tokens"):
                 limit = outcome.headers.get(f"x-ratelimit-limit-{what}", "")
                 if limit.isdecimal() and int(limit) > 0 and getattr(self._endpoint, f"{what}_per_minute") is None:
@@ -275,16 +296,16 @@ class Client:
         for response_format, prompt in PROBES:
             key = content_hash(model, response_format)
             request = Request("probe", 0, key, model, [{"role": "user", "content": prompt}], PROBE_SCHEMA, {})
-            body = await self._ask(request, response_format)
-            if body is None:
+            outcome = await self._ask(request, response_format)
+            if outcome is None:
                 raise InputError(
-                    f"{self._base_url} gives no answer for the model {model!r}: {self._progress.waiting or 'it fails or '}"
-                    "hangs up each time. Check that the server is up, and run again."
+                    f"{self._base_url} gives no answer for the model {model!r}: {self._trouble}. Check that "
+                    "synthesis.endpoint.base_url is right (it usually ends in /v1) and that the server is up, and run again."
                 )
-            content = content_of(completion_of(body))
-            if response_format == "prompt" and completion_of(body).get("error"):
+            content = content_of(outcome.completion)
+            if response_format == "prompt" and outcome.kind == "rejected":
                 raise InputError(
-                    f"{self._base_url} refuses requests for the model {model!r}: {body[:300]}. Check "
+                    f"{self._base_url} refuses requests for the model {model!r}: {outcome.body[:300]}. Check "
                     "synthesis.endpoint.parameters, which are sent as they are."
                 )
             if response_format == "prompt" or (isinstance(content, str) and _obeys(content, response_format)):
@@ -295,27 +316,31 @@ class Client:
     async def _watch(self) -> None:
         """Twice a second: show the progress, have the disk write, and give up on a server that gives no answer."""
         while True:
-            self._progress.waiting = self._stopping or self._pacer.waiting()
-            self._progress.spent = self._budget.describe()
-            self._show(self._progress)
+            self._show_progress()
             if self._journal.unsynced:
                 await asyncio.to_thread(self._journal.sync)
-            if time.monotonic() > self._answer_by:
+            if shutil.disk_usage(self._journal.path).free < SPARE_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if self._clock() > self._answer_by:
                 self._stop(
                     f"{self._base_url} has given no answer for {self._endpoint.give_up_after_minutes:g} minutes "
-                    f"({self._pacer.waiting() or 'requests fail or hang'}). Every answer that came is in the journal; run the "
-                    "same command again later.",
+                    f"({self._trouble or 'requests hang'}). Every answer that came is in the journal; run the same command "
+                    "again later.",
                     at_once=True,
                 )
             await asyncio.sleep(WATCH_SECONDS)
+
+    def _show_progress(self) -> None:
+        self._progress.waiting = self._stopping or self._pacer.waiting() or self._trouble
+        self._progress.spent = self._budget.describe()
+        self._show(self._progress)
 
     @contextmanager
     def _signals_heeded(self) -> Generator[None]:
         """Stop on the first interrupt when the answers in flight have come, on the second at once."""
 
         def interrupted() -> None:
-            message = "Stopped. Every answer that came is in the journal; run the same command again to go on."
-            self._stop(message, at_once=bool(self._stopping))
+            self._stop(INTERRUPTED, at_once=bool(self._stopping))
 
         loop = asyncio.get_running_loop()
         # Signals reach the main thread alone.

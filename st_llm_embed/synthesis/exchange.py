@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from st_llm_embed.errors import InputError
-from st_llm_embed.synthesis.parsing import CONTENT_FILTER_CODES
+from st_llm_embed.synthesis.parsing import CONTENT_FILTER_CODES, completion_of
 from st_llm_embed.synthesis.plan import Request
 
 if TYPE_CHECKING:
-    from openai import APIConnectionError, APIStatusError, AsyncOpenAI
+    from openai import APIConnectionError, AsyncOpenAI
 
 ResponseFormat = Literal["json_schema", "json_object", "prompt"]
 """How a server is made to answer in JSON; `prompt`: only by asking for it."""
@@ -18,19 +20,22 @@ ResponseFormat = Literal["json_schema", "json_object", "prompt"]
 HOPELESS_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "access_terminated"}
 """Error codes that no waiting mends, though some come with status 429."""
 
+STATUS_PAYMENT_REQUIRED = 402
 STATUS_TOO_MANY = 429
-STATUS_BAD_REQUEST = 400
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of one request."""
 
-    kind: Literal["answered", "rejected", "too many", "failed", "maybe paid"]
+    kind: Literal["answered", "rejected", "too many", "failed", "unreachable", "maybe paid"]
     """`answered`: billed, good or bad. `rejected`: this prompt will never be answered; not billed. `too many`: come
-    back later. `failed`: not billed, try again. `maybe paid`: sent, and no answer came."""
+    back later. `failed`: not billed, try again. `unreachable`: never sent. `maybe paid`: sent, and no answer came."""
     body: str = ""
-    headers: dict[str, str] = field(default_factory=dict)
+    """The response's body, or what went wrong; without the key, which some servers repeat."""
+    completion: dict[str, Any] = field(default_factory=dict)
+    """The body read as JSON, where it is `answered` or `rejected`."""
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 async def exchange(
@@ -41,37 +46,53 @@ async def exchange(
     Raises:
         InputError: no later request can succeed either: the key, the quota, the address or a parameter is wrong.
     """
+    from httpx2 import Response
     from openai import APIConnectionError, APIStatusError
 
+    key = openai.api_key
     try:
-        # The raw response: parsing would raise on answers that are paid for and can still be read.
-        response = await openai.chat.completions.with_raw_response.create(
-            model=request.model,
-            messages=request.messages,  # ty: ignore[invalid-argument-type]
-            extra_body=parameters | format_fields(response_format, request.schema),
-        )
-        return Outcome("answered", response.text, dict(response.headers))
+        # The raw response: `chat.completions.create` raises on some answers that are paid for and can still be read, and
+        # takes a sixth more processor time.
+        body = request_body(request, parameters, response_format)
+        response = await openai.post("/chat/completions", cast_to=Response, body=body)
     except APIStatusError as error:
-        return _of_status(error, request.model, str(openai.base_url))
+        status, code, response = error.status_code, error.code, error.response
     except APIConnectionError as error:
-        return Outcome("maybe paid" if _was_sent(error) else "failed", type(error.__cause__ or error).__name__)
+        problem = f"{type(error.__cause__ or error).__name__}: {error.__cause__ or error}".replace(key, "[key]")
+        return Outcome("maybe paid" if _was_sent(error) else "unreachable", problem)
+    else:
+        return _of_success(response.text.replace(key, "[key]"), response.headers)
+    # Outside of the handler, so that no traceback goes on to the SDK's error, which may repeat the key.
+    return _of_status(status, code, response.text.replace(key, "[key]"), response.headers, openai, request.model)
 
 
-def format_fields(response_format: ResponseFormat, schema: dict[str, Any]) -> dict[str, Any]:
-    """Give the fields of a request that ask for JSON."""
+def request_body(request: Request, parameters: dict[str, Any], response_format: ResponseFormat) -> dict[str, Any]:
+    """Give the body of a chat completion request."""
+    body = {"model": request.model, "messages": request.messages, **parameters}
     if response_format == "json_schema":
-        wrapped = {"name": "answer", "strict": True, "schema": schema}
-        return {"response_format": {"type": "json_schema", "json_schema": wrapped}}
-    return {"response_format": {"type": "json_object"}} if response_format == "json_object" else {}
+        wrapped = {"name": "answer", "strict": True, "schema": request.schema}
+        body["response_format"] = {"type": "json_schema", "json_schema": wrapped}
+    elif response_format == "json_object":
+        body["response_format"] = {"type": "json_object"}
+    return body
 
 
-def _of_status(error: APIStatusError, model: str, base_url: str) -> Outcome:
-    status, code, text = error.status_code, error.code, " ".join(error.response.text.split())[:300]
-    headers = dict(error.response.headers)
-    if code in HOPELESS_CODES:
+def _of_success(body: str, headers: Mapping[str, str]) -> Outcome:
+    completion = completion_of(body)
+    if isinstance(completion.get("choices"), list):
+        return Outcome("answered", body, completion, headers)
+    # A page of a proxy, or an error of the model behind one: nobody says whether it is billed.
+    return Outcome("maybe paid", f"status 200 without a completion: {_short(body)}")
+
+
+def _of_status(
+    status: int, code: str | None, body: str, headers: Mapping[str, str], openai: AsyncOpenAI, model: str
+) -> Outcome:
+    base_url, text = openai.base_url, _short(body)
+    if code in HOPELESS_CODES or status == STATUS_PAYMENT_REQUIRED:
         raise InputError(
-            f"{base_url} answers {code}: {text}. No request can succeed until the account has credit again. Every answer "
-            "that came is in the journal; run the same command again then."
+            f"{base_url} answers {code or status}: {text}. No request can succeed until the account has credit again. "
+            "Every answer that came is in the journal; run the same command again then."
         )
     if status in (401, 403):
         raise InputError(
@@ -84,10 +105,16 @@ def _of_status(error: APIStatusError, model: str, base_url: str) -> Outcome:
             "synthesis.endpoint.base_url, which usually ends in /v1, and the names in synthesis.endpoint.models."
         )
     if status == STATUS_TOO_MANY:
-        return Outcome("too many", text, headers)
-    if code in CONTENT_FILTER_CODES or status in (STATUS_BAD_REQUEST, 413, 422):
-        return Outcome("rejected", error.response.text, headers)
-    return Outcome("failed", f"status {status}: {text}", headers)
+        return Outcome("too many", text, headers=headers)
+    if code in CONTENT_FILTER_CODES or status in (400, 413, 422):
+        if not completion_of(body).get("error"):  # servers have their own forms
+            body = json.dumps({"error": {"message": text, "code": code}})
+        return Outcome("rejected", body, completion_of(body), headers)
+    return Outcome("failed", f"status {status}: {text}", headers=headers)
+
+
+def _short(body: str) -> str:
+    return " ".join(body.split())[:300]
 
 
 def _was_sent(error: APIConnectionError) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from st_llm_embed.recipe import REPLAY, Endpoint, Synthesis
 from st_llm_embed.synthesis.batch import BatchClient
 from st_llm_embed.synthesis.budget import Budget
 from st_llm_embed.synthesis.client import Client
-from st_llm_embed.synthesis.journal import Journal, read_journal
+from st_llm_embed.synthesis.journal import Journal, read_journal, read_record
 from st_llm_embed.synthesis.parsing import Rejection, completion_of, content_of, parse_answer
 from st_llm_embed.synthesis.plan import BRAINSTORM_SCHEMA, EXAMPLE_SCHEMAS, Request, RequestPlan
 from st_llm_embed.synthesis.progress import Progress, shown_progress
@@ -133,7 +134,7 @@ class _Asking:
     show: Callable[[Progress], None]
 
     def __call__(self, step: str, planned: int, requests: Callable[[], Iterator[Request]]) -> None:
-        missing = next((r for r in requests() if not self.journal.has(r.step, r.index, r.key)), None)
+        missing = next((request for request in requests() if not self.journal.has(request)), None)
         if missing is None:
             return
         self.live.find_formats([missing.model] if missing.step == "judge" else self.models)
@@ -141,8 +142,9 @@ class _Asking:
         self.client.answer(requests, progress, self.show)
         if progress.left:
             raise InputError(
-                f"{progress.left:,} of {planned:,} {step} got no answer: the server failed or hung up each time. All "
-                "others are in the journal; run the same command again for the rest."
+                f"{progress.left:,} of {planned:,} {step} got no answer: the server failed or hung up each time. All others "
+                "are in the journal; run the same command again for the rest, or make the dataset of what there is with "
+                "st-llm-embed reparse."
             )
 
 
@@ -150,6 +152,11 @@ class _Asking:
 def _asking(synthesis: Synthesis, folder: Path) -> Generator[_Asking]:
     plan, endpoint = RequestPlan(synthesis.plan, synthesis.endpoint), synthesis.endpoint
     with Journal(folder) as journal, _served(synthesis, plan) as (base_url, api_key), shown_progress() as show:
+        if journal.batches and endpoint.mode == "live":
+            raise InputError(
+                f"{len(journal.batches)} batches of an earlier run are not collected yet, and their requests would be paid "
+                "twice. Run with --set synthesis.endpoint.mode=batch until they are, then change the mode."
+            )
         budget = Budget(synthesis, journal.usd, journal.tokens)
         live = Client(endpoint, base_url, api_key, journal, budget)
         batch = BatchClient(endpoint, base_url, api_key, journal, budget)
@@ -183,6 +190,11 @@ def _served(synthesis: Synthesis, plan: RequestPlan) -> Generator[tuple[str, str
 def _api_key(endpoint: Endpoint) -> str:
     """Read the key from the environment; a server on this machine needs none."""
     key = os.environ.get(endpoint.api_key_env, "").strip()
+    if not re.fullmatch(r"[!-~]*", key):
+        raise InputError(
+            f"The environment variable {endpoint.api_key_env} holds something that no key has: a blank, a line end or a "
+            "letter outside ASCII. Set it to the key alone."
+        )
     if key:
         return key
     if urlsplit(endpoint.base_url).hostname in ("localhost", "127.0.0.1", "::1"):
@@ -198,11 +210,10 @@ def _write_tasks(plan: RequestPlan, path: Path, journal: Path) -> None:
     """Freeze the brainstormed tasks: example requests name them, so a later parser must not change them."""
     keys = {request.key: request.index for request in plan.brainstorms()}
     by_index: dict[int, list[tuple[str, str]]] = {}
-    for record, _ in read_journal(journal):
-        if record["status"] == "answered" and record["step"] == "brainstorm" and record["key"] in keys:
-            instructions = brainstormed(record["body"])
+    for record in _answers(journal, "brainstorm"):
+        if record["key"] in keys:
             task_type = record["about"]["task_type"]
-            by_index[record["index"]] = [(task_type, instruction) for instruction in instructions]
+            by_index[record["index"]] = [(task_type, instruction) for instruction in brainstormed(record["body"])]
     seen = set()
     lines = []
     for index in sorted(by_index):
@@ -234,12 +245,19 @@ def brainstormed(body: str) -> Iterator[str]:
             yield " ".join(words)
 
 
+def _answers(journal: Path, step: str) -> Iterator[dict[str, Any]]:
+    """Read all answers of a step, with their bodies."""
+    offset = 0
+    with journal.open("rb") as file:
+        for record, size in read_journal(journal):
+            if record["status"] == "answered" and record["step"] == step:
+                yield read_record(file, offset)
+            offset += size
+
+
 def _projected(synthesis: Synthesis, step: str, sent: int, planned: int, ask: _Asking) -> Projection:
-    records = [
-        record
-        for record, _ in read_journal(ask.journal.path)
-        if record["status"] == "answered" and record["step"] == step and record["index"] < sent
-    ]
+    latest = {record["index"]: record for record in _answers(ask.journal.path, step) if record["index"] < sent}
+    records = list(latest.values())
     count = max(1, len(records))
     tokens, usd = (sum(record[name] for record in records) / count * planned for name in ("tokens", "usd"))
     seconds = sum(record.get("seconds", 0.0) for record in records) / count

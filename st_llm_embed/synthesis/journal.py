@@ -8,6 +8,7 @@ a second, so a loss of power can take the last second.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from array import array
 from collections import Counter
@@ -22,25 +23,61 @@ from st_llm_embed.errors import InputError
 from st_llm_embed.synthesis.plan import Request
 from st_llm_embed.synthesis.prompts import PROMPT_VERSION
 
+logger = logging.getLogger(__name__)
+
+LARGE_BYTES = 1 << 28
+"""A journal that takes seconds to read."""
+
+_BODY = b',"body":"'
+"""Begins the last field of a record; within a JSON string the quotes would be escaped."""
+
+
+class RequestKeys:
+    """Keys of requests by step and number, eight bytes each."""
+
+    def __init__(self) -> None:
+        self._latest: dict[str, array[int]] = {}
+        self._earlier: set[int] = set()
+        """Of numbers that were asked again with something in the recipe changed."""
+
+    def add(self, step: str, index: int, key: str) -> None:
+        """Note one request."""
+        keys = self._latest.setdefault(step, array("Q"))
+        if index >= len(keys):
+            keys.frombytes(bytes(8 * (index + 1 - len(keys))))
+        number = int(key, 16)
+        if keys[index] not in (0, number):
+            self._earlier.add(keys[index])
+        keys[index] = number
+
+    def has(self, request: Request) -> bool:
+        """Whether a request was noted."""
+        keys = self._latest.get(request.step, ())
+        number = int(request.key, 16)
+        return (request.index < len(keys) and keys[request.index] == number) or number in self._earlier
+
 
 class Journal:
     """The answers in one folder; a context manager that holds the folder's lock.
 
-    A record has ``step``, ``index``, ``key``, ``status`` and, where they apply, ``model``, ``usd``, ``tokens``,
-    ``about``, ``body``. Status `answered` is an answer, good or bad; `maybe paid` a request whose answer never came.
+    A record has ``status`` and, where they apply, ``step``, ``index``, ``key``, ``model``, ``usd``, ``tokens``,
+    ``about`` and, always last, ``body``. Status `answered` is an answer, good or bad; `maybe paid` a request whose answer
+    never came; `format` how a model is made to answer in JSON; `batch` how far a batch has come.
     """
 
     def __init__(self, folder: Path) -> None:
         """Name the folder; nothing is read or written before the context is entered."""
         self.path = folder / "answers.jsonl"
         self._lock = FileLock(folder / ".lock", timeout=0)
-        self._keys: dict[str, array[int]] = {}
+        self._answered = RequestKeys()
         self.unsynced = 0
         """Records appended since the last `sync`."""
         self.counts: Counter[str] = Counter()
         """Records by status."""
         self.formats: dict[tuple[str, str], Any] = {}
-        """By address and model, how it is made to answer in JSON (a record of status `format`)."""
+        """By address and model, how it is made to answer in JSON."""
+        self.batches: dict[str, dict[str, Any]] = {}
+        """Batches that were written and not collected, by name: the fields of their records together."""
         self.usd = 0.0
         """Spent so far; what may have been paid counts with its worst case."""
         self.tokens = 0
@@ -67,6 +104,8 @@ class Journal:
         try:
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             _mend_last_line(self._fd)
+            if (size := os.fstat(self._fd).st_size) > LARGE_BYTES:
+                logger.info("journal: reading %.1f GB of answers", size / 1e9)
             for record, _ in read_journal(self.path):
                 self._note(record)
         except BaseException:
@@ -87,13 +126,12 @@ class Journal:
             OSError: the disk is full; the journal is as it was.
         """
         line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
-        size = os.fstat(self._fd).st_size
+        written = 0
         try:
-            written = os.write(self._fd, line)
             while written < len(line):
                 written += os.write(self._fd, line[written:])
         except OSError:
-            os.ftruncate(self._fd, size)
+            os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
             raise
         self.unsynced += 1
         self._note(record)
@@ -103,21 +141,22 @@ class Journal:
         self.unsynced = 0
         os.fsync(self._fd)
 
-    def has(self, step: str, index: int, key: str) -> bool:
-        """Whether the request of that number and key has been answered."""
-        keys = self._keys.get(step)
-        return keys is not None and index < len(keys) and keys[index] == int(key, 16)
+    def has(self, request: Request) -> bool:
+        """Whether the request has been answered."""
+        return self._answered.has(request)
 
     def _note(self, record: dict[str, Any]) -> None:
         self.counts[record["status"]] += 1
         self.usd += record.get("usd", 0.0)
         self.tokens += record.get("tokens", 0)
-        if record["status"] == "format":
+        if record["status"] == "answered":
+            self._answered.add(record["step"], record["index"], record["key"])
+        elif record["status"] == "format":
             self.formats[record["base_url"], record["model"]] = record["format"]
-        elif record["status"] == "answered":
-            keys = self._keys.setdefault(record["step"], array("Q"))
-            keys.extend([0] * (record["index"] + 1 - len(keys)))
-            keys[record["index"]] = int(record["key"], 16)
+        elif record["status"] == "batch" and record["event"] == "collected":
+            self.batches.pop(record["batch"], None)
+        elif record["status"] == "batch":
+            self.batches.setdefault(record["batch"], {}).update(record)
 
 
 def request_record(
@@ -150,14 +189,17 @@ def request_record(
 
 
 def read_journal(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """Read the records of a journal in the order they were written, each with its size in bytes.
+    """Read the records of a journal in the order they were written, each without its body and with its size in bytes.
+
+    Bodies are most of a journal and are left out unparsed; `read_record` gives them.
 
     Raises:
         InputError: a line is damaged.
     """
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            record = _record(line)
+            head, _, body = line.partition(_BODY)
+            record = (_record(head + b"}") if body.endswith(b'"}\n') else None) or _record(line)
             if record is None:
                 raise InputError(
                     f"{path}, line {number} is damaged: {line[:80]!r}. Nothing but st-llm-embed may write to the journal; "
@@ -167,9 +209,20 @@ def read_journal(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
 
 
 def read_record(journal: BinaryIO, offset: int) -> dict[str, Any]:
-    """Read the record at an offset of an open journal."""
+    """Read the whole record at an offset of an open journal.
+
+    Raises:
+        InputError: the line is damaged.
+    """
     journal.seek(offset)
-    return json.loads(journal.readline())
+    line = journal.readline()
+    record = _record(line)
+    if record is None:
+        raise InputError(
+            f"The line at byte {offset:,} of {journal.name} is damaged: {line[:80]!r}. Nothing but st-llm-embed may write "
+            "to the journal; take the line out and run again, what it held will be asked for anew."
+        )
+    return record
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

@@ -6,21 +6,33 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
 MINUTE = 60.0
+SPACING = 1.01
+"""Requests leave one part in a hundred further apart than the limit, since not all take equally long to the server."""
 DECREASE = 0.7
 """Share of the requests in flight that is kept when the server says they are too many."""
 FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 1.0, 60.0
 
 
+@dataclass(slots=True)
+class Departure:
+    """A request that was let go."""
+
+    at: float
+    tokens: int
+    """As many as it is thought to have, its answer included."""
+
+
 class Pacer:
     """Admits requests one by one.
 
-    Requests leave evenly spaced, so that no window of a minute, wherever it begins, holds more than the limits. The
-    number in flight halves or so when the server says there are too many and grows by one per round of answers
-    (additive increase, multiplicative decrease: Chiu and Jain 1989).
+    No window of a minute, wherever it begins, holds more requests or tokens than the limits; requests leave evenly
+    spaced. The number in flight falls by about a third when the server says there are too many and grows by one per
+    round of answers (additive increase, multiplicative decrease: Chiu and Jain 1989).
     """
 
     def __init__(
@@ -37,90 +49,111 @@ class Pacer:
         self.requests_per_minute = requests_per_minute
         self.tokens_per_minute = tokens_per_minute
         self._clock, self._sleep = clock, sleep
-        self._next_by_requests = self._next_by_tokens = self._paused_until = clock()
+        self._next_by_requests = self.paused_until = clock()
+        self._last_minute: deque[Departure] = deque()
+        self._tokens = 0
         self._pause_reason = ""
-        self._backoff = FIRST_BACKOFF_SECONDS
-        self._decreased_at = clock()
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self.in_flight = 0
+        self.refusals = 0
+        """Bursts of refusals since the last success."""
+        self._decreased_at = -math.inf
+        self._places: deque[asyncio.Future[None]] = deque()
+        self._in_flight = 0
 
-    async def admit(self, tokens: int) -> float:
-        """Wait until a request of so many tokens, its answer included, may leave; give the time it does."""
+    async def admit(self, tokens: int) -> Departure:
+        """Wait until a request of so many tokens, its answer included, may leave."""
         while True:
-            while self.in_flight >= int(self._limit):
+            while self._in_flight >= int(self._limit):
                 place = asyncio.get_running_loop().create_future()
-                self._waiting.append(place)
+                self._places.append(place)
                 await place
             now = self._clock()
-            wait = max(self._paused_until, self._next_by_requests, self._next_by_tokens) - now
+            wait = max(self.paused_until, self._next_by_requests, self._next_by_tokens(now, tokens)) - now
             if wait <= 0:
                 break
             await self._sleep(wait)
-        self.in_flight += 1
+        self._in_flight += 1
         if self.requests_per_minute:
-            self._next_by_requests = max(now, self._next_by_requests) + MINUTE / self.requests_per_minute
-        self.spent(tokens)
-        return now
-
-    def spent(self, tokens: int) -> None:
-        """Count tokens, or give them back when negative, once their number is known better."""
+            self._next_by_requests = now + SPACING * MINUTE / self.requests_per_minute
+        departure = Departure(now, tokens)
         if self.tokens_per_minute:
-            self._next_by_tokens = max(self._clock(), self._next_by_tokens) + tokens * MINUTE / self.tokens_per_minute
+            self._last_minute.append(departure)
+            self._tokens += tokens
+        return departure
+
+    def spent(self, departure: Departure, tokens: int) -> None:
+        """Correct the tokens of a request once they are known better."""
+        if self._last_minute and departure.at >= self._last_minute[0].at:
+            self._tokens += tokens - departure.tokens
+            departure.tokens = tokens
 
     def done(self) -> None:
         """Free the place of a request in flight."""
-        self.in_flight -= 1
-        free = int(self._limit) - self.in_flight
-        while self._waiting and free > 0:
-            place = self._waiting.popleft()
+        self._in_flight -= 1
+        free = int(self._limit) - self._in_flight
+        while self._places and free > 0:
+            place = self._places.popleft()
             if not place.done():
                 place.set_result(None)
                 free -= 1
 
     def succeeded(self) -> None:
         """Let one more be in flight after a round of answers."""
-        self._backoff = FIRST_BACKOFF_SECONDS
+        self.refusals = 0
         self._limit = min(float(self._most), self._limit + 1 / self._limit)
 
-    def refused(self, admitted_at: float, retry_after: float | None) -> None:
-        """Pause everything, since the server says there is too much: as long as it asks, or ever longer.
+    def refused(self, departure: Departure, retry_after: float | None) -> None:
+        """Pause everything, since the server says there is too much: as long as it asks, and ever longer.
 
         Args:
-            admitted_at: when the refused request left; refusals of one burst count once.
+            departure: the refused request; refusals of one burst count once.
             retry_after: seconds, if the server gave them.
         """
         now = self._clock()
-        burst = admitted_at < self._decreased_at
-        if not burst:
+        if departure.at > self._decreased_at:
             self._decreased_at = now
             self._limit = max(1.0, self._limit * DECREASE)
+            self.refusals += 1
+            if retry_after is None or self.refusals > 1:  # asking as often as the server says did not help
+                backoff = min(FIRST_BACKOFF_SECONDS * 2.0 ** (self.refusals - 1), LONGEST_BACKOFF_SECONDS)
+                self._pause(now + backoff, "the server gets too many requests")
         if retry_after is not None:
             self._pause(now + retry_after, "the server asked for it")
-        elif not burst:
-            self._pause(now + self._backoff, "the server gets too many requests")
-            self._backoff = min(self._backoff * 2, LONGEST_BACKOFF_SECONDS)
 
     def waiting(self) -> str:
         """Say what is being waited for, if it is more than the answers themselves."""
         now = self._clock()
-        if self._paused_until > now:
-            return f"paused for {self._paused_until - now:.0f} s, {self._pause_reason}"
-        if max(self._next_by_requests, self._next_by_tokens) > now + 1:
+        if self.paused_until > now:
+            return f"paused for {self.paused_until - now:.0f} s, {self._pause_reason}"
+        if max(self._next_by_requests, self._next_by_tokens(now, 1)) > now + 1:
             return "the limits per minute are used up"
         if int(self._limit) < self._most:
             return f"{int(self._limit)} of {self._most} in flight after refusals"
         return ""
 
+    def _next_by_tokens(self, now: float, tokens: int) -> float:
+        """Give when so many tokens more fit into the minute; a request above the limit goes alone."""
+        if not self.tokens_per_minute:
+            return now
+        while self._last_minute and self._last_minute[0].at <= now - SPACING * MINUTE:
+            self._tokens -= self._last_minute.popleft().tokens
+        left = self._tokens
+        for departure in self._last_minute:
+            if left + tokens <= self.tokens_per_minute:
+                break
+            left -= departure.tokens
+            now = departure.at + SPACING * MINUTE
+        return now
+
     def _pause(self, until: float, reason: str) -> None:
-        if until > self._paused_until:
-            self._paused_until, self._pause_reason = until, reason
+        if until > self.paused_until:
+            self.paused_until, self._pause_reason = until, reason
 
 
-def retry_after_seconds(headers: dict[str, str], now: float | None = None) -> float | None:
+def retry_after_seconds(headers: Mapping[str, str], now: float | None = None) -> float | None:
     """Read how long the server wants to be left alone: ``retry-after-ms``, or ``retry-after`` in seconds or as a date.
 
     Args:
-        headers: with lower-case names.
+        headers: looked up by lower-case names.
         now: seconds since 1970, the time of day by default.
     """
     for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):

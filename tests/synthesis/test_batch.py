@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from synthesis.asking import client as openai_client
+from synthesis.asking import process
+from synthesis.running import PRICE, answered, batch_answer_all, planned, records, synthesis, without_probes
+
+from st_llm_embed.errors import InputError
+from st_llm_embed.synthesis import batch
+from st_llm_embed.synthesis.generate import generate
+from st_llm_embed.synthesis.journal import Journal
+from st_llm_embed.synthesis.replay import Faults, ReplayServer, made_up_answer
+
+KEY = "sk-recognisable-0123456789"
+
+
+def recipe_for(server: ReplayServer | str, folder: Path, requests: int = 30, **changes: Any) -> Any:
+    return without_probes(synthesis(server, requests, mode="batch", **changes), folder)
+
+
+def keys(recipe: Any) -> list[str]:
+    return sorted(request.key for request in planned(recipe))
+
+
+def billed_once(log: Path) -> list[str]:
+    """Custom ids of the ledger; each must be there once."""
+    names = Counter(json.loads(line)["custom_id"] for line in log.read_text(encoding="utf-8").splitlines())
+    assert set(names.values()) == {1}
+    return sorted(names)
+
+
+def test_models_and_sizes_are_split_into_files_and_every_request_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "MAX_REQUESTS", 7)
+    log = tmp_path / "ledger.jsonl"
+    with ReplayServer(made_up_answer, log=log) as server:
+        recipe = recipe_for(server, tmp_path, models={"a": 2, "b": 1})
+        progress = batch_answer_all(recipe, tmp_path)
+        assert batch_answer_all(recipe, tmp_path).done == 30
+        with openai_client(server) as openai:
+            lines = [openai.files.content(one.input_file_id).text.splitlines() for one in openai.batches.list()]
+    assert progress.done == 30
+    assert sorted(answered(tmp_path)) == billed_once(log) == keys(recipe)
+    assert 5 <= len(lines) <= 7
+    assert all(len(file) <= 7 and len({json.loads(line)["body"]["model"] for line in file}) == 1 for file in lines)
+    assert not list((tmp_path / "batches").iterdir())
+    usage = [record["usage"] for record in records(tmp_path, "answered")]
+    with Journal(tmp_path) as journal:
+        expected = sum(
+            one["prompt_tokens"] * PRICE["input"] + one["completion_tokens"] * PRICE["output"] for one in usage
+        )
+        assert journal.usd == pytest.approx(expected / 1e6)
+
+
+def test_bytes_split_files_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "MAX_BYTES", 10_000)
+    with ReplayServer(made_up_answer) as server:
+        recipe = recipe_for(server, tmp_path)
+        batch_answer_all(recipe, tmp_path)
+        with openai_client(server) as openai:
+            sizes = [openai.files.retrieve(one.input_file_id).bytes for one in openai.batches.list()]
+    assert len(sizes) > 3
+    assert max(sizes) <= 10_000
+    assert sorted(answered(tmp_path)) == keys(recipe)
+
+
+def test_expired_batches_and_lines_with_errors_are_asked_again(tmp_path: Path) -> None:
+    log = tmp_path / "ledger.jsonl"
+    faults = Faults(batch_outcomes=("expired", "failed", "expired"), batch_unfinished_share=0.5, batch_polls=1)
+    with ReplayServer(made_up_answer, faults=faults, log=log) as server:
+        recipe = recipe_for(server, tmp_path, models={"a": 1, "b": 1})
+        progress = batch_answer_all(recipe, tmp_path)
+    assert progress.done == 30
+    assert sorted(answered(tmp_path)) == billed_once(log) == keys(recipe)
+
+
+def test_lines_that_fail_each_time_end_with_one_message(tmp_path: Path) -> None:
+    log = tmp_path / "ledger.jsonl"
+    with ReplayServer(made_up_answer, faults=Faults(batch_error_share=0.2), log=log) as server:
+        recipe = recipe_for(server, tmp_path)
+        with pytest.raises(InputError, match=r"answered none of the \d+ requests that are left"):
+            batch_answer_all(recipe, tmp_path)
+    assert 15 < len(answered(tmp_path)) < 30
+    assert sorted(answered(tmp_path)) == billed_once(log)
+
+
+def test_a_batch_that_the_provider_refuses_says_why(tmp_path: Path) -> None:
+    with ReplayServer(made_up_answer, faults=Faults(batch_outcomes=("failed",))) as server:
+        recipe = recipe_for(server, tmp_path)
+        with pytest.raises(InputError, match="This batch was drawn to fail validation"):
+            batch_answer_all(recipe, tmp_path)
+        assert batch_answer_all(recipe, tmp_path).done == 30
+
+
+def test_the_limit_holds_and_raising_it_goes_on(tmp_path: Path) -> None:
+    log = tmp_path / "ledger.jsonl"
+    with ReplayServer(made_up_answer, log=log) as server:
+        for limit in (0.005, 0.01):
+            recipe = recipe_for(server, tmp_path, budget={"usd": limit})
+            with pytest.raises(InputError, match=f"The limit is reached: .* of {limit:.2f}"):
+                batch_answer_all(recipe, tmp_path)
+            with Journal(tmp_path) as journal:
+                assert limit / 2 < journal.usd <= limit
+        recipe = recipe_for(server, tmp_path, budget={"usd": 9})
+        batch_answer_all(recipe, tmp_path)
+    assert sorted(answered(tmp_path)) == billed_once(log) == keys(recipe)
+
+
+def test_what_was_submitted_is_collected_though_the_recipe_has_changed(tmp_path: Path) -> None:
+    log = tmp_path / "ledger.jsonl"
+    with ReplayServer(made_up_answer, log=log) as server:
+        recipe = recipe_for(server, tmp_path, 10)
+
+        class Stops(batch.BatchClient):
+            def _collect_all(self, *_: Any) -> None:
+                raise KeyboardInterrupt
+
+        with Journal(tmp_path) as journal, pytest.raises(InputError, match="Stopped"):
+            budget = batch.Budget(recipe, 0.0, 0)
+            one = Stops(recipe.endpoint, server.base_url, "x", journal, budget, poll_seconds=0)
+            one.answer(lambda: planned(recipe), batch.Progress("examples", 10), lambda _: None)
+        live = recipe.model_copy(update={"endpoint": recipe.endpoint.model_copy(update={"mode": "live"})})
+        with pytest.raises(InputError, match="1 batches of an earlier run are not collected yet"):
+            generate(live, tmp_path)
+        changed = recipe_for(server, tmp_path, 10, parameters={"max_completion_tokens": 200})
+        batch_answer_all(changed, tmp_path)
+        batch_answer_all(recipe, tmp_path)
+    assert sorted(answered(tmp_path)) == billed_once(log) == sorted(keys(recipe) + keys(changed))
+
+
+def test_the_key_is_nowhere(tmp_path: Path) -> None:
+    def echo(_: dict[str, Any]) -> str:
+        return json.dumps({"user_query": KEY})
+
+    with ReplayServer(echo) as server:
+        batch_answer_all(recipe_for(server, tmp_path), tmp_path, KEY)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+    assert "[key]" in (tmp_path / "answers.jsonl").read_text(encoding="utf-8")
+    with ReplayServer(made_up_answer, require_key="other") as server:
+        recipe = recipe_for(server, tmp_path / "refused")
+        with pytest.raises(InputError, match="The Batch API of .* answers: .*401") as error:
+            batch_answer_all(recipe, tmp_path / "refused", KEY)
+    assert KEY not in str(error.value)
+    assert error.value.__context__ is None
+
+
+@pytest.mark.integration
+def test_a_kill_between_any_two_steps_pays_nothing_twice(tmp_path: Path) -> None:
+    log = tmp_path / "ledger.jsonl"
+    script = Path(__file__).with_name("batch_run.py")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(script.parents[1]), *sys.path])}
+    with process("--log", str(log), "--state", str(tmp_path / "state")) as url:
+        command = [sys.executable, str(script), url, str(tmp_path / "runs")]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    runs = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(runs) > 20
+    assert [run["survived"] for run in runs] == [False] * (len(runs) - 1) + [True]
+    for number, run in enumerate(runs):
+        assert sorted(run["answered"]) == sorted(run["planned"]), number
+        assert run["left"] == [], number
+    assert billed_once(log) == sorted(key for run in runs for key in run["planned"])

@@ -1,0 +1,355 @@
+"""The client against the loopback server and its faults; pauses are waited for on a clock that jumps."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from synthesis.asking import always
+from synthesis.running import PRICE, Hours, answer_all, answered, client, planned, records, synthesis, without_probes
+
+from st_llm_embed.errors import InputError
+from st_llm_embed.synthesis.journal import Journal
+from st_llm_embed.synthesis.progress import Progress
+from st_llm_embed.synthesis.replay import Faults, ReplayServer, made_up_answer
+
+KEY = "sk-recognisable-0123456789"
+
+
+def keys(recipe: Any) -> list[str]:
+    return sorted(request.key for request in planned(recipe))
+
+
+@contextmanager
+def raw_server(*responses: bytes) -> Iterator[str]:
+    """Answer connection after connection with these bytes, the last ones again and again."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            for number in range(10**6):
+                try:
+                    connection, _ = listening.accept()
+                except OSError:
+                    return
+                with connection:
+                    data = b""
+                    while b"\r\n\r\n" not in data:
+                        data += connection.recv(65536)
+                    head, _, body = data.partition(b"\r\n\r\n")
+                    length = int(head.lower().split(b"content-length:")[1].split()[0])
+                    while len(body) < length:
+                        body += connection.recv(65536)
+                    connection.sendall(responses[min(number, len(responses) - 1)])
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        listening.shutdown(socket.SHUT_RDWR)
+
+
+def response(status: str, body: str, content_type: str = "application/json") -> bytes:
+    head = f"HTTP/1.1 {status}\r\ncontent-type: {content_type}\r\ncontent-length: {len(body.encode())}\r\n"
+    return f"{head}connection: close\r\n\r\n{body}".encode()
+
+
+def refusal(recipe: Any, folder: Path, hours: Hours | None = None) -> str:
+    with pytest.raises(InputError) as error:
+        answer_all(recipe, folder, hours)
+    assert len(str(error.value).splitlines()) == 1
+    return str(error.value)
+
+
+def test_every_planned_request_is_answered_once_and_a_rerun_sends_nothing(tmp_path: Path) -> None:
+    with ReplayServer(made_up_answer) as server:
+        recipe = synthesis(server)
+        progress = answer_all(recipe, tmp_path)
+        assert server.stats()["received"] == 40 + 1
+        again = answer_all(recipe, tmp_path)
+        assert server.stats()["received"] == 40 + 1
+    assert sorted(answered(tmp_path)) == keys(recipe)
+    assert (progress.done, progress.done_before, progress.left) == (40, 0, 0)
+    assert (again.done, again.done_before, again.sent) == (40, 40, 0)
+    assert progress.usable.total() + progress.rejected.total() == 40
+    record = records(tmp_path, "answered")[0]
+    assert record["usage"]["total_tokens"] == record["tokens"]
+    assert record["request_id"].startswith("req_")
+
+
+@pytest.mark.parametrize("form", ["seconds", "date", "ms", "none"])
+@pytest.mark.parametrize("wait", [1.0, 300.0])
+def test_a_storm_of_429_loses_nothing_and_is_not_answered_by_hammering(form: str, wait: float, tmp_path: Path) -> None:
+    shares = {"rate_limit": 0.9}
+
+    class Storm(Hours):
+        async def sleep(self, seconds: float) -> None:
+            await super().sleep(seconds)
+            if self.now > 1000 + 600:
+                shares["rate_limit"] = 0.0
+
+    faults = Faults(shares=shares, retry_after=(wait, wait), retry_after_as=form)
+    with ReplayServer(made_up_answer, faults=faults) as server:
+        recipe = synthesis(server, 600, concurrency=16, parameters={"max_completion_tokens": 8})
+        without_probes(recipe, tmp_path)
+        hours = Storm()
+        answer_all(recipe, tmp_path, hours)
+        stats = server.stats()
+    assert sorted(answered(tmp_path)) == keys(recipe)
+    assert stats["faults"]["rate_limit"] >= 10
+    assert stats["received"] <= 1.2 * 600 + 16
+    assert stats["billed"]["requests"] == 600
+
+
+def test_a_long_pause_that_the_server_asks_for_is_honoured(tmp_path: Path) -> None:
+    class Waits(Hours):
+        longest = 0.0
+
+        async def sleep(self, seconds: float) -> None:
+            self.longest = max(self.longest, seconds)
+            await super().sleep(seconds)
+
+    faults = Faults(storm=(1, 2), retry_after=(7200, 7200))
+    with ReplayServer(made_up_answer, faults=faults) as server:
+        hours = Waits()
+        answer_all(synthesis(server, 5, concurrency=1, give_up_after_minutes=1), tmp_path, hours)
+        assert server.stats()["received"] == 1 + 1 + 5
+    assert hours.longest > 7199
+
+
+def test_a_spent_quota_ends_the_run_at_once_with_one_message(tmp_path: Path) -> None:
+    with ReplayServer(made_up_answer, faults=Faults(quota_after=20)) as server:
+        message = refusal(synthesis(server), tmp_path)
+        assert server.stats()["received"] <= 20 + 8
+    assert "insufficient_quota" in message
+    assert len(answered(tmp_path)) == 19
+    with ReplayServer(made_up_answer) as server:
+        recipe = synthesis(server)
+        answer_all(recipe, tmp_path)
+    assert sorted(answered(tmp_path)) == keys(recipe)
+
+
+@pytest.mark.parametrize("kind", ["hang", "cut_before_headers", "cut_in_body", "html"])
+def test_what_may_have_been_paid_is_written_down_and_asked_once_more_at_the_most(kind: str, tmp_path: Path) -> None:
+    with ReplayServer(made_up_answer, faults=Faults(shares={kind: 0.5}, seed=3)) as server:
+        recipe = without_probes(synthesis(server, 30, timeout_seconds=0.3, concurrency=30), tmp_path)
+        progress = answer_all(recipe, tmp_path)
+        billed = server.stats()["billed"]
+    lost = records(tmp_path, "maybe paid")
+    by_key = Counter(record["key"] for record in lost)
+    assert max(by_key.values()) == 2
+    assert progress.left == sum(count == 2 for count in by_key.values()) > 0
+    assert progress.done == 30 - progress.left == len(answered(tmp_path))
+    assert billed["requests"] == len(lost) + progress.done
+    with Journal(tmp_path) as journal:
+        assert journal.usd >= (billed["prompt_tokens"] * 1 + billed["completion_tokens"] * 2) / 1e6
+
+
+def test_server_errors_are_tried_again_and_then_left_for_the_next_run(tmp_path: Path) -> None:
+    with ReplayServer(made_up_answer, faults=Faults(shares={"server_error": 0.5})) as server:
+        recipe = without_probes(synthesis(server, 60), tmp_path)
+        progress = answer_all(recipe, tmp_path)
+        assert server.stats()["faults"]["server_error"] > 30
+    assert progress.done == 60 - progress.left >= 57
+    with ReplayServer(made_up_answer, faults=always("server_error")) as server:
+        recipe = without_probes(synthesis(server, 62), tmp_path)
+        progress = answer_all(recipe, tmp_path)
+        assert server.stats()["received"] == 6 * progress.left
+    assert progress.left >= 2
+
+
+def test_a_server_that_is_away_is_waited_for(tmp_path: Path) -> None:
+    with ReplayServer(made_up_answer) as server:
+        port = server.port
+        answer_all(synthesis(server, 10), tmp_path)
+    back: list[ReplayServer] = []
+
+    class Returns(Hours):
+        async def sleep(self, seconds: float) -> None:
+            await super().sleep(seconds)
+            if self.now > 1300 and not back:
+                back.append(ReplayServer(made_up_answer, port=port).__enter__())
+
+    recipe = synthesis(f"http://127.0.0.1:{port}/v1", 30)
+    try:
+        progress = answer_all(recipe, tmp_path, Returns())
+    finally:
+        for one in back:
+            one.__exit__(None, None, None)
+    assert (progress.done, progress.left) == (30, 0)
+    assert sorted(answered(tmp_path)) == keys(recipe)
+    assert not records(tmp_path, "maybe paid"), "nothing was sent"
+
+
+def test_a_server_that_stays_away_ends_the_run_and_the_next_one_goes_on(tmp_path: Path) -> None:
+    with ReplayServer(made_up_answer) as server:
+        answer_all(synthesis(server, 10), tmp_path)
+    message = refusal(synthesis(server, 30), tmp_path)
+    assert "has given no answer for 15 minutes (ConnectError: " in message
+    assert len(answered(tmp_path)) == 10
+    with ReplayServer(made_up_answer, port=server.port) as server:
+        assert answer_all(synthesis(server, 30), tmp_path).sent == 20
+
+
+def test_429_without_end_is_given_up_though_the_server_asks_for_patience(tmp_path: Path) -> None:
+    faults = Faults(storm=(5, 10**9), retry_after=(60, 60))
+    with ReplayServer(made_up_answer, faults=faults) as server:
+        message = refusal(synthesis(server), tmp_path)
+    assert "has given no answer for 15 minutes (" in message
+    assert "Rate limit reached" in message
+    assert len(answered(tmp_path)) == 4
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "told"),
+    [
+        ("401 Unauthorized", '{"error": {"message": "wrong key KEY", "code": "invalid_api_key"}}', "refuses the key"),
+        ("403 Forbidden", '{"error": "KEY may not"}', "refuses the key with status 403"),
+        ("402 Payment Required", '{"error": {"message": "Insufficient Balance"}}', "credit"),
+        ("404 Not Found", "<html>KEY</html>", "usually ends in /v1"),
+        ("405 Method Not Allowed", "", "usually ends in /v1"),
+        ("200 OK", "<html>Welcome KEY</html>", "status 200 without a completion: <html>Welcome [key]</html>"),
+        ("200 OK", '{"error": {"message": "upstream of KEY", "code": 502}}', "upstream of [key]"),
+        ("200 OK", "", "status 200 without a completion"),
+        ("502 Bad Gateway", "<html>bad gateway of KEY</html>", "bad gateway of [key]"),
+        ("400 Bad Request", '{"detail": "temperature of KEY"}', "refuses requests for the model 'm'"),
+        ("422 Unprocessable Entity", "no KEY", "synthesis.endpoint.parameters"),
+    ],
+)
+def test_a_server_that_cannot_be_used_ends_with_one_message_without_the_key(
+    status: str, body: str, told: str, tmp_path: Path
+) -> None:
+    with raw_server(response(status, body.replace("KEY", KEY))) as url:
+        recipe = synthesis(url)
+        progress = Progress("examples", 40)
+        with client(recipe, tmp_path, key=KEY) as one, pytest.raises(InputError) as error:
+            one.find_formats(recipe.endpoint.models)
+    assert told in str(error.value)
+    assert error.value.__cause__ is error.value.__context__ is None
+    assert KEY not in str(error.value)
+    assert KEY not in (tmp_path / "answers.jsonl").read_text()
+    assert progress.done == 0
+
+
+def test_an_answer_with_an_absurd_bill_is_kept_and_counted_with_its_worst_case(tmp_path: Path) -> None:
+    usages = ['"many"', "[]", '{"prompt_tokens": -5, "completion_tokens": 3}', '{"prompt_tokens": 5}', "null"]
+    bodies = [
+        '{"choices": [{"message": {"content": "KEY"}, "finish_reason": "stop"}], "usage": %s}' % usage
+        for usage in usages
+    ]
+    with raw_server(*(response("200 OK", body.replace("KEY", KEY)) for body in bodies)) as url:
+        recipe = without_probes(synthesis(url, 5, concurrency=1), tmp_path)
+        with client(recipe, tmp_path, key=KEY) as one:
+            one.answer(lambda: planned(recipe), Progress("examples", 5), lambda _: None)
+    written = records(tmp_path, "answered")
+    assert len(written) == 5
+    assert all(record["tokens"] > 600 for record in written)
+    assert all("[key]" in record["body"] for record in written)
+    assert KEY not in (tmp_path / "answers.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("faults", "expected", "calls"),
+    [
+        (Faults(), "json_schema", 1),
+        (Faults(ignore_response_format=True), "json_object", 2),
+        (Faults(reject_response_format=("json_schema",)), "json_object", 2),
+        (Faults(reject_response_format=("json_schema", "json_object")), "prompt", 3),
+        (Faults(ignore_response_format=True, reject_response_format=("json_object",)), "prompt", 3),
+        (Faults(shares={"fenced": 1.0}), "prompt", 3),
+        (Faults(shares={"refusal": 1.0}), "prompt", 3),
+    ],
+)
+def test_how_a_server_is_made_to_answer_in_json_is_found_once(
+    faults: Faults, expected: str, calls: int, tmp_path: Path
+) -> None:
+    with ReplayServer(made_up_answer, faults=faults) as server:
+        recipe = synthesis(server)
+        for _ in range(2):
+            with client(recipe, tmp_path) as one:
+                one.find_formats(recipe.endpoint.models)
+                assert one._journal.formats == {(server.base_url, "m"): expected}
+            assert server.stats()["received"] == calls
+
+
+def test_a_mix_in_which_one_model_refuses_the_parameters_names_it(tmp_path: Path) -> None:
+    def answer(body: dict[str, Any]) -> str:
+        if body["model"] == "small":
+            raise ValueError("Unsupported value: 'temperature' does not support 0.7 with this model.")
+        return made_up_answer(body)
+
+    with ReplayServer(answer) as server:
+        message = refusal(synthesis(server, models={"large": 3, "small": 1}), tmp_path)
+        assert server.stats()["received"] == 1 + 3
+    assert "refuses requests for the model 'small'" in message
+    assert "does not support 0.7" in message
+    assert not answered(tmp_path)
+
+
+def test_a_mix_asks_each_model_for_its_share(tmp_path: Path) -> None:
+    with ReplayServer(made_up_answer) as server:
+        recipe = synthesis(server, 400, models={"large": 3, "small": 1}, parameters={"max_completion_tokens": 8})
+        answer_all(recipe, tmp_path)
+    share = Counter(record["model"] for record in records(tmp_path, "answered"))["small"] / 400
+    assert 0.18 < share < 0.32
+
+
+def test_a_refused_prompt_costs_nothing_and_is_not_asked_again(tmp_path: Path) -> None:
+    with ReplayServer(made_up_answer, faults=Faults(shares={"bad_request": 0.3}, seed=5)) as server:
+        recipe = synthesis(server)
+        progress = answer_all(recipe, tmp_path)
+        received = server.stats()["received"]
+        assert answer_all(recipe, tmp_path).sent == 0
+        assert server.stats()["received"] == received
+    assert progress.rejected["request refused"] > 3
+    assert {record["usd"] for record in records(tmp_path) if '"error"' in record.get("body", "")} == {0.0}
+
+
+@pytest.mark.parametrize("kind", [None, "hang", "cut_in_body"])
+def test_the_bill_never_passes_the_limit_whatever_is_in_flight_and_resumed(kind: str | None, tmp_path: Path) -> None:
+    log = tmp_path / "ledger.jsonl"
+    faults = Faults(shares={kind: 0.1} if kind else {})
+    recipe = None
+    for limit in (0.02, 0.05, 0.08):
+        with ReplayServer(made_up_answer, faults=faults, log=log) as server:
+            url = recipe.endpoint.base_url if recipe else server.base_url
+            recipe = synthesis(url, 300, concurrency=64, timeout_seconds=2, budget={"usd": limit})
+            recipe = recipe.model_copy(
+                update={"endpoint": recipe.endpoint.model_copy(update={"base_url": server.base_url})}
+            )
+            message = refusal(recipe, tmp_path)
+        assert "The limit is reached: spent are $" in message
+        assert f"of {limit:.2f}" in message
+        assert billed(log) <= limit
+        assert billed(log) > (0.5 if kind is None else 0.2) * limit
+    with ReplayServer(made_up_answer, log=log) as server:
+        recipe = synthesis(server, 300, concurrency=64, budget={"usd": 10})
+        answer_all(recipe, tmp_path)
+    assert sorted(answered(tmp_path)) == keys(recipe)
+
+
+def billed(log: Path) -> float:
+    lines = map(json.loads, log.read_text(encoding="utf-8").splitlines())
+    return (
+        sum(line["prompt_tokens"] * PRICE["input"] + line["completion_tokens"] * PRICE["output"] for line in lines)
+        / 1e6
+    )
+
+
+def test_a_limit_of_tokens_alone_holds_too(tmp_path: Path) -> None:
+    with ReplayServer(made_up_answer) as server:
+        recipe = synthesis(server, budget={"tokens": 6000, "prices": {}})
+        assert "6,000 tokens" in refusal(recipe, tmp_path)
+        spent = server.stats()["billed"]
+    assert 3000 < spent["prompt_tokens"] + spent["completion_tokens"] <= 6000
+
+
+def test_the_limits_that_the_server_states_are_kept(tmp_path: Path) -> None:
+    hours = Hours()
+    with ReplayServer(made_up_answer, requests_per_minute=30) as server:
+        answer_all(synthesis(server, 50, parameters={"max_completion_tokens": 8}), tmp_path, hours)
+    assert hours.now - 1000 > (50 - 2 * 8) * 2

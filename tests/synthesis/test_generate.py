@@ -1,0 +1,265 @@
+"""The commands synthesize and reparse, and what stops them, against the loopback server."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import Outcome
+from synthesis.asking import always
+from synthesis.running import answer_all, answered, client, planned, records, synthesis, without_probes
+
+from st_llm_embed.errors import InputError
+from st_llm_embed.pipeline import run_synthesis
+from st_llm_embed.recipe import Recipe
+from st_llm_embed.synthesis.progress import Progress
+from st_llm_embed.synthesis.replay import Faults, ReplayServer, made_up_answer
+
+RunCli = Callable[..., Outcome]
+KEY = "sk-recognisable-0123456789"
+
+
+def write_recipe(folder: Path, server: ReplayServer | str, requests: int = 40, **changes: Any) -> Path:
+    content = Recipe.load("demo").model_dump(mode="json")
+    section = synthesis(server, requests, **changes).model_dump(mode="json", exclude_defaults=True)
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump(content | {"name": "mine", "synthesis": section}), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def server() -> Iterator[ReplayServer]:
+    with ReplayServer(made_up_answer) as server:
+        yield server
+
+
+def refused(outcome: Outcome, *told: str) -> None:
+    assert outcome.code == 2, outcome.err
+    [message] = [line for line in outcome.err.splitlines() if line.startswith("Error: ")]
+    assert "Traceback" not in outcome.err
+    for words in told:
+        assert words in message
+
+
+def test_a_finished_run_asks_nothing_again_whatever_is_filtered(
+    server: ReplayServer, tmp_path: Path, run_cli: RunCli
+) -> None:
+    recipe, out = write_recipe(tmp_path, server), tmp_path / "out"
+    first = run_cli("synthesize", recipe, "--output-dir", out)
+    assert first.code == 0, first.err
+    received = server.stats()["received"]
+    assert received == 40 + 1
+    for arguments in (
+        ("synthesize",),
+        ("synthesize", "--set", "synthesis.filters.near_duplicates=0.5"),
+        ("reparse",),
+        ("reparse", "--set", "synthesis.filters.languages=true"),
+    ):
+        again = run_cli(arguments[0], recipe, "--output-dir", out, *arguments[1:])
+        assert again.code == 0, again.err
+    assert server.stats()["received"] == received
+    more = run_cli("synthesize", recipe, "--output-dir", out, "--set", "synthesis.plan.requests=50")
+    assert more.code == 0, more.err
+    assert server.stats()["received"] == received + 10
+
+
+def test_brainstormed_tasks_come_first_and_are_frozen(server: ReplayServer, tmp_path: Path, run_cli: RunCli) -> None:
+    plan = {"tasks": None, "brainstorm_requests": 6}
+    recipe, out = (
+        write_recipe(tmp_path, server, plan=plan, parameters={"max_completion_tokens": 2000}),
+        tmp_path / "out",
+    )
+    for _ in range(2):
+        outcome = run_cli("synthesize", recipe, "--output-dir", out)
+        assert outcome.code == 0, outcome.err
+        assert server.stats()["received"] == 1 + 6 + 40
+
+
+def test_an_estimate_sends_k_requests_a_step_and_the_run_uses_their_answers(
+    server: ReplayServer, tmp_path: Path, run_cli: RunCli
+) -> None:
+    recipe, out = write_recipe(tmp_path, server, 200, parameters={"max_completion_tokens": 2000}), tmp_path / "out"
+    outcome = run_cli("synthesize", recipe, "--output-dir", out, "--estimate", "40")
+    assert outcome.code == 0, outcome.err
+    assert server.stats()["received"] == 1 + 40
+    [row] = [line for line in outcome.out.splitlines() if "example" in line]
+    _, requests, usable, tokens, usd, _ = re.findall(r"[\w.,%]+", row)
+    assert (requests, usable) == ("200", "100%")
+    assert run_cli("synthesize", recipe, "--output-dir", out).code == 0
+    assert server.stats()["received"] == 1 + 200
+    real = records(out / "journal", "answered")
+    assert int(tokens.replace(",", "")) == pytest.approx(sum(record["tokens"] for record in real), rel=0.15)
+    assert float(usd) == pytest.approx(sum(record["usd"] for record in real), rel=0.15)
+    plan = {"tasks": None, "brainstorm_requests": 50}
+    other = write_recipe(tmp_path, server, 200, plan=plan, parameters={"max_completion_tokens": 2000})
+    outcome = run_cli("synthesize", other, "--output-dir", tmp_path / "other", "--estimate", "5")
+    assert outcome.code == 0, outcome.err
+    assert server.stats()["received"] == 201 + 1 + 5 + 5
+    assert "brainstorm" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("synthesize", "--estimate", "0"), ["--estimate is 0"]),
+        (("synthesize", "--estimate", "-3"), ["--estimate is -3"]),
+        (("synthesize", "--estimate", "3", "--dry-run"), ["--estimate", "--dry-run"]),
+        (("reparse",), ["holds no answers"]),
+        (("synthesize", "--set", "data.rows=embedded"), ["takes its rows from embedded"]),
+        (
+            ("synthesize", "--set", "synthesis.budget.prices={}"),
+            ["No price is known for m", "synthesis.budget.tokens"],
+        ),
+        (("synthesize", "--set", "synthesis.endpoint.parameters={}"), ["max_completion_tokens"]),
+        (("synthesize", "--set", "synthesis.endpoint.parameters.n=2"), ["n cannot be set here"]),
+        (("synthesize", "--set", "synthesis.endpoint.parameters.response_format={}"), ["response_format cannot"]),
+        (("synthesize", "--set", "synthesis.endpoint.base_url=api.openai.com/v1"), ["base_url has to be replay or"]),
+        (("synthesize", "--set", "synthesis.endpoint.base_url=https://api.example/v1"), ["OPENAI_API_KEY is not set"]),
+    ],
+)
+def test_what_cannot_be_used_ends_with_one_message_and_nothing_written(
+    arguments: tuple[str, ...],
+    told: list[str],
+    server: ReplayServer,
+    tmp_path: Path,
+    run_cli: RunCli,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    recipe = write_recipe(tmp_path, server)
+    refused(run_cli(arguments[0], recipe, "--output-dir", tmp_path / "out", *arguments[1:]), *told)
+    assert not (tmp_path / "out" / "journal").exists()
+    assert server.stats()["received"] == 0
+
+
+@pytest.mark.parametrize(
+    "url", [f"https://{KEY}@api.example/v1", f"https://me:{KEY}@api.example/v1", f"https://api.example/v1?key={KEY}"]
+)
+def test_an_address_that_holds_a_secret_is_refused_and_not_repeated(url: str, tmp_path: Path, run_cli: RunCli) -> None:
+    recipe = write_recipe(tmp_path, "http://127.0.0.1:9/v1")
+    out = tmp_path / "out"
+    outcome = run_cli("synthesize", recipe, "--output-dir", out, "--set", f"synthesis.endpoint.base_url={url}")
+    refused(outcome, "user, password, query")
+    assert KEY not in outcome.err + outcome.out
+    assert not out.exists()
+
+
+def test_a_key_that_no_header_can_hold_is_refused_and_not_repeated(
+    tmp_path: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-\u201cquoted\u201d")
+    outcome = run_cli("synthesize", write_recipe(tmp_path, "http://127.0.0.1:9/v1"), "--output-dir", tmp_path / "out")
+    refused(outcome, "OPENAI_API_KEY holds something that no key has")
+    assert "quoted" not in outcome.err
+
+
+def test_the_key_is_in_no_file_and_no_output(
+    tmp_path: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def echo(body: dict[str, Any]) -> str:
+        return made_up_answer(body).replace('"', f'"{KEY} ', 3)
+
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    caplog.set_level(0)
+    out = tmp_path / "out"
+    with ReplayServer(echo, require_key=KEY) as server:
+        outcome = run_cli("synthesize", write_recipe(tmp_path, server), "--output-dir", out)
+    assert "[key]" in (out / "journal" / "answers.jsonl").read_text(encoding="utf-8")
+    with ReplayServer(made_up_answer, require_key="other") as server:
+        wrong = run_cli("synthesize", write_recipe(tmp_path, server), "--output-dir", out)
+        refused(wrong, "refuses the key with status 401")
+    for text in (outcome.out, outcome.err, wrong.out, wrong.err, caplog.text):
+        assert KEY not in text
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_waits_for_what_is_in_flight(number: signal.Signals, tmp_path: Path, run_cli: RunCli) -> None:
+    calls: list[int] = []
+
+    def interrupts(body: dict[str, Any]) -> str:
+        calls.append(1)
+        if len(calls) == 15:
+            os.kill(os.getpid(), number)
+        return made_up_answer(body)
+
+    out = tmp_path / "out"
+    with ReplayServer(interrupts, latency=0.05) as server:
+        recipe = write_recipe(tmp_path, server, 2000)
+        refused(
+            run_cli("synthesize", recipe, "--output-dir", out), "Stopped. Every answer that came is in the journal"
+        )
+        stats = server.stats()
+        assert stats["received"] == stats["answered"] < 100
+        assert len(answered(out / "journal")) == stats["received"] - 1
+    assert not records(out / "journal", "maybe paid")
+
+
+def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
+    with ReplayServer(made_up_answer, faults=always("hang")) as server:
+        recipe = without_probes(synthesis(server), tmp_path)
+
+        def interrupt_twice() -> None:
+            while server.stats()["in_flight"] < 8:
+                pass
+            os.kill(os.getpid(), signal.SIGINT)
+            while not one._stopping:
+                pass
+            os.kill(os.getpid(), signal.SIGINT)
+
+        with client(recipe, tmp_path) as one, pytest.raises(InputError, match="Stopped"):
+            threading.Thread(target=interrupt_twice, daemon=True).start()
+            one.answer(lambda: planned(recipe), Progress("examples", 40), lambda _: None)
+    assert len(records(tmp_path, "maybe paid")) == 8
+
+
+def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", str(small)], check=False, capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"mounting a small file system needs root: {mounted.stderr.strip()}")
+    try:
+        with ReplayServer(made_up_answer) as server:
+            recipe = Recipe.load(str(write_recipe(tmp_path, server, 6000, parameters={"max_completion_tokens": 2000})))
+            with pytest.raises(InputError, match="The disk that holds .* is full"):
+                run_synthesis(recipe, small / "out")
+            stats = server.stats()
+            assert stats["received"] == stats["answered"] == len(answered(small / "out" / "journal")) + 1
+            assert 0 < stats["received"] < 6000
+            subprocess.run(["mount", "-o", "remount,size=200m", str(small)], check=True)
+            short = recipe.synthesis.model_copy(
+                update={"plan": recipe.synthesis.plan.model_copy(update={"requests": stats["received"] + 20})}
+            )
+            answer_all(short, small / "out" / "journal")
+            assert server.stats()["received"] == stats["received"] + 21
+    finally:
+        subprocess.run(["umount", "--lazy", str(small)], check=True)
+
+
+def test_progress_says_everything_in_one_line(server: ReplayServer, tmp_path: Path) -> None:
+    recipe = synthesis(server, budget={"usd": 5})
+    progress = answer_all(recipe, tmp_path)
+    progress.waiting = "paused for 3 s, the server asked for it"
+    line = progress.describe()
+    assert re.match(r"examples 40/40 \([\d.]+/s, .* left\); usable: .*sts \d+.*; rejected: truncated \d+; ", line)
+    assert re.search(r"; \$0\.0\d of 5\.00, [\d,]+ tokens; paused for 3 s, the server asked for it$", line)
+
+
+def test_the_journal_holds_what_reparse_needs(server: ReplayServer, tmp_path: Path) -> None:
+    with ReplayServer(made_up_answer, faults=Faults(shares={"malformed": 0.2, "refusal": 0.2})) as faulty:
+        answer_all(without_probes(synthesis(faulty), tmp_path), tmp_path)
+    bodies = [json.loads(record["body"]) for record in records(tmp_path, "answered")]
+    assert len(bodies) == 40
+    assert sum(body["choices"][0]["message"]["refusal"] is not None for body in bodies) > 2

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from st_llm_embed.errors import InputError
+from st_llm_embed.synthesis.journal import Journal, read_journal, read_record, request_record
+from st_llm_embed.synthesis.plan import Request
+
+BODY = '{"choices": [{"message": {"content": "a line\\nend, \\"body\\":\\"x\\", Übung 🙂"}}]}'
+
+
+def request(index: int, key: int, step: str = "example") -> Request:
+    return Request(step, index, f"{key:016x}", "m", [], {}, {"task_type": "sts"})
+
+
+def answer(journal: Journal, asked: Request, body: str = BODY, status: str = "answered") -> None:
+    journal.append(request_record(asked, status, 10, 0.5, body=body, usage={"body": 1}))
+
+
+def filled(folder: Path, count: int = 3) -> Path:
+    with Journal(folder) as journal:
+        for number in range(count):
+            answer(journal, request(number, number + 1))
+        return journal.path
+
+
+def test_what_was_written_is_there_again(tmp_path: Path) -> None:
+    path = filled(tmp_path)
+    with Journal(tmp_path) as journal:
+        answer(journal, request(7, 99), status="maybe paid")
+        journal.append({"status": "format", "model": "m", "base_url": "u", "format": "json_object"})
+    with Journal(tmp_path) as journal:
+        assert [journal.has(request(number, number + 1)) for number in range(4)] == [True, True, True, False]
+        assert not journal.has(request(0, 2))
+        assert not journal.has(request(0, 1, "brainstorm"))
+        assert not journal.has(request(7, 99)), "what may have been paid is no answer"
+        assert (journal.usd, journal.tokens) == (2.0, 40)
+        assert journal.formats == {("u", "m"): "json_object"}
+    offset = 0
+    with path.open("rb") as file:
+        for number, (head, size) in enumerate(read_journal(path)):
+            whole = read_record(file, offset)
+            assert {**head, "body": whole.get("body")} == {**whole, "body": whole.get("body")}
+            assert "body" not in head
+            assert number > 3 or whole["body"] == BODY
+            offset += size
+    assert offset == path.stat().st_size
+
+
+def test_a_last_record_cut_anywhere_is_cut_off_and_the_rest_stays(tmp_path: Path) -> None:
+    path = filled(tmp_path)
+    whole = path.read_bytes()
+    last = whole.rstrip(b"\n").rfind(b"\n") + 1
+    for end in range(last, len(whole)):
+        path.write_bytes(whole[:end])
+        with Journal(tmp_path) as journal:
+            kept = 3 if end == len(whole) - 1 else 2  # only the line end is missing
+            assert [journal.has(request(number, number + 1)) for number in range(3)] == [True, True, kept == 3], end
+            answer(journal, request(5, 6))
+        lines = path.read_bytes().splitlines()
+        assert len([json.loads(line) for line in lines]) == kept + 1
+        assert whole.startswith(b"\n".join(lines[:kept]))
+
+
+def test_zeros_after_a_loss_of_power_are_cut_off(tmp_path: Path) -> None:
+    path = filled(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole + bytes(200_000))
+    with Journal(tmp_path) as journal:
+        assert journal.has(request(2, 3))
+    assert path.read_bytes() == whole
+
+
+def test_a_damaged_line_is_named_and_nothing_is_changed(tmp_path: Path) -> None:
+    path = filled(tmp_path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + b"garbage\n" + lines[2])
+    with pytest.raises(InputError, match=r"answers.jsonl, line 2 is damaged: b'garbage"), Journal(tmp_path):
+        pass
+    path.write_bytes(b"".join(lines))
+    with Journal(tmp_path):
+        pass
+
+
+def test_answers_of_an_earlier_recipe_count_again_when_it_comes_back(tmp_path: Path) -> None:
+    with Journal(tmp_path) as journal:
+        for key in (1, 2, 3, 2):
+            answer(journal, request(0, key))
+        assert all(journal.has(request(0, key)) for key in (1, 2, 3))
+    with Journal(tmp_path) as journal:
+        assert all(journal.has(request(0, key)) for key in (1, 2, 3))
+        assert not journal.has(request(0, 4))
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from st_llm_embed.synthesis.journal import Journal\n"
+        "with Journal(Path(sys.argv[1])): pass"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with Journal(tmp_path):
+        refused = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert "InputError: Another process is writing to" in refused.stderr
+    subprocess.run(command, check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Path:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], check=False, capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"mounting a small file system needs root: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_leaves_the_journal_as_it_was(small_disk: Path) -> None:
+    with Journal(small_disk) as journal:
+        written = 0
+        with pytest.raises(OSError, match="No space left"):
+            while True:
+                answer(journal, request(written, written + 1), "x" * 5000)
+                written += 1
+        size = os.path.getsize(journal.path)
+        assert not journal.has(request(written, written + 1))
+    with Journal(small_disk) as journal:
+        assert written > 5
+        assert os.path.getsize(journal.path) == size
+        assert all(journal.has(request(number, number + 1)) for number in range(written))
+        subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
+        answer(journal, request(written, written + 1))
+    with Journal(small_disk) as journal:
+        assert journal.has(request(written, written + 1))
