@@ -21,6 +21,7 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    StringConstraints,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -45,6 +46,9 @@ SYNTHESIS = "synthesis"
 
 REPLAY = "replay"
 """Value of ``synthesis.endpoint.base_url`` for the server inside the package, which gives recorded answers."""
+
+AttributeValue = Annotated[str, Field(coerce_numbers_to_str=True)]
+"""YAML reads 50 and 4.5 as numbers; in a prompt they are words like any other."""
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
@@ -169,7 +173,7 @@ class Plan(Section):
     """Custom: for a task type's attribute, its values and their weights; `unspecified` leaves it out of the prompt."""
     languages: dict[str, Annotated[float, Field(ge=0)]] = {}
     """Custom: English names of languages and their weights."""
-    topics: tuple[str, ...] = ()
+    topics: tuple[Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)], ...] = ()
     """Custom: subjects, one of which is drawn for each brainstorm, sts and bitext request: your domain."""
 
     @model_validator(mode="after")
@@ -177,8 +181,10 @@ class Plan(Section):
         own = [name for name in ("task_types", "attributes", "languages", "topics") if getattr(self, name)]
         if self.preset == "paper" and own:
             raise ValueError(f"preset paper fixes {', '.join(own)}; set preset to custom to give your own")
-        if (self.tasks is None) == (self.brainstorm_requests == 0):
-            raise ValueError("give either brainstorm_requests or tasks: the instructions come from one of them")
+        if self.tasks is not None and (self.brainstorm_requests or self.task_types):
+            raise ValueError(
+                "tasks fixes instructions and task types; give either tasks, or brainstorm_requests and task_types"
+            )
         return self
 
 

@@ -7,9 +7,10 @@ The paper gives the values. The weights of short-long and long-short are those o
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 from typing import Any
 
-from st_llm_embed.errors import InputError
+from st_llm_embed.errors import InputError, shown
 from st_llm_embed.languages import LANGUAGE_CODES, SAMPLING_WEIGHTS
 from st_llm_embed.recipe import Plan, TaskType
 
@@ -67,23 +68,17 @@ def language_weights(plan: Plan) -> Weights:
     """Give the shares of the languages.
 
     Raises:
-        InputError: a name is none of the 93 languages, or a bitext request could find no second language.
+        InputError: a name is none of the 93 languages.
     """
     if not plan.languages:
         return SAMPLING_WEIGHTS
-    weights = _usable(plan.languages, "languages")
-    unknown = [name for name in weights if name not in LANGUAGE_CODES]
+    unknown = [name for name in plan.languages if name not in LANGUAGE_CODES]
     if unknown:
         raise InputError(
-            f"synthesis.plan.languages names {', '.join(unknown)}. Allowed are the English names in "
+            f"synthesis.plan.languages names {shown(', '.join(unknown))}. Allowed are the English names in "
             f"st_llm_embed/languages.py: {', '.join(LANGUAGE_CODES)}."
         )
-    if len(weights) == 1 and task_type_weights(plan).get("bitext"):
-        raise InputError(
-            f"synthesis.plan.languages has one language, {next(iter(weights))}, and bitext needs two. Add a language, or "
-            "give synthesis.plan.task_types without bitext."
-        )
-    return weights
+    return _usable(plan.languages, "languages")
 
 
 def attribute_weights(plan: Plan, task_type: TaskType) -> Mapping[str, Weights]:
@@ -96,8 +91,9 @@ def attribute_weights(plan: Plan, task_type: TaskType) -> Mapping[str, Weights]:
     unknown = [name for name in own if name not in ATTRIBUTES[task_type]]
     if unknown:
         raise InputError(
-            f"synthesis.plan.attributes.{task_type} names {', '.join(unknown)}; the prompt of {task_type} has "
-            f"{', '.join(ATTRIBUTES[task_type]) or 'no attributes but the language'}."
+            f"synthesis.plan.attributes.{task_type} names {shown(', '.join(unknown))}; the prompt of {task_type} has "
+            f"{', '.join(ATTRIBUTES[task_type]) or 'no attributes but the language'}. Mend or remove the name; "
+            "weights of languages stand in synthesis.plan.languages."
         )
     return {
         name: _usable(own[name], f"attributes.{task_type}.{name}") if name in own else weights
@@ -108,5 +104,13 @@ def attribute_weights(plan: Plan, task_type: TaskType) -> Mapping[str, Weights]:
 def _usable(weights: Weights, key: str) -> Weights:
     positive = {name: weight for name, weight in weights.items() if weight > 0}
     if not positive:
-        raise InputError(f"synthesis.plan.{key} gives no value a weight above 0, so there is nothing to draw.")
+        raise InputError(
+            f"synthesis.plan.{key} gives no value a weight above 0, so there is nothing to draw. Give one a weight, "
+            "or leave the key out for the paper's weights."
+        )
+    if not all(name.strip() for name in positive) or sum(positive.values()) == inf:
+        raise InputError(
+            f"synthesis.plan.{key} is {shown(weights)}; names have to be words, and weights may not add up to "
+            f"infinity. To leave an attribute out of the prompt, name the value {UNSPECIFIED}."
+        )
     return positive

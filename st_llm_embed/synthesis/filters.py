@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 
 from st_llm_embed.data.rows import Row, fold
@@ -10,62 +11,77 @@ from st_llm_embed.languages import LANGUAGE_CODES
 from st_llm_embed.recipe import TaskType
 from st_llm_embed.synthesis.language_id import contradicts
 from st_llm_embed.synthesis.parsing import Rejection
+from st_llm_embed.synthesis.refusals import is_refusal
 
-REFUSAL = re.compile(
-    r"^\W*(i['\u2019]?m (very |so )?sorry\b.{0,40}\b(can|not|unable)|sorry, (but )?(i|as) |as an? (ai|artificial|large language)\b"
-    r"|i('m| am) (unable|not able) to (provide|generate|create|write|help|assist)"
-    r"|i can(no|['\u2019])t (help|assist|provide|generate|create|write|comply|fulfil))",
-    re.IGNORECASE,
-)
-"""Words that answers begin with when a model declines inside the JSON it was asked for."""
-
-LEAKED_WORDS = 6
-"""A query of so many words is not found word for word in a text that somebody else wrote."""
+LEAST_LEAKED_BYTES = 30
+"""Least length in UTF-8 of a query that must not stand word for word in its positive: 30 Latin, 10 Chinese characters.
+Pairs that people wrote pass (scripts/measure_leaks.py; docs/decisions.md)."""
 
 LONG_SIDES: dict[TaskType, tuple[str, ...]] = {
     "short-long": ("positive", "negative"),
     "long-long": ("anchor", "positive"),
 }
+LABELS = ("positive", "negative")
+"""The sides of long-short that are labels."""
 MIN_LONG_CHARACTERS, MAX_CHARACTERS = 60, 30_000
-MAX_SHORT_CHARACTERS = 2_000
-"""Sizes that no such text has unless something went wrong; in characters, since words are not told apart everywhere."""
+MAX_SHORT_CHARACTERS, MAX_LABEL_CHARACTERS = 2_000, 200
+"""Sizes that no such text has unless something went wrong; in characters, since words are not told apart everywhere.
+"""
+
+_EDGES = " .?!:;,…。？！؟।՞;\"'«»“”„‘’「」『』()¿¡"  # noqa: RUF001
+_LANGUAGE_NAMES = re.compile("|".join(LANGUAGE_CODES))
 
 
 def check_texts(texts: dict[str, str], task_type: TaskType) -> Rejection | None:
     """Check the texts of one row: anchor, positive and, where there is one, negative."""
     for name, text in texts.items():
-        if not text.strip():
-            return Rejection("empty text", name)
-        if REFUSAL.search(text):
-            return Rejection("refusal", text[:200])
-        long = name in LONG_SIDES.get(task_type, ()) or (task_type == "long-short" and name == "anchor")
-        if len(text) > (MAX_CHARACTERS if long else MAX_SHORT_CHARACTERS):
-            return Rejection("too long", f"{name} has {len(text):,} characters")
-        if name in LONG_SIDES.get(task_type, ()) and len(text) < MIN_LONG_CHARACTERS:
-            return Rejection("too short", f"{name}: {text}")
+        problem = _check_text(name, text, task_type)
+        if problem is not None:
+            return problem
     anchor, positive, negative = (fold(texts.get(name, "")) for name in ("anchor", "positive", "negative"))
-    if negative and negative == positive:
+    if negative == positive:
         return Rejection("negative equals positive", positive[:200])
     if anchor in (positive, negative):
         return Rejection("anchor repeated", anchor[:200])
-    if task_type in ("short-long", "long-long") and len(anchor.split()) >= LEAKED_WORDS and anchor in positive:
+    if task_type in LONG_SIDES and leaks(anchor, positive):
         return Rejection("query leaks into positive", anchor[:200])
     return None
+
+
+def leaks(query: str, text: str) -> bool:
+    """Whether a text has a whole query in it, word for word; both folded."""
+    wording = query.strip(_EDGES)
+    return len(wording.encode()) >= LEAST_LEAKED_BYTES and wording in text
 
 
 def check_language(row: Row) -> Rejection | None:
     """Check that no text is confidently in another language than the one asked for.
 
-    A row whose instruction names another language, such as "Given a German question, retrieve Spanish passages", is not
-    checked: its texts are in two languages on purpose.
+    A row whose instruction names another language, such as "Given a German question, retrieve Spanish passages", is
+    not checked: its texts are in two languages on purpose.
     """
-    asked = {row.language, row.target_language}
-    if any(name in row.instruction for name, code in LANGUAGE_CODES.items() if code not in asked):
-        return None
     for text, code in _expected_languages(row):
         found = contradicts(text, code)
         if found is not None:
+            named = {LANGUAGE_CODES[name] for name in _LANGUAGE_NAMES.findall(row.instruction)}
+            if named - {row.language, row.target_language}:
+                return None
             return Rejection("wrong language", f"asked for {code}, got {found.found}: {text[:120]}")
+    return None
+
+
+def _check_text(name: str, text: str, task_type: TaskType) -> Rejection | None:
+    if not any(unicodedata.category(character)[0] in "LNS" for character in text):
+        return Rejection("empty text", f"{name}: {text[:100]}")  # no letter, number or symbol, such as "..."
+    if is_refusal(text):
+        return Rejection("refusal", f"{name}: {text[:200]}")
+    long = name in LONG_SIDES.get(task_type, ()) or (task_type == "long-short" and name == "anchor")
+    label = task_type == "long-short" and name in LABELS
+    most = MAX_CHARACTERS if long else MAX_LABEL_CHARACTERS if label else MAX_SHORT_CHARACTERS
+    if len(text) > most:
+        return Rejection("too long", f"{name} has {len(text):,} characters")
+    if name in LONG_SIDES.get(task_type, ()) and len(text) < MIN_LONG_CHARACTERS:
+        return Rejection("too short", f"{name}: {text}")
     return None
 
 

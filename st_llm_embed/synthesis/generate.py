@@ -41,7 +41,7 @@ def check_synthesis(synthesis: Synthesis) -> None:
     if synthesis.endpoint.base_url != REPLAY:
         _api_key(synthesis.endpoint)
     if synthesis.plan.tasks is not None:
-        plan.example(0, TaskFile(tasks_path(synthesis.plan.tasks)))
+        plan.check(TaskFile(tasks_path(synthesis.plan.tasks)))
     for path in synthesis.filters.evaluation_texts:
         if not Path(path).exists():
             raise InputError(

@@ -64,11 +64,12 @@ class RequestPlan:
         self._models = _Draw(endpoint.models)
         types = task_type_weights(plan)
         self._types = _Draw(types)
-        self.brainstormed_types = [name for name in types if name in TWO_STEP]
+        self.brainstormed_types = [name for name in TWO_STEP if name in types]
         if plan.tasks is None and plan.brainstorm_requests < len(self.brainstormed_types):
             raise InputError(
-                f"synthesis.plan.brainstorm_requests is {plan.brainstorm_requests}; {', '.join(self.brainstormed_types)} need one "
-                "each at the least. Raise it, or leave task types out with synthesis.plan.task_types."
+                f"synthesis.plan.brainstorm_requests is {plan.brainstorm_requests}; "
+                f"{', '.join(self.brainstormed_types)} need one each at the least. Raise it, give a file of "
+                "instructions with synthesis.plan.tasks, or leave task types out with synthesis.plan.task_types."
             )
         self._draw_brainstormed = _Draw({name: types[name] for name in self.brainstormed_types})
         self._attributes = {
@@ -78,10 +79,24 @@ class RequestPlan:
         languages = language_weights(plan)
         self._languages = _Draw(languages)
         self._other_languages = {
-            name: _Draw({other: weight for other, weight in languages.items() if other != name})
-            for name in languages
-            if len(languages) > 1
+            name: _Draw({other: weight for other, weight in languages.items() if other != name}) for name in languages
         }
+        self._one_language: str | None = next(iter(languages)) if len(languages) == 1 else None
+        if self._one_language and plan.tasks is None and "bitext" in types:
+            raise self._no_second_language()
+
+    def check(self, tasks: TaskFile) -> None:
+        """Check that every task can be asked for.
+
+        Raises:
+            InputError: there are none, or a bitext task needs a second language and the plan has but one.
+        """
+        if not len(tasks):
+            raise InputError(
+                f"{tasks.path} holds no tasks. Give one JSON object a line with task_type and instruction."
+            )
+        for number in range(tasks.count("bitext")):
+            self._two_languages(0, tasks.of_type("bitext", number))
 
     def brainstorm(self, index: int) -> Request:
         """Give brainstorm request number `index`, which asks for about 20 instructions."""
@@ -122,8 +137,11 @@ class RequestPlan:
 
     def judge(self, index: int, row: Row, model: str) -> Request:
         """Give the request that has the row of example request `index` graded."""
-        values = row.model_dump(include={"instruction", "anchor", "positive", "negative"}, exclude_none=True)
-        return self._request("judge", index, self._prompt("judge", index, "judge", values), JUDGE_SCHEMA, {}, model)
+        values = {"instruction": row.instruction, "anchor": row.anchor, "positive": row.positive}
+        if row.negative is not None:
+            values["negative"] = row.negative
+        template = "judge-pair" if row.negative is None else "judge"
+        return self._request("judge", index, self._prompt("judge", index, template, values), JUDGE_SCHEMA, {}, model)
 
     def _task(self, index: int, tasks: TaskFile) -> Task:
         if self._plan.tasks is not None:
@@ -137,11 +155,7 @@ class RequestPlan:
     def _draw_attributes(self, index: int, task: Task) -> dict[str, str]:
         drawn = {}
         if task.task_type == "bitext":
-            drawn["src_lang"] = task.attributes.get("src_lang") or self._languages(
-                self._uniform("example", index, "src")
-            )
-            others = self._other_languages.get(drawn["src_lang"], self._languages)
-            drawn["tgt_lang"] = task.attributes.get("tgt_lang") or others(self._uniform("example", index, "tgt"))
+            drawn["src_lang"], drawn["tgt_lang"] = self._two_languages(index, task)
         else:
             drawn["language"] = task.attributes.get("language") or self._languages(
                 self._uniform("example", index, "language")
@@ -151,6 +165,23 @@ class RequestPlan:
             if value != UNSPECIFIED:
                 drawn[name] = value
         return drawn
+
+    def _two_languages(self, index: int, task: Task) -> tuple[str, str]:
+        source, target = task.attributes.get("src_lang"), task.attributes.get("tgt_lang")
+        if self._one_language and not (source and target) and (source or target) in (None, self._one_language):
+            raise self._no_second_language()
+        source = source or self._another(target)(self._uniform("example", index, "src"))
+        return source, target or self._another(source)(self._uniform("example", index, "tgt"))
+
+    def _another(self, language: str | None) -> _Draw:
+        """Give the draw of a language that is not the one given."""
+        return self._other_languages.get(language or "", self._languages)
+
+    def _no_second_language(self) -> InputError:
+        return InputError(
+            f"synthesis.plan.languages has one language, {self._one_language}, and bitext needs two. Add a language, "
+            "or leave bitext out of synthesis.plan.task_types or of the file of tasks."
+        )
 
     def _topic(self, step: Step, index: int) -> str | None:
         topics = self._plan.topics
@@ -177,8 +208,9 @@ class _Draw:
     """Maps a uniform number to a name with the weights given."""
 
     def __init__(self, weights: Weights) -> None:
-        self._names: tuple[Any, ...] = tuple(weights)
-        self._cumulative = list(accumulate(weights.values()))
+        # Sorted: the order of a recipe's lines must not change what is drawn.
+        self._names: tuple[Any, ...] = tuple(sorted(weights))
+        self._cumulative = list(accumulate(weights[name] for name in self._names))
 
     def __call__(self, uniform: float) -> Any:
         position = bisect_right(self._cumulative, uniform * self._cumulative[-1])
@@ -198,4 +230,4 @@ BRAINSTORM_SCHEMA = _object_schema({"tasks": {"type": "array", "items": {"type":
 EXAMPLE_SCHEMAS = {
     task_type: _object_schema({key: {"type": "string"} for key in keys}) for task_type, keys in RESPONSE_KEYS.items()
 }
-JUDGE_SCHEMA = _object_schema({"score": {"type": "integer"}})
+JUDGE_SCHEMA = _object_schema({"score": {"type": "integer", "enum": [1, 2, 3, 4, 5]}})

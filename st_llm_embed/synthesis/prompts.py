@@ -1,7 +1,7 @@
 """Prompts: templates/*.txt filled in.
 
-A line whose placeholder has no value is left out. Lines that begin with ``* `` are guidelines; their order is shuffled
-for every request, as in the sampling code of SPEED (arXiv 2410.18634), so that no model learns one order.
+Lines that begin with ``* `` are guidelines: one whose placeholder has no value is left out, and their order is
+shuffled for every request, as in the sampling code of SPEED (arXiv 2410.18634), so that no order shapes all answers.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ def fill_template(name: str, values: Mapping[str, str], order: Callable[[int], f
     Args:
         name: file name without ``.txt``.
         values: texts by placeholder; they are put in as they are, braces and all.
-        order: gives the sort key of guideline number n.
+        order: gives the sort key of the guideline in line number n.
     """
     lines = []
     guidelines: list[tuple[float, str]] = []
     position = 0
-    for line, placeholders in _template(name):
-        if not all(placeholder in values for placeholder in placeholders):
+    for number, (line, placeholders) in enumerate(_template(name)):
+        guideline = line.startswith("* ")
+        if guideline and not all(placeholder in values for placeholder in placeholders):
             continue
         text = _PLACEHOLDER.sub(lambda match: values[match[1]], line) if placeholders else line
-        if line.startswith("* "):
+        if guideline:
             position = len(lines)
-            guidelines.append((order(len(guidelines)), text))
+            guidelines.append((order(number), text))
         else:
             lines.append(text)
     lines[position:position] = [text for _, text in sorted(guidelines)]

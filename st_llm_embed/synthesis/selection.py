@@ -10,11 +10,13 @@ import json
 import tempfile
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
+
+import numpy as np
 
 from st_llm_embed.data.contamination import EvaluationTexts
 from st_llm_embed.data.rows import RESPONSE_KEYS, Row, row_of_answer
@@ -31,6 +33,8 @@ Similarities = Callable[[Sequence[Row]], Sequence[tuple[float, float]]]
 """Gives, for rows with a negative, the cosine similarity of the anchor to the positive and to the negative."""
 
 ROWS_PER_BATCH = 256
+
+TEXTS = ("anchor", "positive", "negative")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +76,7 @@ class Selection:
         self._journal, self._similarities = journal, similarities
         self._planned = synthesis.plan.requests
         self._overlap: Counter[tuple[str, str, bool]] = Counter()
-        self._offsets = {"example": array("q"), "judge": array("q")}
-        offset = 0
-        for record, size in read_journal(journal):
-            if record["status"] == "answered" and record["step"] in self._offsets:
-                offsets = self._offsets[record["step"]]
-                offsets.extend([-1] * (record["index"] + 1 - len(offsets)))
-                offsets[record["index"]] = offset
-            offset += size
+        self._answers = _Answers(journal)
         self._evaluation_texts = (
             EvaluationTexts.read([Path(path) for path in self._filters.evaluation_texts])
             if self._filters.evaluation_texts
@@ -99,18 +96,21 @@ class Selection:
         Args:
             workspace: an existing folder for what memory should not hold; left empty.
         """
-        for candidate in self.candidates(workspace):
-            yield candidate if isinstance(candidate, Rejected) else self._graded(*candidate)
+        with self._journal.open("rb") as journal:
+            for candidate in self.candidates(workspace):
+                yield candidate if isinstance(candidate, Rejected) else self._graded(*candidate, journal)
 
     def candidates(self, workspace: Path) -> Iterator[tuple[int, Row] | Rejected]:
         """Give the same before the judge, each row with the index of its request."""
         with tempfile.TemporaryFile("w+", dir=workspace, encoding="utf-8") as spool:
+            spooled = array("Q")
             for index, row in self._alone():
                 if isinstance(row, Rejected):
                     yield row
                 else:
-                    spool.write(json.dumps([index, row.model_dump()]) + "\n")
-            distinct = self._distinct(spool, workspace)
+                    spooled.append(index)
+                    spool.write(row.model_dump_json() + "\n")
+            distinct = self._distinct(spool, spooled, workspace)
             if self._similarities is None:
                 yield from distinct
                 return
@@ -121,12 +121,9 @@ class Selection:
         """Give every answer after the filters that need it alone."""
         seen: set[int] = set()
         with self._journal.open("rb") as journal:
-            for index in range(min(self._planned, len(self._offsets["example"]))):
-                offset = self._offsets["example"][index]
-                if offset < 0:
-                    continue
-                record = read_record(journal, offset)
-                if record["key"] == self._plan.example(index, self._tasks).key:
+            for index in range(min(self._planned, self._answers.examples)):
+                record = self._answers.read(journal, self._plan.example(index, self._tasks).key)
+                if record is not None:
                     yield index, self._row(record, seen)
 
     def _row(self, record: dict[str, Any], seen: set[int]) -> Row | Rejected:
@@ -137,9 +134,7 @@ class Selection:
         response = parse_answer(content, EXAMPLE_SCHEMAS[task_type])
         if isinstance(response, Rejection):
             return _rejected(record, response, content)
-        texts = dict(
-            zip(("anchor", "positive", "negative"), (response[key] for key in RESPONSE_KEYS[task_type]), strict=False)
-        )
+        texts = dict(zip(TEXTS, (response[key] for key in RESPONSE_KEYS[task_type]), strict=False))
         problem = check_texts(texts, task_type)
         if problem is None:
             row = row_of_answer(
@@ -158,11 +153,11 @@ class Selection:
         return _rejected(record, problem, content)
 
     def _known(self, row: Row, seen: set[int]) -> Rejection | None:
-        digest = text_hash(_all_texts(row.model_dump()))
+        digest = text_hash(_all_texts({name: getattr(row, name) for name in TEXTS}))
         if digest in seen:
             return Rejection("duplicate", row.anchor[:200])
         seen.add(digest)
-        for name in ("anchor", "positive", "negative"):
+        for name in TEXTS:
             text = getattr(row, name)
             match = self._evaluation_texts.match(text) if self._evaluation_texts and text else None
             if match is None:
@@ -172,19 +167,22 @@ class Selection:
                 return Rejection("evaluation text", f"{name}, {match.kind} of {match.file}")
         return None
 
-    def _distinct(self, spool: TextIO, workspace: Path) -> Iterator[tuple[int, Row] | Rejected]:
+    def _distinct(
+        self, spool: TextIO, indexes: Sequence[int], workspace: Path
+    ) -> Iterator[tuple[int, Row] | Rejected]:
         """Give the spooled rows without those that nearly repeat an earlier one."""
         similarity = self._filters.near_duplicates
         earlier = None
         if similarity is not None:
-            texts = (_all_texts(row) for _, row in _spooled(spool))
+            texts = (_all_texts(json.loads(line)) for line in _lines(spool))
             earlier = near_duplicates(texts, workspace=workspace, similarity=similarity)
-        for number, (index, fields) in enumerate(_spooled(spool)):
-            row = Row.model_validate(fields)
+        for number, line in enumerate(_lines(spool)):
+            row = Row.model_validate_json(line)
             if earlier is None or earlier[number] < 0:
-                yield index, row
+                yield indexes[number], row
             else:
-                yield _rejected_row(row, Rejection("near duplicate", f"of the answer in line {earlier[number]}"))
+                repeated = self._plan.example(indexes[earlier[number]], self._tasks).key
+                yield _rejected_row(row, Rejection("near duplicate", f"of {repeated}"))
 
     def _consistent(
         self, batch: list[tuple[int, Row] | Rejected], similarities: Similarities
@@ -212,15 +210,13 @@ class Selection:
                 detail = f"similarity to the positive {to_positive:.3f}, to the negative {to_negative:.3f}"
                 yield _rejected_row(row, Rejection("inconsistent", detail))
 
-    def _graded(self, index: int, row: Row) -> Row | Rejected:
+    def _graded(self, index: int, row: Row, journal: BinaryIO) -> Row | Rejected:
         """Give a row with the judge's grade, if it has one, and reject it if that is too low."""
         model = self._filters.judge_model
-        offsets = self._offsets["judge"]
-        if model is None or index >= len(offsets) or offsets[index] < 0:
+        if model is None:
             return row
-        with self._journal.open("rb") as journal:
-            record = read_record(journal, offsets[index])
-        if record["key"] != self._plan.judge(index, row, model).key:
+        record = self._answers.read(journal, self._plan.judge(index, row, model).key)
+        if record is None:
             return row
         content = content_of(completion_of(record["body"]))
         answer = content if isinstance(content, Rejection) else parse_answer(content, JUDGE_SCHEMA)
@@ -232,15 +228,40 @@ class Selection:
         return row
 
 
-def _all_texts(row: dict[str, Any]) -> str:
-    return "\n".join(row[name] for name in ("anchor", "positive", "negative") if row[name] is not None)
+class _Answers:
+    """Where the answers of a journal lie: 16 bytes each."""
+
+    def __init__(self, journal: Path) -> None:
+        keys, offsets = array("Q"), array("q")
+        self.examples = 0
+        """One more than the highest number of an answered example request."""
+        offset = 0
+        for record, size in read_journal(journal):
+            if record["status"] == "answered" and record["step"] in ("example", "judge"):
+                keys.append(int(record["key"], 16))
+                offsets.append(offset)
+                if record["step"] == "example":
+                    self.examples = max(self.examples, record["index"] + 1)
+            offset += size
+        order = np.argsort(np.asarray(keys), kind="stable")
+        self._keys, self._offsets = np.asarray(keys)[order], np.asarray(offsets)[order]
+
+    def read(self, journal: BinaryIO, key: str) -> dict[str, Any] | None:
+        """Read the answer to the request of that key from the open journal, if there is one."""
+        wanted = np.uint64(int(key, 16))
+        place = int(np.searchsorted(self._keys, wanted))
+        if place == len(self._keys) or self._keys[place] != wanted:
+            return None
+        return read_record(journal, self._offsets[place])
 
 
-def _spooled(spool: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
+def _all_texts(row: Mapping[str, str | None]) -> str:
+    return "\n".join(text for name in TEXTS if (text := row[name]) is not None)
+
+
+def _lines(spool: TextIO) -> Iterator[str]:
     spool.seek(0)
-    for line in spool:
-        index, fields = json.loads(line)
-        yield index, fields
+    yield from spool
 
 
 def _rejected(record: dict[str, Any], rejection: Rejection, answer: str) -> Rejected:
@@ -252,15 +273,16 @@ def _rejected(record: dict[str, Any], rejection: Rejection, answer: str) -> Reje
         instruction=about["instruction"] or "",
         language=LANGUAGE_CODES.get(language, language),
         reason=rejection.reason,
-        detail=rejection.detail,
-        answer=answer,
+        detail=rejection.detail.encode(errors="replace").decode(),
+        # Half a surrogate pair, which a JSON escape can give, cannot be written to a file.
+        answer=answer.encode(errors="replace").decode(),
         generator=record["model"],
         key=record["key"],
     )
 
 
 def _rejected_row(row: Row, rejection: Rejection) -> Rejected:
-    texts = {name: getattr(row, name) for name in ("anchor", "positive", "negative")}
+    texts = {name: getattr(row, name) for name in TEXTS}
     return Rejected(
         task_type=row.task_type,
         instruction=row.instruction,

@@ -7,15 +7,16 @@ A line has ``task_type``, ``instruction`` (none for sts and bitext) and, if its 
 from __future__ import annotations
 
 import json
-import mmap
+import weakref
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from st_llm_embed.errors import InputError
+from st_llm_embed.errors import InputError, explained, shown
+from st_llm_embed.languages import LANGUAGE_CODES
 from st_llm_embed.recipe import EMBEDDED, TASK_TYPES, TaskType
 from st_llm_embed.synthesis.attributes import ATTRIBUTES, TWO_STEP
 
@@ -38,25 +39,27 @@ class TaskFile:
         """Check every line once.
 
         Raises:
-            InputError: the file cannot be read, is empty, or a line is no task; names the line.
+            InputError: the file cannot be read, or a line is no task; names the line.
         """
+        self.path = path
         self._offsets = array("Q")
         self._by_type: dict[str, array[int]] = {}
-        self._content = _mapped(path)
-        while line := self._content.readline():
+        self._file: BinaryIO = _opened(path)
+        weakref.finalize(self, self._file.close)
+        offset = 0
+        for number, line in enumerate(self._file, start=1):
             if line.strip():
-                task = _parse(line, f"{path}, line {len(self._offsets) + 1}")
+                task = _parse(line, f"{path}, line {number}")
                 self._by_type.setdefault(task.task_type, array("Q")).append(len(self._offsets))
-                self._offsets.append(self._content.tell() - len(line))
-        if not self._offsets:
-            raise InputError(_no_tasks(path))
+                self._offsets.append(offset)
+            offset += len(line)
 
     def __len__(self) -> int:
         return len(self._offsets)
 
     def __getitem__(self, number: int) -> Task:
-        self._content.seek(self._offsets[number])
-        return _parse(self._content.readline(), "")
+        self._file.seek(self._offsets[number])
+        return _parse(self._file.readline(), "")
 
     def count(self, task_type: TaskType) -> int:
         """Number of tasks of one type."""
@@ -74,12 +77,9 @@ def tasks_path(name_or_path: str) -> Path:
     return Path(name_or_path)
 
 
-def _mapped(path: Path) -> mmap.mmap:
+def _opened(path: Path) -> BinaryIO:
     try:
-        with path.open("rb") as file:
-            if path.stat().st_size == 0:
-                raise InputError(_no_tasks(path))
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return path.open("rb")
     except OSError as error:
         raise InputError(
             f"The file of tasks {path} cannot be read: {error.strerror}. synthesis.plan.tasks takes the path of a "
@@ -87,15 +87,9 @@ def _mapped(path: Path) -> mmap.mmap:
         ) from error
 
 
-def _no_tasks(path: Path) -> str:
-    return f"{path} holds no tasks. Give one JSON object a line with task_type and instruction."
-
-
 def _parse(line: bytes, where: str) -> Task:
-    try:
-        content: Any = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{where} is not JSON: {error}. Write one JSON object a line.") from error
+    with explained(f"{where} is not JSON in UTF-8", "Write one JSON object a line."):
+        content: Any = json.loads(line.decode("utf-8-sig"))
     if not isinstance(content, dict) or content.get("task_type") not in TASK_TYPES:
         raise InputError(
             f"{where} is no task: it needs a task_type, one of {', '.join(TASK_TYPES)}, and an instruction. "
@@ -105,15 +99,29 @@ def _parse(line: bytes, where: str) -> Task:
     instruction = content.get("instruction") if task_type in TWO_STEP else None
     if task_type in TWO_STEP and not (isinstance(instruction, str) and instruction.strip()):
         raise InputError(f"{where}: a {task_type} task needs an instruction, a text. Mend or remove the line.")
-    attributes = content.get("attributes") or {}
-    sides = {"src_lang", "tgt_lang"} if task_type == "bitext" else {"language"}
-    allowed = sides | ATTRIBUTES[task_type].keys()
-    if not isinstance(attributes, dict) or not attributes.keys() <= allowed:
+    given = content.get("attributes") or {}
+    sides = ("src_lang", "tgt_lang") if task_type == "bitext" else ("language",)
+    allowed = (*sides, *ATTRIBUTES[task_type])
+    if not isinstance(given, dict) or not given.keys() <= set(allowed):
         raise InputError(
-            f"{where}: the attributes of a {task_type} task are {', '.join(sorted(allowed))}. Mend or remove the line."
+            f"{where}: the attributes of a {task_type} task are {', '.join(allowed)}; got {shown(given)}. Mend or "
+            "remove the line."
         )
-    return Task(
-        task_type,
-        instruction and instruction.strip(),
-        {k: f"{v:g}" if isinstance(v, float) else str(v) for k, v in attributes.items()},
-    )
+    attributes = {name: _text(value, f"{where}: {name}") for name, value in given.items() if value is not None}
+    languages = [attributes[side] for side in sides if side in attributes]
+    if not LANGUAGE_CODES.keys() >= set(languages) or len(set(languages)) < len(languages):
+        raise InputError(
+            f"{where}: {' and '.join(sides)} is {shown(' and '.join(languages))}; allowed are the English names in "
+            "st_llm_embed/languages.py, two different ones in bitext. Mend or remove the line."
+        )
+    return Task(task_type, instruction and _text(instruction, f"{where}: instruction"), attributes)
+
+
+def _text(value: Any, what: str) -> str:
+    """Give a value as it is put into a prompt: 4.0 as 4."""
+    text = value.strip() if isinstance(value, str) else ""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        text = f"{value:g}" if isinstance(value, float) else str(value)
+    if not text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise InputError(f"{what} is {shown(value)}; give a text or a number, or leave it out.")
+    return text

@@ -1,0 +1,444 @@
+"""Requests by number: the same everywhere, drawn as the preset says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from synthesis.planned import TWO_STEP_TASKS, request_plan, synthesis, write_tasks
+
+import st_llm_embed
+from st_llm_embed import InputError
+from st_llm_embed.data import Row
+from st_llm_embed.languages import LANGUAGE_CODES, SAMPLING_WEIGHTS
+from st_llm_embed.recipe import TASK_TYPES, Recipe
+from st_llm_embed.synthesis.attributes import ATTRIBUTES
+from st_llm_embed.synthesis.attributes import TASK_TYPES as TASK_TYPE_WEIGHTS
+from st_llm_embed.synthesis.plan import RequestPlan
+from st_llm_embed.synthesis.prompts import PROMPT_VERSION, fill_template
+from st_llm_embed.synthesis.tasks import TaskFile
+
+TEMPLATES = Path(st_llm_embed.__file__).parent / "synthesis" / "templates"
+GOLDEN_KEYS = [
+    "296fb9d488284921",
+    "7d7ef6fd7cc0f0b0",
+    "e1f7d08de886cf7e",
+    "94b931076ae583e8",
+    "4a213a9d347eaba6",
+    "d2313517c1898df7",
+    "20a33fa645c80e5c",
+    "4a2b7cb497aff083",
+    "9e9c1ee273f159d7",
+    "db1c1d79f6d47bd5",
+]
+GOLDEN_REQUEST = (
+    "example",
+    0,
+    "sample",
+    {
+        "attributes": {
+            "difficulty": "high school",
+            "high_score": "4",
+            "language": "English",
+            "low_score": "3.5",
+            "unit": "sentence",
+        },
+        "instruction": None,
+        "task_type": "sts",
+    },
+)
+GOLDEN_PROMPT = """Write three texts for a test of semantic similarity, as a JSON object with three keys:
+- "S1": the text to compare with.
+- "S2": a text that is close to S1 in meaning.
+- "S3": a text that is less close to S1 in meaning than S2.
+
+Similarity is graded like this, with half points in between: 5 means the same, 4 the same but for unimportant details, 3 roughly the same with an important detail different, 2 the same subject and another statement, 1 hardly anything in common.
+
+What the three have to be like:
+* All three are written in English.
+* The similarity of S2 to S1 is 4 of 5.
+* The similarity of S3 to S1 is 3.5 of 5.
+* Wording does not give away which is closer: S2 uses other words than S1, S3 repeats many of S1's.
+* It takes high school level education to understand them.
+* Each stands by itself, without reference to the others.
+* Each of them is one sentence.
+
+Answer with the JSON object and nothing else. Be inventive."""  # noqa: E501
+PRINT_KEYS = """
+import sys
+from pathlib import Path
+from synthesis.planned import request_plan
+from st_llm_embed.synthesis.tasks import TaskFile
+plan, tasks = request_plan(), TaskFile(Path(sys.argv[1]))
+for request in [*plan.brainstorms(), *plan.examples(tasks)]:
+    print(request.key)
+"""
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> TaskFile:
+    return TaskFile(write_tasks(tmp_path_factory.mktemp("tasks") / "tasks.jsonl"))
+
+
+def prompt(request: Any) -> str:
+    return request.messages[0]["content"]
+
+
+def test_a_template_is_not_changed_without_a_new_version() -> None:
+    digest = hashlib.sha256()
+    for path in sorted(TEMPLATES.glob("*.txt")):
+        digest.update(f"{path.name}\n{path.read_text(encoding='utf-8')}".encode())
+    # A template was changed? Raise PROMPT_VERSION and put the new pair here.
+    assert (PROMPT_VERSION, digest.hexdigest()[:16]) == ("1", "a4e76acf16258126")
+
+
+def test_requests_are_those_of_any_machine(tasks: TaskFile) -> None:
+    plan = request_plan()
+    keys = [plan.brainstorm(index).key for index in (0, 1, 4, 1_000_000)]
+    keys += [plan.example(index, tasks).key for index in (0, 1, 2, 3, 4, 1_000_000)]
+    assert keys == GOLDEN_KEYS
+    request = plan.example(0, tasks)
+    assert (request.step, request.index, request.model, request.about) == GOLDEN_REQUEST
+    assert prompt(request) == GOLDEN_PROMPT
+
+
+def test_a_process_with_other_hashes_gives_the_same_keys(tasks: TaskFile) -> None:
+    plan = request_plan()
+    expected = [request.key for request in [*plan.brainstorms(), *plan.examples(tasks)]]
+    for seed in ("1", "2"):
+        path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": path}
+        command = [sys.executable, "-c", PRINT_KEYS, str(tasks.path)]
+        printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert printed.stdout.split() == expected
+    assert len(set(expected)) == len(expected)
+
+
+def test_the_order_of_a_recipes_lines_changes_nothing(tasks: TaskFile) -> None:
+    one = request_plan(task_types={"sts": 1, "bitext": 2, "short-long": 3}, languages={"German": 1, "Dutch": 2})
+    other = request_plan(languages={"Dutch": 2, "German": 1}, task_types={"short-long": 3, "bitext": 2, "sts": 1})
+    assert [r.key for r in one.examples(tasks)] == [r.key for r in other.examples(tasks)]
+    assert [r.key for r in one.brainstorms()] == [r.key for r in other.brainstorms()]
+
+
+def test_more_requests_leave_the_first_as_they_were(tasks: TaskFile) -> None:
+    few, many = request_plan(requests=50), request_plan(requests=500)
+    assert [r.key for r in few.examples(tasks)] == [r.key for r in many.examples(tasks)][:50]
+
+
+def test_another_seed_gives_other_requests(tasks: TaskFile) -> None:
+    one, other = request_plan(seed=1), request_plan(seed=2)
+    assert not {r.key for r in one.examples(tasks)} & {r.key for r in other.examples(tasks)}
+
+
+def test_weights_of_one_attribute_leave_the_other_draws_alone(tasks: TaskFile) -> None:
+    changed = {"short-long": {"num_words": {"50": 1, "700": 3}}, "sts": {"unit": {"unspecified": 1}}}
+    one, other = request_plan(requests=2000), request_plan(requests=2000, attributes=changed)
+    drawn = Counter()
+    for before, after in zip(one.examples(tasks), other.examples(tasks), strict=True):
+        assert (before.about["task_type"], before.model) == (after.about["task_type"], after.model)
+        assert before.about["instruction"] == after.about["instruction"]
+        old, new = dict(before.about["attributes"]), dict(after.about["attributes"])
+        if before.about["task_type"] == "short-long":
+            drawn[new.pop("num_words")] += 1
+            old.pop("num_words")
+        elif before.about["task_type"] == "sts":
+            old.pop("unit")
+        else:
+            assert before.key == after.key
+        assert old == new
+    assert set(drawn) == {"50", "700"}
+
+
+def test_draws_follow_the_preset(tasks: TaskFile) -> None:
+    """Chi-square of 200,000 requests: the probability of a value as large as the bound is 1 in a million."""
+    plan = request_plan()
+    types, languages, sources, targets = Counter(), Counter(), Counter(), Counter()
+    attributes: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    instructions: Counter[str] = Counter()
+    for index in range(200_000):
+        task = plan._task(index, tasks)
+        drawn = plan._draw_attributes(index, task)
+        types[task.task_type] += 1
+        if task.task_type == "bitext":
+            assert drawn["src_lang"] != drawn["tgt_lang"]
+            sources[drawn["src_lang"]] += 1
+            targets[drawn["tgt_lang"]] += 1
+        else:
+            languages[drawn["language"]] += 1
+        if task.task_type == "long-short":
+            instructions[task.instruction or ""] += 1
+        for name in ATTRIBUTES[task.task_type]:
+            attributes[task.task_type, name][drawn.get(name, "unspecified")] += 1
+    assert_drawn(types, TASK_TYPE_WEIGHTS)
+    assert_drawn(languages, SAMPLING_WEIGHTS)
+    assert_drawn(sources, SAMPLING_WEIGHTS)
+    weights = SAMPLING_WEIGHTS
+    assert_drawn(
+        targets,
+        {
+            target: sum(
+                weights[source] * weights[target] / (1 - weights[source]) for source in weights if source != target
+            )
+            for target in weights
+        },
+    )
+    assert_drawn(instructions, {t["instruction"]: 1 for t in TWO_STEP_TASKS if t["task_type"] == "long-short"})
+    assert set(languages) == set(targets) == set(LANGUAGE_CODES)
+    assert len(languages) == 93
+    for (task_type, name), counts in attributes.items():
+        assert_drawn(counts, ATTRIBUTES[task_type][name])
+    assert set(attributes) == {(kind, name) for kind in TASK_TYPES for name in ATTRIBUTES[kind]}
+
+
+def assert_drawn(counts: Counter[str], weights: Any) -> None:
+    assert set(counts) <= set(weights)
+    expected = {name: counts.total() * weight / sum(weights.values()) for name, weight in weights.items()}
+    statistic = sum((counts[name] - wanted) ** 2 / wanted for name, wanted in expected.items())
+    freedom = len(weights) - 1
+    # Wilson and Hilferty: the cube root of chi-square over its degrees of freedom is nearly normal.
+    spread = 2 / (9 * freedom)
+    assert ((statistic / freedom) ** (1 / 3) - (1 - spread)) / math.sqrt(spread) < 4.75, (counts, statistic)
+
+
+def test_models_are_drawn_by_their_shares(tasks: TaskFile) -> None:
+    section = synthesis()
+    endpoint = section.endpoint.model_copy(update={"models": {"large": 3.0, "small": 1.0}})
+    plan = RequestPlan(section.plan, endpoint)
+    assert_drawn(Counter(plan.example(index, tasks).model for index in range(20_000)), {"large": 3, "small": 1})
+
+
+def test_brainstorming_begins_with_one_request_of_each_type() -> None:
+    plan = request_plan(brainstorm_requests=300, task_types={"long-long": 1, "short-long": 1000, "sts": 5})
+    types = [request.about["task_type"] for request in plan.brainstorms()]
+    assert len(types) == 300
+    assert types[:2] == ["short-long", "long-long"]
+    assert Counter(types)["short-long"] > 290
+    assert len({request.key for request in plan.brainstorms()}) == 300
+
+
+def test_types_with_fixed_instructions_need_no_brainstorming(tmp_path: Path) -> None:
+    plan = request_plan(brainstorm_requests=0, task_types={"sts": 1, "bitext": 1})
+    assert list(plan.brainstorms()) == []
+    nothing = TaskFile(write_tasks(tmp_path / "tasks.jsonl", []))
+    assert {request.about["task_type"] for request in plan.examples(nothing)} == {"sts", "bitext"}
+
+
+def test_topics_are_asked_for_where_no_instruction_sets_the_subject(tasks: TaskFile) -> None:
+    plan = request_plan(topics=("gardening", "{tax} law"))
+    subjects = Counter()
+    for request in [*plan.brainstorms(), *plan.examples(tasks)]:
+        lines = [line for line in prompt(request).split("\n") if "this subject: " in line]
+        assert len(lines) == (request.about.get("instruction") is None)
+        subjects.update(line.rpartition(": ")[2] for line in lines)
+    assert set(subjects) == {"gardening.", "{tax} law."}
+    assert not any("this subject: " in prompt(request) for request in request_plan().examples(tasks))
+
+
+def test_tasks_of_ones_own_are_taken_in_turn(tmp_path: Path) -> None:
+    given = [
+        {"task_type": "short-long", "instruction": "Find { a } and {language}\n.", "attributes": {"num_words": 75}},
+        {"task_type": "bitext", "attributes": {"tgt_lang": "English", "high_score": 4.0}},
+        {"task_type": "bitext", "attributes": {"src_lang": "Dutch", "tgt_lang": "Latin"}},
+        {"task_type": "sts", "attributes": {"language": "Welsh", "unit": None}},
+        {"task_type": "long-short", "instruction": "Name the kind.", "attributes": {"difficulty": "unspecified"}},
+    ]
+    path = write_tasks(tmp_path / "mine.jsonl", given)
+    plan = request_plan(tasks=str(path), requests=500)
+    tasks = TaskFile(path)
+    plan.check(tasks)
+    requests = list(plan.examples(tasks))
+    for index, request in enumerate(requests):
+        task, attributes = given[index % 5], request.about["attributes"]
+        assert request.about["task_type"] == task["task_type"]
+        for name, value in (task.get("attributes") or {}).items():
+            if value not in (None, "unspecified"):
+                assert attributes[name] == (f"{value:g}" if isinstance(value, float) else str(value))
+        assert attributes.get("src_lang") is None or attributes["src_lang"] != attributes["tgt_lang"]
+    assert "A retrieval task: Find { a } and {language}\n." in prompt(requests[0])
+    assert "at least 75 words" in prompt(requests[0])
+    assert all("education" not in prompt(request) for request in requests[4::5])
+    assert len({request.about["attributes"]["unit"] for request in requests[3::5]}) == 3
+
+
+def test_judged_rows_with_and_without_a_negative() -> None:
+    plan = request_plan()
+    row = Row(anchor="a {positive}", positive="b", negative="c", instruction="find")
+    with_negative, pair = plan.judge(0, row, "m"), plan.judge(0, row.model_copy(update={"negative": None}), "m")
+    assert "Query: a {positive}\n" in prompt(with_negative)
+    assert "Unfitting text: c\n" in prompt(with_negative)
+    assert "nfitting" not in prompt(pair)
+    assert with_negative.key != pair.key != plan.judge(1, row, "m").key
+    assert plan.judge(0, row, "other").key != with_negative.key
+
+
+def test_guidelines_are_shuffled_and_those_without_a_value_left_out() -> None:
+    values = {"instruction": "i", "language": "German", "query_type": "q", "clarity": "c", "query_length": "l {x}"}
+
+    def filled(order: Any) -> list[str]:
+        return fill_template("example-short-long", values, order).split("\n")
+
+    one, other = filled(lambda number: number), filled(lambda number: -number)
+    assert one != other
+    assert sorted(one) == sorted(other)
+    assert "* The query has l {x}." in one
+    places = [place for place, line in enumerate(one) if line.startswith("* ")]
+    assert places == list(range(places[0], places[-1] + 1))
+    assert [one[place] for place in places] == [other[place] for place in reversed(places)]
+    assert not any("num_words" in line or "education" in line for line in one)
+
+
+@pytest.mark.parametrize("path", sorted(TEMPLATES.glob("*.txt")), ids=lambda path: path.stem)
+def test_templates(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").split("\n")
+    assert lines[-1] == ""
+    assert lines[-2]
+    assert all(line == line.strip() for line in lines)
+    # What may lack a value stands in a guideline of its own; a prompt is whole without it.
+    for line in lines:
+        optional = [
+            name
+            for name in ("topic", "unit", "difficulty", "high_score", "low_score", "num_words", "clarity")
+            if f"{{{name}}}" in line
+        ]
+        assert not optional or (line.startswith("* ") and len(optional) == 1)
+
+
+def test_every_attribute_stands_in_its_template() -> None:
+    for task_type, attributes in ATTRIBUTES.items():
+        text = (TEMPLATES / f"example-{task_type}.txt").read_text(encoding="utf-8")
+        for name in attributes:
+            assert f"{{{name}}}" in text
+        for key in request_plan()._attributes[task_type]:
+            assert key in attributes
+
+
+BAD_PLANS = {
+    "unknown language": ({"languages": {"German": 1, "Klingon": 1}}, "languages names 'Klingon'.*Afrikaans"),
+    "code of a language": ({"languages": {"de": 1, "en": 1}}, "languages names 'de, en'.*Afrikaans"),
+    "no language": ({"languages": {"German": 0, "Dutch": 0}}, "languages gives no value a weight above 0"),
+    "unknown attribute": ({"attributes": {"sts": {"num_words": {"50": 1}}}}, "names 'num_words'.*unit, high_score"),
+    "attribute of none": ({"attributes": {"long-long": {"unit": {"a": 1}}}}, "no attributes but the language"),
+    "no value": ({"attributes": {"sts": {"unit": {"sentence": 0}}}}, "attributes.sts.unit gives no value"),
+    "empty value": ({"attributes": {"sts": {"unit": {" ": 1}}}}, "names have to be words.*unspecified"),
+    "no task type": ({"task_types": {"sts": 0}}, "task_types gives no value a weight above 0"),
+    "infinite": ({"task_types": {"sts": 1e308, "bitext": 1e308}}, "infinity"),
+    "bitext in one language": ({"languages": {"German": 1, "Dutch": 0}}, "one language, German, and bitext needs two"),
+    "few brainstorms": ({"brainstorm_requests": 3}, "is 3; short-long, long-short, short-short, long-long need one"),
+    "no brainstorms": ({"brainstorm_requests": 0}, "is 0; short-long.*synthesis.plan.tasks"),
+}
+
+
+@pytest.mark.parametrize(("plan", "message"), BAD_PLANS.values(), ids=BAD_PLANS.keys())
+def test_bad_plans_are_explained(plan: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        request_plan(**plan)
+    assert "\n" not in str(error.value)
+
+
+BAD_VALUES = {
+    "paper has weights": (["preset: paper", "topics: [cars]"], "preset paper fixes topics; set preset to custom"),
+    "tasks and brainstorms": (["tasks: embedded", "brainstorm_requests: 4"], "tasks fixes instructions"),
+    "tasks and types": (["preset: custom", "tasks: embedded", "task_types: {sts: 1}"], "tasks fixes instructions"),
+    "unknown task type": (["preset: custom", "task_types: {short: 1}"], "short"),
+    "negative weight": (["preset: custom", "task_types: {sts: -1}"], "task_types.sts"),
+    "weight that is no number": (["preset: custom", "languages: {German: much}"], "languages.German"),
+    "infinite weight": (["preset: custom", "languages: {German: .inf}"], "languages.German"),
+    "empty topic": (["preset: custom", "topics: ['  ']"], "topics.0"),
+    "no requests": (["requests: 0"], "requests"),
+    "negative seed": (["seed: -1"], "seed"),
+}
+
+
+@pytest.mark.parametrize(("lines", "message"), BAD_VALUES.values(), ids=BAD_VALUES.keys())
+def test_bad_values_are_explained(lines: list[str], message: str) -> None:
+    plan = ", ".join(["seed: 1", "requests: 5", *lines]) if lines[0][:4] not in ("requ", "seed") else lines[0]
+    with pytest.raises(InputError, match=message) as error:
+        Recipe.load("demo", [f"synthesis.plan={{{plan}}}"])
+    assert "\n" not in str(error.value)
+
+
+def test_numbers_are_values_like_any_other() -> None:
+    attributes = "{sts: {high_score: {4.5: 1, 4: 1}}}"
+    plan = f"{{seed: 1, requests: 5, preset: custom, brainstorm_requests: 4, attributes: {attributes}}}"
+    recipe = Recipe.load("demo", [f"synthesis.plan={plan}"])
+    assert recipe.synthesis.plan.attributes == {"sts": {"high_score": {"4.5": 1, "4": 1}}}
+
+
+GOOD_TASK = json.dumps(TWO_STEP_TASKS[0])
+BAD_TASKS = {
+    "empty": ("", "holds no tasks"),
+    "blank": ("\n \n", "holds no tasks"),
+    "broken line": (f"{GOOD_TASK}\n\n{{", "line 3 is not JSON"),
+    "deep": (f"{GOOD_TASK}\n{'[' * 100_000}", "line 2 is not JSON"),
+    "a list": ("[1]", "line 1 is no task.*short-long, long-short"),
+    "no task type": ('{"instruction": "Find it."}', "line 1 is no task"),
+    "unknown task type": ('{"task_type": "retrieval", "instruction": "Find it."}', "line 1 is no task"),
+    "task type that is a list": ('{"task_type": ["sts"]}', "line 1 is no task"),
+    "no instruction": ('{"task_type": "short-long"}', "line 1: a short-long task needs an instruction"),
+    "blank instruction": ('{"task_type": "short-long", "instruction": " "}', "needs an instruction"),
+    "lone surrogate": ('{"task_type": "short-long", "instruction": "a \\ud800"}', "instruction is .*give a text"),
+    "unknown attribute": (
+        '{"task_type": "sts", "attributes": {"num_words": 5}}',
+        "attributes of a sts task are language, unit",
+    ),
+    "attributes in a list": ('{"task_type": "sts", "attributes": ["unit"]}', "attributes of a sts task are"),
+    "attribute that is a list": (
+        '{"task_type": "sts", "attributes": {"unit": ["a"]}}',
+        "unit is .*give a text or a number",
+    ),
+    "unknown language": (
+        '{"task_type": "sts", "attributes": {"language": "Klingon"}}',
+        "language is 'Klingon'.*English names",
+    ),
+    "one language twice": (
+        '{"task_type": "bitext", "attributes": {"src_lang": "Dutch", "tgt_lang": "Dutch"}}',
+        "src_lang and tgt_lang is 'Dutch and Dutch'.*two different",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_TASKS.values(), ids=BAD_TASKS.keys())
+def test_bad_files_of_tasks_are_explained(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "tasks.jsonl"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=message) as error:
+        request_plan(tasks=str(path)).check(TaskFile(path))
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_files_of_tasks_that_are_no_text(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot be read: No such file.*\.jsonl"):
+        TaskFile(tmp_path / "none.jsonl")
+    with pytest.raises(InputError, match="cannot be read"):
+        TaskFile(tmp_path)
+    (tmp_path / "latin").write_bytes('{"task_type": "sts", "x": "é"}'.encode("latin-1"))
+    with pytest.raises(InputError, match="line 1 is not JSON in UTF-8"):
+        TaskFile(tmp_path / "latin")
+    (tmp_path / "windows").write_bytes(b"\xef\xbb\xbf" + GOOD_TASK.encode() + b"\r\n" + GOOD_TASK.encode())
+    assert [task.instruction for task in map(TaskFile(tmp_path / "windows").__getitem__, (0, 1))] == [
+        TWO_STEP_TASKS[0]["instruction"]
+    ] * 2
+
+
+def test_bitext_tasks_in_a_plan_of_one_language(tmp_path: Path) -> None:
+    german = {"languages": {"German": 1}}
+    fine = [GOOD_TASK, '{"task_type": "bitext", "attributes": {"tgt_lang": "Dutch"}}']
+    path = write_tasks(tmp_path / "fine.jsonl", fine)
+    plan = request_plan(tasks=str(path), **german)
+    plan.check(TaskFile(path))
+    assert plan.example(1, TaskFile(path)).about["attributes"]["src_lang"] == "German"
+    path = write_tasks(
+        tmp_path / "bad.jsonl", [*fine, '{"task_type": "bitext", "attributes": {"tgt_lang": "German"}}']
+    )
+    with pytest.raises(InputError, match="one language, German, and bitext needs two"):
+        request_plan(tasks=str(path), **german).check(TaskFile(path))
