@@ -16,6 +16,8 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 
 from st_llm_embed.data import Row, check_rows, read_rows, rows_file, write_dataset
+from st_llm_embed.data.dataset import write_source
+from st_llm_embed.data.sources import check_source, read_source
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.evaluation import write_report
 from st_llm_embed.modules import base_path
@@ -52,6 +54,8 @@ def check_data(recipe: Recipe) -> None:
         check_synthesis(_synthesis_of(recipe))
     else:
         check_rows(rows_file(recipe.data.rows), recipe.data.validation_fraction)
+    for name, source in recipe.data.sources.items():
+        check_source(name, source)
 
 
 def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
@@ -59,7 +63,7 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
 
     Args:
         recipe: all choices.
-        output_dir: gets recipe.yaml, journal/, dataset/, training/, evaluation/, release/ and manifests/.
+        output_dir: gets recipe.yaml, journal/, dataset/, sources/, training/, evaluation/, release/ and manifests/.
 
     Returns:
         The content of evaluation/report.json.
@@ -78,15 +82,17 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
         if recipe.data.rows == SYNTHESIS and is_first_process():
             _generate(recipe, output_dir)
         wait_for_all_processes()
-        data = _build_dataset(recipe, output_dir)
+        training_data = {dataset_dir: _build_dataset(recipe, output_dir)}
+        if recipe.data.sources:
+            training_data[output_dir / "sources"] = _build_sources(recipe, output_dir)
         trained = build_stage(
             training_dir,
             {
-                "dataset": data,
+                **{folder.name: content for folder, content in training_data.items()},
                 "base": _base_hash(recipe),
                 **recipe.model_dump(include={"lora", "loss", "training", "seed"}),
             },
-            lambda folder: train(recipe, dataset_dir, folder),
+            lambda folder: train(recipe, list(training_data), folder),
             resumable=True,
         )
         evaluated = build_stage(
@@ -171,29 +177,48 @@ def _generate(recipe: Recipe, output_dir: Path) -> None:
 
 def _build_dataset(recipe: Recipe, output_dir: Path, *, anew: bool = False) -> str:
     """Write dataset/ of the rows, or of what the journal's answers give; return the hash of its content."""
-    folder, fraction = output_dir / "dataset", recipe.data.validation_fraction
-    inputs: dict[str, Any] = {"validation_fraction": fraction}
-
-    if recipe.data.rows == SYNTHESIS:
-        synthesis = _synthesis_of(recipe)
-        journal = output_dir / "journal"
+    folder, data, journal = output_dir / "dataset", recipe.data, output_dir / "journal"
+    # Licence and name are on the card.
+    inputs: dict[str, Any] = data.model_dump(mode="json", exclude={"rows", "sources"})
+    inputs |= recipe.publishing.model_dump(include={"dataset_license", "dataset_repo_id"})
+    if data.rows == SYNTHESIS:
         inputs["journal"] = {path.name: file_hash(path) for path in sorted(journal.glob("*.jsonl"))}
-        inputs |= synthesis.model_dump(mode="json", include={"plan", "filters"})
-        # These are on the card.
-        inputs |= recipe.publishing.model_dump(include={"dataset_license", "dataset_repo_id"})
-
-        def build(folder: Path) -> None:
-            counts = write_synthetic_dataset(synthesis, journal, folder, fraction, _similarities(synthesis))
-            (folder / "README.md").write_text(dataset_card(recipe, folder, counts), encoding="utf-8")
+        inputs |= _synthesis_of(recipe).model_dump(mode="json", include={"plan", "filters"})
     else:
-        rows = rows_file(recipe.data.rows)
-        inputs["rows"] = file_hash(rows)
+        inputs["rows"] = file_hash(rows_file(data.rows))
 
-        def build(folder: Path) -> None:
-            counts = write_dataset(read_rows(rows), folder, fraction)
-            (folder / "README.md").write_text(dataset_card(recipe, folder, counts), encoding="utf-8")
+    def build(folder: Path) -> None:
+        if data.rows == SYNTHESIS:
+            synthesis = _synthesis_of(recipe)
+            similarities = _similarities(synthesis)
+            counts = write_synthetic_dataset(synthesis, journal, folder, data.validation_fraction, similarities)
+        else:
+            counts = write_dataset(read_rows(rows_file(data.rows)), folder, data.validation_fraction)
+        (folder / "README.md").write_text(dataset_card(recipe, folder, counts), encoding="utf-8")
 
     build_stage(folder, inputs, build, anew=anew)
+    return _content_hash(folder)
+
+
+def _build_sources(recipe: Recipe, output_dir: Path) -> str:
+    """Write sources/ of other people's sets, apart from the dataset, which may be published; return its hash."""
+    folder, sources = output_dir / "sources", recipe.data.sources
+
+    def build(folder: Path) -> None:
+        for name, source in sources.items():
+            write_source(read_source(name, source), folder, name, with_negatives="negative" in source.columns)
+
+    inputs = {
+        name: source.model_dump(mode="json")
+        | ({"content": file_hash(Path(source.path))} if Path(source.path).is_file() else {})
+        for name, source in sources.items()
+    }
+    build_stage(folder, inputs, build)
+    return _content_hash(folder)
+
+
+def _content_hash(folder: Path) -> str:
+    """Hash the rows of a folder, whatever they were made from: the same rows need no other training."""
     parts = sorted(path for split in ("train", "validation") for path in folder.glob(f"*/{split}.parquet"))
     return hashlib.sha256("".join(file_hash(path) for path in parts).encode()).hexdigest()
 

@@ -84,12 +84,46 @@ class Base(Section):
     """Longest text in tokens, instruction and special tokens included; the rest is cut off before the EOS token."""
 
 
+class Source(Section):
+    """A public or local set of pairs that is trained on besides the rows; nothing of it is held out."""
+
+    path: str
+    """Id of a dataset on the Hub, or the path of a .jsonl, .parquet, .csv or .tsv file."""
+    config: str | None = None
+    """Configuration of a Hub dataset."""
+    file: str | None = None
+    """One file of a Hub dataset, where it has no configurations."""
+    split: str = "train"
+    revision: str | None = None
+    """Commit of a Hub dataset; pin it, so that the training set stays the same."""
+    columns: dict[Literal["anchor", "positive", "negative"], str]
+    """Where the texts are: the name of a column, or a template such as `{title} {text}` or `{passages[0][text]}`."""
+    instruction: str | None = None
+    """Put before each anchor. None: one of those that instructions.py has for a source of this name."""
+    task_type: TaskType = "short-long"
+    language: str = "und"
+    """BCP-47 code."""
+    ratio: float = Field(default=1.0, gt=0, le=1)
+    """Share of the records that is used."""
+    license: str
+    """What the set's licence is, for the cards; check that it allows your use."""
+
+    @field_validator("columns")
+    @classmethod
+    def _a_pair_at_least(cls, value: dict[str, str]) -> dict[str, str]:
+        if not {"anchor", "positive"} <= value.keys():
+            raise ValueError("anchor and positive are needed")
+        return value
+
+
 class Data(Section):
     """The rows to train on and to hold out."""
 
     rows: str
     """A .jsonl file of rows or of LLM answers; `synthesis`: what an LLM writes by that section; or `embedded`, the rows
     inside the package."""
+    sources: dict[Annotated[str, Field(pattern=NAME_PATTERN)], Source] = {}
+    """Sets of pairs to train on besides, by a name of yours; each has batches of its own."""
     validation_fraction: float = Field(gt=0, lt=1)
     """Share of instructions held out, by hash: no instruction of a task type is in both parts. sts and bitext have
     twelve instructions each; bitext rows are held out from 0.07 on, sts rows from 0.12 (docs/decisions.md)."""

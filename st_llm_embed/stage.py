@@ -34,7 +34,7 @@ from st_llm_embed.training import is_first_process, wait_for_all_processes
 
 logger = logging.getLogger(__name__)
 
-STAGES = ("dataset", "training", "evaluation", "release")
+STAGES = ("dataset", "sources", "training", "evaluation", "release")
 """The stages in order; each has a folder and a manifest of its name."""
 
 VERSIONS_RECORDED = (

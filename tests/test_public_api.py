@@ -57,4 +57,6 @@ def test_every_public_function_and_class_is_described(module: object) -> None:
 def test_nothing_evaluates_code_or_unpickles() -> None:
     for path in (ROOT / "st_llm_embed").rglob("*.py"):
         source = path.read_text(encoding="utf-8")
-        assert not re.search(r"(?<![\w.])(eval|exec)\(|\bpickle\.|import pickle|trust_remote_code\s*=\s*True", source), path
+        assert not re.search(
+            r"(?<![\w.])(eval|exec)\(|\bpickle\.|import pickle|trust_remote_code\s*=\s*True", source
+        ), path

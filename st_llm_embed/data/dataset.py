@@ -94,24 +94,28 @@ def write_dataset(rows: Iterable[Row], directory: Path, validation_fraction: flo
     Returns:
         The number of rows by (configuration, split).
     """
-    counts: Counter[tuple[str, Split]] = Counter()
-    buffers: dict[tuple[str, Split], list[dict[str, Any]]] = {}
-    writers: dict[tuple[str, Split], pq.ParquetWriter] = {}
-    try:
-        for row in rows:
-            part = (config_of(row), split_of(row, validation_fraction))
-            buffer = buffers.setdefault(part, [])
-            structs = {"attributes": row.attributes.model_dump(), "quality": row.quality.model_dump()}
-            buffer.append(row.model_dump(exclude_none=True) | structs)
-            counts[part] += 1
-            if len(buffer) == ROWS_PER_GROUP:
-                _flush(part, buffer, writers, directory)
-        for part, buffer in buffers.items():
-            _flush(part, buffer, writers, directory)
-    finally:
-        for writer in writers.values():
-            writer.close()
-    return counts
+    return _write(((row, (config_of(row), split_of(row, validation_fraction))) for row in rows), directory)
+
+
+def write_source(
+    rows: Iterable[Row], directory: Path, name: str, *, with_negatives: bool
+) -> Counter[tuple[str, Split]]:
+    """Write a source's rows to ``<directory>/<name>/train.parquet``.
+
+    Args:
+        rows: of the source.
+        directory: the dataset's.
+        name: of the source.
+        with_negatives: rows that lack one go to ``<name>-pairs``, so that no text column ever holds a null.
+
+    Returns:
+        The number of rows by (configuration, split).
+    """
+
+    def part(row: Row) -> tuple[str, Split]:
+        return (f"{name}-pairs" if with_negatives and row.negative is None else name, "train")
+
+    return _write(((row, part(row)) for row in rows), directory)
 
 
 def load_split(directory: Path, split: Split) -> dict[str, Dataset]:
@@ -128,6 +132,26 @@ def to_training(dataset: Dataset) -> Dataset:
     columns = [name for name in ("anchor", "positive", "negative") if name in dataset.column_names]
     anchors = [format_query(row["instruction"], row["anchor"]) for row in dataset]
     return Dataset.from_dict({"anchor": anchors} | {name: dataset[name][:] for name in columns[1:]})
+
+
+def _write(rows: Iterable[tuple[Row, tuple[str, Split]]], directory: Path) -> Counter[tuple[str, Split]]:
+    counts: Counter[tuple[str, Split]] = Counter()
+    buffers: dict[tuple[str, Split], list[dict[str, Any]]] = {}
+    writers: dict[tuple[str, Split], pq.ParquetWriter] = {}
+    try:
+        for row, part in rows:
+            buffer = buffers.setdefault(part, [])
+            structs = {"attributes": row.attributes.model_dump(), "quality": row.quality.model_dump()}
+            buffer.append(row.model_dump(exclude_none=True) | structs)
+            counts[part] += 1
+            if len(buffer) == ROWS_PER_GROUP:
+                _flush(part, buffer, writers, directory)
+        for part, buffer in buffers.items():
+            _flush(part, buffer, writers, directory)
+    finally:
+        for writer in writers.values():
+            writer.close()
+    return counts
 
 
 def _flush(

@@ -91,6 +91,7 @@ def model_card(recipe: Recipe, model: SentenceTransformer, dataset_dir: Path, ev
         pipeline_tag="sentence-similarity",
         tags=["sentence-transformers", "feature-extraction", "text-embeddings", "st_llm_embed"],
         base_model=base_model,
+        datasets=[source.path for source in recipe.data.sources.values() if not Path(source.path).exists()] or None,
     )
     generators = sorted(
         {name for dataset in training_rows.values() for name in dataset.unique("generator")} - {"unknown"}
@@ -113,6 +114,7 @@ def model_card(recipe: Recipe, model: SentenceTransformer, dataset_dir: Path, ev
         steps=f"{report['training']['steps']:,}",
         results=headline_rows(report),
         limitations=recipe.publishing.limitations,
+        sources=recipe.data.sources,
     )
     return str(card)
 

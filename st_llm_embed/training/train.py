@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -48,12 +49,14 @@ def untrained_embedder(recipe: Recipe, *, dtype: Dtype | None = None) -> LLMSent
         )
 
 
-def training_set(dataset_dir: Path) -> DatasetDict:
-    """Load the training rows by configuration. A batch comes from one of them, so its rows are of one task type."""
-    return DatasetDict({name: to_training(rows) for name, rows in load_split(dataset_dir, "train").items()})
+def training_set(folders: Iterable[Path]) -> DatasetDict:
+    """Load the training rows of datasets by configuration. A batch comes from one, so its rows are of one task type."""
+    return DatasetDict(
+        {name: to_training(rows) for folder in folders for name, rows in load_split(folder, "train").items()}
+    )
 
 
-def train(recipe: Recipe, dataset_dir: Path, output_dir: Path) -> None:
+def train(recipe: Recipe, dataset_dirs: Sequence[Path], output_dir: Path) -> None:
     """Fine-tune the recipe's base and save it. Under torchrun all processes call this; the first one saves.
 
     Writes ``checkpoints/`` on the way, and at the end ``model/`` (stock sentence-transformers, adapter merged),
@@ -64,7 +67,7 @@ def train(recipe: Recipe, dataset_dir: Path, output_dir: Path) -> None:
     if adapter is not None:
         model.add_adapter(adapter)
     arguments = training_arguments(recipe, output_dir / "checkpoints")
-    rows = training_set(dataset_dir)
+    rows = training_set(dataset_dirs)
     trainer = SentenceTransformerTrainer(
         model=model, args=arguments, train_dataset=rows, loss=build_losses(model, recipe.loss, map(str, rows))
     )

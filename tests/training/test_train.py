@@ -29,7 +29,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_training_lowers_the_loss_and_moves_the_weights(tiny_recipe: Path, dataset: Path, tmp_path: Path) -> None:
     recipe = Recipe.load(str(tiny_recipe), ["training.max_steps=30", "training.learning_rate=0.01"])
-    train(recipe, dataset, tmp_path / "training")
+    train(recipe, [dataset], tmp_path / "training")
     import json
 
     losses = [entry["loss"] for entry in json.loads((tmp_path / "training/log.json").read_text()) if "loss" in entry]
@@ -41,13 +41,13 @@ def test_a_resumed_training_ends_with_the_same_weights(tiny_recipe: Path, datase
     """The earlier checkpoint is what a killed run leaves, a torn later one beside it."""
     recipe = Recipe.load(str(tiny_recipe), ["lora={r: 4, lora_dropout: 0.5, target_modules: all-linear}"])
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    train(recipe, dataset, whole)
+    train(recipe, [dataset], whole)
     checkpoint = whole / "checkpoints" / "checkpoint-4"
     (killed / "checkpoints" / "checkpoint-6").mkdir(parents=True)
     (killed / "checkpoints" / "checkpoint-6" / "trainer_state.json").write_text('{"global_step": 6', encoding="utf-8")
     checkpoint.rename(killed / "checkpoints" / "checkpoint-4")
     assert last_complete_checkpoint(killed / "checkpoints") == killed / "checkpoints" / "checkpoint-4"
-    train(recipe, dataset, killed)
+    train(recipe, [dataset], killed)
     expected, got = weights(whole / "model"), weights(killed / "model")
     assert expected.keys() == got.keys()
     assert all(torch.equal(expected[name], got[name]) for name in expected)
@@ -70,7 +70,7 @@ def test_a_merged_adapter_gives_the_adapters_vectors_and_not_the_bases(
     tiny_recipe: Path, dataset: Path, tmp_path: Path
 ) -> None:
     recipe = Recipe.load(str(tiny_recipe), ["lora={r: 4, target_modules: all-linear}", "training.learning_rate=0.05"])
-    train(recipe, dataset, tmp_path / "training")
+    train(recipe, [dataset], tmp_path / "training")
     merged = SentenceTransformer(str(tmp_path / "training" / "model"), device="cpu").encode(TEXTS)
     adapter = SentenceTransformer(str(tmp_path / "training" / "adapter"), device="cpu").encode(TEXTS)
     np.testing.assert_allclose(merged, adapter, atol=1e-6)
@@ -78,7 +78,7 @@ def test_a_merged_adapter_gives_the_adapters_vectors_and_not_the_bases(
 
 
 def test_a_batch_holds_one_task_type(dataset: Path) -> None:
-    columns = {name: part.column_names for name, part in training_set(dataset).items()}
+    columns = {name: part.column_names for name, part in training_set([dataset]).items()}
     triplet = ["anchor", "positive", "negative"]
     assert columns == {"bitext": triplet, "short-long": triplet, "short-short": triplet[:2], "sts": triplet}
 
@@ -88,7 +88,7 @@ def test_gradcache_gives_the_same_loss_and_gradients(
     tiny_recipe: Path, dataset: Path, hardness_strength: dict[TaskType, float]
 ) -> None:
     recipe = Recipe.load(str(tiny_recipe))
-    rows = training_set(dataset)["sts"][:8]
+    rows = training_set([dataset])["sts"][:8]
     results = []
     for mini_batch_size in (None, 3):
         model = untrained_embedder(recipe)
