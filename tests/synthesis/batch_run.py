@@ -37,7 +37,7 @@ def main() -> None:
         batch_answer_all(recipe, run)
         keys = [request.key for request in planned(recipe)]
         left = [path.name for path in (run / "batches").iterdir()]
-        print(json.dumps({"planned": keys, "answered": answered(run), "survived": survived, "left": left}), flush=True)
+        print(json.dumps({"planned": keys, "answered": answered(run), "survived": survived, "left": left}), flush=True)  # noqa: T201
         if survived:
             return
 
