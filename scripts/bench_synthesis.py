@@ -2,7 +2,7 @@
 
     python scripts/bench_synthesis.py [--rounds 3] [--requests-per-worker 20]
 
-Prints, for 16 and 64 requests in flight, the throughput as a share of the ideal (requests in flight / latency), and the
+Prints, for 16 and 64 requests in flight, the throughput as a share of the ideal (requests in flight / latency) and the
 processor time per request of the client, beside that of a bare loop: as many workers that call chat.completions.create
 of AsyncOpenAI with the same bodies, the SDK's retries off. The two are measured in turn, each in a process of its own
 on one core, the server on another. Last, with 2 % of the answers coming after 20 s, the throughput as a share of
@@ -82,9 +82,7 @@ def compare(url: str, concurrency: int, arguments: argparse.Namespace, core: int
 def measured(kind: str, url: str, concurrency: int, count: int, core: int) -> dict[str, float]:
     """Measure in a process of its own on one core."""
     command = [sys.executable, __file__, "--measure", kind, url, str(concurrency), str(count)]
-    done = subprocess.run(
-        command, check=True, capture_output=True, text=True, preexec_fn=lambda: os.sched_setaffinity(0, {core})
-    )
+    done = subprocess.run(["taskset", "-c", str(core), *command], check=True, capture_output=True, text=True)
     return json.loads(done.stdout)
 
 
@@ -139,12 +137,10 @@ def server(core: int, faults: dict[str, object] | None = None) -> Iterator[str]:
         path = Path(folder) / "faults.json"
         path.write_text(json.dumps(faults or {}))
         command = [sys.executable, "-m", "st_llm_embed.synthesis.replay", "--latency", "1", "--faults", str(path)]
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, preexec_fn=lambda: os.sched_setaffinity(0, {core})
-        ) as running:
+        command = ["taskset", "-c", str(core), *command]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
             try:
-                assert running.stdout is not None
-                yield running.stdout.readline().strip()
+                yield running.stdout.readline().strip() if running.stdout else ""
             finally:
                 running.terminate()
 

@@ -48,8 +48,7 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server,
     ):
-        assert server.stdout is not None
-        url = server.stdout.readline().strip()
+        url = server.stdout.readline().strip() if server.stdout else ""
         try:
             kill_and_count(url, Path(folder), arguments, generator)
         finally:
@@ -64,8 +63,8 @@ def kill_and_count(url: str, folder: Path, arguments: argparse.Namespace, genera
     before = b""
     for number in range(arguments.kills):
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as run:
-            assert run.stdout is not None
-            run.stdout.readline()
+            if run.stdout:
+                run.stdout.readline()
             time.sleep(generator.uniform(0.0, 2.5))
             run.kill()
         now = journal.read_bytes() if journal.exists() else b""
@@ -74,7 +73,7 @@ def kill_and_count(url: str, folder: Path, arguments: argparse.Namespace, genera
         before = now[: now.rfind(b"\n") + 1]
         print(f"kill {number + 1}: {before.count(b'answered'):,} answers", flush=True)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    assert journal.read_bytes().startswith(before)
+    lost += not journal.read_bytes().startswith(before)
     stats = json.loads(urllib.request.urlopen(url.removesuffix("/v1") + "/stats").read())  # noqa: S310
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     again = json.loads(urllib.request.urlopen(url.removesuffix("/v1") + "/stats").read())  # noqa: S310

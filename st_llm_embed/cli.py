@@ -84,8 +84,8 @@ def synthesize(
     resolved = _recipe_to_push(_required(recipe, "synthesize"), overrides, push_to)
     if estimate is not None and (estimate < 1 or dry_run):
         raise InputError(
-            f"--estimate is {estimate}{' beside --dry-run' if dry_run else ''}; give the number of requests to send for "
-            "each step, 20 or more for a useful projection, and no --dry-run, which sends nothing."
+            f"--estimate is {estimate}{' beside --dry-run' if dry_run else ''}; give the number of requests to send "
+            "for each step, 20 or more for a useful projection, and no --dry-run, which sends nothing."
         )
     _log_to_stderr()
     folder = output_dir or Path("runs") / resolved.name

@@ -167,8 +167,8 @@ class Endpoint(Section):
         # Not shown: it may hold a secret.
         raise PydanticCustomError(
             "address",
-            "has to be replay or an address that begins with http:// or https:// and holds no user, password, query or "
-            "fragment, since recipes are written to files; the key goes into the variable that api_key_env names",
+            "has to be replay or an address that begins with http:// or https:// and holds no user, password, query "
+            "or fragment, since recipes are written to files; the key goes into the variable that api_key_env names",
         )
 
     @field_validator("parameters")

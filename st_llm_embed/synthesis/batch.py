@@ -1,8 +1,8 @@
 """OpenAI's Batch API: the same requests and keys, cheaper, within 24 hours.
 
 Every step of a batch is journaled before the next call: written, uploaded, submitted, collected. A process killed
-anywhere goes on: an upload is repeated, which costs nothing; a batch that was submitted and not written down is found by
-its metadata; collecting again skips what the journal has.
+anywhere goes on: an upload is repeated, which costs nothing; a batch that was submitted and not written down is found
+by its metadata; collecting again skips what the journal has.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 from uuid import uuid4
 
 from st_llm_embed.errors import InputError
@@ -103,8 +103,8 @@ class BatchClient:
                 "Stopped. The provider goes on with what was submitted; run the same command to collect it."
             )
         raise InputError(
-            f"The Batch API of {self._base_url} answers: {said[:500]}. Everything submitted is written down; run the same "
-            "command again to go on."
+            f"The Batch API of {self._base_url} answers: {said[:500]}. Everything submitted is written down; run the "
+            "same command again to go on."
         )
 
     def _answer(
@@ -131,10 +131,11 @@ class BatchClient:
             self._collect_all(batches, progress, show)
             progress.done = sum(map(self._journal.has, requests()))
             if progress.done == done_before and not resumed:
+                left = progress.planned - progress.done
                 raise InputError(
-                    f"The last batches answered none of the {progress.planned - progress.done:,} requests that are left"
-                    f"{self._problem}. Look at them in the provider's console, mend synthesis.endpoint (model, parameters) or "
-                    "wait if it is a limit, and run the same command again: it submits these requests anew."
+                    f"The last batches answered none of the {left:,} requests that are left{self._problem}. Look at "
+                    "them in the provider's console, mend synthesis.endpoint (model, parameters) or wait if it is a "
+                    "limit, and run the same command again: it submits these requests anew."
                 )
             batches, resumed = [], False
         if left_out is not None:
@@ -306,7 +307,7 @@ class _BatchFile:
         self._paths = folder / f"{self.name}.jsonl", folder / f"{self.name}.asked"
         self._count = self._size = 0
 
-    def __enter__(self) -> _BatchFile:
+    def __enter__(self) -> Self:
         self._files: tuple[IO[bytes], ...] = tuple(path.open("wb") for path in self._paths)
         return self
 

@@ -129,8 +129,8 @@ def max_answer_tokens(endpoint: Endpoint) -> int:
     given = [endpoint.parameters[key] for key in ("max_completion_tokens", "max_tokens") if key in endpoint.parameters]
     if not given or not all(isinstance(value, int) and value > 0 for value in given):
         raise InputError(
-            f"synthesis.endpoint.parameters has {given or 'no'} max_completion_tokens or max_tokens; one whole number above "
-            "0 is needed, since it bounds what an answer can cost. The default is 4096."
+            f"synthesis.endpoint.parameters has {given or 'no'} max_completion_tokens or max_tokens; one whole number "
+            "above 0 is needed, since it bounds what an answer can cost. The default is 4096."
         )
     return max(given)
 
@@ -153,7 +153,7 @@ def model_prices(synthesis: Synthesis) -> dict[str, Price]:
     if unknown and (synthesis.budget.usd is not None or synthesis.budget.tokens is None):
         raise InputError(
             f"No price is known for {', '.join(unknown)}, so what it spends cannot be limited in USD. Give "
-            f"synthesis.budget.prices (USD per million tokens, {{{unknown[0]}: {{input: 0.5, output: 1.5}}}}; 0 for a server "
-            "of your own), or synthesis.budget.tokens alone."
+            f"synthesis.budget.prices (USD per million tokens, {{{unknown[0]}: {{input: 0.5, output: 1.5}}}}; 0 for a "
+            "server of your own), or synthesis.budget.tokens alone."
         )
     return {name: prices[name] for name in models if name in prices}

@@ -1,7 +1,7 @@
 """The client: sends requests to an OpenAI-compatible server and journals every answer.
 
-C workers pull from one iterator, so no answer waits for a slower one. The SDK's own retries are off: it sends a request
-again after a time-out, which may pay three times, and gives up on a Retry-After of more than two minutes.
+C workers pull from one iterator, so no answer waits for a slower one. The SDK's own retries are off: it sends a
+request again after a time-out, which may pay three times, and gives up on a Retry-After of more than two minutes.
 """
 
 from __future__ import annotations
@@ -145,8 +145,6 @@ class Client:
         ) as self._openai:
             with self._signals_heeded():
                 await self._until_ended([asyncio.create_task(worker) for worker in work])
-        if self._stopping:
-            raise InputError(self._stopping)
 
     async def _until_ended(self, workers: list[asyncio.Task[None]]) -> None:
         """Wait for the workers; the first error ends all, once the answers in flight have come."""
@@ -165,6 +163,8 @@ class Client:
         self._show_progress()
         if failure is not None:
             raise failure
+        if self._stopping:
+            raise InputError(self._stopping)
 
     def _stop(self, message: str, *, at_once: bool = False) -> None:
         """Send nothing more; wait for the answers in flight unless everything is to end at once."""
@@ -300,7 +300,7 @@ class Client:
             if outcome is None:
                 raise InputError(
                     f"{self._base_url} gives no answer for the model {model!r}: {self._trouble}. Check that "
-                    "synthesis.endpoint.base_url is right (it usually ends in /v1) and that the server is up, and run again."
+                    "synthesis.endpoint.base_url is right (it usually ends in /v1) and the server up; run again."
                 )
             content = content_of(outcome.completion)
             if response_format == "prompt" and outcome.kind == "rejected":
@@ -324,14 +324,15 @@ class Client:
             if self._clock() > self._answer_by:
                 self._stop(
                     f"{self._base_url} has given no answer for {self._endpoint.give_up_after_minutes:g} minutes "
-                    f"({self._trouble or 'requests hang'}). Every answer that came is in the journal; run the same command "
-                    "again later.",
+                    f"({self._trouble or 'requests hang'}). Every answer that came is in the journal; run the same "
+                    "command again later.",
                     at_once=True,
                 )
             await asyncio.sleep(WATCH_SECONDS)
 
     def _show_progress(self) -> None:
-        self._progress.waiting = self._stopping or self._pacer.waiting() or self._trouble
+        stopping = "stopping once the answers in flight have come; interrupt again to stop at once"
+        self._progress.waiting = (self._stopping and stopping) or self._pacer.waiting() or self._trouble
         self._progress.spent = self._budget.describe()
         self._show(self._progress)
 
@@ -375,4 +376,4 @@ PROBES: tuple[tuple[ResponseFormat, str], ...] = (
     ("json_object", 'Write one sentence about the sea as a JSON object: {"sentence": "..."}'),
     ("prompt", "Write one sentence about the sea."),
 )
-"""The first asks in words for a sentence and by schema for a colour: an answer in violet shows that the schema holds."""
+"""The first asks in words for a sentence and by schema for a colour: an answer in violet shows that it holds."""

@@ -51,8 +51,8 @@ async def exchange(
 
     key = openai.api_key
     try:
-        # The raw response: `chat.completions.create` raises on some answers that are paid for and can still be read, and
-        # takes a sixth more processor time.
+        # The raw response: `chat.completions.create` raises on some answers that are paid for and can still be read,
+        # and takes a sixth more processor time.
         body = request_body(request, parameters, response_format)
         response = await openai.post("/chat/completions", cast_to=Response, body=body)
     except APIStatusError as error:
@@ -63,7 +63,8 @@ async def exchange(
     else:
         return _of_success(response.text.replace(key, "[key]"), response.headers)
     # Outside of the handler, so that no traceback goes on to the SDK's error, which may repeat the key.
-    return _of_status(status, code, response.text.replace(key, "[key]"), response.headers, openai, request.model)
+    text = response.text.replace(key, "[key]")
+    return _of_status(status, code, text, response.headers, f"{openai.base_url} (model {request.model!r})")
 
 
 def request_body(request: Request, parameters: dict[str, Any], response_format: ResponseFormat) -> dict[str, Any]:
@@ -85,23 +86,21 @@ def _of_success(body: str, headers: Mapping[str, str]) -> Outcome:
     return Outcome("maybe paid", f"status 200 without a completion: {_short(body)}")
 
 
-def _of_status(
-    status: int, code: str | None, body: str, headers: Mapping[str, str], openai: AsyncOpenAI, model: str
-) -> Outcome:
-    base_url, text = openai.base_url, _short(body)
+def _of_status(status: int, code: str | None, body: str, headers: Mapping[str, str], server: str) -> Outcome:
+    text = _short(body)
     if code in HOPELESS_CODES or status == STATUS_PAYMENT_REQUIRED:
         raise InputError(
-            f"{base_url} answers {code or status}: {text}. No request can succeed until the account has credit again. "
+            f"{server} answers {code or status}: {text}. No request can succeed until the account has credit again. "
             "Every answer that came is in the journal; run the same command again then."
         )
     if status in (401, 403):
         raise InputError(
-            f"{base_url} refuses the key with status {status}: {text}. Set the environment variable that "
+            f"{server} refuses the key with status {status}: {text}. Set the environment variable that "
             "synthesis.endpoint.api_key_env names to a key that may use the model."
         )
     if status in (404, 405):
         raise InputError(
-            f"{base_url} has no chat completions for the model {model!r} (status {status}: {text}). Check "
+            f"{server} has no chat completions, or not for this model (status {status}: {text}). Check "
             "synthesis.endpoint.base_url, which usually ends in /v1, and the names in synthesis.endpoint.models."
         )
     if status == STATUS_TOO_MANY:

@@ -142,9 +142,9 @@ class _Asking:
         self.client.answer(requests, progress, self.show)
         if progress.left:
             raise InputError(
-                f"{progress.left:,} of {planned:,} {step} got no answer: the server failed or hung up each time. All others "
-                "are in the journal; run the same command again for the rest, or make the dataset of what there is with "
-                "st-llm-embed reparse."
+                f"{progress.left:,} of {planned:,} {step} got no answer: the server failed or hung up each time. All "
+                "others are in the journal; run the same command again for the rest, or make the dataset of what "
+                "there is with st-llm-embed reparse."
             )
 
 
@@ -154,8 +154,8 @@ def _asking(synthesis: Synthesis, folder: Path) -> Generator[_Asking]:
     with Journal(folder) as journal, _served(synthesis, plan) as (base_url, api_key), shown_progress() as show:
         if journal.batches and endpoint.mode == "live":
             raise InputError(
-                f"{len(journal.batches)} batches of an earlier run are not collected yet, and their requests would be paid "
-                "twice. Run with --set synthesis.endpoint.mode=batch until they are, then change the mode."
+                f"{len(journal.batches)} batches of an earlier run are not collected yet, and their requests would be "
+                "paid twice. Run with --set synthesis.endpoint.mode=batch until they are, then change the mode."
             )
         budget = Budget(synthesis, journal.usd, journal.tokens)
         live = Client(endpoint, base_url, api_key, journal, budget)
@@ -192,8 +192,8 @@ def _api_key(endpoint: Endpoint) -> str:
     key = os.environ.get(endpoint.api_key_env, "").strip()
     if not re.fullmatch(r"[!-~]*", key):
         raise InputError(
-            f"The environment variable {endpoint.api_key_env} holds something that no key has: a blank, a line end or a "
-            "letter outside ASCII. Set it to the key alone."
+            f"The environment variable {endpoint.api_key_env} holds something that no key has: a blank, a line end or "
+            "a letter outside ASCII. Set it to the key alone."
         )
     if key:
         return key
@@ -201,8 +201,8 @@ def _api_key(endpoint: Endpoint) -> str:
         return "no key is needed"
     raise InputError(
         f"The environment variable {endpoint.api_key_env} is not set, and {endpoint.base_url} needs a key. Set it "
-        f"(export {endpoint.api_key_env}=...; any word for a server that asks for none), or name another variable with "
-        "synthesis.endpoint.api_key_env."
+        f"(export {endpoint.api_key_env}=...; any word for a server that asks for none), or name another variable "
+        "with synthesis.endpoint.api_key_env."
     )
 
 
@@ -225,8 +225,8 @@ def _write_tasks(plan: RequestPlan, path: Path, journal: Path) -> None:
     missing = [name for name in plan.brainstormed_types if name not in found]
     if missing:
         raise InputError(
-            f"Brainstorming gave no usable instruction for {', '.join(missing)}. Raise synthesis.plan.brainstorm_requests, "
-            "use a stronger model, or leave these out of synthesis.plan.task_types."
+            f"Brainstorming gave no usable instruction for {', '.join(missing)}. Raise "
+            "synthesis.plan.brainstorm_requests, use a stronger model, or leave these task types out."
         )
     partial = path.with_suffix(".partial")
     partial.write_text("\n".join(lines) + "\n", encoding="utf-8")

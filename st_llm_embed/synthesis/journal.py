@@ -1,8 +1,8 @@
 """The journal: every answer that was paid for, written down before anything else happens to it.
 
 One file of JSON lines, only ever appended to, one write per record; a killed process leaves at most a torn last line,
-which is cut off when the journal is opened again. `sync` has the disk write what was appended; the client calls it once
-a second, so a loss of power can take the last second.
+which is cut off when the journal is opened again. `sync` has the disk write what was appended; the client calls it
+twice a second, so a loss of power can take the last second.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Journal:
     """The answers in one folder; a context manager that holds the folder's lock.
 
     A record has ``status`` and, where they apply, ``step``, ``index``, ``key``, ``model``, ``usd``, ``tokens``,
-    ``about`` and, always last, ``body``. Status `answered` is an answer, good or bad; `maybe paid` a request whose answer
-    never came; `format` how a model is made to answer in JSON; `batch` how far a batch has come.
+    ``about`` and, always last, ``body``. Status `answered` is an answer, good or bad; `maybe paid` a request whose
+    answer never came; `format` how a model is made to answer in JSON; `batch` how far a batch has come.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -94,7 +94,7 @@ class Journal:
             self._lock.acquire()
         except Timeout as error:
             raise InputError(
-                f"Another process is writing to {self.path.parent}. Wait for it to end, or choose another --output-dir."
+                f"Another process is writing to {self.path.parent}. Wait for it to end, or choose another folder."
             ) from error
         except OSError as error:
             raise InputError(
@@ -202,8 +202,8 @@ def read_journal(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
             record = (_record(head + b"}") if body.endswith(b'"}\n') else None) or _record(line)
             if record is None:
                 raise InputError(
-                    f"{path}, line {number} is damaged: {line[:80]!r}. Nothing but st-llm-embed may write to the journal; "
-                    "take the line out and run again, what it held will be asked for anew."
+                    f"{path}, line {number} is damaged: {line[:80]!r}. Nothing but st-llm-embed may write to the "
+                    "journal; take the line out and run again, what it held will be asked for anew."
                 )
             yield record, len(line)
 
@@ -219,8 +219,8 @@ def read_record(journal: BinaryIO, offset: int) -> dict[str, Any]:
     record = _record(line)
     if record is None:
         raise InputError(
-            f"The line at byte {offset:,} of {journal.name} is damaged: {line[:80]!r}. Nothing but st-llm-embed may write "
-            "to the journal; take the line out and run again, what it held will be asked for anew."
+            f"The line at byte {offset:,} of {journal.name} is damaged: {line[:80]!r}. Nothing but st-llm-embed may "
+            "write to the journal; take the line out and run again, what it held will be asked for anew."
         )
     return record
 

@@ -45,7 +45,10 @@ class Progress:
     def describe(self) -> str:
         """Say all of it in one line."""
         rate = self.per_second()
-        left = f"{(self.planned - self.done) / rate / 60:.0f} min left" if rate else "time left unknown"
+        minutes = (self.planned - self.done) / rate / 60 if rate else None
+        left = "time left unknown" if minutes is None else f"{minutes:.0f} min left"
+        if minutes is not None and minutes >= 120:
+            left = f"{minutes / 60:.0f} h left"
         kinds = ", ".join(f"{name} {count:,}" for name, count in sorted(self.usable.items())) or "none yet"
         rejects = f"; rejected: {', '.join(f'{name} {count:,}' for name, count in self.rejected.most_common())}"
         return (

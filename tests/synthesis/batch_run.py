@@ -23,7 +23,8 @@ from st_llm_embed.synthesis.journal import Journal
 def main() -> None:
     url, folder = sys.argv[1], Path(sys.argv[2])
     for number in count():
-        recipe = synthesis(url, 5, models={"a": 1, "b": 1}, mode="batch", plan={"seed": number})
+        parameters = {"max_completion_tokens": 300, "seed": number}  # other keys than those of the other runs
+        recipe = synthesis(url, 5, models={"a": 1, "b": 1}, mode="batch", parameters=parameters)
         run = folder / str(number)
         without_probes(recipe, run)
         child = os.fork()
@@ -37,7 +38,7 @@ def main() -> None:
         batch_answer_all(recipe, run)
         keys = [request.key for request in planned(recipe)]
         left = [path.name for path in (run / "batches").iterdir()]
-        print(json.dumps({"planned": keys, "answered": answered(run), "survived": survived, "left": left}), flush=True)
+        print(json.dumps({"planned": keys, "answered": answered(run), "survived": survived, "left": left}), flush=True)  # noqa: T201
         if survived:
             return
 

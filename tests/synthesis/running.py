@@ -32,7 +32,7 @@ def synthesis(server: ReplayServer | str, requests: int = 40, **changes: Any) ->
         "concurrency": 8,
         **changes,
     }
-    prices = {model: PRICE for model in endpoint["models"]}
+    prices = dict.fromkeys(endpoint["models"], PRICE)
     return Synthesis.model_validate(
         {
             "endpoint": endpoint,

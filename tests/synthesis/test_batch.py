@@ -124,7 +124,7 @@ def test_what_was_submitted_is_collected_though_the_recipe_has_changed(tmp_path:
             def _collect_all(self, *_: Any) -> None:
                 raise KeyboardInterrupt
 
-        with Journal(tmp_path) as journal, pytest.raises(InputError, match="Stopped"):
+        with Journal(tmp_path) as journal, pytest.raises(InputError, match="Stopped"):  # noqa: PT012
             budget = batch.Budget(recipe, 0.0, 0)
             one = Stops(recipe.endpoint, server.base_url, "x", journal, budget, poll_seconds=0)
             one.answer(lambda: planned(recipe), batch.Progress("examples", 10), lambda _: None)
@@ -147,7 +147,7 @@ def test_the_key_is_nowhere(tmp_path: Path) -> None:
     assert "[key]" in (tmp_path / "answers.jsonl").read_text(encoding="utf-8")
     with ReplayServer(made_up_answer, require_key="other") as server:
         recipe = recipe_for(server, tmp_path / "refused")
-        with pytest.raises(InputError, match="The Batch API of .* answers: .*401") as error:
+        with pytest.raises(InputError, match=r"The Batch API of .* answers: .*401") as error:
             batch_answer_all(recipe, tmp_path / "refused", KEY)
     assert KEY not in str(error.value)
     assert error.value.__context__ is None

@@ -238,7 +238,7 @@ def test_a_server_that_cannot_be_used_ends_with_one_message_without_the_key(
 def test_an_answer_with_an_absurd_bill_is_kept_and_counted_with_its_worst_case(tmp_path: Path) -> None:
     usages = ['"many"', "[]", '{"prompt_tokens": -5, "completion_tokens": 3}', '{"prompt_tokens": 5}', "null"]
     bodies = [
-        '{"choices": [{"message": {"content": "KEY"}, "finish_reason": "stop"}], "usage": %s}' % usage
+        '{"choices": [{"message": {"content": "KEY"}, "finish_reason": "stop"}], "usage": ' + usage + "}"
         for usage in usages
     ]
     with raw_server(*(response("200 OK", body.replace("KEY", KEY)) for body in bodies)) as url:

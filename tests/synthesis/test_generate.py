@@ -127,6 +127,7 @@ def test_an_estimate_sends_k_requests_a_step_and_the_run_uses_their_answers(
     ],
 )
 def test_what_cannot_be_used_ends_with_one_message_and_nothing_written(
+    *,
     arguments: tuple[str, ...],
     told: list[str],
     server: ReplayServer,
@@ -166,16 +167,21 @@ def test_the_key_is_in_no_file_and_no_output(
     tmp_path: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def echo(body: dict[str, Any]) -> str:
-        return made_up_answer(body).replace('"', f'"{KEY} ', 3)
+        answer = json.loads(made_up_answer(body))
+        if "colour" not in answer:  # the probe's
+            answer = {name: f"{text} {KEY}" for name, text in answer.items()}
+        return json.dumps(answer)
 
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     caplog.set_level(0)
     out = tmp_path / "out"
     with ReplayServer(echo, require_key=KEY) as server:
-        outcome = run_cli("synthesize", write_recipe(tmp_path, server), "--output-dir", out)
+        recipe = write_recipe(tmp_path, server, parameters={"max_completion_tokens": 2000})
+        outcome = run_cli("synthesize", recipe, "--output-dir", out)
+    assert outcome.code == 0, outcome.err
     assert "[key]" in (out / "journal" / "answers.jsonl").read_text(encoding="utf-8")
     with ReplayServer(made_up_answer, require_key="other") as server:
-        wrong = run_cli("synthesize", write_recipe(tmp_path, server), "--output-dir", out)
+        wrong = run_cli("synthesize", write_recipe(tmp_path, server, 50), "--output-dir", out)
         refused(wrong, "refuses the key with status 401")
     for text in (outcome.out, outcome.err, wrong.out, wrong.err, caplog.text):
         assert KEY not in text
@@ -216,7 +222,7 @@ def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
                 pass
             os.kill(os.getpid(), signal.SIGINT)
 
-        with client(recipe, tmp_path) as one, pytest.raises(InputError, match="Stopped"):
+        with client(recipe, tmp_path) as one, pytest.raises(InputError, match="Stopped"):  # noqa: PT012
             threading.Thread(target=interrupt_twice, daemon=True).start()
             one.answer(lambda: planned(recipe), Progress("examples", 40), lambda _: None)
     assert len(records(tmp_path, "maybe paid")) == 8
@@ -233,7 +239,7 @@ def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_room(tmp_path: P
     try:
         with ReplayServer(made_up_answer) as server:
             recipe = Recipe.load(str(write_recipe(tmp_path, server, 6000, parameters={"max_completion_tokens": 2000})))
-            with pytest.raises(InputError, match="The disk that holds .* is full"):
+            with pytest.raises(InputError, match=r"The disk that holds .* is full"):
                 run_synthesis(recipe, small / "out")
             stats = server.stats()
             assert stats["received"] == stats["answered"] == len(answered(small / "out" / "journal")) + 1
@@ -257,7 +263,7 @@ def test_progress_says_everything_in_one_line(server: ReplayServer, tmp_path: Pa
     assert re.search(r"; \$0\.0\d of 5\.00, [\d,]+ tokens; paused for 3 s, the server asked for it$", line)
 
 
-def test_the_journal_holds_what_reparse_needs(server: ReplayServer, tmp_path: Path) -> None:
+def test_the_journal_holds_what_reparse_needs(tmp_path: Path) -> None:
     with ReplayServer(made_up_answer, faults=Faults(shares={"malformed": 0.2, "refusal": 0.2})) as faulty:
         answer_all(without_probes(synthesis(faulty), tmp_path), tmp_path)
     bodies = [json.loads(record["body"]) for record in records(tmp_path, "answered")]

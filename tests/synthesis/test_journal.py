@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -111,7 +111,7 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Path:
+def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "small"
     folder.mkdir()
     mounted = subprocess.run(
@@ -126,15 +126,15 @@ def small_disk(tmp_path: Path) -> Path:
 def test_a_full_disk_leaves_the_journal_as_it_was(small_disk: Path) -> None:
     with Journal(small_disk) as journal:
         written = 0
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match="No space left"):  # noqa: PT012
             while True:
                 answer(journal, request(written, written + 1), "x" * 5000)
                 written += 1
-        size = os.path.getsize(journal.path)
+        size = journal.path.stat().st_size
         assert not journal.has(request(written, written + 1))
     with Journal(small_disk) as journal:
         assert written > 5
-        assert os.path.getsize(journal.path) == size
+        assert journal.path.stat().st_size == size
         assert all(journal.has(request(number, number + 1)) for number in range(written))
         subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
         answer(journal, request(written, written + 1))

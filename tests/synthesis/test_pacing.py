@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from email.utils import formatdate
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -110,7 +111,7 @@ def test_pauses_grow_while_the_server_goes_on_refusing_whatever_it_asks_for() ->
             pacer.refused(departure, retry_after)
             pacer.done()
         pacer.succeeded()
-        return [round(after - before) for before, after in zip(times, times[1:], strict=False)]
+        return [round(after - before) for before, after in pairwise(times)]
 
     assert asyncio.run(run(None)) == [1, 2, 4, 8, 16, 32, 60, 60]
     hours.now += 1000
