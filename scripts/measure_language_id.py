@@ -30,9 +30,7 @@ def main() -> None:
         if verdict is not None:
             print(f"| {language} | {verdict.found} | {verdict.confidence:.3f} | {text[:100]} |".replace("\n", " "))
     rejected = sum(verdict is not None for verdict in verdicts)
-    print(
-        f"\n{rejected} of {len(texts):,} texts rejected, {len(texts) / seconds:,.0f} texts per second of processor time\n"
-    )
+    print(f"\n{rejected} of {len(texts):,} texts rejected, {len(texts) / seconds:,.0f} texts per CPU second\n")
     print_caught(texts)
 
 

@@ -176,8 +176,8 @@ def _recipe_to_push(recipe: str, overrides: list[str] | None, push_to: str | Non
     resolved = Recipe.load(recipe, [*(overrides or []), f"publishing.dataset_repo_id={push_to}"])
     if resolved.publishing.dataset_license is None:
         raise InputError(
-            "The dataset has no licence, and what is pushed needs one. Ask what the terms of the LLM that writes it allow, "
-            "then set it: --set publishing.dataset_license=cc-by-4.0 (or apache-2.0, cc-by-nc-4.0, ...)."
+            "The dataset has no licence, and what is pushed needs one. Ask what the terms of the LLM that writes it "
+            "allow, then set it: --set publishing.dataset_license=cc-by-4.0 (or apache-2.0, cc-by-nc-4.0, ...)."
         )
     return resolved
 

@@ -122,6 +122,6 @@ _FREQUENT = (
 SAMPLING_WEIGHTS: dict[str, float] = (
     dict.fromkeys(LANGUAGE_CODES, 0.192 / 79) | dict.fromkeys(_FREQUENT, 0.029) | {"English": 0.431}
 )
-"""English name of a language -> its share of the requests. The paper (section 3.1) gives English 43.1 % in its figure and
-about 1k of 500k examples to each low-resource language; the split among the others is that of the published
+"""English name of a language -> its share of the requests. The paper (section 3.1) gives English 43.1 % in its figure
+and about 1k of 500k examples to each low-resource language; the split among the others is that of the published
 reproduction (arXiv 2509.06184)."""

@@ -127,8 +127,8 @@ def run_synthesis(recipe: Recipe, output_dir: Path, *, ask: bool = True) -> dict
         The content of dataset/statistics.json.
 
     Raises:
-        InputError: as `run_pipeline`; besides, a limit is reached or the LLM's server cannot go on. Every answer that came
-            is in journal/.
+        InputError: as `run_pipeline`; besides, a limit is reached or the LLM's server cannot go on. Every answer that
+            came is in journal/.
     """
     _synthesis_of(recipe)
     if ask:
@@ -163,8 +163,8 @@ def planned_prompts(recipe: Recipe) -> list[str]:
 def _synthesis_of(recipe: Recipe) -> Synthesis:
     if recipe.synthesis is None or recipe.data.rows != SYNTHESIS:
         raise InputError(
-            f"Recipe {recipe.name} takes its rows from {recipe.data.rows}. To have an LLM write them, set data.rows to "
-            "synthesis and give a section synthesis; recipes/demo.yaml has one."
+            f"Recipe {recipe.name} takes its rows from {recipe.data.rows}. To have an LLM write them, set data.rows "
+            "to synthesis and give a section synthesis; recipes/demo.yaml has one."
         )
     return recipe.synthesis
 

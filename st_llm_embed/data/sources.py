@@ -32,8 +32,8 @@ def read_source(name: str, source: Source) -> Iterator[Row]:
     wordings = (source.instruction,) if source.instruction else TRAINING_SET_INSTRUCTIONS.get(name)
     if wordings is None:
         raise InputError(
-            f"data.sources.{name} has no instruction. Give one; only {', '.join(TRAINING_SET_INSTRUCTIONS)} have one by "
-            "their names."
+            f"data.sources.{name} has no instruction. Give one; only {', '.join(TRAINING_SET_INSTRUCTIONS)} have one "
+            "by their names."
         )
     count = left_out = 0
     for place, record in enumerate(_records(name, source)):
@@ -79,8 +79,8 @@ def check_source(name: str, source: Source) -> None:
 def _records(name: str, source: Source) -> Iterable[dict[str, Any]]:
     path = Path(source.path)
     advice = (
-        f"data.sources.{name}.path takes the path of a {', '.join(BUILDERS)} file (or one of these with .gz), or the id "
-        "of a dataset on the Hugging Face Hub, with config, split and revision."
+        f"data.sources.{name}.path takes the path of a {', '.join(BUILDERS)} file (or one of these with .gz), or the "
+        "id of a dataset on the Hugging Face Hub, with config, split and revision."
     )
     ending = next((suffix for suffix in reversed(path.suffixes) if suffix != ".gz"), "")
     loaded: Dataset | IterableDataset

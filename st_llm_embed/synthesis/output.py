@@ -54,8 +54,8 @@ def write_synthetic_dataset(
     path, journal = tasks_file(synthesis, plan, journal_folder), journal_folder / "answers.jsonl"
     if not journal.is_file() or not path.is_file():
         raise InputError(
-            f"{journal_folder} holds no answers to example requests yet. Run st-llm-embed synthesize with this recipe and "
-            "--output-dir first."
+            f"{journal_folder} holds no answers to example requests yet. Run st-llm-embed synthesize with this recipe "
+            "and --output-dir first."
         )
     tasks = TaskFile(path)
     selection = Selection(synthesis, plan, tasks, journal, similarities)
@@ -72,6 +72,12 @@ def write_synthetic_dataset(
 
     with rejected:
         counts = write_dataset(accepted(), folder, validation_fraction)
+    if not counts:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in statistics.rejected_by_reason.most_common())
+        raise InputError(
+            f"None of the answers in {journal} is a row: {reasons or 'none is to a request of this recipe'}. Look "
+            "at the answers; another model, or other filters, may give rows."
+        )
     check_sizes(counts, validation_fraction, "what the LLM wrote")
     with _RecordWriter(folder / "tasks" / "tasks.parquet", TASKS_SCHEMA) as written:
         seen = set()

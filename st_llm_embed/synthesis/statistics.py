@@ -11,6 +11,7 @@ from st_llm_embed.data.rows import Row
 from st_llm_embed.synthesis.journal import read_journal
 from st_llm_embed.synthesis.selection import Rejected
 
+MOST_BARS = 30
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -75,23 +76,26 @@ class Statistics:
     def plot(self, folder: Path) -> list[str]:
         """Draw task types, languages, lengths and reasons of rejection; give the names of the files."""
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
 
         bars = {
             "task_types": ("Rows by task type", self.rows_by_type),
-            "languages": ("Rows by language, the 30 most frequent", self.rows_by_language),
+            "languages": ("Rows by language", self.rows_by_language),
             "rejected": ("Rejected answers by reason", self.rejected_by_reason),
         }
         names = []
         for name, (title, counts) in bars.items():
             if not counts:
                 continue
-            shown = counts.most_common(30)[::-1]
+            shown = counts.most_common(MOST_BARS)[::-1]
+            extent = f", the {MOST_BARS} most frequent of {len(counts)}" if len(shown) < len(counts) else ""
             figure = Figure(figsize=(6.4, 1.2 + 0.22 * len(shown)), layout="constrained")
             axes = figure.subplots()
-            axes.barh([label for label, _ in shown], [count for _, count in shown])
-            axes.bar_label(axes.containers[0], padding=2, fontsize=8)  # ty: ignore[invalid-argument-type]
-            axes.set(title=title, xlabel="rows" if name != "rejected" else "answers")
-            axes.margins(x=0.12)
+            bars_drawn = axes.barh([label for label, _ in shown], [count for _, count in shown])
+            axes.bar_label(bars_drawn, fmt="{:,.0f}", padding=2, fontsize=8)
+            axes.set(title=title + extent, xlabel="rows" if name != "rejected" else "answers")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.margins(x=0.15, y=0.3 / len(shown))
             figure.savefig(folder / f"{name}.png", dpi=120)
             names.append(f"{name}.png")
         if self.lengths:

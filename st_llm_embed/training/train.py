@@ -50,7 +50,7 @@ def untrained_embedder(recipe: Recipe, *, dtype: Dtype | None = None) -> LLMSent
 
 
 def training_set(folders: Iterable[Path]) -> DatasetDict:
-    """Load the training rows of datasets by configuration. A batch comes from one, so its rows are of one task type."""
+    """Load the training rows of datasets by configuration. A batch comes from one: its rows are of one task type."""
     return DatasetDict(
         {name: to_training(rows) for folder in folders for name, rows in load_split(folder, "train").items()}
     )

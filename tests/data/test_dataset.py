@@ -6,7 +6,7 @@ import pytest
 from conftest import example_rows, write_rows
 from datasets import load_dataset
 
-from st_llm_embed import InputError
+from st_llm_embed import InputError, Recipe
 from st_llm_embed.data import Row, check_rows, load_split, read_rows, rows_file, split_of, to_training, write_dataset
 from st_llm_embed.publishing import dataset_card
 from st_llm_embed.recipe import Recipe
@@ -67,9 +67,8 @@ def test_training_columns_carry_the_instruction_on_the_anchor_alone(tmp_path: Pa
 
 def test_the_folder_loads_as_a_hub_dataset_by_configuration(tmp_path: Path) -> None:
     counts = write_dataset((Row.model_validate(row) for row in example_rows()), tmp_path / "data", 0.4)
-    (tmp_path / "data" / "README.md").write_text(
-        dataset_card(Recipe.load("demo"), tmp_path / "data", counts), encoding="utf-8"
-    )
+    card = dataset_card(Recipe.load("demo"), tmp_path / "data", counts)
+    (tmp_path / "data" / "README.md").write_text(card, encoding="utf-8")
     for config in ("short-long", "sts", "bitext", "short-short"):
         loaded = load_dataset(str(tmp_path / "data"), config, cache_dir=str(tmp_path / "cache"))
         assert {split: len(loaded[split]) for split in loaded} == {

@@ -99,7 +99,8 @@ def test_the_commands_of_the_page_on_synthesis_run(tmp_path: Path) -> None:
 
 def english_answer(body: dict[str, Any]) -> str:
     """What the server makes up, in words that are surely English: it is asked for English alone."""
-    words = "the pump has to be checked with a gauge before it is started again in the morning".split()
+    sentence = "the pump has to be checked with a gauge before it is started again in the morning"
+    words = sentence.split()
     made_up = json.loads(made_up_answer(body))
 
     def in_english(value: Any) -> Any:
