@@ -19,7 +19,10 @@ ROWS = 40
 
 def section(server: ReplayServer, **filters: Any) -> Synthesis:
     content = synthesis(
-        requests=ROWS, brainstorm_requests=0, task_types={"sts": 1, "bitext": 1}, filters={"languages": False} | filters
+        requests=ROWS,
+        brainstorm_requests=0,
+        task_types={"sts": 1, "bitext": 1},
+        filters={"languages": False} | filters,
     ).model_dump(mode="json")
     content["endpoint"] |= {"base_url": server.base_url, "models": {"writer": 1}, "concurrency": 4}
     content["budget"] |= {"prices": {name: {"input": 1, "output": 1} for name in ("writer", "judge")}}
