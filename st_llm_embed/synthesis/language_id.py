@@ -26,7 +26,7 @@ LEAST_CONFIDENCE = 0.9
 """Least probability of the language that is found, together with those close to it."""
 MOST_DOUBT = 0.001
 """Greatest probability of the language asked for, together with those close to it."""
-MOST_CHARACTERS = 500
+MOST_CHARACTERS = 300
 """What follows is not read: the beginning says enough."""
 
 CLOSE_LANGUAGES = tuple(

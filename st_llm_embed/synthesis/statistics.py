@@ -94,7 +94,8 @@ class Statistics:
             bars_drawn = axes.barh([label for label, _ in shown], [count for _, count in shown])
             axes.bar_label(bars_drawn, fmt="{:,.0f}", padding=2, fontsize=8)
             axes.set(title=title + extent, xlabel="rows" if name != "rejected" else "answers")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            axes.xaxis.set_major_formatter("{x:,.0f}")
             axes.margins(x=0.15, y=0.3 / len(shown))
             figure.savefig(folder / f"{name}.png", dpi=120)
             names.append(f"{name}.png")
@@ -114,6 +115,7 @@ class Statistics:
             ]
             axes.bxp(boxes, orientation="horizontal", showfliers=False)
             axes.set(title="Length of the texts (5 % to 95 %)", xlabel="characters", xscale="log")
+            axes.xaxis.set_major_formatter("{x:,.0f}")
             figure.savefig(folder / "lengths.png", dpi=120)
             names.append("lengths.png")
         return names

@@ -24,7 +24,7 @@ from st_llm_embed.synthesis.attributes import ATTRIBUTES
 from st_llm_embed.synthesis.attributes import TASK_TYPES as TASK_TYPE_WEIGHTS
 from st_llm_embed.synthesis.plan import RequestPlan
 from st_llm_embed.synthesis.prompts import PROMPT_VERSION, fill_template
-from st_llm_embed.synthesis.tasks import TaskFile
+from st_llm_embed.synthesis.tasks import TaskFile, tasks_path
 
 TEMPLATES = Path(st_llm_embed.__file__).parent / "synthesis" / "templates"
 GOLDEN_KEYS = [
@@ -442,3 +442,11 @@ def test_bitext_tasks_in_a_plan_of_one_language(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match="one language, German, and bitext needs two"):
         request_plan(tasks=str(path), **german).check(TaskFile(path))
+
+
+def test_no_two_requests_of_the_demo_have_the_same_prompt() -> None:
+    """Its recorded answers are found by their prompt."""
+    section = Recipe.load("demo").synthesis
+    tasks = TaskFile(tasks_path("embedded"))
+    prompts = [prompt(request) for request in RequestPlan(section.plan, section.endpoint).examples(tasks)]
+    assert len(set(prompts)) == len(prompts) == 1920
