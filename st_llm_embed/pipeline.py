@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -15,12 +16,12 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from st_llm_embed.data import Row, check_rows, read_rows, rows_file, write_dataset
+from st_llm_embed.data import Row, Split, check_rows, read_rows, rows_file, write_dataset
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.evaluation import write_report
 from st_llm_embed.modules import base_path
 from st_llm_embed.publishing import dataset_card, write_release
-from st_llm_embed.recipe import SYNTHESIS, Recipe, Synthesis
+from st_llm_embed.recipe import BASE, SYNTHESIS, Mining, Recipe, Synthesis
 from st_llm_embed.stage import build_stage, file_hash, full_disk_explained, owned_folder
 from st_llm_embed.synthesis.generate import Projection, check_synthesis, estimate, generate
 from st_llm_embed.synthesis.output import write_synthetic_dataset
@@ -28,6 +29,7 @@ from st_llm_embed.synthesis.plan import RequestPlan
 from st_llm_embed.synthesis.selection import Similarities
 from st_llm_embed.synthesis.tasks import TaskFile, tasks_path
 from st_llm_embed.training import check_training, is_first_process, train, wait_for_all_processes
+from st_llm_embed.training.hard_negatives import check_mining, mine_hard_negatives
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +50,8 @@ def check_data(recipe: Recipe) -> None:
     Raises:
         InputError: they cannot be used.
     """
+    if recipe.data.mining is not None:
+        check_mining(recipe.data.mining)
     if recipe.data.rows == SYNTHESIS:
         check_synthesis(_synthesis_of(recipe))
     else:
@@ -59,7 +63,7 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
 
     Args:
         recipe: all choices.
-        output_dir: gets recipe.yaml, journal/, dataset/, training/, evaluation/, release/ and manifests/.
+        output_dir: gets recipe.yaml, journal/, vectors/, dataset/, training/, evaluation/, release/ and manifests/.
 
     Returns:
         The content of evaluation/report.json.
@@ -173,6 +177,11 @@ def _build_dataset(recipe: Recipe, output_dir: Path, *, anew: bool = False) -> s
     """Write dataset/ of the rows, or of what the journal's answers give; return the hash of its content."""
     folder, fraction = output_dir / "dataset", recipe.data.validation_fraction
     inputs: dict[str, Any] = {"validation_fraction": fraction}
+    if recipe.data.mining is not None:
+        inputs["mining"] = {
+            "settings": recipe.data.mining.model_dump(),
+            "model": _mining_model(recipe, recipe.data.mining),
+        }
 
     if recipe.data.rows == SYNTHESIS:
         synthesis = _synthesis_of(recipe)
@@ -184,6 +193,7 @@ def _build_dataset(recipe: Recipe, output_dir: Path, *, anew: bool = False) -> s
 
         def build(folder: Path) -> None:
             counts = write_synthetic_dataset(synthesis, journal, folder, fraction, _similarities(synthesis))
+            counts = _mined(recipe, output_dir, folder) or counts
             (folder / "README.md").write_text(dataset_card(recipe, folder, counts), encoding="utf-8")
     else:
         rows = rows_file(recipe.data.rows)
@@ -191,6 +201,7 @@ def _build_dataset(recipe: Recipe, output_dir: Path, *, anew: bool = False) -> s
 
         def build(folder: Path) -> None:
             counts = write_dataset(read_rows(rows), folder, fraction)
+            counts = _mined(recipe, output_dir, folder) or counts
             (folder / "README.md").write_text(dataset_card(recipe, folder, counts), encoding="utf-8")
 
     build_stage(folder, inputs, build, anew=anew)
@@ -218,6 +229,24 @@ def _similarities(synthesis: Synthesis) -> Similarities | None:
         return list(zip(*found, strict=True))
 
     return similarities
+
+
+def _mined(recipe: Recipe, output_dir: Path, folder: Path) -> Counter[tuple[str, Split]] | None:
+    """Mine negatives for the rows in a folder, if the recipe says so; vectors/ keeps what was encoded."""
+    if recipe.data.mining is None:
+        return None
+    model = json.dumps(_mining_model(recipe, recipe.data.mining), sort_keys=True)
+    return mine_hard_negatives(recipe, recipe.data.mining, folder, output_dir / "vectors", model)
+
+
+def _mining_model(recipe: Recipe, mining: Mining) -> dict[str, Any]:
+    """Identify the mining model as `_base_hash` does the base."""
+    if mining.model == BASE:
+        return _base_hash(recipe) | ({"seed": recipe.seed} if recipe.base.random_init else {})
+    folder = Path(mining.model)
+    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
+    hashes = {path.relative_to(folder).as_posix(): file_hash(path) for path in files}
+    return {"name_or_path": hashes or mining.model, "revision": mining.revision}
 
 
 def _base_hash(recipe: Recipe) -> dict[str, Any]:

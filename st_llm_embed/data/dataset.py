@@ -5,6 +5,7 @@ The folder is a Hub dataset repository: ``datasets.load_dataset(folder, "sts", s
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -121,13 +122,20 @@ def load_split(directory: Path, split: Split) -> dict[str, Dataset]:
 
 
 def to_training(dataset: Dataset) -> Dataset:
-    """Give exactly the columns ``anchor, positive[, negative]``, with the instruction folded into the anchor.
+    """Give exactly the columns ``anchor, positive[, negatives]``, with the instruction folded into the anchor.
 
     The sentence-transformers trainer encodes every column, so metadata must not reach it.
     """
-    columns = [name for name in ("anchor", "positive", "negative") if name in dataset.column_names]
+    columns = ["positive", *negative_columns(dataset.column_names)]
     anchors = [format_query(row["instruction"], row["anchor"]) for row in dataset]
-    return Dataset.from_dict({"anchor": anchors} | {name: dataset[name][:] for name in columns[1:]})
+    return Dataset.from_dict({"anchor": anchors} | {name: dataset[name][:] for name in columns})
+
+
+def negative_columns(names: Iterable[str]) -> list[str]:
+    """Give those of a dataset's columns that hold negatives, in order: `negative`, or `negative_1` to `negative_n`."""
+    return sorted(
+        (name for name in names if re.fullmatch(r"negative(_\d+)?", name)), key=lambda name: (len(name), name)
+    )
 
 
 def _flush(
