@@ -23,6 +23,9 @@ Split = Literal["train", "validation"]
 
 ROWS_PER_GROUP = 2_000
 
+MINING_REPORT = "mining.json"
+"""What mining hard negatives dropped and why, beside the rows."""
+
 METADATA_SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("instruction", "task_type", "language", "target_language")),

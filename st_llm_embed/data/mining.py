@@ -25,13 +25,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from st_llm_embed.data.dataset import ROWS_PER_GROUP, Split, negative_columns
+from st_llm_embed.data.dataset import MINING_REPORT, ROWS_PER_GROUP, Split, negative_columns
 from st_llm_embed.data.nearest import nearest_documents, pair_scores
 from st_llm_embed.data.rows import content_hash, fold
 from st_llm_embed.data.vectors import VectorFolder
 from st_llm_embed.recipe import Mining
-
-REPORT_FILE = "mining.json"
 
 EXAMPLES, EXAMPLE_CHARACTERS = 20, 300
 """Suspected false negatives in the report of each configuration and split, and what is shown of a text."""
@@ -97,7 +95,7 @@ def mine_dataset(
     shutil.rmtree(written)
     vectors.remove_unused()
     content = {"settings": mining.model_dump(mode="json"), "configurations": report}
-    (dataset_dir / REPORT_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+    (dataset_dir / MINING_REPORT).write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
     counts: Counter[tuple[str, Split]] = Counter()
     for split in cast(tuple[Split, ...], ("train", "validation")):
         for path in dataset_dir.glob(f"*/{split}.parquet"):

@@ -13,6 +13,9 @@ from tqdm.auto import tqdm
 
 from st_llm_embed.errors import InputError
 
+DTYPE = np.dtype(np.float16)
+"""Changes the cosine of unit vectors by about 1e-4."""
+
 TEXTS_AT_ONCE = 4_096
 """What a kill can lose, and what is in memory at once."""
 
@@ -61,7 +64,7 @@ class VectorFolder:
         self._folder.mkdir(parents=True, exist_ok=True)
         # The dimension is in the name: it is not known before the first texts are encoded.
         path = next(self._folder.glob(f"{name}.*.f16"), None)
-        done = path.stat().st_size // (2 * _dimension(path)) if path else 0
+        done = path.stat().st_size // (DTYPE.itemsize * _dimension(path)) if path else 0
         if done < count:
             # Whole pieces, so that texts share their batches with the same ones as without the kill.
             done -= done % TEXTS_AT_ONCE
@@ -81,13 +84,13 @@ class VectorFolder:
                 path = path or self._folder / f"{name}.{vectors.shape[1]}.f16"
                 with path.open("r+b" if path.exists() else "wb") as file:
                     # Over the torn vector that a kill may have left at the end.
-                    file.seek(start * vectors.shape[1] * 2)
-                    file.write(vectors.astype(np.float16).tobytes())
+                    file.seek(start * vectors.shape[1] * DTYPE.itemsize)
+                    file.write(vectors.astype(DTYPE).tobytes())
                 progress.update(stop - start)
         if path is None:
-            return np.empty((0, 1), dtype=np.float16)
+            return np.empty((0, 1), dtype=DTYPE)
         self._used.add(path)
-        return np.memmap(path, dtype=np.float16, mode="r", shape=(count, _dimension(path)))
+        return np.memmap(path, dtype=DTYPE, mode="r", shape=(count, _dimension(path)))
 
     def remove_unused(self) -> None:
         """Delete the vectors that were not asked for, of other texts or another model."""
