@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from st_llm_embed.errors import InputError
 
-DTYPE = np.dtype(np.float16)
+DTYPE: np.dtype[Any] = np.dtype(np.float16)
 """Changes the cosine of unit vectors by about 1e-4."""
 
 TEXTS_AT_ONCE = 4_096
