@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -15,14 +16,14 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from st_llm_embed.data import Row, check_rows, read_rows, rows_file, write_dataset
+from st_llm_embed.data import Row, Split, check_rows, read_rows, rows_file, write_dataset
 from st_llm_embed.data.dataset import write_source
 from st_llm_embed.data.sources import check_source, read_source
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.evaluation import write_report
 from st_llm_embed.modules import base_path
 from st_llm_embed.publishing import dataset_card, write_release
-from st_llm_embed.recipe import SYNTHESIS, Recipe, Synthesis
+from st_llm_embed.recipe import BASE, SYNTHESIS, Mining, Recipe, Synthesis
 from st_llm_embed.stage import build_stage, file_hash, full_disk_explained, owned_folder
 from st_llm_embed.synthesis.generate import Projection, check_synthesis, estimate, generate
 from st_llm_embed.synthesis.output import write_synthetic_dataset
@@ -30,6 +31,7 @@ from st_llm_embed.synthesis.plan import RequestPlan
 from st_llm_embed.synthesis.selection import Similarities
 from st_llm_embed.synthesis.tasks import TaskFile, tasks_path
 from st_llm_embed.training import check_training, is_first_process, train, wait_for_all_processes
+from st_llm_embed.training.hard_negatives import check_mining, mine_hard_negatives
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,8 @@ def check_data(recipe: Recipe) -> None:
     Raises:
         InputError: they cannot be used.
     """
+    if recipe.data.mining is not None:
+        check_mining(recipe.data.mining)
     if recipe.data.rows == SYNTHESIS:
         check_synthesis(_synthesis_of(recipe))
     else:
@@ -63,7 +67,7 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
 
     Args:
         recipe: all choices.
-        output_dir: gets recipe.yaml, journal/, dataset/, sources/, training/, evaluation/, release/ and manifests/.
+        output_dir: gets recipe.yaml, journal/, vectors/, dataset/, sources/, training/, evaluation/, release/ and manifests/.
 
     Returns:
         The content of evaluation/report.json.
@@ -179,8 +183,10 @@ def _build_dataset(recipe: Recipe, output_dir: Path, *, anew: bool = False) -> s
     """Write dataset/ of the rows, or of what the journal's answers give; return the hash of its content."""
     folder, data, journal = output_dir / "dataset", recipe.data, output_dir / "journal"
     # Licence and name are on the card.
-    inputs: dict[str, Any] = data.model_dump(mode="json", exclude={"rows", "sources"})
+    inputs: dict[str, Any] = data.model_dump(mode="json", exclude={"rows", "sources", "mining"})
     inputs |= recipe.publishing.model_dump(include={"dataset_license", "dataset_repo_id"})
+    if data.mining is not None:
+        inputs["mining"] = {"settings": data.mining.model_dump(), "model": _mining_model(recipe, data.mining)}
     if data.rows == SYNTHESIS:
         inputs["journal"] = {path.name: file_hash(path) for path in sorted(journal.glob("*.jsonl"))}
         inputs |= _synthesis_of(recipe).model_dump(mode="json", include={"plan", "filters"})
@@ -194,6 +200,7 @@ def _build_dataset(recipe: Recipe, output_dir: Path, *, anew: bool = False) -> s
             counts = write_synthetic_dataset(synthesis, journal, folder, data.validation_fraction, similarities)
         else:
             counts = write_dataset(read_rows(rows_file(data.rows)), folder, data.validation_fraction)
+        counts = _mined(recipe, output_dir, folder) or counts
         (folder / "README.md").write_text(dataset_card(recipe, folder, counts), encoding="utf-8")
 
     build_stage(folder, inputs, build, anew=anew)
@@ -243,6 +250,24 @@ def _similarities(synthesis: Synthesis) -> Similarities | None:
         return list(zip(*found, strict=True))
 
     return similarities
+
+
+def _mined(recipe: Recipe, output_dir: Path, folder: Path) -> Counter[tuple[str, Split]] | None:
+    """Mine negatives for the rows in a folder, if the recipe says so; vectors/ keeps what was encoded."""
+    if recipe.data.mining is None:
+        return None
+    model = json.dumps(_mining_model(recipe, recipe.data.mining), sort_keys=True)
+    return mine_hard_negatives(recipe, recipe.data.mining, folder, output_dir / "vectors", model)
+
+
+def _mining_model(recipe: Recipe, mining: Mining) -> dict[str, Any]:
+    """Identify the mining model as `_base_hash` does the base."""
+    if mining.model == BASE:
+        return _base_hash(recipe) | ({"seed": recipe.seed} if recipe.base.random_init else {})
+    folder = Path(mining.model)
+    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
+    hashes = {path.relative_to(folder).as_posix(): file_hash(path) for path in files}
+    return {"name_or_path": hashes or mining.model, "revision": mining.revision}
 
 
 def _base_hash(recipe: Recipe) -> dict[str, Any]:

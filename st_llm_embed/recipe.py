@@ -44,6 +44,9 @@ EMBEDDED = "embedded"
 SYNTHESIS = "synthesis"
 """Value of ``data.rows`` for the rows that an LLM writes by the recipe's ``synthesis`` section."""
 
+BASE = "base"
+"""Value of ``data.mining.model`` for the recipe's own base before training."""
+
 REPLAY = "replay"
 """Value of ``synthesis.endpoint.base_url`` for the server inside the package, which gives recorded answers."""
 
@@ -116,6 +119,46 @@ class Source(Section):
         return value
 
 
+class Mining(Section):
+    """Hard negatives for rows that lack them: documents near the anchor, by an embedding model, but not too near.
+
+    They come from the row's own configuration. Keys are those of sentence-transformers' mine_hard_negatives.
+    """
+
+    model: str = Field(min_length=1)
+    """Embedding model: Hub id, folder, or `base`, the recipe's own base before training."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub model."""
+    query_prompt: str | None = None
+    """What stands before each anchor, such as `query: ` for E5; null: the row's own instruction."""
+    document_prompt: str | None = None
+    """What stands before each document, such as `passage: ` for E5; null: what the model has saved for documents."""
+    num_negatives: int = Field(default=1, ge=1, le=64)
+    """Negatives that a row shall have; those it has come first. 1 gives a column negative, more negative_1, ..."""
+    range_min: int = Field(default=0, ge=0)
+    """So many of the nearest documents are passed over."""
+    range_max: int = Field(default=100, ge=1, le=10_000)
+    """A negative is among so many of the nearest documents, the known positives not counted."""
+    relative_margin: float | None = Field(default=0.05, ge=0, le=2)
+    """A document is dropped as a suspected false negative if its score is above the positive's less this share of it:
+    0.05 allows 95 % of a positive's score. null: no such limit."""
+    absolute_margin: float | None = Field(default=None, ge=0, le=2)
+    """The same with the difference of the two scores."""
+    sampling_strategy: Literal["top", "random"] = "top"
+    """Of what is left the nearest, or any, drawn by hash."""
+    batch_size: int = Field(default=64, ge=1)
+    """Texts per forward pass."""
+
+    @model_validator(mode="after")
+    def _range_has_room(self) -> Self:
+        if self.range_max - self.range_min < self.num_negatives:
+            raise ValueError(
+                f"range_min {self.range_min} to range_max {self.range_max} has no room for num_negatives "
+                f"{self.num_negatives}"
+            )
+        return self
+
+
 class Data(Section):
     """The rows to train on and to hold out."""
 
@@ -127,6 +170,8 @@ class Data(Section):
     validation_fraction: float = Field(gt=0, lt=1)
     """Share of instructions held out, by hash: no instruction of a task type is in both parts. sts and bitext have
     twelve instructions each; bitext rows are held out from 0.07 on, sts rows from 0.12 (docs/decisions.md)."""
+    mining: Mining | None = None
+    """Gives hard negatives to rows that lack them; null: those rows have in-batch negatives only."""
 
 
 class Endpoint(Section):

@@ -175,7 +175,8 @@ def _check_ownership(output_dir: Path) -> None:
     manifests = output_dir / "manifests"
     ours = {manifests: manifests.is_dir() and {path.stem for path in manifests.iterdir()} <= set(STAGES)}
     ours[output_dir / "recipe.yaml"] = ours[manifests] and (output_dir / "recipe.yaml").is_file()
-    ours[output_dir / "journal"] = ours[manifests] and (output_dir / "journal").is_dir()
+    for name in ("journal", "vectors"):
+        ours[output_dir / name] = ours[manifests] and (output_dir / name).is_dir()
     for folder in (output_dir / name for name in STAGES):
         written = _manifest_path(folder).exists() and _read_manifest(folder).stage == folder.name
         ours[folder] = written and folder.is_dir()

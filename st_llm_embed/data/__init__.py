@@ -9,7 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from st_llm_embed.data.dataset import Split, check_rows, load_split, split_of, to_training, write_dataset
+    from st_llm_embed.data.dataset import (
+        Split,
+        check_rows,
+        load_split,
+        negative_columns,
+        split_of,
+        to_training,
+        write_dataset,
+    )
     from st_llm_embed.data.rows import Attributes, Row, read_rows, rows_file
 
 __all__ = [
@@ -18,6 +26,7 @@ __all__ = [
     "Split",
     "check_rows",
     "load_split",
+    "negative_columns",
     "read_rows",
     "rows_file",
     "split_of",

@@ -5,6 +5,7 @@ The folder is a Hub dataset repository: ``datasets.load_dataset(folder, "sts", s
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,6 +22,9 @@ from st_llm_embed.instructions import format_query
 Split = Literal["train", "validation"]
 
 ROWS_PER_GROUP = 2_000
+
+MINING_REPORT = "mining.json"
+"""What mining hard negatives dropped and why, beside the rows."""
 
 METADATA_SCHEMA = pa.schema(
     [
@@ -125,13 +129,20 @@ def load_split(directory: Path, split: Split) -> dict[str, Dataset]:
 
 
 def to_training(dataset: Dataset) -> Dataset:
-    """Give exactly the columns ``anchor, positive[, negative]``, with the instruction folded into the anchor.
+    """Give exactly the columns ``anchor, positive[, negatives]``, with the instruction folded into the anchor.
 
     The sentence-transformers trainer encodes every column, so metadata must not reach it.
     """
-    columns = [name for name in ("anchor", "positive", "negative") if name in dataset.column_names]
+    columns = ["positive", *negative_columns(dataset.column_names)]
     anchors = [format_query(row["instruction"], row["anchor"]) for row in dataset]
-    return Dataset.from_dict({"anchor": anchors} | {name: dataset[name][:] for name in columns[1:]})
+    return Dataset.from_dict({"anchor": anchors} | {name: dataset[name][:] for name in columns})
+
+
+def negative_columns(names: Iterable[str]) -> list[str]:
+    """Give those of a dataset's columns that hold negatives, in order: `negative`, or `negative_1` to `negative_n`."""
+    return sorted(
+        (name for name in names if re.fullmatch(r"negative(_\d+)?", name)), key=lambda name: (len(name), name)
+    )
 
 
 def _write(rows: Iterable[tuple[Row, tuple[str, Split]]], directory: Path) -> Counter[tuple[str, Split]]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
-from st_llm_embed.data import load_split
+from st_llm_embed.data import load_split, negative_columns
 from st_llm_embed.errors import InputError
 from st_llm_embed.instructions import format_query
 from st_llm_embed.recipe import TASK_TYPES
@@ -32,7 +32,7 @@ class HeldOut(NamedTuple):
     positive: NDArray[np.int64]
     """Index of each query's positive in `documents`."""
     negative: NDArray[np.int64]
-    """Index of each query's negative in `documents`, -1 where it has none."""
+    """Index of each query's first negative in `documents`, -1 where it has none."""
     task_type: NDArray[np.str_]
     english: NDArray[np.bool_]
     """Whether both sides are English."""
@@ -53,14 +53,15 @@ class Scores(NamedTuple):
 def load_held_out(dataset_dir: Path) -> HeldOut:
     """Load the validation rows of a written dataset."""
     rows = [row for dataset in load_split(dataset_dir, "validation").values() for row in dataset]
-    texts = [row["positive"] for row in rows] + [row["negative"] for row in rows if row.get("negative")]
+    negatives = [next((row[name] for name in negative_columns(row)), None) for row in rows]
+    texts = [row["positive"] for row in rows] + [text for text in negatives if text is not None]
     documents = list(dict.fromkeys(texts))
     index = {text: position for position, text in enumerate(documents)}
     return HeldOut(
         queries=[format_query(row["instruction"], row["anchor"]) for row in rows],
         documents=documents,
         positive=np.array([index[row["positive"]] for row in rows]),
-        negative=np.array([index[row["negative"]] if row.get("negative") else -1 for row in rows]),
+        negative=np.array([-1 if text is None else index[text] for text in negatives]),
         task_type=np.array([row["task_type"] for row in rows]),
         english=np.array([row["language"] == "en" and row["target_language"] == "en" for row in rows]),
     )

@@ -12,9 +12,10 @@ from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardDa
 from sentence_transformers import SentenceTransformer
 
 from st_llm_embed.data import Split, load_split
+from st_llm_embed.data.dataset import MINING_REPORT
 from st_llm_embed.evaluation import headline_rows
 from st_llm_embed.instructions import INSTRUCTION_TEMPLATE
-from st_llm_embed.recipe import EMBEDDED, Recipe
+from st_llm_embed.recipe import BASE, EMBEDDED, Recipe
 from st_llm_embed.synthesis.prompts import PROMPT_VERSION
 
 SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -54,9 +55,28 @@ def dataset_card(recipe: Recipe, dataset_dir: Path, counts: Counter[tuple[str, S
         dataset_name=recipe.publishing.dataset_repo_id or "path/to/this/folder",
         template=INSTRUCTION_TEMPLATE.replace("\n", "\\n"),
         counts=[(config, counts[config, "train"], counts[config, "validation"]) for config in configs],
+        mining=_mining(recipe, dataset_dir),
         **_origin(recipe, dataset_dir),
     )
     return str(card)
+
+
+def _mining(recipe: Recipe, dataset_dir: Path) -> dict[str, Any] | None:
+    """Give what the card says of mined negatives; None where there are none."""
+    path = dataset_dir / MINING_REPORT
+    if not path.is_file():
+        return None
+    report = json.loads(path.read_text(encoding="utf-8"))
+    rows = [
+        outcome
+        | {"config": config, "split": split, "positive_not_in_range": outcome["positive_not_in_range"] or 0}
+        | {"suspected": outcome["dropped"]["relative margin"] + outcome["dropped"]["absolute margin"]}
+        for config, splits in report["configurations"].items()
+        for split, outcome in splits.items()
+    ]
+    model = report["settings"]["model"]
+    shown = f"the base, {recipe.base.name_or_path}, before training" if model == BASE else Path(model).name
+    return {"model": shown, "settings": report["settings"], "rows": rows} if rows else None
 
 
 def _origin(recipe: Recipe, dataset_dir: Path) -> dict[str, Any]:

@@ -1,0 +1,108 @@
+"""Vectors of many texts on disk, in float16: encoded once, in pieces, and gone on with after a kill."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from st_llm_embed.errors import InputError
+
+DTYPE: np.dtype[Any] = np.dtype(np.float16)
+"""Changes the cosine of unit vectors by about 1e-4."""
+
+TEXTS_AT_ONCE = 4_096
+"""What a kill can lose, and what is in memory at once."""
+
+
+class Encode(Protocol):
+    """Gives unit-length vectors of shape (number of texts, dimension)."""
+
+    def __call__(self, texts: list[str], instructions: list[str] | None) -> NDArray[np.float32]:
+        """Encode queries, each under its own instruction, or, with None, documents."""
+        ...
+
+
+class VectorFolder:
+    """A folder of vectors, each file named by the model and by the texts that it holds."""
+
+    def __init__(self, folder: Path, encode: Encode, encoder: str) -> None:
+        """Keep vectors in a folder.
+
+        Args:
+            folder: created when needed; holds nothing but what this class writes.
+            encode: makes the vectors.
+            encoder: identifies what `encode` does: model, revision, prompts.
+        """
+        self._folder, self._encode, self._encoder = folder, encode, encoder
+        self._used: set[Path] = set()
+
+    def encoded(
+        self, count: int, text: Callable[[int], str], instruction: Callable[[int], str] | None, title: str
+    ) -> NDArray[np.float16]:
+        """Give the vectors of texts from disk, shape (count, dimension), after encoding those that are not there.
+
+        Args:
+            count: number of texts.
+            text: gives one of them.
+            instruction: gives that of a query; None for documents.
+            title: of the progress bar.
+
+        Raises:
+            InputError: a vector is not finite.
+        """
+        digest = hashlib.blake2b(f"{self._encoder}\n{instruction is not None}\n".encode(), digest_size=12)
+        for number in range(count):
+            for part in (text(number), instruction(number) if instruction else ""):
+                digest.update(hashlib.blake2b(part.encode(), digest_size=16).digest())
+        name = digest.hexdigest()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        # The dimension is in the name: it is not known before the first texts are encoded.
+        path = next(self._folder.glob(f"{name}.*.f16"), None)
+        done = path.stat().st_size // (DTYPE.itemsize * _dimension(path)) if path else 0
+        if done < count:
+            # Whole pieces, so that texts share their batches with the same ones as without the kill.
+            done -= done % TEXTS_AT_ONCE
+        with tqdm(total=count, initial=done, desc=title, unit=" texts") as progress:
+            for start, stop in _pieces(done, count):
+                texts = [text(number) for number in range(start, stop)]
+                vectors = self._encode(
+                    texts, [instruction(number) for number in range(start, stop)] if instruction else None
+                )
+                broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+                if len(broken):
+                    raise InputError(
+                        f"The mining model gives {len(broken)} of {len(texts)} texts a vector that is not finite (NaN "
+                        f"or infinity), the first of them {texts[broken[0]][:60]!r}. Choose another data.mining.model "
+                        "or bfloat16 or float32 as the data type of the base."
+                    )
+                path = path or self._folder / f"{name}.{vectors.shape[1]}.f16"
+                with path.open("r+b" if path.exists() else "wb") as file:
+                    # Over the torn vector that a kill may have left at the end.
+                    file.seek(start * vectors.shape[1] * DTYPE.itemsize)
+                    file.write(vectors.astype(DTYPE).tobytes())
+                progress.update(stop - start)
+        if path is None:
+            return np.empty((0, 1), dtype=DTYPE)
+        self._used.add(path)
+        return np.memmap(path, dtype=DTYPE, mode="r", shape=(count, _dimension(path)))
+
+    def remove_unused(self) -> None:
+        """Delete the vectors that were not asked for, of other texts or another model."""
+        for path in self._folder.glob("*.f16"):
+            if path not in self._used:
+                path.unlink()
+
+
+def _dimension(path: Path) -> int:
+    return int(path.name.split(".")[1])
+
+
+def _pieces(start: int, stop: int) -> Iterator[tuple[int, int]]:
+    for first in range(start, stop, TEXTS_AT_ONCE):
+        yield first, min(first + TEXTS_AT_ONCE, stop)
