@@ -61,7 +61,7 @@ def test_numbers_that_yaml_reads_as_text_reach_the_trainer_as_numbers(tmp_path: 
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("loss.temprature=0.05", ["loss.temprature", "did you mean temperature", "mini_batch_size"]),
+        ("loss.temprature=0.05", ["loss.temprature", "did you mean temperature", "mini_batch_num_tokens"]),
         ("bse.revision=main", ["bse", "did you mean base"]),
         ("loss.temperature=warm", ["loss.temperature", "'warm'", "valid number"]),
         ("loss.temperature=0", ["loss.temperature", "greater than 0"]),
