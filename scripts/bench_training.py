@@ -5,9 +5,9 @@
 
 The batch is 256 rows of anchor, positive and negative whose lengths are log-normal (median 60 tokens, sigma 0.9, from 4
 to 512). Each round takes one step, loss and gradients, with each loss in turn; ratios are taken round by round, so that
-a drifting machine moves all. Prints median (lowest to highest) of the ratio to ours, tokens per second without padding,
-the share of padding in what goes through the model, the peak of tensor memory beyond the model's own, loss and norm of
-the gradients. Seconds are the processor's on a CPU, and those of the clock on a GPU.
+a machine that drifts moves all. Prints median (lowest to highest) of the ratio to ours, tokens per second without
+padding, the share of padding in what goes through the model, the peak of tensor memory beyond the model's own, the loss
+and the norm of the gradients. Seconds are the processor's on a CPU, and those of the clock on a GPU.
 
 --plain adds the losses without GradCache, which keep all texts of the batch in memory.
 """
@@ -69,7 +69,8 @@ def main() -> None:
     losses = build_losses(model, arguments)
     parameters = sum(weight.numel() for weight in model.parameters())
     print(f"{parameters / 1e6:.1f} M parameters, {arguments.dtype}, {arguments.device}, ", end="")
-    print(f"{torch.get_num_threads()} threads, {arguments.rows} rows, {real_tokens:,} tokens, {arguments.rounds} rounds\n")
+    print(f"{torch.get_num_threads()} threads, {arguments.rows} rows of {real_tokens:,} tokens, ", end="")
+    print(f"{arguments.rounds} rounds\n")
     measured = {name: measure(loss, model, batch, arguments.device) for name, loss in losses.items()}
     for _ in range(arguments.rounds):
         for name, loss in losses.items():

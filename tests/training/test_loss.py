@@ -147,6 +147,16 @@ def test_score_rows_in_parts_give_the_same_gradients(
     assert_equal(loss_and_gradients(model, texts, options | {"mini_batch_num_tokens": 100}), expected)
 
 
+def test_an_evaluation_computes_the_same_loss_without_gradients(model: LLMSentenceTransformer) -> None:
+    texts, options = random_columns(), {"temperature": 0.05, "mini_batch_num_tokens": 100}
+    expected = loss_and_gradients(model, texts, options)["loss"]
+    model.zero_grad()
+    with torch.no_grad():
+        got = InfoNCELoss(model, **options)([model.preprocess(column) for column in texts])
+    assert got.item() == pytest.approx(expected.item(), abs=1e-9)
+    assert all(weight.grad is None for weight in model.parameters())
+
+
 def test_similarities_are_of_full_precision_under_autocast(single: LLMSentenceTransformer) -> None:
     """bfloat16 has 8 bits: a cosine of 0.9 divided by 0.02 would be off by up to 0.1."""
     texts = random_columns()
