@@ -3,11 +3,11 @@
     OMP_NUM_THREADS=1 taskset -c 0 python scripts/bench_training.py [--rounds 5] [--plain]
     python scripts/bench_training.py --device cuda --dtype bfloat16 --shape 7b --checkpointing
 
-The batch is 256 rows of anchor, positive and negative whose lengths are log-normal (median 60 tokens, sigma 0.9, from 4
-to 512). Each round takes one step, loss and gradients, with each loss in turn; ratios are taken round by round, so that
-a machine that drifts moves all. Prints median (lowest to highest) of the ratio to ours, tokens per second without
-padding, the share of padding in what goes through the model, the peak of tensor memory beyond the model's own, the loss
-and the norm of the gradients. Seconds are the processor's on a CPU, and those of the clock on a GPU.
+The batch is 256 rows of anchor, positive and negative whose lengths are log-normal (median 60 tokens, sigma 0.9, from
+4 to 512). Each round takes one step, loss and gradients, with each loss in turn; ratios are taken round by round, so
+that a machine that drifts moves all. Prints median (lowest to highest) of the ratio to ours, tokens per second without
+padding, the share of padding in what goes through the model, the peak of tensor memory beyond the model's own, the
+loss and the norm of the gradients. Seconds are the processor's on a CPU, and those of the clock on a GPU.
 
 --plain adds the losses without GradCache, which keep all texts of the batch in memory.
 """
