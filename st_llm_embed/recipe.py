@@ -36,6 +36,8 @@ TaskType = Literal["short-long", "long-short", "short-short", "long-long", "sts"
 
 TASK_TYPES: tuple[TaskType, ...] = get_args(TaskType)
 
+Direction = Literal["query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"]
+
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 EMBEDDED = "embedded"
@@ -323,8 +325,30 @@ class Loss(Section):
     hardness_strength: dict[TaskType, Annotated[float, Field(ge=0)]] = {}
     """By task type, extra weight of a row's own hard negative, the higher the more similar it still is
     (sentence-transformers' hardness_mode "hard_negatives"; EmbeddingGemma uses 5). Empty is the paper's loss."""
-    mini_batch_size: int | None = Field(default=None, ge=1)
-    """Texts per forward pass with GradCache: any batch size in the memory of this many texts. None: no GradCache."""
+    mini_batch_num_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens per forward pass, padding included, with GradCache: any batch size in the memory of that many
+    tokens, for a second forward pass (arXiv 2101.06983). None: no GradCache."""
+    directions: tuple[Direction, ...] = ("query_to_doc",)
+    """What else an example is compared with, in one softmax: query_to_query, doc_to_query, doc_to_doc (arXiv
+    2308.03281, GTE; 2506.05176, Qwen3-Embedding). query_to_doc has to be there."""
+    own_negatives_only: tuple[TaskType, ...] = ()
+    """Task types whose rows are compared with their own hard negatives and not with the batch: those whose positives
+    are labels that many rows share (SFR-Embedding-Mistral)."""
+    mask_duplicates: bool = True
+    """Leave out a candidate that is no negative: a text of the row itself, or what belongs to the same anchor or
+    positive in another row, in the batch of all processes."""
+    false_negative_margin: float | None = Field(default=None, ge=0, le=2)
+    """Leave out a candidate whose similarity is above the positive's by more than this (Qwen3-Embedding: 0.1)."""
+    matryoshka_dims: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Numbers of leading dimensions that are trained to be vectors of their own, by the sum of their losses (arXiv
+    2205.13147); the model's own number has to be among them. Empty: that one alone."""
+
+    @field_validator("directions")
+    @classmethod
+    def _queries_meet_documents(cls, directions: tuple[Direction, ...]) -> tuple[Direction, ...]:
+        if directions.count("query_to_doc") != 1 or len(set(directions)) < len(directions):
+            raise ValueError("query_to_doc has to be there, and each direction once")
+        return directions
 
 
 class Evaluation(Section):

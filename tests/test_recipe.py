@@ -61,9 +61,15 @@ def test_numbers_that_yaml_reads_as_text_reach_the_trainer_as_numbers(tmp_path: 
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("loss.temprature=0.05", ["loss.temprature", "did you mean temperature", "mini_batch_size"]),
+        ("loss.temprature=0.05", ["loss.temprature", "did you mean temperature", "mini_batch_num_tokens"]),
         ("bse.revision=main", ["bse", "did you mean base"]),
         ("loss.temperature=warm", ["loss.temperature", "'warm'", "valid number"]),
+        ("loss.directions=[doc_to_query]", ["loss.directions", "query_to_doc has to be there"]),
+        ("loss.directions=[query_to_doc, query_to_doc]", ["loss.directions", "each direction once"]),
+        ("loss.own_negatives_only=[labels]", ["loss.own_negatives_only.0", "'short-long'"]),
+        ("loss.false_negative_margin=-0.1", ["loss.false_negative_margin", "greater than or equal to 0"]),
+        ("loss.matryoshka_dims=[64, 0]", ["loss.matryoshka_dims.1", "greater than or equal to 1"]),
+        ("loss.mini_batch_size=32", ["unknown key loss.mini_batch_size", "did you mean mini_batch_num_tokens?"]),
         ("loss.temperature=0", ["loss.temperature", "greater than 0"]),
         ("base.max_seq_length=4", ["base.max_seq_length", "greater than or equal to 8"]),
         ("base.dtype=float8", ["base.dtype", "'float32', 'bfloat16' or 'float16'"]),

@@ -2,11 +2,12 @@
 
 from st_llm_embed.training.arguments import lora_config, training_arguments
 from st_llm_embed.training.check import check_training
-from st_llm_embed.training.loss import build_losses
+from st_llm_embed.training.loss import InfoNCELoss, build_losses
 from st_llm_embed.training.processes import is_first_process, wait_for_all_processes
 from st_llm_embed.training.train import train, training_set, untrained_embedder
 
 __all__ = [
+    "InfoNCELoss",
     "build_losses",
     "check_training",
     "is_first_process",

@@ -37,6 +37,12 @@ def check_training(recipe: Recipe) -> None:
             f"{tokenizer.convert_ids_to_tokens(tokenizer('')['input_ids'])} around a text, and one of them is outside "
             f"the model's vocabulary of {vocabulary}. Give tokenizer and model that belong together."
         )
+    dimensions = decoder.config.get_text_config().hidden_size
+    if recipe.loss.matryoshka_dims and max(recipe.loss.matryoshka_dims) != dimensions:
+        raise InputError(
+            f"loss.matryoshka_dims is {list(recipe.loss.matryoshka_dims)}, and the vectors of the base model {name!r} "
+            f"have {dimensions} dimensions. The largest number has to be that, so that whole vectors are trained, too."
+        )
     if adapter is not None:
         # Other ways to draw an adapter's first values compute them from the weights.
         adapter.init_lora_weights = True
@@ -63,6 +69,8 @@ def _decoder_without_weights(recipe: Recipe) -> PreTrainedModel:
 
 def _rehearse_trainer(recipe: Recipe) -> None:
     """Build the trainer, its data loader and its optimizer around the small base of the package."""
+    # The small base may have fewer dimensions than the recipe's, and these rows have no negatives.
+    loss = recipe.loss.model_copy(update={"matryoshka_dims": (), "own_negatives_only": ()})
     rows = DatasetDict({"sts": Dataset.from_dict({"anchor": ["a", "b"], "positive": ["a", "b"]})})
     with TemporaryDirectory() as folder:
         arguments = training_arguments(recipe, Path(folder))
@@ -72,7 +80,7 @@ def _rehearse_trainer(recipe: Recipe) -> None:
         model.model_card_data.widget = [{"text": "a"}]
         with explained(f"Recipe {recipe.name}: the training section is refused", "Change what the message names."):
             trainer = SentenceTransformerTrainer(
-                model=model, args=arguments, train_dataset=rows, loss=build_losses(model, recipe.loss, ["sts"])
+                model=model, args=arguments, train_dataset=rows, loss=build_losses(model, loss, rows.column_names)
             )
             trainer.get_train_dataloader()
             trainer.create_optimizer_and_scheduler(num_training_steps=1)

@@ -2,40 +2,244 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
+import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.losses import (
-    CachedMultipleNegativesRankingLoss,
-    MultipleNegativesRankingLoss,
-)
-from torch import distributed, nn
+from sentence_transformers.base.losses.merged_forward import embed_columns, merge_feature_batches
+from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, MatryoshkaLoss
+from sentence_transformers.util import all_gather, all_gather_with_grad, get_rank
+from torch import Tensor, distributed, nn
+from torch.nn.functional import normalize
 
-from st_llm_embed.recipe import Loss
+from st_llm_embed.errors import InputError
+from st_llm_embed.recipe import Direction, Loss
+from st_llm_embed.training.false_negatives import known_positives, own_rows
+from st_llm_embed.training.mini_batches import Features, length_sorted, text_hashes
+
+SCORED_ROWS = 128
+"""Rows of the score matrix that are in memory at once with GradCache."""
 
 
-def build_losses(model: SentenceTransformer, loss: Loss, configurations: Iterable[str]) -> dict[str, nn.Module]:
-    """Build InfoNCE over in-batch and hard negatives (paper, equation 2) for each configuration of a dataset.
+class _Batch(NamedTuple):
+    """What the loss knows of its texts besides their embeddings."""
 
-    With `mini_batch_size` it is the cached form, which computes the same loss and gradients in the memory of one
-    mini-batch (GradCache).
+    columns: int
+    place: Tensor | None
+    """Where each text, column by column, is among the embeddings; None: where it stands."""
+    hashes: Tensor | None
+
+
+class InfoNCELoss(CachedMultipleNegativesRankingLoss):
+    """InfoNCE over in-batch and hard negatives (arXiv 2401.00368, equation 2) for any number of negatives per row.
+
+    Loss and gradients are those of sentence-transformers' MultipleNegativesRankingLoss, whose GradCache, gathering and
+    hardness term are reused, with four additions:
+
+    - Similarities are computed in float32 whatever the model computes in. At a temperature of 0.02, bfloat16 moves a
+      logit by 0.1 or more.
+    - Mini-batches of GradCache are made of texts of like length from all columns (`mini_batches`).
+    - Candidates that are no negatives are left out (`false_negatives`), in the batch of all processes.
+    - In-batch negatives can be switched off.
+
+    Args:
+        model: the model to train.
+        temperature: cosine similarities are divided by it.
+        mini_batch_num_tokens: most tokens per forward pass, padding included, with GradCache (arXiv 2101.06983): any
+            batch size in the memory of that many tokens, for a second forward pass. None: no GradCache. Where flash
+            attention does without padding, mini-batches are sentence-transformers' own, of as many tokens of a column.
+        directions: what is compared, in one softmax: the query with all documents, and, if wanted, query_to_query,
+            doc_to_query and doc_to_doc (arXiv 2308.03281, GTE; arXiv 2506.05176, Qwen3-Embedding).
+        hardness_strength: extra weight of a row's own hard negatives (arXiv 2509.20354, EmbeddingGemma).
+        in_batch_negatives: False compares each anchor with the documents of its own row only, for rows whose positives
+            are labels that many rows share (SFR-Embedding-Mistral).
+        mask_duplicates: leave out candidates whose text shows them to be no negatives (`known_positives`).
+        false_negative_margin: leave out candidates whose similarity is above that of the positive by more than this
+            (arXiv 2506.05176, Qwen3-Embedding: 0.1). None: none.
+        gather_across_devices: compare with the texts of all processes.
+
+    Raises:
+        InputError: in-batch negatives are off and another direction than query_to_doc is asked for.
     """
-    return {name: _build(model, loss, _strength(loss, name)) for name in configurations}
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        *,
+        temperature: float,
+        mini_batch_num_tokens: int | None = None,
+        directions: Sequence[Direction] = ("query_to_doc",),
+        hardness_strength: float = 0,
+        in_batch_negatives: bool = True,
+        mask_duplicates: bool = True,
+        false_negative_margin: float | None = None,
+        gather_across_devices: bool = False,
+    ) -> None:
+        if not in_batch_negatives and tuple(directions) != ("query_to_doc",):
+            raise InputError(
+                f"In-batch negatives are off, and the directions are {', '.join(directions)}. All but query_to_doc "
+                "compare with texts of other rows: take them out, or leave in-batch negatives on."
+            )
+        super().__init__(
+            model,
+            scale=1 / temperature,
+            mini_batch_num_tokens=mini_batch_num_tokens,
+            gather_across_devices=gather_across_devices,
+            directions=tuple(directions),
+            hardness_mode="hard_negatives" if hardness_strength else None,
+            hardness_strength=hardness_strength,
+        )
+        # Read by MatryoshkaLoss, which wraps the two kinds of loss differently.
+        self.uses_gradient_cache = mini_batch_num_tokens is not None
+        self.in_batch_negatives = in_batch_negatives
+        self.mask_duplicates = mask_duplicates
+        self.false_negative_margin = false_negative_margin
+
+    def forward(self, sentence_features: Iterable[Features], labels: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """Compute the loss of one batch.
+
+        Args:
+            sentence_features: one for each column: anchors, positives, negatives.
+            labels: not used; the trainer gives them.
+
+        Raises:
+            InputError: there are too few columns to compare.
+        """
+        columns = list(sentence_features)
+        needed = 2 if self.in_batch_negatives else 3
+        if len(columns) < needed:
+            raise InputError(
+                f"The rows have {len(columns)} text columns, and the loss needs {needed}: anchor, positive"
+                + (", negative. Without in-batch negatives there is nothing else to compare with." * (needed == 3))
+            )
+        hashes = text_hashes(columns) if self.mask_duplicates else None
+        if self.mini_batch_num_tokens is None:
+            embeddings = embed_columns(self.model, columns)
+            return self.calculate_loss([[column] for column in embeddings], _Batch(len(columns), None, hashes))
+        pool = merge_feature_batches(columns)
+        if pool is None:
+            return self.forward_cached(columns, cast(Tensor, _Batch(len(columns), None, hashes)))
+        # To the stock machinery each mini-batch is a column of its own, which it has no reason to cut.
+        mini_batches, place = length_sorted(pool, self.mini_batch_num_tokens)
+        return self.forward_cached(mini_batches, cast(Tensor, _Batch(len(columns), place, hashes)))
+
+    def calculate_loss(
+        self, reps: list[list[Tensor]], labels: Tensor | _Batch | None = None, *, with_backward: bool = False
+    ) -> Tensor:
+        """Compute the loss from the embeddings.
+
+        Args:
+            reps: embeddings of shape (texts, dimensions) by mini-batch.
+            labels: what `forward` knows of the texts.
+            with_backward: go back to the embeddings, some rows of the score matrix at a time, and detach the loss.
+        """
+        batch = cast(_Batch, labels)
+        texts = torch.cat([mini_batch for column in reps for mini_batch in column])
+        with torch.autocast(texts.device.type, enabled=False):
+            if batch.place is not None:
+                texts = texts[batch.place]
+            columns: Sequence[Tensor] = texts.chunk(batch.columns)
+            hashes, rows = batch.hashes, len(columns[0])
+            local = torch.arange(rows, device=texts.device)
+            if self.gather_across_devices and self.in_batch_negatives:
+                columns = [all_gather_with_grad(column) for column in columns]
+                hashes = None if hashes is None else all_gather(hashes)
+                local += get_rank() * rows
+            precise = torch.promote_types(texts.dtype, torch.float32)
+            columns = [normalize(column.to(precise), dim=-1) for column in columns]
+            # Cut off, so that parts of the score matrix go back one by one and what lies below goes back once.
+            scored = [column.detach().requires_grad_() for column in columns] if with_backward else columns
+            total = torch.zeros((), dtype=precise, device=texts.device)
+            for some in local.split(SCORED_ROWS if self.uses_gradient_cache else rows):
+                loss = self._loss_of(some, scored, hashes) * (len(some) / rows)
+                if with_backward:
+                    loss.backward()
+                    loss = loss.detach()
+                total = total + loss
+            if with_backward:
+                torch.autograd.backward(columns, [column.grad for column in scored])
+        return total
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Give the settings for the model's card."""
+        names = ("temperature", "mini_batch_num_tokens", "gather_across_devices", "directions", "hardness_strength")
+        own = ("in_batch_negatives", "mask_duplicates", "false_negative_margin")
+        return {name: getattr(self, name) for name in (*names, *own)}
+
+    def _loss_of(self, rows: Tensor, columns: Sequence[Tensor], hashes: Tensor | None) -> Tensor:
+        """Compute the mean loss of some rows against the whole batch, from vectors of unit length."""
+        anchors, positives, documents = columns[0], columns[1], torch.cat(list(columns[1:]))
+        own = own_rows(rows, len(anchors))
+        own_documents = own.repeat(1, len(columns) - 1)
+        compared = {
+            "query_to_doc": (anchors, documents),
+            "query_to_query": (anchors, anchors),
+            "doc_to_query": (positives, anchors),
+            "doc_to_doc": (positives, documents),
+        }
+        similarities = {name: compared[name][0][rows] @ compared[name][1].T for name in self.directions}
+        left_out = {
+            "query_to_doc": torch.zeros_like(own_documents) if self.in_batch_negatives else ~own_documents,
+            "query_to_query": own,
+            "doc_to_query": torch.zeros_like(own),
+            "doc_to_doc": own_documents,
+        }
+        if hashes is not None:
+            known_anchors, known_documents = known_positives(hashes, rows)
+            for name in self.directions:
+                known = known_anchors if name.endswith("query") else known_documents
+                left_out[name] = left_out[name] | known
+        place = torch.arange(len(rows), device=rows.device)
+        logits = []
+        for name, similarity in similarities.items():
+            if self.false_negative_margin is not None:
+                positive = similarities["query_to_doc"].detach()[place, rows]
+                above = similarity.detach() > positive[:, None] + self.false_negative_margin
+                # The positive pair itself is among the candidates of doc_to_query, too.
+                left_out[name] = left_out[name] | (above & ~own if name == "doc_to_query" else above)
+            logit = similarity * self.scale
+            if name == "query_to_doc" and self.hardness_strength:
+                hard = own_documents.clone()
+                hard[:, : len(anchors)] = False
+                logit = logit + self.hardness_strength * similarity.detach() * hard
+            logits.append(logit.masked_fill(left_out[name], -torch.inf))
+        return (torch.cat(logits, dim=1).logsumexp(dim=1) - logits[0][place, rows]).mean()
 
 
-def _strength(loss: Loss, configuration: str) -> float:
-    return next((strength for name, strength in loss.hardness_strength.items() if configuration.startswith(name)), 0)
+def build_losses(model: SentenceTransformer, loss: Loss, columns: Mapping[str, Sequence[str]]) -> dict[str, nn.Module]:
+    """Build the loss of each configuration of a dataset.
+
+    Args:
+        model: the model to train.
+        loss: the recipe's choices.
+        columns: names of the text columns, by configuration.
+
+    Raises:
+        InputError: a configuration that is to do without in-batch negatives has no negatives of its own.
+    """
+    return {name: _build(model, loss, name, texts) for name, texts in columns.items()}
 
 
-def _build(model: SentenceTransformer, loss: Loss, hardness_strength: float) -> nn.Module:
-    options: dict[str, Any] = {
-        "scale": 1 / loss.temperature,
-        "hardness_mode": "hard_negatives" if hardness_strength else None,
-        "hardness_strength": hardness_strength,
+def _build(model: SentenceTransformer, loss: Loss, configuration: str, columns: Sequence[str]) -> nn.Module:
+    own_only = configuration.startswith(loss.own_negatives_only)
+    if own_only and len(columns) < 3:
+        raise InputError(
+            f"The rows of {configuration} have the texts {', '.join(columns)} and no negative, and "
+            "loss.own_negatives_only lets them be compared with nothing else. Give these rows negatives, or take "
+            "their task type out of loss.own_negatives_only."
+        )
+    strengths = loss.hardness_strength.items()
+    built = InfoNCELoss(
+        model,
+        temperature=loss.temperature,
+        mini_batch_num_tokens=loss.mini_batch_num_tokens,
+        directions=("query_to_doc",) if own_only else loss.directions,
+        hardness_strength=next((strength for name, strength in strengths if configuration.startswith(name)), 0),
+        in_batch_negatives=not own_only,
+        mask_duplicates=loss.mask_duplicates,
+        false_negative_margin=loss.false_negative_margin,
         # Under torchrun the batch whose texts are negatives is that of all processes.
-        "gather_across_devices": distributed.is_initialized(),
-    }
-    if loss.mini_batch_size is None:
-        return MultipleNegativesRankingLoss(model, **options)
-    return CachedMultipleNegativesRankingLoss(model, mini_batch_size=loss.mini_batch_size, **options)
+        gather_across_devices=distributed.is_initialized(),
+    )
+    return MatryoshkaLoss(model, built, list(loss.matryoshka_dims)) if loss.matryoshka_dims else built

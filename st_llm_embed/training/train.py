@@ -69,7 +69,7 @@ def train(recipe: Recipe, dataset_dirs: Sequence[Path], output_dir: Path) -> Non
     arguments = training_arguments(recipe, output_dir / "checkpoints")
     rows = training_set(dataset_dirs)
     trainer = SentenceTransformerTrainer(
-        model=model, args=arguments, train_dataset=rows, loss=build_losses(model, recipe.loss, map(str, rows))
+        model=model, args=arguments, train_dataset=rows, loss=build_losses(model, recipe.loss, rows.column_names)
     )
     checkpoint = last_complete_checkpoint(output_dir / "checkpoints")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

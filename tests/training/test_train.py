@@ -6,12 +6,10 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from st_llm_embed import Recipe
 from st_llm_embed.data import read_rows, write_dataset
-from st_llm_embed.recipe import Loss, TaskType
-from st_llm_embed.training import build_losses, train, training_set, untrained_embedder
+from st_llm_embed.training import train, training_set, untrained_embedder
 from st_llm_embed.training.train import last_complete_checkpoint
 
 TEXTS = ["a question", "Instruct: x\nQuery: y", ""]
@@ -81,36 +79,3 @@ def test_a_batch_holds_one_task_type(dataset: Path) -> None:
     columns = {name: part.column_names for name, part in training_set([dataset]).items()}
     triplet = ["anchor", "positive", "negative"]
     assert columns == {"bitext": triplet, "short-long": triplet, "short-short": triplet[:2], "sts": triplet}
-
-
-@pytest.mark.parametrize("hardness_strength", [{}, {"sts": 5}])
-def test_gradcache_gives_the_same_loss_and_gradients(
-    tiny_recipe: Path, dataset: Path, hardness_strength: dict[TaskType, float]
-) -> None:
-    recipe = Recipe.load(str(tiny_recipe))
-    rows = training_set([dataset])["sts"][:8]
-    results = []
-    for mini_batch_size in (None, 3):
-        model = untrained_embedder(recipe)
-        choices = Loss(temperature=0.02, mini_batch_size=mini_batch_size, hardness_strength=hardness_strength)
-        loss = build_losses(model, choices, ["sts"])["sts"]
-        value = loss([model.preprocess(rows[column]) for column in ("anchor", "positive", "negative")], None)
-        value.backward()
-        results.append((value.item(), {name: weight.grad for name, weight in model.named_parameters()}))
-    (plain, plain_gradients), (cached, cached_gradients) = results
-    assert plain == pytest.approx(cached, abs=1e-5)
-    for name, gradient in plain_gradients.items():
-        assert gradient is not None
-        torch.testing.assert_close(gradient, cached_gradients[name], atol=1e-4, rtol=1e-4)
-
-
-def test_temperature_and_hardness_reach_the_stock_loss_of_their_task_type(tiny_recipe: Path) -> None:
-    model = untrained_embedder(Recipe.load(str(tiny_recipe)))
-    losses = build_losses(model, Loss(temperature=0.05, hardness_strength={"sts": 5}), ["sts", "bitext"])
-    assert all(isinstance(loss, MultipleNegativesRankingLoss) for loss in losses.values())
-    assert {
-        name: (round(loss.scale), loss.hardness_mode, loss.hardness_strength) for name, loss in losses.items()
-    } == {
-        "sts": (20, "hard_negatives", 5),
-        "bitext": (20, None, 0),
-    }
