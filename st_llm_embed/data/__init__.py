@@ -9,7 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from st_llm_embed.data.dataset import Split, check_rows, load_split, split_of, to_training, write_dataset
+    from st_llm_embed.data.dataset import (
+        Split,
+        check_rows,
+        is_text_column,
+        load_split,
+        split_of,
+        to_training,
+        write_dataset,
+    )
     from st_llm_embed.data.rows import Attributes, Row, read_rows, rows_file
 
 __all__ = [
@@ -17,6 +25,7 @@ __all__ = [
     "Row",
     "Split",
     "check_rows",
+    "is_text_column",
     "load_split",
     "read_rows",
     "rows_file",
