@@ -228,11 +228,11 @@ class Batches(Section):
     """
 
     mixed: bool = False
-    """False: a batch has rows of one configuration, and so of one task type, as long as they fill batches. True: of all
-    that train under the same loss settings."""
+    """False: a batch has rows of one configuration, and so of one task type, as long as they fill batches. True: of
+    all that train under the same loss settings."""
     label_configurations: tuple[str, ...] = ("long-short",)
-    """Beginnings of the names of configurations whose positives are labels, which many rows share: a batch may have one
-    several times."""
+    """Beginnings of the names of configurations whose positives are labels, which many rows share: a batch may have
+    one several times."""
 
 
 class Evaluation(Section):

@@ -33,12 +33,12 @@ class TaskBatchSampler(MultiDatasetDefaultBatchSampler):
     """Decides which rows make a batch, for `multi_dataset_batch_sampler` of the stock trainer.
 
     Rows are first put into full batches of one configuration; what is left of each is packed together with what is
-    left of others. Only rows that train under the same loss share a batch, and where some of them have no negative, the
-    batch has none.
+    left of others. Only rows that train under the same loss share a batch, and where some of them have no negative,
+    the batch has none.
 
     Negatives are gathered over processes, so it is the joint batch of all of them, `processes` times `batch_size`
-    rows, in which no text is repeated: accelerate hands out consecutive batches, one per process. Anchors and positives
-    are compared by the hash of the text, and a hard negative with the anchors and positives of other rows;
+    rows, in which no text is repeated: accelerate hands out consecutive batches, one per process. Anchors and
+    positives are compared by the hash of the text, and a hard negative with the anchors and positives of other rows;
     instructions, empty texts and labels are not.
 
     What an epoch gives depends on seed and epoch alone, and every epoch has the same number of batches, so a resumed

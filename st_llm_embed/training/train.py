@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from datasets import DatasetDict
-from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers import SentenceTransformerTrainingArguments
 
 from st_llm_embed.data import load_split, to_training
 from st_llm_embed.modules import LLMSentenceTransformer
@@ -16,9 +16,9 @@ from st_llm_embed.recipe import Recipe
 from st_llm_embed.training.adapter import merge_adapter, prepare_adapter, save_adapter
 from st_llm_embed.training.arguments import training_arguments
 from st_llm_embed.training.batches import TaskBatchSampler, TellEpoch
-from st_llm_embed.training.collator import InstructionCollator
 from st_llm_embed.training.loss import build_losses
 from st_llm_embed.training.processes import is_first_process
+from st_llm_embed.training.trainer import EmbedderTrainer
 from st_llm_embed.training.untrained import untrained_embedder
 from st_llm_embed.training.verify import check_trained, probe
 
@@ -60,8 +60,8 @@ def training_set(dataset_dir: Path) -> DatasetDict:
 
 def build_trainer(
     recipe: Recipe, model: LLMSentenceTransformer, rows: DatasetDict, arguments: SentenceTransformerTrainingArguments
-) -> SentenceTransformerTrainer:
-    """Put together the stock trainer, with the recipe's losses, its batches, and each row's own instruction."""
+) -> EmbedderTrainer:
+    """Put together the trainer, with the recipe's losses and batches."""
     losses = build_losses(model, recipe.loss, map(str, rows))
     if recipe.batches is not None:
         arguments.multi_dataset_batch_sampler = partial(
@@ -71,14 +71,7 @@ def build_trainer(
             losses=[str(cast(Any, losses[str(name)]).get_config_dict()) for name in rows],
             processes=arguments.world_size,
         )
-    return SentenceTransformerTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=rows,
-        loss=losses,
-        data_collator=InstructionCollator(preprocess_fn=model.preprocess),
-        callbacks=[TellEpoch()],
-    )
+    return EmbedderTrainer(model=model, args=arguments, train_dataset=rows, loss=losses, callbacks=[TellEpoch()])
 
 
 def last_complete_checkpoint(checkpoints: Path) -> Path | None:

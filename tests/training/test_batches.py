@@ -7,16 +7,18 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 
 import pytest
-from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
+from accelerate.data_loader import BatchSamplerShard, DataLoaderShard, SkipBatchSampler
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from torch.utils.data import ConcatDataset
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from st_llm_embed import InputError
 from st_llm_embed.recipe import Batches
 from st_llm_embed.training import TaskBatchSampler
+from st_llm_embed.training.batches import TellEpoch
 
 Rows = dict[str, list[str]]
 
@@ -66,9 +68,7 @@ def joint_batches(sampler: TaskBatchSampler, epoch: int = 0) -> list[list[int]]:
 def texts_of(parts: dict[str, Rows], column: str) -> list[str | None]:
     counts = [len(rows["anchor"]) for rows in parts.values()]
     return [
-        text
-        for rows, count in zip(parts.values(), counts, strict=True)
-        for text in rows.get(column, [None] * count)
+        text for rows, count in zip(parts.values(), counts, strict=True) for text in rows.get(column, [None] * count)
     ]
 
 
@@ -165,9 +165,7 @@ def test_the_last_batch_is_smaller_only_where_it_may_be() -> None:
 
 def test_batches_depend_on_seed_and_epoch_alone() -> None:
     parts = {name: rows_of(name, 50) for name in ("sts", "bitext")}
-    seen = {
-        (seed, epoch): joint_batches(sampler_of(parts, seed=seed), epoch) for seed in (1, 2) for epoch in (0, 1)
-    }
+    seen = {(seed, epoch): joint_batches(sampler_of(parts, seed=seed), epoch) for seed in (1, 2) for epoch in (0, 1)}
     assert len({str(batches) for batches in seen.values()}) == 4
     # Whatever was asked for before.
     sampler = sampler_of(parts)
@@ -228,3 +226,16 @@ def test_what_holds_of_any_rows(
             for row in batch:
                 others = {text for other in batch if other != row for text in own_of(other)}
                 assert negatives[row] is None or negatives[row] not in others
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_sampler_learns_its_epoch_under_what_accelerate_puts_around_it(processes: int) -> None:
+    sampler = sampler_of({"sts": rows_of("sts", 100)}, processes=processes)
+    around = sampler if processes == 1 else BatchSamplerShard(sampler, processes, 1, even_batches=False)
+    for wrapped in (around, SkipBatchSampler(around, 2)):
+        sampler.set_epoch(0)
+        loader = DataLoaderShard(sampler.dataset, batch_sampler=wrapped)
+        TellEpoch().on_epoch_begin(
+            TrainingArguments(), TrainerState(epoch=1.5), TrainerControl(), train_dataloader=loader
+        )
+        assert sampler.epoch == 1

@@ -1,19 +1,28 @@
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-from st_llm_embed import Recipe
+from st_llm_embed import InputError, Recipe
 from st_llm_embed.data import read_rows, write_dataset
 from st_llm_embed.recipe import Loss, TaskType
-from st_llm_embed.training import build_losses, load_adapter, train, training_set, untrained_embedder
+from st_llm_embed.training import (
+    build_losses,
+    load_adapter,
+    train,
+    training_arguments,
+    training_set,
+    untrained_embedder,
+)
 from st_llm_embed.training.train import last_complete_checkpoint
+from st_llm_embed.training.trainer import EmbedderTrainer
 
 TEXTS = ["a question", "Instruct: x\nQuery: y", ""]
 
@@ -126,3 +135,18 @@ def test_temperature_and_hardness_reach_the_stock_loss_of_their_task_type(tiny_r
         "sts": (20, "hard_negatives", 5),
         "bitext": (20, None, 0),
     }
+
+
+def test_the_trainer_saves_through_the_method_that_one_process_alone_may_run() -> None:
+    """A canary: it fails when sentence-transformers changes the private method that EmbedderTrainer overrides."""
+    assert list(inspect.signature(SentenceTransformerTrainer._save).parameters) == ["self", "output_dir", "state_dict"]
+    assert "self._save(output_dir" in inspect.getsource(SentenceTransformerTrainer.save_model)
+    own = {name for name in vars(EmbedderTrainer) if name.startswith("_") and not name.startswith("__")}
+    assert own - {"_abc_impl"} == {"_save"}
+
+
+@pytest.mark.parametrize("key", ["batch_sampler", "multi_dataset_batch_sampler"])
+def test_two_things_that_make_the_batches_are_refused(key: str, tmp_path: Path) -> None:
+    recipe = Recipe.load("e5-mistral-7b", ["training.use_cpu=true", f"training.{key}=x"])
+    with pytest.raises(InputError, match=f"training.{key} and the batches section"):
+        training_arguments(recipe, tmp_path)
