@@ -55,6 +55,8 @@ def sampler_of(
 def joint_batches(sampler: TaskBatchSampler, epoch: int = 0) -> list[list[int]]:
     """The rows that all processes train on at one step, as accelerate hands them out."""
     sampler.set_epoch(epoch)
+    if sampler._processes == 1:
+        return list(sampler)
     shards = [
         BatchSamplerShard(sampler, num_processes=sampler._processes, process_index=rank, even_batches=False)
         for rank in range(sampler._processes)
