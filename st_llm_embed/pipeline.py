@@ -67,7 +67,8 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
 
     Args:
         recipe: all choices.
-        output_dir: gets recipe.yaml, journal/, vectors/, dataset/, sources/, training/, evaluation/, release/ and manifests/.
+        output_dir: gets recipe.yaml, manifests/, journal/, vectors/, dataset/, sources/, training/, evaluation/ and
+            release/.
 
     Returns:
         The content of evaluation/report.json.
@@ -94,7 +95,7 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
             {
                 **{folder.name: content for folder, content in training_data.items()},
                 "base": _base_hash(recipe),
-                **recipe.model_dump(include={"lora", "loss", "training", "seed"}),
+                **recipe.model_dump(include={"lora", "loss", "batches", "training", "seed"}),
             },
             lambda folder: train(recipe, list(training_data), folder),
             resumable=True,
@@ -271,9 +272,10 @@ def _mining_model(recipe: Recipe, mining: Mining) -> dict[str, Any]:
 
 
 def _base_hash(recipe: Recipe) -> dict[str, Any]:
-    """Identify the base: by the content of a local folder's files, by name and revision on the Hub."""
+    """Identify base and adapter: by the content of a local folder's files, by name and revision on the Hub."""
     base = recipe.base.model_dump()
-    folder = Path(base_path(recipe.base.name_or_path))
-    if folder.is_dir():
-        base["name_or_path"] = {path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    for key in ("name_or_path", "adapter"):
+        folder = Path(base_path(base[key] or ""))
+        if base[key] is not None and folder.is_dir():
+            base[key] = {path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.is_file()}
     return base

@@ -85,6 +85,11 @@ class Base(Section):
     """Keep architecture and tokenizer but draw fresh weights: shows what pretraining is worth."""
     dtype: Dtype = "float32"
     """Data type the weights are loaded in."""
+    quantization: Literal["nf4"] | None = None
+    """`nf4` loads the weights in 4 bits, as QLoRA does: for a LoRA on one small GPU. Needs the extra `qlora`."""
+    adapter: str | None = None
+    """Hub id or folder of a LoRA adapter that was trained on this base, to be trained further; its own configuration
+    says rank and modules, so `lora` is null."""
     max_seq_length: int = Field(ge=8)
     """Longest text in tokens, instruction and special tokens included; the rest is cut off before the EOS token."""
 
@@ -293,7 +298,7 @@ class Filters(Section):
     """Which answers become rows; each rejected one is kept with its reason."""
 
     near_duplicates: float | None = Field(default=0.8, gt=0, le=1)
-    """Jaccard similarity of character 5-grams from which the later of two rows goes; None keeps both."""
+    """Jaccard similarity of character 5-grams from which the later of two rows goes; None keeps all, equal ones too."""
     languages: bool = True
     """Reject texts that are confidently not in the language asked for."""
     evaluation_texts: tuple[str, ...] = ()
@@ -351,6 +356,21 @@ class Loss(Section):
         return directions
 
 
+class Batches(Section):
+    """Which rows make a batch, in place of sentence-transformers' samplers.
+
+    No anchor or positive stands twice in the batch of all processes together, and what is left of small configurations
+    is packed into full batches.
+    """
+
+    mixed: bool = False
+    """False: a batch has rows of one configuration, and so of one task type, as long as they fill batches. True: of
+    all that train under the same loss settings."""
+    label_configurations: tuple[str, ...] = ("long-short",)
+    """Beginnings of the names of configurations whose positives are labels, which many rows share: a batch may have
+    one several times."""
+
+
 class Evaluation(Section):
     """Retrieval, STS and bitext on the held-out rows, before and after training."""
 
@@ -387,8 +407,10 @@ class Recipe(Section):
     """Needed where `data.rows` is `synthesis`; not used otherwise."""
     data: Data
     lora: dict[str, JsonValue] | None
-    """Keyword arguments of peft.LoraConfig, `{}` for its defaults; null trains all weights."""
+    """Keyword arguments of peft.LoraConfig, `{}` for its defaults; null trains all weights, or `base.adapter`."""
     loss: Loss
+    batches: Batches | None = None
+    """None leaves the batches to `batch_sampler` and `multi_dataset_batch_sampler` of the training section."""
     training: dict[str, JsonValue]
     """Keyword arguments of SentenceTransformerTrainingArguments. Three are set by the run and refused here:
     output_dir, seed, and prompts, because each row carries its own instruction."""
@@ -399,6 +421,21 @@ class Recipe(Section):
     def _synthesis_is_given(self) -> Self:
         if self.data.rows == SYNTHESIS and self.synthesis is None:
             raise ValueError("data.rows is synthesis and there is no section synthesis; recipes/demo.yaml has one")
+        return self
+
+    @model_validator(mode="after")
+    def _adapter_fits_the_base(self) -> Self:
+        adapted = self.lora is not None or self.base.adapter is not None
+        if self.lora is not None and self.base.adapter is not None:
+            raise ValueError(
+                "base.adapter goes on with a trained adapter and lora begins a new one; leave one of them out"
+            )
+        if self.base.quantization is not None and not adapted:
+            raise ValueError(
+                "base.quantization is for training an adapter; give lora or base.adapter, or set it to null"
+            )
+        if self.base.random_init and adapted:
+            raise ValueError("an adapter belongs to weights that others can load; set base.random_init to false")
         return self
 
     @classmethod

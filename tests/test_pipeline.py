@@ -133,7 +133,7 @@ def test_what_a_user_added_or_changed_is_kept_when_a_stage_runs_again(tiny_recip
 
 
 def test_no_training_is_lost_by_going_back_and_forth(tiny_recipe: Path, tmp_path: Path) -> None:
-    for steps in (1, 2, 1, 2):
+    for steps in (2, 3, 2, 3):
         run_pipeline(Recipe.load(str(tiny_recipe), [f"training.max_steps={steps}"]), tmp_path / "out")
     assert len(list((tmp_path / "out").glob("training.*/model"))) == 3
 

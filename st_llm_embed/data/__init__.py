@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from st_llm_embed.data.dataset import (
         Split,
         check_rows,
+        is_text_column,
         load_split,
         negative_columns,
         split_of,
@@ -25,6 +26,7 @@ __all__ = [
     "Row",
     "Split",
     "check_rows",
+    "is_text_column",
     "load_split",
     "negative_columns",
     "read_rows",

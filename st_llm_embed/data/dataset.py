@@ -17,7 +17,6 @@ from datasets import Dataset
 
 from st_llm_embed.data.rows import RESPONSE_KEYS, Attributes, Quality, Row, content_hash, read_rows
 from st_llm_embed.errors import InputError
-from st_llm_embed.instructions import format_query
 
 Split = Literal["train", "validation"]
 
@@ -25,6 +24,7 @@ ROWS_PER_GROUP = 2_000
 
 MINING_REPORT = "mining.json"
 """What mining hard negatives dropped and why, beside the rows."""
+TEXT_COLUMN = re.compile(r"anchor|positive|negative(_\d+)?")
 
 METADATA_SCHEMA = pa.schema(
     [
@@ -128,14 +128,33 @@ def load_split(directory: Path, split: Split) -> dict[str, Dataset]:
     return {path.parent.name: Dataset.from_parquet(str(path)) for path in paths}
 
 
-def to_training(dataset: Dataset) -> Dataset:
-    """Give exactly the columns ``anchor, positive[, negatives]``, with the instruction folded into the anchor.
+def is_text_column(name: str) -> bool:
+    """Tell whether a column holds texts to train on: anchor, positive, negative or negative_1, negative_2, ..."""
+    return TEXT_COLUMN.fullmatch(name) is not None
 
-    The sentence-transformers trainer encodes every column, so metadata must not reach it.
+
+def to_training(dataset: Dataset) -> Dataset:
+    """Give exactly the columns ``anchor, positive[, negatives], instruction``.
+
+    The instruction stays apart from the anchor, so that a sampler can compare anchors; the collator puts it in front
+    (`st_llm_embed.training.InstructionCollator`).
+
+    Raises:
+        InputError: a text is null or empty.
     """
-    columns = ["positive", *negative_columns(dataset.column_names)]
-    anchors = [format_query(row["instruction"], row["anchor"]) for row in dataset]
-    return Dataset.from_dict({"anchor": anchors} | {name: dataset[name][:] for name in columns})
+    columns = ["anchor", "positive", *negative_columns(dataset.column_names), "instruction"]
+    for start, table in enumerate(dataset.with_format("arrow").iter(batch_size=ROWS_PER_GROUP)):
+        for name in columns:
+            for place, text in enumerate(table[name].to_pylist()):
+                if text and not text.isspace():
+                    continue
+                key = table["key"][place].as_py() if "key" in table.column_names else None
+                raise InputError(
+                    f"The {name} of training row {key or start * ROWS_PER_GROUP + place} is "
+                    f"{'null' if text is None else 'empty'}. A row needs a text in every column of its configuration: "
+                    "give one, remove the row, or put rows without a negative into a configuration of their own."
+                )
+    return dataset.select_columns(columns)
 
 
 def negative_columns(names: Iterable[str]) -> list[str]:

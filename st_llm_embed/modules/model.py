@@ -14,6 +14,7 @@ from sentence_transformers.util.decorators import deprecated_kwargs
 from torch import Tensor
 from tqdm.auto import trange
 from transformers import AutoModel
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from st_llm_embed.errors import InputError
 from st_llm_embed.instructions import PUBLISHED_PROMPTS, instruction_prompt
@@ -81,6 +82,7 @@ class LLMSentenceTransformer(SentenceTransformer):
         revision: str | None = None,
         random_init: bool = False,
         dtype: Dtype = "float32",
+        quantization_config: QuantizationConfigMixin | None = None,
         attention: Attention = "causal",
         split_special_tokens: bool = False,
         device: str | None = None,
@@ -93,6 +95,7 @@ class LLMSentenceTransformer(SentenceTransformer):
             revision: branch, tag or commit of a Hub model.
             random_init: draw fresh weights from torch's current random state instead of the pretrained ones.
             dtype: data type of the weights.
+            quantization_config: transformers' own, for weights that are quantized as they are loaded.
             attention: whether a token sees those to its right.
             split_special_tokens: keep a literal ``</s>`` in a text from becoming the EOS token.
             device: where the model is put; None for the best there is.
@@ -110,7 +113,11 @@ class LLMSentenceTransformer(SentenceTransformer):
         tokenizer = load_tokenizer(name_or_path, revision=revision, max_seq_length=max_seq_length)
         transformer = DecoderTransformer(
             base_path(name_or_path),
-            model_kwargs={"dtype": getattr(torch, dtype), "revision": revision},
+            model_kwargs={
+                "dtype": getattr(torch, dtype),
+                "revision": revision,
+                "quantization_config": quantization_config,
+            },
             config_kwargs={"revision": revision},
             processor_kwargs={"revision": revision},
             processing_kwargs={"text": {"split_special_tokens": True}} if split_special_tokens else None,

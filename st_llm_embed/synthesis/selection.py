@@ -153,10 +153,11 @@ class Selection:
         return _rejected(record, problem, content)
 
     def _known(self, row: Row, seen: set[int]) -> Rejection | None:
-        digest = text_hash(_all_texts({name: getattr(row, name) for name in TEXTS}))
-        if digest in seen:
-            return Rejection("duplicate", row.anchor[:200])
-        seen.add(digest)
+        if self._filters.near_duplicates is not None:
+            digest = text_hash(_all_texts({name: getattr(row, name) for name in TEXTS}))
+            if digest in seen:
+                return Rejection("duplicate", row.anchor[:200])
+            seen.add(digest)
         for name in TEXTS:
             text = getattr(row, name)
             match = self._evaluation_texts.match(text) if self._evaluation_texts and text else None

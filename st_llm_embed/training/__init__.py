@@ -1,16 +1,23 @@
 """Contrastive fine-tuning with the stock trainer."""
 
+from st_llm_embed.training.adapter import load_adapter
 from st_llm_embed.training.arguments import lora_config, training_arguments
+from st_llm_embed.training.batches import TaskBatchSampler
 from st_llm_embed.training.check import check_training
+from st_llm_embed.training.collator import InstructionCollator
 from st_llm_embed.training.loss import InfoNCELoss, build_losses
 from st_llm_embed.training.processes import is_first_process, wait_for_all_processes
-from st_llm_embed.training.train import train, training_set, untrained_embedder
+from st_llm_embed.training.train import train, training_set
+from st_llm_embed.training.untrained import untrained_embedder
 
 __all__ = [
     "InfoNCELoss",
+    "InstructionCollator",
+    "TaskBatchSampler",
     "build_losses",
     "check_training",
     "is_first_process",
+    "load_adapter",
     "lora_config",
     "train",
     "training_arguments",

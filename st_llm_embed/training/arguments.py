@@ -31,6 +31,12 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> SentenceTransformerT
                 f"Recipe {recipe.name}: training.{key} is set by the run itself (output_dir by --output-dir, seed by "
                 "the recipe's seed, prompts by each row's instruction). Remove it."
             )
+    for key in ("batch_sampler", "multi_dataset_batch_sampler"):
+        if recipe.batches is not None and key in recipe.training:
+            raise InputError(
+                f"Recipe {recipe.name}: training.{key} and the batches section both say what a batch is made of. "
+                "Remove one of them."
+            )
     checked = _checked(SentenceTransformerTrainingArguments, recipe.training, f"Recipe {recipe.name}: training")
     # The trainer's own default pins memory, and warns where there is no GPU to pin it for.
     checked.setdefault("dataloader_pin_memory", torch.cuda.is_available())

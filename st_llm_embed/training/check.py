@@ -7,15 +7,15 @@ from tempfile import TemporaryDirectory
 
 import torch
 from datasets import Dataset, DatasetDict
-from sentence_transformers import SentenceTransformerTrainer
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.modules import LLMSentenceTransformer, base_path, load_tokenizer
 from st_llm_embed.recipe import EMBEDDED, Recipe
+from st_llm_embed.training.adapter import check_adapter
 from st_llm_embed.training.arguments import lora_config, training_arguments
-from st_llm_embed.training.loss import build_losses
-from st_llm_embed.training.train import BASE_ADVICE
+from st_llm_embed.training.train import build_trainer
+from st_llm_embed.training.untrained import BASE_ADVICE, quantization_config
 
 
 def check_training(recipe: Recipe) -> None:
@@ -24,7 +24,10 @@ def check_training(recipe: Recipe) -> None:
     Raises:
         InputError: the base, its tokenizer, or the lora or training section cannot be used.
     """
+    quantization_config(recipe)
     adapter = lora_config(recipe)
+    if recipe.base.adapter is not None:
+        adapter = check_adapter(recipe.base.adapter, recipe.base.name_or_path)
     _rehearse_trainer(recipe)
     name = recipe.base.name_or_path
     with explained(f"The base model {name!r} cannot be loaded", BASE_ADVICE):
@@ -46,7 +49,8 @@ def check_training(recipe: Recipe) -> None:
     if adapter is not None:
         # Other ways to draw an adapter's first values compute them from the weights.
         adapter.init_lora_weights = True
-        with explained(f"Recipe {recipe.name}: the lora section is refused", "Change what the message names."):
+        section = "lora" if recipe.base.adapter is None else "adapter of the base"
+        with explained(f"Recipe {recipe.name}: the {section} section is refused", "Change what the message names."):
             decoder.add_adapter(adapter)
 
 
@@ -69,9 +73,12 @@ def _decoder_without_weights(recipe: Recipe) -> PreTrainedModel:
 
 def _rehearse_trainer(recipe: Recipe) -> None:
     """Build the trainer, its data loader and its optimizer around the small base of the package."""
-    # The small base may have fewer dimensions than the recipe's, and these rows have no negatives.
+    # The small base may have fewer dimensions than the recipe's, and these rows have no negatives; two rows fill no
+    # batch of our own.
     loss = recipe.loss.model_copy(update={"matryoshka_dims": (), "own_negatives_only": ()})
-    rows = DatasetDict({"sts": Dataset.from_dict({"anchor": ["a", "b"], "positive": ["a", "b"]})})
+    rehearsed = recipe.model_copy(update={"loss": loss, "batches": None})
+    texts = {name: ["a", "b"] for name in ("anchor", "positive", "instruction")}
+    rows = DatasetDict({"sts": Dataset.from_dict(texts)})
     with TemporaryDirectory() as folder:
         arguments = training_arguments(recipe, Path(folder))
         arguments.push_to_hub = False
@@ -79,8 +86,6 @@ def _rehearse_trainer(recipe: Recipe) -> None:
         # Where the card has examples, the trainer computes none, with a progress bar of its own.
         model.model_card_data.widget = [{"text": "a"}]
         with explained(f"Recipe {recipe.name}: the training section is refused", "Change what the message names."):
-            trainer = SentenceTransformerTrainer(
-                model=model, args=arguments, train_dataset=rows, loss=build_losses(model, loss, rows.column_names)
-            )
+            trainer = build_trainer(rehearsed, model, rows, arguments)
             trainer.get_train_dataloader()
             trainer.create_optimizer_and_scheduler(num_training_steps=1)

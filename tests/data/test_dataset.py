@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from conftest import example_rows, write_rows
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 
 from st_llm_embed import InputError, Recipe
 from st_llm_embed.data import Row, check_rows, load_split, read_rows, rows_file, split_of, to_training, write_dataset
@@ -54,14 +54,26 @@ def test_rows_of_another_shape_than_their_types_get_a_configuration_of_their_own
     assert sorted(load_split(tmp_path, "train")) == ["short-short", "short-short-triplets", "sts", "sts-pairs"]
 
 
-def test_training_columns_carry_the_instruction_on_the_anchor_alone(tmp_path: Path) -> None:
+def test_training_columns_are_the_texts_and_the_instruction(tmp_path: Path) -> None:
     write_dataset((Row.model_validate(row) for row in example_rows()), tmp_path, 0.4)
     dataset = load_split(tmp_path, "train")["sts"]
     training = to_training(dataset)
-    assert training.column_names == ["anchor", "positive", "negative"]
-    for row, columns in zip(dataset, training, strict=True):
-        assert columns["anchor"] == f"Instruct: {row['instruction']}\nQuery: {row['anchor']}"
-        assert (columns["positive"], columns["negative"]) == (row["positive"], row["negative"])
+    assert training.column_names == ["anchor", "positive", "negative", "instruction"]
+    assert training[:] == dataset.select_columns(training.column_names)[:]
+
+
+@pytest.mark.parametrize("column", ["anchor", "positive", "negative_2", "instruction"])
+@pytest.mark.parametrize(("text", "told"), [(None, "null"), ("", "empty"), (" \n", "empty")])
+def test_a_missing_text_is_refused_with_the_key_of_its_row(column: str, text: str | None, told: str) -> None:
+    texts = {name: [f"{name} {row}" for row in range(5000)] for name in ("anchor", "positive", "negative_1")}
+    texts |= {"negative_2": texts["negative_1"], "instruction": texts["anchor"]}
+    assert to_training(Dataset.from_dict(texts)).column_names == list(texts)
+    texts[column] = [*texts[column][:4321], text, *texts[column][4322:]]
+    keys = {"key": [f"key-{row}" for row in range(5000)]}
+    with pytest.raises(InputError, match=f"The {column} of training row key-4321 is {told}"):
+        to_training(Dataset.from_dict(texts | keys))
+    with pytest.raises(InputError, match=f"The {column} of training row 4321 is {told}"):
+        to_training(Dataset.from_dict(texts))
 
 
 def test_the_folder_loads_as_a_hub_dataset_by_configuration(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ def test_a_report_leaves_out_what_there_is_none_of(tiny_recipe: Path, tmp_path: 
     """Rows without negatives, and a run that ends before the first logging step."""
     pairs = [row for row in example_rows(96) if row["task_type"] == "short-short"]
     path = write_rows(tmp_path / "pairs.jsonl", pairs)
-    overrides = [f"data.rows={path}", "training.max_steps=1", "training.logging_steps=10"]
+    overrides = [f"data.rows={path}", "training.max_steps=2", "training.logging_steps=10"]
     report = run_pipeline(Recipe.load(str(tiny_recipe), overrides), tmp_path / "out")
     text = (tmp_path / "out" / "evaluation" / "report.md").read_text(encoding="utf-8")
     assert "nan" not in text

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from sentence_transformers import SentenceTransformer
+import yaml
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 
-from st_llm_embed import Recipe
+from st_llm_embed import InputError, Recipe
 from st_llm_embed.data import read_rows, write_dataset
-from st_llm_embed.training import train, training_set, untrained_embedder
+from st_llm_embed.training import load_adapter, train, training_arguments, training_set, untrained_embedder
 from st_llm_embed.training.train import last_complete_checkpoint
+from st_llm_embed.training.trainer import EmbedderTrainer
 
 TEXTS = ["a question", "Instruct: x\nQuery: y", ""]
 
@@ -35,9 +38,17 @@ def test_training_lowers_the_loss_and_moves_the_weights(tiny_recipe: Path, datas
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
 
 
-def test_a_resumed_training_ends_with_the_same_weights(tiny_recipe: Path, dataset: Path, tmp_path: Path) -> None:
-    """The earlier checkpoint is what a killed run leaves, a torn later one beside it."""
-    recipe = Recipe.load(str(tiny_recipe), ["lora={r: 4, lora_dropout: 0.5, target_modules: all-linear}"])
+@pytest.mark.parametrize("batches", ["null", "{}", "{mixed: true}"])
+def test_a_resumed_training_ends_with_the_same_weights(
+    batches: str, tiny_recipe: Path, dataset: Path, tmp_path: Path
+) -> None:
+    """The earlier checkpoint is what a killed run leaves, a torn later one beside it. It lies in the second epoch."""
+    lora = "lora={r: 4, lora_dropout: 0.5, target_modules: all-linear}"
+    content = yaml.safe_load(tiny_recipe.read_text(encoding="utf-8"))
+    del content["training"]["batch_sampler"]
+    content["training"]["per_device_train_batch_size"] = 10
+    tiny_recipe.write_text(yaml.safe_dump(content), encoding="utf-8")
+    recipe = Recipe.load(str(tiny_recipe), [lora, f"batches={batches}"])
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train(recipe, [dataset], whole)
     checkpoint = whole / "checkpoints" / "checkpoint-4"
@@ -70,12 +81,30 @@ def test_a_merged_adapter_gives_the_adapters_vectors_and_not_the_bases(
     recipe = Recipe.load(str(tiny_recipe), ["lora={r: 4, target_modules: all-linear}", "training.learning_rate=0.05"])
     train(recipe, [dataset], tmp_path / "training")
     merged = SentenceTransformer(str(tmp_path / "training" / "model"), device="cpu").encode(TEXTS)
-    adapter = SentenceTransformer(str(tmp_path / "training" / "adapter"), device="cpu").encode(TEXTS)
+    adapter = load_adapter(
+        str(tmp_path / "training" / "adapter"), recipe.base.name_or_path, max_seq_length=recipe.base.max_seq_length
+    ).encode(TEXTS)
     np.testing.assert_allclose(merged, adapter, atol=1e-6)
     assert np.max(np.abs(merged - untrained_embedder(recipe).encode(TEXTS))) > 0.01
 
 
 def test_a_batch_holds_one_task_type(dataset: Path) -> None:
     columns = {name: part.column_names for name, part in training_set([dataset]).items()}
-    triplet = ["anchor", "positive", "negative"]
-    assert columns == {"bitext": triplet, "short-long": triplet, "short-short": triplet[:2], "sts": triplet}
+    triplet = ["anchor", "positive", "negative", "instruction"]
+    pair = ["anchor", "positive", "instruction"]
+    assert columns == {"bitext": triplet, "short-long": triplet, "short-short": pair, "sts": triplet}
+
+
+def test_the_trainer_saves_through_the_method_that_one_process_alone_may_run() -> None:
+    """A canary: it fails when sentence-transformers changes the private method that EmbedderTrainer overrides."""
+    assert list(inspect.signature(SentenceTransformerTrainer._save).parameters) == ["self", "output_dir", "state_dict"]
+    assert "self._save(output_dir" in inspect.getsource(SentenceTransformerTrainer.save_model)
+    own = {name for name in vars(EmbedderTrainer) if name.startswith("_") and not name.startswith("__")}
+    assert own - {"_abc_impl"} == {"_save"}
+
+
+@pytest.mark.parametrize("key", ["batch_sampler", "multi_dataset_batch_sampler"])
+def test_two_things_that_make_the_batches_are_refused(key: str, tmp_path: Path) -> None:
+    recipe = Recipe.load("e5-mistral-7b", ["training.use_cpu=true", f"training.{key}=x"])
+    with pytest.raises(InputError, match=f"training.{key} and the batches section"):
+        training_arguments(recipe, tmp_path)

@@ -1,0 +1,199 @@
+"""The life of an adapter, with real training of a tiny base, and a broken case for each check."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+
+from st_llm_embed import InputError, Recipe
+from st_llm_embed.data import read_rows, write_dataset
+from st_llm_embed.training import check_training, load_adapter, train, untrained_embedder
+from st_llm_embed.training.adapter import merge_adapter
+from st_llm_embed.training.verify import check_same_vectors, probe
+
+TEXTS = ["a question", "Instruct: x\nQuery: y", ""]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+LORA = ["lora={r: 4, target_modules: all-linear, lora_dropout: 0.1}", "training.learning_rate=0.01"]
+SHORT = ["training.max_steps=3", "training.save_steps=2"]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, rows_path: Path) -> Path:
+    write_dataset(read_rows(rows_path), tmp_path / "dataset", 0.4)
+    return tmp_path / "dataset"
+
+
+def adapter_config(training: Path) -> dict[str, object]:
+    return json.loads((training / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_saved_adapter_names_no_folder_and_loads_on_its_base(
+    dtype: str, tiny_recipe: Path, tiny_base: Path, dataset: Path, tmp_path: Path
+) -> None:
+    recipe = Recipe.load(str(tiny_recipe), [*LORA, *SHORT, f"base.dtype={dtype}"])
+    training = tmp_path / "training"
+    train(recipe, dataset, training)
+    for path in (training / "adapter").rglob("*"):
+        if path.is_file():
+            assert str(tmp_path).encode() not in path.read_bytes(), path.name
+            assert str(tiny_base.parent).encode() not in path.read_bytes(), path.name
+    assert adapter_config(training)["revision"] is None
+    with pytest.raises(OSError, match=r"not on the Hub; st_llm_embed\.training\.load_adapter takes this adapter"):
+        SentenceTransformer(str(training / "adapter"), device="cpu")
+    loaded = load_adapter(str(training / "adapter"), str(tiny_base), max_seq_length=48, dtype=recipe.base.dtype)
+    merged = SentenceTransformer(str(training / "model"), device="cpu")
+    cosines = torch.cosine_similarity(probe(loaded), probe(merged))
+    assert cosines.min() > (0.9999 if dtype == "float32" else 0.999)
+    assert not any(weight.requires_grad for weight in loaded.parameters())
+
+
+def test_an_adapter_of_a_hub_base_names_its_id_and_commit(
+    tiny_recipe: Path, tiny_base: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default branch has other weights, which neither a resumed training nor the merge may take."""
+    cache = tmp_path / "cache" / "models--lab--tiny"
+    (cache / "snapshots").mkdir(parents=True)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("f" * 40, encoding="utf-8")
+    (cache / "snapshots" / COMMIT).symlink_to(tiny_base)
+    (cache / "snapshots" / ("f" * 40)).mkdir()
+    for path in tiny_base.iterdir():
+        (cache / "snapshots" / ("f" * 40) / path.name).symlink_to(path)
+    (cache / "snapshots" / ("f" * 40) / "model.safetensors").unlink()
+    other = {name: weight + 1 for name, weight in load_file(tiny_base / "model.safetensors").items()}
+    save_file(other, cache / "snapshots" / ("f" * 40) / "model.safetensors", {"format": "pt"})
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    hub_base = ["base.name_or_path=lab/tiny", f"base.revision={COMMIT}"]
+    recipe = Recipe.load(str(tiny_recipe), [*LORA, *SHORT, *hub_base])
+    check_training(recipe)
+    train(recipe, dataset, tmp_path / "training")
+    config = adapter_config(tmp_path / "training")
+    assert (config["base_model_name_or_path"], config["revision"]) == ("lab/tiny", COMMIT)
+
+    resumed = tmp_path / "resumed"
+    resumed.mkdir()
+    (tmp_path / "training" / "checkpoints").rename(resumed / "checkpoints")
+    (resumed / "checkpoints" / "checkpoint-3" / "trainer_state.json").unlink()
+    train(recipe, dataset, resumed)
+    expected, got = (load_file(folder / "model" / "model.safetensors") for folder in (tmp_path / "training", resumed))
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+    with pytest.raises(InputError, match="was trained on 'lab/tiny', and the base is 'lab/other'"):
+        load_adapter(str(resumed / "adapter"), "lab/other", max_seq_length=48)
+
+
+def test_a_trained_adapter_is_trained_further(tiny_recipe: Path, dataset: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    train(Recipe.load(str(tiny_recipe), [*LORA, *SHORT]), dataset, first)
+    recipe = Recipe.load(
+        str(tiny_recipe),
+        [f"base.adapter={first / 'adapter'}", "lora=null", "training.learning_rate=0.001", *SHORT],
+    )
+    check_training(recipe)
+    start = untrained_embedder(recipe)
+    np.testing.assert_allclose(
+        start.encode(TEXTS), SentenceTransformer(str(first / "model"), device="cpu").encode(TEXTS), atol=1e-5
+    )
+    train(recipe, dataset, second)
+    before, after = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (first, second))
+    assert before.keys() == after.keys()
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    assert moved == list(before)
+    assert adapter_config(second)["r"] == 4
+
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    (second / "checkpoints").rename(killed / "checkpoints")
+    (killed / "checkpoints" / "checkpoint-3" / "trainer_state.json").unlink()
+    train(recipe, dataset, killed)
+    resumed = load_file(killed / "adapter" / "adapter_model.safetensors")
+    assert all(torch.equal(after[name], resumed[name]) for name in after)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ([*LORA, "training.learning_rate=0"], "every lora_B weight is zero"),
+        (["training.learning_rate=0"], "are those of the untrained model"),
+        ([*LORA, "training.learning_rate=1e38"], "no numbers"),
+        (["training.learning_rate=1e38"], "no numbers"),
+    ],
+)
+def test_a_training_that_did_nothing_or_broke_the_weights_fails(
+    overrides: list[str], told: str, tiny_recipe: Path, dataset: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=told) as error:
+        train(Recipe.load(str(tiny_recipe), [*overrides, *SHORT]), dataset, tmp_path / "training")
+    assert "learning_rate" in str(error.value)
+    assert {path.name for path in (tmp_path / "training").iterdir()} == {"checkpoints", "log.json"}
+
+
+def test_an_adapter_that_is_not_read_back_as_it_was_trained_fails(
+    tiny_recipe: Path, dataset: Path, tmp_path: Path
+) -> None:
+    recipe = Recipe.load(str(tiny_recipe), [*LORA, *SHORT])
+    train(recipe, dataset, tmp_path / "training")
+    trained = probe(SentenceTransformer(str(tmp_path / "training" / "model"), device="cpu"))
+    merge_adapter(recipe, tmp_path / "training" / "adapter", trained)
+    path = tmp_path / "training" / "adapter" / "adapter_model.safetensors"
+    zeroed = {name: weight * ("lora_A" in name) for name, weight in load_file(path).items()}
+    save_file(zeroed, path, {"format": "pt"})
+    with pytest.raises(InputError, match="the adapter as it was saved differ from those of the trained model"):
+        merge_adapter(recipe, tmp_path / "training" / "adapter", trained)
+
+
+def test_a_model_without_its_adapter_is_told_from_one_with_it(
+    tiny_recipe: Path, dataset: Path, tmp_path: Path
+) -> None:
+    """What a merge that forgot the adapter would give."""
+    recipe = Recipe.load(str(tiny_recipe), [*LORA, *SHORT])
+    train(recipe, dataset, tmp_path / "training")
+    merged = SentenceTransformer(str(tmp_path / "training" / "model"), device="cpu")
+    with pytest.raises(InputError, match="the base differ from those of the merged model"):
+        check_same_vectors("the base", probe(untrained_embedder(recipe)), "the merged model", probe(merged), "float16")
+
+
+@pytest.mark.parametrize("value", [0.99, float("nan")])
+def test_vectors_that_differ_are_told_apart_by_their_cosine(value: float) -> None:
+    one, other = torch.tensor([[1.0, 0.0]]), torch.tensor([[value, (1 - value**2) ** 0.5]])
+    check_same_vectors("a", one, "b", one, "float32")
+    with pytest.raises(InputError, match="cosine similarity"):
+        check_same_vectors("a", one, "b", other, "bfloat16")
+
+
+def test_quantization_is_refused_where_it_cannot_be(tiny_recipe: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    recipe = Recipe.load(str(tiny_recipe), ["base.quantization=nf4", *LORA])
+    for use in (check_training, untrained_embedder):
+        with pytest.raises(InputError, match="there is no CUDA device") as error:
+            use(recipe)
+        assert "base.quantization is 'nf4'" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["base.quantization=nf4"], "base.quantization is for training an adapter"),
+        (["base.quantization=int3", *LORA], "base.quantization is 'int3'"),
+        (["base.random_init=true", *LORA], "set base.random_init to false"),
+        (["base.adapter=x", *LORA], "leave one of them out"),
+    ],
+)
+def test_sections_that_do_not_go_together_are_refused(overrides: list[str], told: str, tiny_recipe: Path) -> None:
+    with pytest.raises(InputError, match=told):
+        Recipe.load(str(tiny_recipe), overrides)
+
+
+def test_an_adapter_that_is_not_there_is_refused(tiny_recipe: Path, tmp_path: Path) -> None:
+    recipe = Recipe.load(str(tiny_recipe), [f"base.adapter={tmp_path / 'nowhere'}"])
+    for use in (check_training, untrained_embedder):
+        with pytest.raises(InputError, match=r"The adapter .* cannot be loaded"):
+            use(recipe)
