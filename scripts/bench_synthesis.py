@@ -26,7 +26,7 @@ from pathlib import Path
 
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
-from st_llm_embed.recipe import Synthesis
+from st_llm_embed.sections import Synthesis
 from st_llm_embed.synthesis.budget import Budget
 from st_llm_embed.synthesis.client import Client
 from st_llm_embed.synthesis.exchange import request_body

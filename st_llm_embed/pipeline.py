@@ -23,7 +23,8 @@ from st_llm_embed.errors import InputError, explained
 from st_llm_embed.evaluation import write_report
 from st_llm_embed.modules import base_path
 from st_llm_embed.publishing import dataset_card, write_release
-from st_llm_embed.recipe import BASE, SYNTHESIS, Mining, Recipe, Synthesis
+from st_llm_embed.recipe import Recipe
+from st_llm_embed.sections import BASE, SYNTHESIS, Mining, Synthesis
 from st_llm_embed.stage import build_stage, file_hash, full_disk_explained, owned_folder
 from st_llm_embed.synthesis.generate import Projection, check_synthesis, estimate, generate
 from st_llm_embed.synthesis.output import write_synthetic_dataset

@@ -12,7 +12,7 @@ from datasets import Dataset, IterableDataset, load_dataset
 from st_llm_embed.data.rows import Row, content_hash
 from st_llm_embed.errors import InputError, explained, shown
 from st_llm_embed.instructions import TRAINING_SET_INSTRUCTIONS
-from st_llm_embed.recipe import TASK_TYPES, Source
+from st_llm_embed.sections import TASK_TYPES, Source
 
 logger = logging.getLogger(__name__)
 

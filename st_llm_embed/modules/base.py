@@ -17,7 +17,7 @@ from transformers import (
 
 from st_llm_embed.errors import InputError
 from st_llm_embed.modules.eos import append_eos
-from st_llm_embed.recipe import EMBEDDED
+from st_llm_embed.sections import EMBEDDED
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 

@@ -23,7 +23,7 @@ from st_llm_embed.modules.eos import check_eos, end_token_id
 from st_llm_embed.modules.pooling import LastTokenPooling
 from st_llm_embed.modules.portable import make_portable
 from st_llm_embed.modules.transformer import DecoderTransformer
-from st_llm_embed.recipe import Dtype
+from st_llm_embed.sections import Dtype
 
 Attention = Literal["causal", "bidirectional"]
 

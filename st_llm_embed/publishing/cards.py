@@ -15,7 +15,8 @@ from st_llm_embed.data import Split, load_split
 from st_llm_embed.data.dataset import MINING_REPORT
 from st_llm_embed.evaluation import headline_rows
 from st_llm_embed.instructions import INSTRUCTION_TEMPLATE
-from st_llm_embed.recipe import BASE, EMBEDDED, Recipe
+from st_llm_embed.recipe import Recipe
+from st_llm_embed.sections import BASE, EMBEDDED
 from st_llm_embed.synthesis.prompts import PROMPT_VERSION
 
 SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))

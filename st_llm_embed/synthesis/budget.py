@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from st_llm_embed.errors import InputError
-from st_llm_embed.recipe import REPLAY, Endpoint, Price, Synthesis
+from st_llm_embed.sections import REPLAY, Endpoint, Price, Synthesis
 from st_llm_embed.synthesis.plan import Request
 from st_llm_embed.synthesis.progress import Progress
 

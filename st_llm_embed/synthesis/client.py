@@ -22,7 +22,7 @@ from typing import Any
 
 from st_llm_embed.data.rows import content_hash
 from st_llm_embed.errors import InputError
-from st_llm_embed.recipe import Endpoint
+from st_llm_embed.sections import Endpoint
 from st_llm_embed.synthesis.budget import Budget, Cost
 from st_llm_embed.synthesis.exchange import Outcome, ResponseFormat, exchange
 from st_llm_embed.synthesis.journal import Journal, request_record

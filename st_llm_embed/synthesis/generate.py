@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from st_llm_embed.data.rows import fold
 from st_llm_embed.errors import InputError
-from st_llm_embed.recipe import REPLAY, Endpoint, Synthesis
+from st_llm_embed.sections import REPLAY, Endpoint, Synthesis
 from st_llm_embed.synthesis.batch import BatchClient
 from st_llm_embed.synthesis.budget import Budget
 from st_llm_embed.synthesis.client import Client

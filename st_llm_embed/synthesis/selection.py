@@ -21,7 +21,7 @@ import numpy as np
 from st_llm_embed.data.contamination import EvaluationTexts
 from st_llm_embed.data.rows import RESPONSE_KEYS, Row, row_of_answer
 from st_llm_embed.languages import LANGUAGE_CODES
-from st_llm_embed.recipe import Synthesis, TaskType
+from st_llm_embed.sections import Synthesis, TaskType
 from st_llm_embed.synthesis.duplicates import near_duplicates, text_hash
 from st_llm_embed.synthesis.filters import check_language, check_texts
 from st_llm_embed.synthesis.journal import read_journal, read_record
@@ -153,11 +153,10 @@ class Selection:
         return _rejected(record, problem, content)
 
     def _known(self, row: Row, seen: set[int]) -> Rejection | None:
-        if self._filters.near_duplicates is not None:
-            digest = text_hash(_all_texts({name: getattr(row, name) for name in TEXTS}))
-            if digest in seen:
-                return Rejection("duplicate", row.anchor[:200])
-            seen.add(digest)
+        digest = text_hash(_all_texts({name: getattr(row, name) for name in TEXTS}))
+        if digest in seen:
+            return Rejection("duplicate", row.anchor[:200])
+        seen.add(digest)
         for name in TEXTS:
             text = getattr(row, name)
             match = self._evaluation_texts.match(text) if self._evaluation_texts and text else None

@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.modules import LLMSentenceTransformer, base_path, load_tokenizer
-from st_llm_embed.recipe import EMBEDDED, Recipe
+from st_llm_embed.recipe import Recipe
+from st_llm_embed.sections import EMBEDDED
 from st_llm_embed.training.adapter import check_adapter
 from st_llm_embed.training.arguments import lora_config, training_arguments
 from st_llm_embed.training.train import build_trainer

@@ -15,7 +15,8 @@ from st_llm_embed.data.mining import mine_dataset
 from st_llm_embed.data.vectors import VectorFolder
 from st_llm_embed.errors import InputError, explained, shown
 from st_llm_embed.modules import LLMSentenceTransformer
-from st_llm_embed.recipe import BASE, Mining, Recipe
+from st_llm_embed.recipe import Recipe
+from st_llm_embed.sections import BASE, Mining
 from st_llm_embed.training.train import untrained_embedder
 
 MODEL_ADVICE = (

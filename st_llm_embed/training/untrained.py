@@ -11,7 +11,8 @@ from transformers import BitsAndBytesConfig, set_seed
 
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.modules import LLMSentenceTransformer, base_path
-from st_llm_embed.recipe import EMBEDDED, Dtype, Recipe
+from st_llm_embed.recipe import Recipe
+from st_llm_embed.sections import EMBEDDED, Dtype
 
 BASE_ADVICE = (
     f"Allowed are {EMBEDDED!r} and the Hub id or local folder of a decoder-only transformers model, complete with its "

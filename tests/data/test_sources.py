@@ -16,7 +16,7 @@ from st_llm_embed.data import load_split, to_training
 from st_llm_embed.data.dataset import write_source
 from st_llm_embed.data.sources import check_source, read_source
 from st_llm_embed.instructions import TRAINING_SET_INSTRUCTIONS
-from st_llm_embed.recipe import Source
+from st_llm_embed.sections import Source
 
 PASSAGES = {
     "query_id": "1",

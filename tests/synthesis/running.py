@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from st_llm_embed.recipe import Synthesis
+from st_llm_embed.sections import Synthesis
 from st_llm_embed.synthesis.batch import BatchClient
 from st_llm_embed.synthesis.budget import Budget
 from st_llm_embed.synthesis.client import Client
