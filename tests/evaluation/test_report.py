@@ -18,6 +18,6 @@ def test_a_report_leaves_out_what_there_is_none_of(tiny_recipe: Path, tmp_path: 
     assert "nan" not in text
     assert "Mean cosine similarity to the query: positives " in text
     assert "after, hard negatives" not in text
-    assert "1 steps, 0.33 epochs, " in text
+    assert "2 steps, 0.67 epochs, " in text
     assert "loss " not in text.partition("## Training")[2].partition("![")[2].partition(")")[2]
     assert json.dumps(report, allow_nan=False)
