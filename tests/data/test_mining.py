@@ -125,7 +125,7 @@ def test_rows_keep_their_own_negative_first_and_their_metadata(tmp_path: Path) -
         assert row["negative_1"] == given.negative
         assert len({given.positive, row["negative_1"], row["negative_2"], row["negative_3"]}) == 4
     training = to_training(written)
-    assert training.column_names == ["anchor", "positive", "negative_1", "negative_2", "negative_3"]
+    assert training.column_names == ["anchor", "positive", "negative_1", "negative_2", "negative_3", "instruction"]
     assert report["short-long"]["train"]["filled"] == 10
 
 
@@ -325,7 +325,7 @@ def test_a_run_trains_on_mined_negatives_and_keeps_the_vectors(tiny_recipe: Path
     settings = ["training.max_steps=2", "data.mining={model: base, num_negatives: 2, relative_margin: null}"]
     run_pipeline(Recipe.load(str(tiny_recipe), settings), tmp_path / "out")
     parts = load_split(tmp_path / "out" / "dataset", "train")
-    assert {name: to_training(part).column_names[2:] for name, part in parts.items()} == {
+    assert {name: to_training(part).column_names[2:-1] for name, part in parts.items()} == {
         name: ["negative_1", "negative_2"] for name in ("bitext", "short-long", "short-short", "sts")
     }
     card = (tmp_path / "out" / "dataset" / "README.md").read_text(encoding="utf-8")

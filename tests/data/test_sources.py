@@ -118,9 +118,10 @@ def test_records_without_texts_are_left_out_and_negatives_may_be_missing(tmp_pat
     assert counts == {("pairs", "train"): 1, ("pairs-pairs", "train"): 1}
     splits = load_split(tmp_path / "data", "train")
     assert to_training(splits["pairs"]).to_dict() == {
-        "anchor": ["Instruct: Find it.\nQuery: a"],
+        "anchor": ["a"],
         "positive": ["b"],
         "negative": ["c"],
+        "instruction": ["Find it."],
     }
     assert splits["pairs-pairs"].column_names[:2] == ["anchor", "positive"]
     assert isinstance(splits["pairs-pairs"], Dataset)

@@ -39,7 +39,7 @@ def test_a_saved_adapter_names_no_folder_and_loads_on_its_base(
 ) -> None:
     recipe = Recipe.load(str(tiny_recipe), [*LORA, *SHORT, f"base.dtype={dtype}"])
     training = tmp_path / "training"
-    train(recipe, dataset, training)
+    train(recipe, [dataset], training)
     for path in (training / "adapter").rglob("*"):
         if path.is_file():
             assert str(tmp_path).encode() not in path.read_bytes(), path.name
@@ -73,7 +73,7 @@ def test_an_adapter_of_a_hub_base_names_its_id_and_commit(
     hub_base = ["base.name_or_path=lab/tiny", f"base.revision={COMMIT}"]
     recipe = Recipe.load(str(tiny_recipe), [*LORA, *SHORT, *hub_base])
     check_training(recipe)
-    train(recipe, dataset, tmp_path / "training")
+    train(recipe, [dataset], tmp_path / "training")
     config = adapter_config(tmp_path / "training")
     assert (config["base_model_name_or_path"], config["revision"]) == ("lab/tiny", COMMIT)
 
@@ -81,7 +81,7 @@ def test_an_adapter_of_a_hub_base_names_its_id_and_commit(
     resumed.mkdir()
     (tmp_path / "training" / "checkpoints").rename(resumed / "checkpoints")
     (resumed / "checkpoints" / "checkpoint-3" / "trainer_state.json").unlink()
-    train(recipe, dataset, resumed)
+    train(recipe, [dataset], resumed)
     expected, got = (load_file(folder / "model" / "model.safetensors") for folder in (tmp_path / "training", resumed))
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
@@ -91,7 +91,7 @@ def test_an_adapter_of_a_hub_base_names_its_id_and_commit(
 
 def test_a_trained_adapter_is_trained_further(tiny_recipe: Path, dataset: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    train(Recipe.load(str(tiny_recipe), [*LORA, *SHORT]), dataset, first)
+    train(Recipe.load(str(tiny_recipe), [*LORA, *SHORT]), [dataset], first)
     recipe = Recipe.load(
         str(tiny_recipe),
         [f"base.adapter={first / 'adapter'}", "lora=null", "training.learning_rate=0.001", *SHORT],
@@ -101,7 +101,7 @@ def test_a_trained_adapter_is_trained_further(tiny_recipe: Path, dataset: Path, 
     np.testing.assert_allclose(
         start.encode(TEXTS), SentenceTransformer(str(first / "model"), device="cpu").encode(TEXTS), atol=1e-5
     )
-    train(recipe, dataset, second)
+    train(recipe, [dataset], second)
     before, after = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (first, second))
     assert before.keys() == after.keys()
     moved = [name for name in before if not torch.equal(before[name], after[name])]
@@ -112,7 +112,7 @@ def test_a_trained_adapter_is_trained_further(tiny_recipe: Path, dataset: Path, 
     killed.mkdir()
     (second / "checkpoints").rename(killed / "checkpoints")
     (killed / "checkpoints" / "checkpoint-3" / "trainer_state.json").unlink()
-    train(recipe, dataset, killed)
+    train(recipe, [dataset], killed)
     resumed = load_file(killed / "adapter" / "adapter_model.safetensors")
     assert all(torch.equal(after[name], resumed[name]) for name in after)
 
@@ -130,7 +130,7 @@ def test_a_training_that_did_nothing_or_broke_the_weights_fails(
     overrides: list[str], told: str, tiny_recipe: Path, dataset: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=told) as error:
-        train(Recipe.load(str(tiny_recipe), [*overrides, *SHORT]), dataset, tmp_path / "training")
+        train(Recipe.load(str(tiny_recipe), [*overrides, *SHORT]), [dataset], tmp_path / "training")
     assert "learning_rate" in str(error.value)
     assert {path.name for path in (tmp_path / "training").iterdir()} == {"checkpoints", "log.json"}
 
@@ -139,7 +139,7 @@ def test_an_adapter_that_is_not_read_back_as_it_was_trained_fails(
     tiny_recipe: Path, dataset: Path, tmp_path: Path
 ) -> None:
     recipe = Recipe.load(str(tiny_recipe), [*LORA, *SHORT])
-    train(recipe, dataset, tmp_path / "training")
+    train(recipe, [dataset], tmp_path / "training")
     trained = probe(SentenceTransformer(str(tmp_path / "training" / "model"), device="cpu"))
     merge_adapter(recipe, tmp_path / "training" / "adapter", trained)
     path = tmp_path / "training" / "adapter" / "adapter_model.safetensors"
@@ -154,7 +154,7 @@ def test_a_model_without_its_adapter_is_told_from_one_with_it(
 ) -> None:
     """What a merge that forgot the adapter would give."""
     recipe = Recipe.load(str(tiny_recipe), [*LORA, *SHORT])
-    train(recipe, dataset, tmp_path / "training")
+    train(recipe, [dataset], tmp_path / "training")
     merged = SentenceTransformer(str(tmp_path / "training" / "model"), device="cpu")
     with pytest.raises(InputError, match="the base differ from those of the merged model"):
         check_same_vectors("the base", probe(untrained_embedder(recipe)), "the merged model", probe(merged), "float16")

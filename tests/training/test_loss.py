@@ -308,7 +308,7 @@ def test_a_recipe_can_ask_for_everything_at_once(tiny_recipe: Path, tmp_path: Pa
     recipe = Recipe.load(str(tiny_recipe), [*options, "training.max_steps=3"])
     check_training(recipe)
     write_dataset(read_rows(rows_path), tmp_path / "dataset", 0.4)
-    train(recipe, tmp_path / "dataset", tmp_path / "training")
+    train(recipe, [tmp_path / "dataset"], tmp_path / "training")
     log = json.loads((tmp_path / "training" / "log.json").read_text())
     assert all(math.isfinite(entry["loss"]) for entry in log if "loss" in entry)
 
