@@ -25,4 +25,4 @@ def kill_when_due(*_: object) -> None:
 
 torch.set_num_threads(1)
 register_optimizer_step_post_hook(kill_when_due)
-train(Recipe.load(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
+train(Recipe.load(sys.argv[1]), [Path(sys.argv[2])], Path(sys.argv[3]))

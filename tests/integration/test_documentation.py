@@ -70,7 +70,7 @@ def test_the_python_runs(tmp_path: Path) -> None:
 
 @pytest.mark.integration
 def test_the_commands_of_the_readme_run(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "a key")
+    monkeypatch.setenv("OPENAI_API_KEY", "a-key")
     lines = commands(README)
     assert [line[0] for line in lines] == ["recipes", "recipes", "run", "synthesize", "run"]
     with ReplayServer(english_answer) as server:

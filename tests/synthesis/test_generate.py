@@ -62,7 +62,7 @@ def test_a_finished_run_asks_nothing_again_whatever_is_filtered(
         ("synthesize",),
         ("synthesize", "--set", "synthesis.filters.near_duplicates=0.5"),
         ("reparse",),
-        ("reparse", "--set", "synthesis.filters.languages=true"),
+        ("reparse", "--set", "synthesis.filters.near_duplicates=null"),
     ):
         again = run_cli(arguments[0], recipe, "--output-dir", out, *arguments[1:])
         assert again.code == 0, again.err
