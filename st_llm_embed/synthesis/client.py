@@ -36,6 +36,8 @@ ATTEMPTS = 6
 ATTEMPTS_MAYBE_PAID = 2
 """The same for requests that may have been paid without an answer."""
 ATTEMPTS_OF_A_PROBE = 3
+REFUSED_IN_A_ROW = 50
+"""Requests refused as wrong, with no answer between them, after which the server and not the request is to blame."""
 
 LONGEST_BACKOFF_SECONDS = 60.0
 WATCH_SECONDS = 0.5
@@ -133,6 +135,7 @@ class Client:
         self._settled = asyncio.Event()
         self._sending: set[asyncio.Task[Any] | None] = set()
         self._stopping = self._trouble = ""
+        self._refused = 0
         self._answer_by = self._clock() + endpoint.give_up_after_minutes * 60
         async with AsyncOpenAI(
             base_url=self._base_url,
@@ -278,6 +281,13 @@ class Client:
                 self._answer_by = max(self._answer_by, self._pacer.paused_until + patience)
         elif outcome.kind in ("answered", "rejected"):
             self._trouble = ""
+            self._refused = self._refused + 1 if outcome.kind == "rejected" else 0
+            if self._refused == REFUSED_IN_A_ROW:
+                self._stop(
+                    f"{self._base_url} has refused {REFUSED_IN_A_ROW} requests in a row: {outcome.body[:300]}. Check "
+                    "the server, synthesis.endpoint.parameters and the topics; what was refused is in the journal and "
+                    "is not asked again, run the same command again for the rest."
+                )
             self._pacer.succeeded()
             self._answer_by = self._clock() + patience
             for what in ("requests", "tokens"):

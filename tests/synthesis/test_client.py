@@ -65,6 +65,16 @@ def refusal(recipe: Any, folder: Path, hours: Hours | None = None) -> str:
     return str(error.value)
 
 
+def test_a_server_that_refuses_every_request_is_asked_no_more(tmp_path: Path) -> None:
+    with ReplayServer(made_up_answer, faults=Faults(shares={"bad_request": 1.0})) as server:
+        recipe = without_probes(synthesis(server, 200), tmp_path)
+        assert "refused 50 requests in a row" in refusal(recipe, tmp_path)
+        assert server.stats()["received"] < 50 + recipe.endpoint.concurrency
+    with ReplayServer(made_up_answer, faults=Faults(shares={"bad_request": 0.8})) as server:
+        recipe = without_probes(synthesis(server, 200), tmp_path / "some")
+        assert answer_all(recipe, tmp_path / "some").done == 200
+
+
 def test_every_planned_request_is_answered_once_and_a_rerun_sends_nothing(tmp_path: Path) -> None:
     with ReplayServer(made_up_answer) as server:
         recipe = synthesis(server)
