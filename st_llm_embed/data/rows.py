@@ -69,7 +69,7 @@ class Quality(BaseModel):
     neg_sim: float | None = None
     """The same of anchor and negative."""
     lang_conf: float | None = None
-    """How sure the language identification is of the anchor's language."""
+    """Probability that the anchor is in its language or a close one; None where only the script was looked at."""
 
 
 class Row(BaseModel):

@@ -8,7 +8,7 @@ is rejected and what is caught.
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -180,32 +180,56 @@ def contradicts(text: str, code: str) -> Contradiction | None:
     """
     if code not in LANGUAGE_CODES.values():
         return None
-    text = _ADDRESS.sub(" ", text[:MOST_CHARACTERS])
-    lengths = _bytes_by_script(text)
+    lengths = _bytes_by_script(_read(text))
     scripts = LANGUAGE_SCRIPTS.get(code, "Latin").split()
     total = sum(lengths.values())
     own = sum(lengths[script] for script in scripts)
     if total - own >= LEAST_BYTES and own < LEAST_SHARE * total:
         return Contradiction("script", max(lengths, key=lengths.__getitem__), (total - own) / total)
-    if own < LEAST_BYTES:
+    probabilities = _probabilities(text, code)
+    if probabilities is None:
         return None
-    if "Latin" not in scripts:
-        text = _LATIN_WORDS.sub(" ", text)
-    return _contradicts_by_words(text, code)
-
-
-def _contradicts_by_words(text: str, code: str) -> Contradiction | None:
-    identifier = _identifier()
-    if code not in identifier.nb_classes:
-        return None
-    probabilities = dict(identifier.rank(text))
     found = max(probabilities, key=probabilities.__getitem__)
-    confidence, doubt = (
-        sum(probabilities.get(near, 0.0) for near in _close_to(language)) for language in (found, code)
-    )
+    confidence, doubt = (_with_close(probabilities, language) for language in (found, code))
     if found not in LANGUAGE_CODES.values() or confidence < LEAST_CONFIDENCE or doubt > MOST_DOUBT:
         return None
     return Contradiction("language", found, confidence)
+
+
+def confidence_in(text: str, code: str) -> float | None:
+    """Say how sure it is that a text is in a language, or in one that is close to it.
+
+    Args:
+        text: any text; its first MOST_CHARACTERS are read.
+        code: BCP-47 code of the language.
+
+    Returns:
+        A probability, or None where `contradicts` goes by the script alone.
+    """
+    probabilities = _probabilities(text, code)
+    return None if probabilities is None else _with_close(probabilities, code)
+
+
+def _read(text: str) -> str:
+    return _ADDRESS.sub(" ", text[:MOST_CHARACTERS])
+
+
+@lru_cache(maxsize=8)
+def _probabilities(text: str, code: str) -> dict[str, float] | None:
+    """Give the detector's probability of each language; None for a short text or a language it does not know."""
+    identifier = _identifier()
+    if code not in identifier.nb_classes:
+        return None
+    text = _read(text)
+    scripts = LANGUAGE_SCRIPTS.get(code, "Latin").split()
+    lengths = _bytes_by_script(text)
+    if sum(lengths[script] for script in scripts) < LEAST_BYTES:
+        return None
+    return dict(identifier.rank(text if "Latin" in scripts else _LATIN_WORDS.sub(" ", text)))
+
+
+def _with_close(probabilities: dict[str, float], code: str) -> float:
+    return sum(probabilities.get(near, 0.0) for near in _close_to(code))
 
 
 def _close_to(code: str) -> set[str]:

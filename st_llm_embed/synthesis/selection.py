@@ -25,6 +25,7 @@ from st_llm_embed.sections import Synthesis, TaskType
 from st_llm_embed.synthesis.duplicates import near_duplicates, text_hash
 from st_llm_embed.synthesis.filters import check_language, check_texts
 from st_llm_embed.synthesis.journal import read_journal, read_record
+from st_llm_embed.synthesis.language_id import confidence_in
 from st_llm_embed.synthesis.parsing import Rejection, completion_of, content_of, parse_answer
 from st_llm_embed.synthesis.plan import EXAMPLE_SCHEMAS, JUDGE_SCHEMA, RequestPlan
 from st_llm_embed.synthesis.tasks import TaskFile
@@ -147,6 +148,9 @@ class Selection:
                 f"answer {record['key']}",
             ).model_copy(update={"key": record["key"]})
             problem = check_language(row) if self._filters.languages else None
+            if self._filters.languages:
+                sure = confidence_in(row.anchor, row.language)
+                row = row.model_copy(update={"quality": row.quality.model_copy(update={"lang_conf": sure})})
             problem = problem or self._known(row, seen)
             if problem is None:
                 return row

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from st_llm_embed.data import read_rows, rows_file
 from st_llm_embed.languages import LANGUAGE_CODES
-from st_llm_embed.synthesis.language_id import CLOSE_LANGUAGES, LANGUAGE_SCRIPTS, contradicts
+from st_llm_embed.synthesis.language_id import CLOSE_LANGUAGES, LANGUAGE_SCRIPTS, confidence_in, contradicts
 
 TEXTS = {
     "de": "Der alte Zug hielt am Abend noch einmal kurz vor der Brücke.",
@@ -44,6 +44,13 @@ def test_script_and_language_are_named() -> None:
     verdict = contradicts(TEXTS["en"], "de")
     assert verdict is not None
     assert (verdict.kind, verdict.found) == ("language", "en")
+
+
+def test_confidence_is_a_probability_of_the_language_or_unknown() -> None:
+    assert confidence_in(TEXTS["de"], "de") == pytest.approx(1, abs=0.01)
+    assert confidence_in(TEXTS["de"], "en") == pytest.approx(0, abs=0.01)
+    assert confidence_in("kurz", "de") is None
+    assert confidence_in(TEXTS["km"], "und") is None
 
 
 def test_rows_are_in_the_language_that_they_say() -> None:

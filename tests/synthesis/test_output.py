@@ -248,6 +248,20 @@ def test_repetitions(tmp_path: Path) -> None:
     assert reasons(select(section, tmp_path / "j", tmp_path)) == {"": 30, "duplicate": 10}
 
 
+def test_a_row_says_how_sure_its_language_is(tmp_path: Path) -> None:
+    english = "The old train stopped once more before the bridge in the evening, and nobody got on or off."
+
+    def answer(request: Request) -> dict[str, str]:
+        return {key: f"{english} {key} {request.index}" for key in request.schema["properties"]}
+
+    recipe = {"task_types": {"sts": 1}, "languages": {"English": 1, "German": 1}}
+    section = synthesis(requests=20, filters={"near_duplicates": None}, **recipe)
+    write_journal(section, tmp_path / "j", answer)
+    items = select(section, tmp_path / "j", tmp_path)
+    assert set(reasons(items)) == {"", "wrong language"}
+    assert all(row.quality.lang_conf == pytest.approx(1, abs=0.01) for row in items if isinstance(row, Row))
+
+
 def test_evaluation_texts(tmp_path: Path) -> None:
     section = synthesis(requests=20, filters=NO_LANGUAGES, task_types={"sts": 1})
     known = words("known", count=8)
