@@ -31,7 +31,16 @@ SHAPES: dict[str, dict[str, Any]] = {
     "fever": {"query": "what is rain", "pos": ["Rain is water."], "neg": ["Snow is cold.", "Ice is hard."]},
     "miracl": TRIPLET,
     "msmarco-passage": PASSAGES,
-    "msmarco-document": PASSAGES,
+    "msmarco-document": {
+        "query": "what is rain",
+        "pos": ["Rain is water."],
+        "neg": ["Snow is cold."],
+        "category": "retrieval",
+        "type": "symmetric_retrieval",
+        "prompt": "Given a query, retrieve documents.",
+        "pos_scores": [0.9],
+        "neg_scores": [0.1],
+    },
     "nq": PASSAGES | {"answers": ["water"]},
     "nli": TRIPLET,
     "squad": {
