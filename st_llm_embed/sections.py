@@ -90,7 +90,8 @@ class Source(Section):
     config: str | None = None
     """Configuration of a Hub dataset."""
     file: str | None = None
-    """One file of a Hub dataset, where it has no configurations."""
+    """A file of a Hub dataset, or a pattern of several, in place of `config` and `split`: where the repository has a
+    loading script, which `datasets` does not run any more, or one split of many is wanted."""
     split: str = "train"
     revision: str | None = None
     """Commit of a Hub dataset; pin it, so that the training set stays the same."""

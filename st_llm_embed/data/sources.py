@@ -82,7 +82,7 @@ def _records(name: str, source: Source) -> Iterable[dict[str, Any]]:
         f"data.sources.{name}.path takes the path of a {', '.join(BUILDERS)} file (or one of these with .gz), or the "
         "id of a dataset on the Hugging Face Hub, with config, split and revision."
     )
-    ending = next((suffix for suffix in reversed(path.suffixes) if suffix != ".gz"), "")
+    ending = _ending(path)
     loaded: Dataset | IterableDataset
     with explained(f"data.sources.{name}: {source.path} cannot be loaded", advice):
         if path.is_file() and ending in BUILDERS:
@@ -94,15 +94,22 @@ def _records(name: str, source: Source) -> Iterable[dict[str, Any]]:
             )
         elif path.exists() or source.path.startswith(("/", ".")):
             raise InputError(f"data.sources.{name}: {source.path} is no such file. {advice}")
-        else:
-            loaded = load_dataset(
-                source.path,
-                source.config,
-                data_files=source.file,
-                split=source.split,
-                revision=source.revision,
+        elif source.file is not None and _ending(Path(source.file)) in BUILDERS:
+            # Not by the repository's name: many older ones hold a loading script, which `datasets` refuses.
+            address = f"hf://datasets/{source.path}@{source.revision or 'main'}/{source.file}"
+            loaded = load_dataset(BUILDERS[_ending(Path(source.file))], data_files=address, split="train")
+        elif source.file is not None:
+            raise InputError(
+                f"data.sources.{name}.file is {shown(source.file)}; it takes the path of a {', '.join(BUILDERS)} file "
+                "(or one of these with .gz) in the repository, or a pattern such as data/train-*.parquet."
             )
+        else:
+            loaded = load_dataset(source.path, source.config, split=source.split, revision=source.revision)
         yield from loaded
+
+
+def _ending(path: Path) -> str:
+    return next((suffix for suffix in reversed(path.suffixes) if suffix != ".gz"), "")
 
 
 def _text(record: dict[str, Any], column: str, name: str, side: str) -> str:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
+from hub import Hub
 
 from st_llm_embed import InputError, Recipe
 from st_llm_embed.data import load_split, to_training
@@ -157,5 +158,38 @@ def test_a_source_needs_pairs_and_a_name_of_its_own(tmp_path: Path) -> None:
         check_source("pairs", local(path))
     with pytest.raises(InputError, match="name is taken"):
         check_source("sts", local(path))
+    with pytest.raises(InputError, match="file is 'train.zip'"):
+        next(read_source("pairs", local(Path("lab/pairs"), file="train.zip")))
     with pytest.raises(ValueError, match="anchor and positive are needed"):
         local(path, columns={"anchor": "q"})
+
+
+@pytest.mark.integration
+def test_files_of_a_repository_with_a_loading_script_are_read_at_their_commit(hub: Hub) -> None:
+    program = """
+import gzip, json
+from huggingface_hub import CommitOperationAdd, HfApi
+from st_llm_embed.data.sources import read_source
+from st_llm_embed.sections import Source
+
+def lines(text):
+    return gzip.compress(json.dumps({"q": "what is rain", "p": [{"text": text}]}).encode())
+
+api = HfApi()
+api.create_repo("lab/scripted", repo_type="dataset")
+def commit(**files):
+    operations = [CommitOperationAdd(name.replace("__", "/").replace("_", "."), data) for name, data in files.items()]
+    return api.create_commit("lab/scripted", operations, commit_message="Add", repo_type="dataset").oid
+
+first = commit(scripted_py=b"raise SystemExit", parts__a1_jsonl_gz=lines("Rain is water."), parts__b_txt=b"no")
+commit(parts__a2_jsonl_gz=lines("Rain is wet."))
+found = []
+for revision in (first, None):
+    source = Source(
+        path="lab/scripted", file="parts/a*.jsonl.gz", revision=revision, instruction="Find it.", license="cc0-1.0",
+        columns={"anchor": "q", "positive": "{p[0][text]}"},
+    )
+    found.append(sorted(row.positive for row in read_source("rain", source)))
+print(json.dumps(found))
+"""
+    assert hub.run(program) == [["Rain is water."], ["Rain is water.", "Rain is wet."]]
