@@ -7,7 +7,9 @@ from tempfile import TemporaryDirectory
 
 import torch
 from datasets import Dataset, DatasetDict
+from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.trainer_utils import IntervalStrategy
 
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.modules import LLMSentenceTransformer, base_path, load_tokenizer
@@ -87,6 +89,7 @@ def _rehearse_trainer(recipe: Recipe) -> None:
         # Where the card has examples, the trainer computes none, with a progress bar of its own.
         model.model_card_data.widget = [{"text": "a"}]
         with explained(f"Recipe {recipe.name}: the training section is refused", "Change what the message names."):
-            trainer = build_trainer(rehearsed, model, rows, arguments)
+            evaluator = None if arguments.eval_strategy == IntervalStrategy.NO else SentenceEvaluator()
+            trainer = build_trainer(rehearsed, model, rows, arguments, evaluator)
             trainer.get_train_dataloader()
             trainer.create_optimizer_and_scheduler(num_training_steps=1)
