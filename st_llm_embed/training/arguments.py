@@ -12,7 +12,6 @@ import torch
 from peft import LoraConfig
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from sentence_transformers import SentenceTransformerTrainingArguments
-from transformers.integrations import is_tensorboard_available, is_wandb_available
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from st_llm_embed.errors import InputError, explained, shown
@@ -23,9 +22,6 @@ SET_BY_THE_RUN = ("output_dir", "seed", "prompts")
 SCORES = ("retrieval_ndcg_at_10", "retrieval_recall_at_1", "sts_triplet_accuracy", "bitext_accuracy")
 """What the held-out rows are scored by, the higher the better. The first, which all rows give, chooses the best
 checkpoint where the recipe names no other."""
-
-REPORT_TO = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
-"""Where scores can be sent besides the log, and whether its package is there."""
 
 
 def training_arguments(recipe: Recipe, output_dir: Path) -> SentenceTransformerTrainingArguments:
@@ -59,7 +55,6 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> SentenceTransformerT
         # transformers would take the loss, which is not computed for rows that are held out.
         arguments.metric_for_best_model, arguments.greater_is_better = SCORES[0], True
     _check_best(recipe, arguments)
-    _check_report_to(recipe, arguments)
     return arguments
 
 
@@ -107,15 +102,6 @@ def _check_best(recipe: Recipe, arguments: SentenceTransformerTrainingArguments)
             f"{where}.eval_steps is {arguments.eval_steps:g} and save_steps {arguments.save_steps:g}: the best step "
             "could be one that no checkpoint was saved at. With load_best_model_at_end give both the same number."
         )
-
-
-def _check_report_to(recipe: Recipe, arguments: SentenceTransformerTrainingArguments) -> None:
-    for name in arguments.report_to or ():
-        if name in REPORT_TO and not REPORT_TO[name]():
-            raise InputError(
-                f"Recipe {recipe.name}: training.report_to names {name}, whose package is not installed. Install it "
-                f"(pip install {name}), or set report_to to none; log.json and the report have the scores anyhow."
-            )
 
 
 def _checked(upstream: type, given: dict[str, Any], where: str) -> dict[str, Any]:

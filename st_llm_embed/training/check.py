@@ -17,6 +17,7 @@ from st_llm_embed.recipe import Recipe
 from st_llm_embed.sections import EMBEDDED
 from st_llm_embed.training.adapter import check_adapter
 from st_llm_embed.training.arguments import lora_config, training_arguments
+from st_llm_embed.training.reporting import check_reporting
 from st_llm_embed.training.train import build_trainer
 from st_llm_embed.training.untrained import BASE_ADVICE, quantization_config
 
@@ -85,6 +86,7 @@ def _rehearse_trainer(recipe: Recipe) -> None:
     with TemporaryDirectory() as folder:
         arguments = training_arguments(recipe, Path(folder))
         arguments.push_to_hub = False
+        check_reporting(arguments)
         model = LLMSentenceTransformer.from_base(EMBEDDED, max_seq_length=16)
         # Where the card has examples, the trainer computes none, with a progress bar of its own.
         model.model_card_data.widget = [{"text": "a"}]

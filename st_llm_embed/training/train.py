@@ -21,6 +21,7 @@ from st_llm_embed.training.arguments import training_arguments
 from st_llm_embed.training.batches import TaskBatchSampler, TellEpoch
 from st_llm_embed.training.loss import build_losses
 from st_llm_embed.training.processes import is_first_process
+from st_llm_embed.training.reporting import reporting_into
 from st_llm_embed.training.trainer import EmbedderTrainer, FindBestCheckpoint
 from st_llm_embed.training.untrained import untrained_embedder
 from st_llm_embed.training.verify import check_trained, probe
@@ -32,8 +33,9 @@ def train(
     """Fine-tune the recipe's base and save it. Under torchrun all processes call this; the first one saves.
 
     Writes ``checkpoints/`` on the way, and at the end ``log.json`` (the trainer's records: step, loss, learning rate,
-    scores, ...), ``adapter/`` where LoRA was trained, and ``model/`` (stock sentence-transformers, adapter merged).
-    The weights are those of the best checkpoint where the recipe says ``load_best_model_at_end``, else the last ones.
+    scores, ...), ``adapter/`` where LoRA was trained, and ``model/`` (stock sentence-transformers, adapter merged);
+    ``logs/`` where TensorBoard or W&B is asked for. The weights are those of the best checkpoint where the recipe says
+    ``load_best_model_at_end``, else the last ones.
 
     Args:
         recipe: all choices.
@@ -48,10 +50,12 @@ def train(
     model = untrained_embedder(recipe)
     before = probe(model)
     adapted = prepare_adapter(model, recipe)
-    trainer = build_trainer(recipe, model, rows, training_arguments(recipe, output_dir / "checkpoints"), evaluator)
-    checkpoint = last_complete_checkpoint(output_dir / "checkpoints")
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is None:
+    arguments = training_arguments(recipe, output_dir / "checkpoints")
+    with reporting_into(output_dir / "logs", arguments):
+        trainer = build_trainer(recipe, model, rows, arguments, evaluator)
+        checkpoint = last_complete_checkpoint(output_dir / "checkpoints")
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if arguments.load_best_model_at_end and trainer.state.best_model_checkpoint is None:
         raise InputError(
             f"Recipe {recipe.name}: the training ended without a score, so that no checkpoint is the best. Lower "
             "training.eval_delay, or set load_best_model_at_end to false."
