@@ -137,6 +137,7 @@ def test_a_dry_run_checks_and_prints_and_writes_nothing(run_cli: RunCli, tiny_re
     ],
 )
 def test_a_wrong_choice_ends_with_one_message_and_nothing_written(
+    *,
     overrides: list[str],
     told: list[str],
     run_cli: RunCli,

@@ -53,7 +53,8 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> SentenceTransformerT
         arguments = SentenceTransformerTrainingArguments(output_dir=str(output_dir), seed=recipe.seed, **checked)
     if "metric_for_best_model" not in checked and _needs_a_best(arguments):
         # transformers would take the loss, which is not computed for rows that are held out.
-        arguments.metric_for_best_model, arguments.greater_is_better = SCORES[0], True
+        arguments.metric_for_best_model = SCORES[0]
+        arguments.greater_is_better = checked.get("greater_is_better", True)
     _check_best(recipe, arguments)
     return arguments
 

@@ -26,7 +26,7 @@ def note(
     """Write the scores down after each evaluation, and die where it is asked for."""
     del self, args, control
     scores = {name: value for name, value in kwargs["metrics"].items() if name.endswith(("_10", "_1", "accuracy"))}
-    known = {"scores": scores, "best": [state.best_metric, state.best_global_step]}
+    known = {"scores": scores, "best_before": state.best_global_step, "at": state.global_step}
     rank = os.environ["RANK"]
     (out.parent / f"{out.name}-{rank}-{state.global_step}.json").write_text(json.dumps(known), encoding="utf-8")
     if rank == "1" and state.global_step == killed_at:
