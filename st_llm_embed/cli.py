@@ -24,6 +24,10 @@ app = typer.Typer(
 recipes_app = typer.Typer(help="List, show and copy the shipped recipes.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
 
+RecipeArgument = Annotated[str | None, typer.Argument(help="A shipped recipe's name, or the path of a .yaml file.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check recipe, rows and base, print the resolved recipe, write nothing.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one value of the recipe; may be repeated."),
@@ -36,16 +40,25 @@ OutputDir = Annotated[
     Path | None, typer.Option(help="Where everything is written.", show_default="runs/<recipe name>")
 ]
 
+CONTENTS = {
+    "release": "the model: SentenceTransformer(...) loads this folder",
+    "evaluation/report.md": "the report, with plots",
+    "training/model": "the trained model, not evaluated and not ready to publish",
+    "training": "checkpoints and log",
+    "dataset": "the rows, train and held out",
+    "sources": "the pairs of other sets to train on",
+    "journal": "every answer of the LLM",
+    "recipe.yaml": "every choice of this run",
+}
+
 
 @app.command()
 def run(
-    recipe: Annotated[str | None, typer.Argument(help="A shipped recipe's name, or the path of a .yaml file.")] = None,
+    recipe: RecipeArgument = None,
     output_dir: OutputDir = None,
     overrides: Overrides = None,
     *,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check recipe, rows and base, print the resolved recipe, write nothing.")
-    ] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Run every stage of a recipe: dataset, training, evaluation, release. Run it again to go on after a stop."""
     resolved = Recipe.load(_required(recipe, "run"), overrides or [])
@@ -64,9 +77,58 @@ def run(
         _print_outcome(report, folder)
 
 
+@app.command("build-data")
+def build_data(
+    recipe: RecipeArgument = None,
+    output_dir: OutputDir = None,
+    overrides: Overrides = None,
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the rows or the LLM, print the resolved recipe, write nothing.")
+    ] = False,
+) -> None:
+    """Run a recipe up to training: rows of an LLM, mining, dataset, sources. `train` and `run` go on from there."""
+    resolved = Recipe.load(_required(recipe, "build-data"), overrides or [])
+    from st_llm_embed.pipeline import check_data, run_build_data
+
+    _configure_logging()
+    if dry_run:
+        check_data(resolved)
+        sys.stdout.write(resolved.to_yaml())
+        return
+    folder = output_dir or Path("runs") / resolved.name
+    run_build_data(resolved, folder)
+    _print_contents(folder, "dataset", "sources", "journal")
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument = None,
+    output_dir: OutputDir = None,
+    overrides: Overrides = None,
+    *,
+    dry_run: DryRun = False,
+) -> None:
+    """Run a recipe up to and with training, building data that is not there; `run` goes on from there."""
+    resolved = Recipe.load(_required(recipe, "train"), overrides or [])
+    from st_llm_embed.pipeline import check_inputs, run_training
+    from st_llm_embed.training import is_first_process
+
+    if is_first_process():
+        _configure_logging()
+    if dry_run:
+        check_inputs(resolved)
+        sys.stdout.write(resolved.to_yaml())
+        return
+    folder = output_dir or Path("runs") / resolved.name
+    run_training(resolved, folder)
+    if is_first_process():
+        _print_contents(folder, "training/model", "training", "dataset", "sources", "journal")
+
+
 @app.command()
 def synthesize(
-    recipe: Annotated[str | None, typer.Argument(help="A shipped recipe's name, or the path of a .yaml file.")] = None,
+    recipe: RecipeArgument = None,
     output_dir: OutputDir = None,
     overrides: Overrides = None,
     *,
@@ -103,7 +165,7 @@ def synthesize(
 
 @app.command()
 def reparse(
-    recipe: Annotated[str | None, typer.Argument(help="A shipped recipe's name, or the path of a .yaml file.")] = None,
+    recipe: RecipeArgument = None,
     output_dir: OutputDir = None,
     overrides: Overrides = None,
     *,
@@ -257,15 +319,14 @@ def _print_outcome(report: dict[str, object], folder: Path) -> None:
     for row in headline_rows(report):
         table.add_row(*row)
     Console().print(table)
-    for name, content in (
-        ("release", "the model: SentenceTransformer(...) loads this folder"),
-        ("evaluation/report.md", "the report, with plots"),
-        ("training", "checkpoints and log"),
-        ("dataset", "the rows, train and held out"),
-        ("journal", "every answer of the LLM, if it wrote the rows"),
-        ("recipe.yaml", "every choice of this run"),
-    ):
-        typer.echo(f"{folder / name}  {content}")
+    _print_contents(folder, "release", "evaluation/report.md", "training", "dataset", "journal")
+
+
+def _print_contents(folder: Path, *names: str) -> None:
+    """Say where what a command wrote lies."""
+    for name in (*names, "recipe.yaml"):
+        if (folder / name).exists():
+            typer.echo(f"{folder / name}  {CONTENTS[name]}")
 
 
 if __name__ == "__main__":

@@ -9,18 +9,19 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from st_llm_embed.data import Row, Split, check_rows, read_rows, rows_file, write_dataset
+from st_llm_embed.data import Row, Split, check_rows, read_rows, rows_file, split_of, write_dataset
 from st_llm_embed.data.dataset import write_source
 from st_llm_embed.data.sources import check_source, read_source
 from st_llm_embed.errors import InputError, explained
-from st_llm_embed.evaluation import write_report
+from st_llm_embed.evaluation import check_best_score, held_out_evaluator, write_report
 from st_llm_embed.modules import base_path
 from st_llm_embed.publishing import dataset_card, write_release
 from st_llm_embed.recipe import Recipe
@@ -45,6 +46,9 @@ def check_inputs(recipe: Recipe) -> None:
     """
     check_training(recipe)
     check_data(recipe)
+    if recipe.data.rows != SYNTHESIS:
+        rows, fraction = read_rows(rows_file(recipe.data.rows)), recipe.data.validation_fraction
+        check_best_score(recipe, {row.task_type for row in rows if split_of(row, fraction) == "validation"})
 
 
 def check_data(recipe: Recipe) -> None:
@@ -79,28 +83,10 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
             finished stages are kept.
     """
     check_inputs(recipe)
-    with owned_folder(output_dir), full_disk_explained(output_dir):
-        if is_first_process():
-            recipe.save(output_dir / "recipe.yaml")
+    with _run_in(output_dir, recipe):
+        trained = _train(recipe, output_dir, _build_data(recipe, output_dir))
         dataset_dir, training_dir = output_dir / "dataset", output_dir / "training"
         evaluation_dir, release_dir = output_dir / "evaluation", output_dir / "release"
-
-        if recipe.data.rows == SYNTHESIS and is_first_process():
-            _generate(recipe, output_dir)
-        wait_for_all_processes()
-        training_data = {dataset_dir: _build_dataset(recipe, output_dir)}
-        if recipe.data.sources:
-            training_data[output_dir / "sources"] = _build_sources(recipe, output_dir)
-        trained = build_stage(
-            training_dir,
-            {
-                **{folder.name: content for folder, content in training_data.items()},
-                "base": _base_hash(recipe),
-                **recipe.model_dump(include={"lora", "loss", "batches", "training", "seed"}),
-            },
-            lambda folder: train(recipe, list(training_data), folder),
-            resumable=True,
-        )
         evaluated = build_stage(
             evaluation_dir,
             {
@@ -121,6 +107,23 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
         return json.loads((evaluation_dir / "report.json").read_text(encoding="utf-8"))
 
 
+def run_build_data(recipe: Recipe, output_dir: Path) -> None:
+    """Run the stages up to training: rows of an LLM, mining, dataset, sources; arguments and errors of `run_pipeline`.
+
+    Only what these stages need is checked, so that they can run where the training cannot.
+    """
+    check_data(recipe)
+    with _run_in(output_dir, recipe):
+        _build_data(recipe, output_dir)
+
+
+def run_training(recipe: Recipe, output_dir: Path) -> None:
+    """Run the stages up to training, with it; arguments and errors are those of `run_pipeline`."""
+    check_inputs(recipe)
+    with _run_in(output_dir, recipe):
+        _train(recipe, output_dir, _build_data(recipe, output_dir))
+
+
 def run_synthesis(recipe: Recipe, output_dir: Path, *, ask: bool = True) -> dict[str, Any]:
     """Have an LLM write the rows, and make the dataset of them.
 
@@ -139,8 +142,7 @@ def run_synthesis(recipe: Recipe, output_dir: Path, *, ask: bool = True) -> dict
     _synthesis_of(recipe)
     if ask:
         check_data(recipe)
-    with owned_folder(output_dir), full_disk_explained(output_dir):
-        recipe.save(output_dir / "recipe.yaml")
+    with _run_in(output_dir, recipe):
         if ask:
             _generate(recipe, output_dir)
         _build_dataset(recipe, output_dir, anew=not ask)
@@ -150,8 +152,7 @@ def run_synthesis(recipe: Recipe, output_dir: Path, *, ask: bool = True) -> dict
 def run_estimate(recipe: Recipe, output_dir: Path, requests: int) -> list[Projection]:
     """Send a few of the planned requests and project what all of them will take; as `run_synthesis` otherwise."""
     check_data(recipe)
-    with owned_folder(output_dir), full_disk_explained(output_dir):
-        recipe.save(output_dir / "recipe.yaml")
+    with _run_in(output_dir, recipe):
         return estimate(_synthesis_of(recipe), output_dir / "journal", requests)
 
 
@@ -164,6 +165,41 @@ def planned_prompts(recipe: Recipe) -> list[str]:
     else:
         requests = [plan.example(0, TaskFile(tasks_path(synthesis.plan.tasks)))]
     return [request.messages[0]["content"] for request in requests]
+
+
+@contextmanager
+def _run_in(output_dir: Path, recipe: Recipe) -> Generator[None]:
+    """Hold the output folder, with the resolved recipe in it."""
+    with owned_folder(output_dir), full_disk_explained(output_dir):
+        if is_first_process():
+            recipe.save(output_dir / "recipe.yaml")
+        yield
+
+
+def _build_data(recipe: Recipe, output_dir: Path) -> dict[Path, str]:
+    """Build the folders to train on; return each with the hash of its content."""
+    if recipe.data.rows == SYNTHESIS and is_first_process():
+        _generate(recipe, output_dir)
+    wait_for_all_processes()
+    built = {output_dir / "dataset": _build_dataset(recipe, output_dir)}
+    if recipe.data.sources:
+        built[output_dir / "sources"] = _build_sources(recipe, output_dir)
+    return built
+
+
+def _train(recipe: Recipe, output_dir: Path, data: dict[Path, str]) -> str:
+    """Train on what `_build_data` returned; return the stage's fingerprint."""
+    evaluator = held_out_evaluator(recipe, output_dir / "dataset")
+    return build_stage(
+        output_dir / "training",
+        {
+            **{folder.name: content for folder, content in data.items()},
+            "base": _base_hash(recipe),
+            **recipe.model_dump(include={"lora", "loss", "batches", "training", "seed"}),
+        },
+        lambda folder: train(recipe, list(data), folder, evaluator),
+        resumable=True,
+    )
 
 
 def _synthesis_of(recipe: Recipe) -> Synthesis:

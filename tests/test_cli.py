@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from conftest import Outcome, example_rows, write_rows
 from st_llm_embed.recipe import Recipe, shipped_recipes
 
 RunCli = Callable[..., Outcome]
+
+BEST = ["training.eval_strategy=steps", "training.eval_steps=2", "training.load_best_model_at_end=true"]
 
 
 def refused(outcome: Outcome, *told: str) -> None:
@@ -109,13 +112,43 @@ def test_a_dry_run_checks_and_prints_and_writes_nothing(run_cli: RunCli, tiny_re
         (["lora.target_modules=[nothing]"], ["lora section", "{'nothing'} not found in the base model"]),
         (["training.learning_rate=-1"], ["training section", "Invalid learning rate: -1.0"]),
         (["training.per_device_train_batch_size=0"], ["training section", "batch_size should be a positive integer"]),
-        (["training.eval_strategy=steps"], ["training section", "eval_strategy"]),
-        (["training.report_to=wandb"], ["training section", "requires wandb to be installed"]),
+        (["training.eval_strategy=often"], ["training section", "often"]),
+        (["training.load_best_model_at_end=true"], ["training section", "save and eval strategy to match"]),
+        (["training.save_strategy=best"], ["eval_strategy is no", "steps or epoch"]),
+        ([*BEST, "training.eval_steps=1"], ["eval_steps is 1", "save_steps 2", "the same number"]),
+        ([*BEST, "training.metric_for_best_model=eval_loss"], ["'eval_loss'", "sts_triplet_accuracy"]),
+        ([*BEST, "training.greater_is_better=false"], ["greater_is_better is false", "Remove the key"]),
+        ([*BEST, "training.metric_for_best_model=bitext_accuracy", "data.rows=no-bitext.jsonl"], ["no bitext row"]),
+        (
+            [*BEST, "training.metric_for_best_model=eval_sts_triplet_accuracy", "data.rows=no-sts.jsonl"],
+            ["no sts row"],
+        ),
+        (["training.report_to=nowhere"], ["training section", "nowhere is not supported"]),
+        pytest.param(
+            ["training.report_to=wandb"],
+            ["wandb, which is not installed", "pip install wandb"],
+            marks=pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed"),
+        ),
+        pytest.param(
+            ["training.report_to=[tensorboard]"],
+            ["tensorboard, which is not installed", "pip install tensorboard"],
+            marks=pytest.mark.skipif(find_spec("tensorboard") is not None, reason="tensorboard is installed"),
+        ),
     ],
 )
 def test_a_wrong_choice_ends_with_one_message_and_nothing_written(
-    overrides: list[str], told: list[str], run_cli: RunCli, tiny_recipe: Path, tmp_path: Path
+    *,
+    overrides: list[str],
+    told: list[str],
+    run_cli: RunCli,
+    tiny_recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    for task_type in ("bitext", "sts"):
+        rows = [row for row in example_rows() if row["task_type"] != task_type]
+        write_rows(tmp_path / f"no-{task_type}.jsonl", rows)
     options = [part for override in overrides for part in ("--set", override)]
     refused(run_cli("run", tiny_recipe, *options, "--output-dir", tmp_path / "out"), *told)
     assert not (tmp_path / "out").exists()
@@ -212,3 +245,74 @@ def test_a_run_prints_the_table_and_where_everything_lies(run_cli: RunCli, tiny_
         assert f"{report['after'][key]:.3f}" in outcome.out
     for name in ("release", "evaluation/report.md", "training", "dataset", "recipe.yaml"):
         assert str(tmp_path / "out" / name) in outcome.out.replace("\n", "")
+
+
+def made(folder: Path) -> dict[str, int]:
+    """When each stage last ended, in nanoseconds."""
+    return {path.stem: path.stat().st_mtime_ns for path in (folder / "manifests").glob("*.json")}
+
+
+def test_a_run_in_steps_goes_on_where_the_step_before_ended(
+    run_cli: RunCli, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    out = ("--output-dir", tmp_path / "out")
+    outcome = run_cli("build-data", tiny_recipe, *out)
+    assert outcome.code == 0, outcome.err
+    assert [line.split()[0] for line in outcome.out.splitlines()] == [
+        str(tmp_path / "out" / name) for name in ("dataset", "recipe.yaml")
+    ]
+    built = made(tmp_path / "out")
+    assert built.keys() == {"dataset"}
+
+    outcome = run_cli("train", tiny_recipe, *out)
+    assert outcome.code == 0, outcome.err
+    assert str(tmp_path / "out" / "training" / "model") in outcome.out
+    trained = made(tmp_path / "out")
+    assert trained == built | {"training": trained["training"]}
+    assert not any((tmp_path / "out" / name).exists() for name in ("evaluation", "release"))
+
+    assert run_cli("run", tiny_recipe, *out).code == 0
+    finished = made(tmp_path / "out")
+    assert finished.keys() == {"dataset", "training", "evaluation", "release"}
+    assert finished == finished | trained
+
+
+def test_train_builds_the_data_that_is_not_there_and_scores_go_into_the_report(
+    run_cli: RunCli, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    best = [part for override in BEST for part in ("--set", override)]
+    outcome = run_cli("train", tiny_recipe, *best, "--output-dir", out)
+    assert outcome.code == 0, outcome.err
+    assert made(out).keys() == {"dataset", "training"}
+    log = json.loads((out / "training" / "log.json").read_text(encoding="utf-8"))
+    scores = {entry["step"]: entry["eval_retrieval_ndcg_at_10"] for entry in log if "eval_bitext_accuracy" in entry}
+    assert list(scores) == [2, 4, 6]
+    assert run_cli("run", tiny_recipe, *best, "--output-dir", out).code == 0
+    step, score = max(scores.items(), key=lambda item: item[1])
+    text = (out / "evaluation" / "report.md").read_text(encoding="utf-8")
+    told = f"Retrieval nDCG@10 was best at step {step} ({score:.3f}); the model has the weights of step {step}."
+    assert told in text
+    assert (out / "evaluation" / "scores.png").read_bytes().startswith(b"\x89PNG")
+    report = json.loads((out / "evaluation" / "report.json").read_text(encoding="utf-8"))
+    assert report["after"]["retrieval_ndcg_at_10"] == pytest.approx(score, abs=1e-6)
+
+
+@pytest.mark.parametrize("command", ["build-data", "train"])
+def test_the_steps_of_a_run_refuse_and_rehearse_as_run_does(
+    command: str, run_cli: RunCli, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    refused(run_cli(command), f"st-llm-embed {command} demo")
+    outcome = run_cli(command, tiny_recipe, "--dry-run", "--output-dir", tmp_path / "out")
+    assert outcome.code == 0
+    assert yaml.safe_load(outcome.out)["name"] == "tiny"
+    missing = ("--set", "data.rows=nowhere.jsonl", "--output-dir", tmp_path / "out")
+    refused(run_cli(command, tiny_recipe, *missing), "nowhere.jsonl")
+    refused(run_cli(command, tiny_recipe, "--dry-run", *missing), "nowhere.jsonl")
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_is_built_where_the_training_cannot_run(run_cli: RunCli, tiny_recipe: Path, tmp_path: Path) -> None:
+    elsewhere = ("--set", "base.name_or_path=org/on-another-machine", "--output-dir", tmp_path / "out")
+    assert run_cli("build-data", tiny_recipe, *elsewhere).code == 0
+    refused(run_cli("train", tiny_recipe, *elsewhere), "org/on-another-machine")

@@ -1,7 +1,19 @@
 """Scores before and after training, and the report on them."""
 
+from st_llm_embed.evaluation.during_training import HeldOutEvaluator, check_best_score, held_out_evaluator
 from st_llm_embed.evaluation.held_out import HeldOut, Scores, evaluate_held_out, load_held_out
 from st_llm_embed.evaluation.mteb_prompts import mteb_prompts
 from st_llm_embed.evaluation.report import headline_rows, write_report
 
-__all__ = ["HeldOut", "Scores", "evaluate_held_out", "headline_rows", "load_held_out", "mteb_prompts", "write_report"]
+__all__ = [
+    "HeldOut",
+    "HeldOutEvaluator",
+    "Scores",
+    "check_best_score",
+    "evaluate_held_out",
+    "headline_rows",
+    "held_out_evaluator",
+    "load_held_out",
+    "mteb_prompts",
+    "write_report",
+]

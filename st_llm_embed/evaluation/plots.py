@@ -36,6 +36,24 @@ def plot_loss(log: list[dict[str, Any]], path: Path) -> None:
         axes.grid(axis="y", alpha=0.3)
 
 
+def plot_scores(log: list[dict[str, Any]], labels: dict[str, str], path: Path) -> None:
+    """Draw the held-out scores over steps to a PNG file.
+
+    Args:
+        log: the trainer's.
+        labels: what to call each score, by its name; those that the log does not have are left out.
+        path: of the picture.
+    """
+    with _figure(path, width=7, columns=1) as [axes]:
+        for (name, label), colour in zip(labels.items(), (AFTER, BEFORE, POSITIVE, NEGATIVE), strict=True):
+            points = [(entry["step"], entry[f"eval_{name}"]) for entry in log if f"eval_{name}" in entry]
+            if points:
+                axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3, label=label)
+        axes.set(title="Held-out rows during training", xlabel="step", ylabel="score", ylim=(0, None))
+        axes.grid(axis="y", alpha=0.3)
+        axes.legend()
+
+
 def plot_before_after(before: dict[str, Any], after: dict[str, Any], path: Path) -> None:
     """Draw nDCG@10 by task type and language, and the accuracies, before and after, to a PNG file."""
     retrieval = {

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from st_llm_embed.evaluation.held_out import Scores, evaluate_held_out, load_held_out
-from st_llm_embed.evaluation.plots import plot_before_after, plot_loss, plot_similarity
+from st_llm_embed.evaluation.plots import plot_before_after, plot_loss, plot_scores, plot_similarity
 from st_llm_embed.modules import LLMSentenceTransformer
 from st_llm_embed.recipe import Recipe
-from st_llm_embed.training import untrained_embedder
+from st_llm_embed.training import SCORES, untrained_embedder
 
 VERSIONS_SHOWN = ("st_llm_embed", "sentence-transformers", "transformers", "peft", "torch", "datasets")
 
@@ -38,13 +38,15 @@ def write_report(recipe: Recipe, dataset_dir: Path, training_dir: Path, output_d
         "seed": recipe.seed,
         "before": before.summary,
         "after": after.summary,
-        "training": _training_facts(log),
+        "training": _training_facts(recipe, log),
         "limitations": list(recipe.publishing.limitations),
         "versions": {name: version(name) for name in VERSIONS_SHOWN},
         "hardware": f"{platform.processor() or platform.machine()}, {trained.device}",
     }
     (output_dir / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
     plot_loss(log, output_dir / "loss.png")
+    if report["training"]["best_step"] is not None:
+        plot_scores(log, HEADLINES, output_dir / "scores.png")
     plot_before_after(before.summary, after.summary, output_dir / "before_after.png")
     plot_similarity(before, after, output_dir / "similarity.png")
     (output_dir / "report.md").write_text(_markdown(recipe, report, before, after), encoding="utf-8")
@@ -60,8 +62,12 @@ def headline_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def _training_facts(log: list[dict[str, Any]]) -> dict[str, Any]:
+def _training_facts(recipe: Recipe, log: list[dict[str, Any]]) -> dict[str, Any]:
     losses = [entry["loss"] for entry in log if "loss" in entry]
+    metric = str(recipe.training.get("metric_for_best_model", SCORES[0])).removeprefix("eval_")
+    scored = [entry for entry in log if f"eval_{metric}" in entry]
+    # The first of equal ones, as the trainer's.
+    best = max(scored, key=lambda entry: entry[f"eval_{metric}"], default=None)
     summary = next(entry for entry in reversed(log) if "train_runtime" in entry)
     return {
         "steps": summary["step"],
@@ -71,6 +77,11 @@ def _training_facts(log: list[dict[str, Any]]) -> dict[str, Any]:
         "last_loss": losses[-1] if losses else None,
         # After a resume this is the time since the resume.
         "seconds": summary["train_runtime"],
+        # None where nothing was scored during training.
+        "best_metric": metric if best else None,
+        "best_step": best["step"] if best else None,
+        "best_score": best[f"eval_{metric}"] if best else None,
+        "kept_step": best["step"] if best and recipe.training.get("load_best_model_at_end") else summary["step"],
     }
 
 
@@ -115,6 +126,17 @@ def _markdown(recipe: Recipe, report: dict[str, Any], before: Scores, after: Sco
         f"{training['steps']} steps, {training['epochs']:.2f} epochs, {_losses(training)}"
         f"{training['seconds']:.0f} s on {report['hardware']}. Seed {recipe.seed}.",
     ]
+    if training["best_step"] is not None:
+        sections += [
+            "![Held-out scores by step](scores.png)",
+            f"{HEADLINES[training['best_metric']]} was best at step {training['best_step']} "
+            f"({training['best_score']:.3f}); the model has the weights of step {training['kept_step']}.",
+        ]
+        if training["kept_step"] == training["best_step"] != training["steps"]:
+            sections.append(
+                "The step was chosen by the held-out rows, so that their scores after training are a little better "
+                "than those of rows that chose nothing."
+            )
     if recipe.publishing.limitations:
         sections += ["## Known limits", "\n".join(f"- {limitation}" for limitation in recipe.publishing.limitations)]
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())

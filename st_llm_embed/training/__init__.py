@@ -1,7 +1,7 @@
 """Contrastive fine-tuning with the stock trainer."""
 
 from st_llm_embed.training.adapter import load_adapter
-from st_llm_embed.training.arguments import lora_config, training_arguments
+from st_llm_embed.training.arguments import SCORES, lora_config, training_arguments
 from st_llm_embed.training.batches import TaskBatchSampler
 from st_llm_embed.training.check import check_training
 from st_llm_embed.training.collator import InstructionCollator
@@ -11,6 +11,7 @@ from st_llm_embed.training.train import train, training_set
 from st_llm_embed.training.untrained import untrained_embedder
 
 __all__ = [
+    "SCORES",
     "InfoNCELoss",
     "InstructionCollator",
     "TaskBatchSampler",

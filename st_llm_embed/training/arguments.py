@@ -12,18 +12,24 @@ import torch
 from peft import LoraConfig
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from sentence_transformers import SentenceTransformerTrainingArguments
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from st_llm_embed.errors import InputError, explained, shown
 from st_llm_embed.recipe import Recipe
 
 SET_BY_THE_RUN = ("output_dir", "seed", "prompts")
 
+SCORES = ("retrieval_ndcg_at_10", "retrieval_recall_at_1", "sts_triplet_accuracy", "bitext_accuracy")
+"""What the held-out rows are scored by, the higher the better. The first, which all rows give, chooses the best
+checkpoint where the recipe names no other."""
+
 
 def training_arguments(recipe: Recipe, output_dir: Path) -> SentenceTransformerTrainingArguments:
     """Build the trainer's arguments from ``recipe.training``.
 
     Raises:
-        InputError: a key is unknown or set by the run itself, a value has the wrong type, or transformers refuses it.
+        InputError: a key is unknown or set by the run itself, a value has the wrong type, transformers refuses it, or
+            the best checkpoint could not be told.
     """
     for key in SET_BY_THE_RUN:
         if key in recipe.training:
@@ -44,7 +50,13 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> SentenceTransformerT
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
         checked.setdefault("use_cpu", True)
     with explained(f"Recipe {recipe.name}: the training section is refused", "Change what the message names."):
-        return SentenceTransformerTrainingArguments(output_dir=str(output_dir), seed=recipe.seed, **checked)
+        arguments = SentenceTransformerTrainingArguments(output_dir=str(output_dir), seed=recipe.seed, **checked)
+    if "metric_for_best_model" not in checked and _needs_a_best(arguments):
+        # transformers would take the loss, which is not computed for rows that are held out.
+        arguments.metric_for_best_model = SCORES[0]
+        arguments.greater_is_better = checked.get("greater_is_better", True)
+    _check_best(recipe, arguments)
+    return arguments
 
 
 def lora_config(recipe: Recipe) -> LoraConfig | None:
@@ -58,6 +70,39 @@ def lora_config(recipe: Recipe) -> LoraConfig | None:
     checked = _checked(LoraConfig, recipe.lora, f"Recipe {recipe.name}: lora")
     with explained(f"Recipe {recipe.name}: the lora section is refused", "Change what the message names."):
         return LoraConfig(**checked)
+
+
+def _needs_a_best(arguments: SentenceTransformerTrainingArguments) -> bool:
+    return arguments.metric_for_best_model is not None or arguments.save_strategy == SaveStrategy.BEST
+
+
+def _check_best(recipe: Recipe, arguments: SentenceTransformerTrainingArguments) -> None:
+    """Refuse what would leave it open, or let chance decide, which checkpoint is the best."""
+    if not _needs_a_best(arguments):
+        return
+    where = f"Recipe {recipe.name}: training"
+    metric = str(arguments.metric_for_best_model)
+    if metric.removeprefix("eval_") not in SCORES:
+        raise InputError(
+            f"{where}.metric_for_best_model is {shown(metric)}, which is no score of the held-out rows. Those are "
+            f"{', '.join(SCORES)}; without the key it is {SCORES[0]}."
+        )
+    if not arguments.greater_is_better:
+        raise InputError(
+            f"{where}.greater_is_better is false, and of {metric} more is better: the worst checkpoint would be kept. "
+            "Remove the key."
+        )
+    if arguments.eval_strategy == IntervalStrategy.NO:
+        raise InputError(
+            f"{where} asks for the best checkpoint, and eval_strategy is no, so that none has a score. Set "
+            "eval_strategy to steps or epoch."
+        )
+    by_steps = arguments.save_strategy == SaveStrategy.STEPS
+    if arguments.load_best_model_at_end and by_steps and arguments.eval_steps != arguments.save_steps:
+        raise InputError(
+            f"{where}.eval_steps is {arguments.eval_steps:g} and save_steps {arguments.save_steps:g}: the best step "
+            "could be one that no checkpoint was saved at. With load_best_model_at_end give both the same number."
+        )
 
 
 def _checked(upstream: type, given: dict[str, Any], where: str) -> dict[str, Any]:

@@ -7,7 +7,9 @@ from tempfile import TemporaryDirectory
 
 import torch
 from datasets import Dataset, DatasetDict
+from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.trainer_utils import IntervalStrategy
 
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.modules import LLMSentenceTransformer, base_path, load_tokenizer
@@ -15,6 +17,7 @@ from st_llm_embed.recipe import Recipe
 from st_llm_embed.sections import EMBEDDED
 from st_llm_embed.training.adapter import check_adapter
 from st_llm_embed.training.arguments import lora_config, training_arguments
+from st_llm_embed.training.reporting import check_reporting
 from st_llm_embed.training.train import build_trainer
 from st_llm_embed.training.untrained import BASE_ADVICE, quantization_config
 
@@ -83,10 +86,12 @@ def _rehearse_trainer(recipe: Recipe) -> None:
     with TemporaryDirectory() as folder:
         arguments = training_arguments(recipe, Path(folder))
         arguments.push_to_hub = False
+        check_reporting(arguments)
         model = LLMSentenceTransformer.from_base(EMBEDDED, max_seq_length=16)
         # Where the card has examples, the trainer computes none, with a progress bar of its own.
         model.model_card_data.widget = [{"text": "a"}]
         with explained(f"Recipe {recipe.name}: the training section is refused", "Change what the message names."):
-            trainer = build_trainer(rehearsed, model, rows, arguments)
+            evaluator = None if arguments.eval_strategy == IntervalStrategy.NO else SentenceEvaluator()
+            trainer = build_trainer(rehearsed, model, rows, arguments, evaluator)
             trainer.get_train_dataloader()
             trainer.create_optimizer_and_scheduler(num_training_steps=1)

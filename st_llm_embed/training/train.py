@@ -10,8 +10,10 @@ from typing import Any, cast
 
 from datasets import DatasetDict
 from sentence_transformers import SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 
 from st_llm_embed.data import is_text_column, load_split, to_training
+from st_llm_embed.errors import InputError
 from st_llm_embed.modules import LLMSentenceTransformer
 from st_llm_embed.recipe import Recipe
 from st_llm_embed.training.adapter import merge_adapter, prepare_adapter, save_adapter
@@ -19,16 +21,27 @@ from st_llm_embed.training.arguments import training_arguments
 from st_llm_embed.training.batches import TaskBatchSampler, TellEpoch
 from st_llm_embed.training.loss import build_losses
 from st_llm_embed.training.processes import is_first_process
-from st_llm_embed.training.trainer import EmbedderTrainer
+from st_llm_embed.training.reporting import reporting_into
+from st_llm_embed.training.trainer import EmbedderTrainer, FindBestCheckpoint
 from st_llm_embed.training.untrained import untrained_embedder
 from st_llm_embed.training.verify import check_trained, probe
 
 
-def train(recipe: Recipe, dataset_dirs: Sequence[Path], output_dir: Path) -> None:
+def train(
+    recipe: Recipe, dataset_dirs: Sequence[Path], output_dir: Path, evaluator: SentenceEvaluator | None = None
+) -> None:
     """Fine-tune the recipe's base and save it. Under torchrun all processes call this; the first one saves.
 
     Writes ``checkpoints/`` on the way, and at the end ``log.json`` (the trainer's records: step, loss, learning rate,
-    ...), ``adapter/`` where LoRA was trained, and ``model/`` (stock sentence-transformers, adapter merged).
+    scores, ...), ``adapter/`` where LoRA was trained, and ``model/`` (stock sentence-transformers, adapter merged);
+    ``logs/`` where TensorBoard or W&B is asked for. The weights are those of the best checkpoint where the recipe says
+    ``load_best_model_at_end``, else the last ones.
+
+    Args:
+        recipe: all choices.
+        dataset_dirs: folders of the rows to train on.
+        output_dir: what an earlier, killed call left there is gone on with.
+        evaluator: scores the model on the way, as often as the recipe's ``eval_strategy`` says.
 
     Raises:
         InputError: a row lacks a text, rows cannot fill a batch, or the trained model is not in order.
@@ -37,9 +50,16 @@ def train(recipe: Recipe, dataset_dirs: Sequence[Path], output_dir: Path) -> Non
     model = untrained_embedder(recipe)
     before = probe(model)
     adapted = prepare_adapter(model, recipe)
-    trainer = build_trainer(recipe, model, rows, training_arguments(recipe, output_dir / "checkpoints"))
-    checkpoint = last_complete_checkpoint(output_dir / "checkpoints")
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    arguments = training_arguments(recipe, output_dir / "checkpoints")
+    with reporting_into(output_dir / "logs", arguments):
+        trainer = build_trainer(recipe, model, rows, arguments, evaluator)
+        checkpoint = last_complete_checkpoint(output_dir / "checkpoints")
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if arguments.load_best_model_at_end and trainer.state.best_model_checkpoint is None:
+        raise InputError(
+            f"Recipe {recipe.name}: the training ended without a score, so that no checkpoint is the best. Lower "
+            "training.eval_delay, or set load_best_model_at_end to false."
+        )
     if not is_first_process():
         return
     (output_dir / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1), encoding="utf-8")
@@ -62,9 +82,17 @@ def training_set(folders: Iterable[Path]) -> DatasetDict:
 
 
 def build_trainer(
-    recipe: Recipe, model: LLMSentenceTransformer, rows: DatasetDict, arguments: SentenceTransformerTrainingArguments
+    recipe: Recipe,
+    model: LLMSentenceTransformer,
+    rows: DatasetDict,
+    arguments: SentenceTransformerTrainingArguments,
+    evaluator: SentenceEvaluator | None,
 ) -> EmbedderTrainer:
-    """Put together the trainer, with the recipe's losses and batches."""
+    """Put together the trainer, with the recipe's losses and batches.
+
+    Raises:
+        InputError: the best checkpoint is asked for where it cannot be loaded.
+    """
     texts = {
         str(name): [column for column in part.column_names if is_text_column(column)] for name, part in rows.items()
     }
@@ -77,7 +105,21 @@ def build_trainer(
             losses=[str(cast(Any, losses[str(name)]).get_config_dict()) for name in rows],
             processes=arguments.world_size,
         )
-    return EmbedderTrainer(model=model, args=arguments, train_dataset=rows, loss=losses, callbacks=[TellEpoch()])
+    trainer = EmbedderTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        loss=losses,
+        evaluator=evaluator,
+        callbacks=[TellEpoch(), FindBestCheckpoint()],
+    )
+    if arguments.load_best_model_at_end and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        raise InputError(
+            f"Recipe {recipe.name}: training.load_best_model_at_end is true, and sentence-transformers cannot load a "
+            "checkpoint back into a model whose weights FSDP or DeepSpeed has spread over the processes. Set it to "
+            "false; training/log.json has the scores by step."
+        )
+    return trainer
 
 
 def last_complete_checkpoint(checkpoints: Path) -> Path | None:

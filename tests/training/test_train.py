@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from transformers import Trainer
 
 from st_llm_embed import InputError, Recipe
 from st_llm_embed.data import read_rows, write_dataset
@@ -100,7 +101,15 @@ def test_the_trainer_saves_through_the_method_that_one_process_alone_may_run() -
     assert list(inspect.signature(SentenceTransformerTrainer._save).parameters) == ["self", "output_dir", "state_dict"]
     assert "self._save(output_dir" in inspect.getsource(SentenceTransformerTrainer.save_model)
     own = {name for name in vars(EmbedderTrainer) if name.startswith("_") and not name.startswith("__")}
-    assert own - {"_abc_impl"} == {"_save"}
+    assert own - {"_abc_impl"} == {"_load_best_model", "_save"}
+
+
+def test_the_best_checkpoint_is_loaded_through_the_method_that_may_fail() -> None:
+    """A canary: the stock method, which EmbedderTrainer overrides, logs a failure and no more."""
+    source = inspect.getsource(SentenceTransformerTrainer._load_best_model)
+    assert "self._load_from_checkpoint(self.state.best_model_checkpoint)" in source
+    assert "logger.error" in source
+    assert "self._load_best_model()" in inspect.getsource(Trainer._finalize_training)
 
 
 @pytest.mark.parametrize("key", ["batch_sampler", "multi_dataset_batch_sampler"])

@@ -1,0 +1,76 @@
+"""Two processes score while they train: both know the same, nothing waits for ever, and the weights stay the same."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from st_llm_embed.data import read_rows, write_dataset
+
+pytestmark = pytest.mark.integration
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+def same(one: Path, other: Path) -> bool:
+    first, second = load_file(one / "model" / "model.safetensors"), load_file(other / "model" / "model.safetensors")
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_two_processes_agree_on_the_best_checkpoint(tiny_recipe: Path, rows_path: Path, tmp_path: Path) -> None:
+    write_dataset(read_rows(rows_path), tmp_path / "dataset", 0.4)
+    content = yaml.safe_load(tiny_recipe.read_text(encoding="utf-8"))
+    del content["training"]["batch_sampler"]
+    content["batches"] = {}
+    content["loss"]["hardness_strength"] = {}
+    content["lora"] = {"r": 4, "lora_dropout": 0.5, "target_modules": "all-linear"}
+    content["training"] |= {"per_device_train_batch_size": 4, "max_steps": 7, "save_steps": 2, "learning_rate": 0.05}
+    scored = {"eval_strategy": "steps", "eval_steps": 2, "save_total_limit": 1}
+
+    def run(out: str, choices: dict[str, object], killed_at: int = 0) -> subprocess.CompletedProcess[str]:
+        recipe = tmp_path / f"{out}.yaml"
+        recipe.write_text(yaml.safe_dump(content | {"training": content["training"] | choices}), encoding="utf-8")
+        program = [
+            Path(__file__).with_name("scored_ranks.py"),
+            recipe,
+            tmp_path / "dataset",
+            tmp_path / out,
+            killed_at,
+        ]
+        return subprocess.run(
+            [*TORCHRUN, *map(str, program)], check=False, capture_output=True, text=True, timeout=300
+        )
+
+    def known(out: str) -> list[dict]:
+        """What both processes know after each evaluation, the same."""
+        found = []
+        for step in (2, 4, 6, 7):
+            first, second = (json.loads((tmp_path / f"{out}-{rank}-{step}.json").read_text()) for rank in (0, 1))
+            assert first == second
+            assert len(first["scores"]) == 4
+            found.append(first)
+        return found
+
+    for out, choices in (("plain", {}), ("scored", scored), ("best", scored | {"load_best_model_at_end": True})):
+        done = run(out, choices)
+        assert done.returncode == 0, done.stderr
+    assert same(tmp_path / "plain", tmp_path / "scored")
+    assert [step["scores"] for step in known("scored")] == [step["scores"] for step in known("best")]
+    ndcg = {step["at"]: step["scores"]["eval_retrieval_ndcg_at_10"] for step in known("best")}
+    step = max(ndcg, key=lambda at: ndcg[at])
+    kept = {path.name for path in (tmp_path / "best" / "checkpoints").glob("checkpoint-*")}
+    assert kept == {f"checkpoint-{step}"}
+
+    again = scored | {"load_best_model_at_end": True}
+    assert run("killed", again, killed_at=6).returncode != 0
+    resumed = run("killed", again)
+    assert resumed.returncode == 0, resumed.stderr
+    assert known("killed") == known("best")
+    assert same(tmp_path / "killed", tmp_path / "best")
