@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import Outcome
 from transformers import MistralConfig
 
@@ -20,17 +21,27 @@ from st_llm_embed.training.train import build_trainer
 RunCli = Callable[..., Outcome]
 
 
+def with_own_batches(path: Path) -> Path:
+    """The recipe without the stock sampler's name, which the batches section replaces."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    del content["training"]["batch_sampler"]
+    path.write_text(yaml.safe_dump(content | {"batches": {}}), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("own_batches", [False, True])
 @pytest.mark.parametrize(
     "overrides",
     [
         ["training.max_steps=-1", "training.num_train_epochs=2"],
-        ["training.max_steps=-1", "training.num_train_epochs=2", "batches={}"],
         ["training.max_steps=-1", "training.num_train_epochs=1", "training.gradient_accumulation_steps=2"],
         ["training.max_steps=5"],
     ],
 )
-def test_rows_and_steps_are_those_of_the_trainer(overrides: list[str], tiny_recipe: Path, tmp_path: Path) -> None:
-    recipe = Recipe.load(str(tiny_recipe), overrides)
+def test_rows_and_steps_are_those_of_the_trainer(
+    overrides: list[str], own_batches: bool, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    recipe = Recipe.load(str(with_own_batches(tiny_recipe) if own_batches else tiny_recipe), overrides)
     write_dataset(read_rows(Path(recipe.data.rows)), tmp_path / "out" / "dataset", recipe.data.validation_fraction)
     from_rows = plan_training(recipe, tmp_path / "nowhere")
     planned = plan_training(recipe, tmp_path / "out")
@@ -40,9 +51,8 @@ def test_rows_and_steps_are_those_of_the_trainer(overrides: list[str], tiny_reci
     trainer = build_trainer(
         recipe, untrained_embedder(recipe), rows, training_arguments(recipe, tmp_path / "checkpoints")
     )
-    trainer.args.num_train_epochs = int(trainer.args.num_train_epochs)
-    real = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
-    assert planned.steps in real
+    *_, steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
+    assert planned.steps == steps
     assert planned.warmup_steps == trainer.args.get_warmup_steps(planned.steps)
 
 
@@ -57,8 +67,8 @@ def test_negatives_are_those_of_the_loss() -> None:
 
 
 def test_devices_share_steps_and_weights(tiny_recipe: Path, tmp_path: Path) -> None:
-    recipe = Recipe.load(str(tiny_recipe), ["loss.mini_batch_num_tokens=256", "batches={}", "training.max_steps=-1"])
-    recipe = recipe.model_copy(update={"training": recipe.training | {"per_device_train_batch_size": 4}})
+    overrides = ["loss.mini_batch_num_tokens=256", "training.max_steps=-1", "training.per_device_train_batch_size=4"]
+    recipe = Recipe.load(str(with_own_batches(tiny_recipe)), overrides)
     one, two = (plan_training(recipe, tmp_path, devices=devices) for devices in (1, 2))
     sharded = plan_training(recipe, tmp_path, devices=2, sharded=True)
     assert two.steps < one.steps
