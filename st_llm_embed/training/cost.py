@@ -26,7 +26,7 @@ from st_llm_embed.errors import InputError
 NF4_BYTES = 4.127 / 8
 """Bytes of a weight in 4 bits with its share of the constants, quantized as well (arXiv 2305.14314, section 3)."""
 
-SCORE_COPIES = 4
+SCORE_COPIES = 5
 """Copies of a piece of the score matrix, in float32, that the loss and its backward pass hold at once; measured."""
 
 

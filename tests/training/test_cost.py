@@ -164,7 +164,7 @@ def test_the_loss_takes_no_more_than_planned(rows: int, dimensions: int, tiny_ba
         planned = embedding_bytes(dimensions, 3 * rows, 3 * rows, dtype.itemsize)
         planned += 4 * SCORE_COPIES * 128 * 2 * rows
         assert real <= planned * 1.01
-        assert planned < real * 1.25
+        assert planned < real * 1.35
 
 
 def test_a_7b_model_is_counted_as_published() -> None:
