@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from st_llm_embed.recipe import Recipe, recipe_text, recipe_to_start_from, shipp
 
 if TYPE_CHECKING:
     from st_llm_embed.synthesis.generate import Projection
+    from st_llm_embed.training.plan import Plan
 
 app = typer.Typer(
     help="Turn a large language model into a text embedding model.",
@@ -124,6 +126,40 @@ def train(
     run_training(resolved, folder)
     if is_first_process():
         _print_contents(folder, "training/model", "training", "dataset", "sources", "journal")
+
+
+@app.command()
+def plan(
+    recipe: Annotated[str | None, typer.Argument(help="A shipped recipe's name, or the path of a .yaml file.")] = None,
+    output_dir: OutputDir = None,
+    overrides: Overrides = None,
+    *,
+    devices: Annotated[int, typer.Option(min=1, help="GPUs that train together.")] = 1,
+    sharded: Annotated[
+        bool, typer.Option("--sharded", help="Weights, gradients and optimizer are spread over them: ZeRO-3, FSDP.")
+    ] = False,
+    device_memory: Annotated[
+        float | None, typer.Option(metavar="GIB", help="Memory of one; find the largest mini-batch that fits.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print what training a recipe takes: steps, tokens, negatives, operations, memory. Writes nothing."""
+    resolved = Recipe.load(_required(recipe, "plan"), overrides or [])
+    if device_memory is not None and not 0 < device_memory < float("inf"):
+        raise InputError(f"--device-memory is {device_memory}; give the memory of one device in GiB, such as 80.")
+    from st_llm_embed.training.plan import plan_training
+
+    planned = plan_training(
+        resolved,
+        output_dir or Path("runs") / resolved.name,
+        devices=devices,
+        sharded=sharded,
+        device_memory=device_memory,
+    )
+    if as_json:
+        typer.echo(json.dumps(planned.to_dict(), indent=2))
+    else:
+        _print_plan(planned)
 
 
 @app.command()
@@ -288,6 +324,47 @@ def _print_projections(projections: list[Projection]) -> None:
             f"{row.hours:,.1f}",
         )
     Console().print(table)
+
+
+def _print_plan(plan: Plan) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from st_llm_embed.training.plan import GIB, USABLE, hours
+
+    console = Console()
+    rows = Table(
+        "configuration", "rows", "hard negatives", "negatives per anchor", "tokens per row", title=plan.recipe
+    )
+    for part in plan.configurations:
+        numbers = (part.rows, part.hard_negatives, part.negatives_per_anchor, round(part.tokens_per_row))
+        rows.add_row(part.name, *(f"{number:,}" for number in numbers))
+    console.print(rows)
+    padding = 1 - plan.tokens_per_step / plan.padded_tokens_per_step
+    operations, steps, memory = plan.flops_per_step, plan.steps, plan.memory
+    table = Table("what", "estimate", title="the run")
+    table.add_row("rows", f"{plan.rows:,}")
+    accumulated = f" x {plan.gradient_accumulation} accumulated" if plan.gradient_accumulation > 1 else ""
+    table.add_row("batch", f"{plan.batch_per_device:,} rows x {plan.devices} devices{accumulated}")
+    table.add_row("steps", f"{steps:,}, of which {plan.warmup_steps:,} warm up")
+    table.add_row("tokens", f"{plan.tokens_per_step:,.0f} a step, {plan.tokens_per_step * steps:,.0f} in all")
+    table.add_row("tokens with padding", f"{plan.padded_tokens_per_step * steps:,.0f} ({padding:.1%} padding)")
+    table.add_row("parameters", f"{plan.decoder.parameters:,}, {plan.decoder.trainable:,} trained")
+    table.add_row("operations", f"{operations.total:.3g} a step, {operations.total * steps:.3g} in all")
+    table.add_row("  computed a second time", f"{operations.again / operations.total:.0%} of them")
+    table.add_row("hours, all devices together", f"{hours(operations.total * steps):,.2f} at 100 TFLOP/s sustained")
+    for name in ("weights", "gradients", "optimizer", "embeddings", "activations", "scores"):
+        table.add_row(f"memory: {name}", f"{getattr(memory, name) / GIB:,.2f} GiB")
+    table.add_row("memory of one device", f"{memory.total / GIB:,.2f} GiB")
+    console.print(table)
+    for note in plan.notes:
+        typer.echo(note)
+    if plan.device_memory is not None:
+        typer.echo(
+            f"The recipe as it is {'fits' if plan.fits else 'does not fit'} {plan.device_memory / GIB:,.0f} GiB, of "
+            f"which {USABLE:.0%} are counted on. The largest mini-batch that fits:\n"
+            f"--set loss.mini_batch_num_tokens={plan.largest_mini_batch}"
+        )
 
 
 def _print_statistics(statistics: dict[str, Any], folder: Path) -> None:
