@@ -61,7 +61,7 @@ def run(
     folder = output_dir or Path("runs") / resolved.name
     report = run_pipeline(resolved, folder)
     if is_first_process():
-        _print_outcome(report, folder)
+        _print_outcome(report, folder, [f"training-{stage.name}" for stage in resolved.stages] or ["training"])
 
 
 @app.command()
@@ -247,7 +247,7 @@ def _print_statistics(statistics: dict[str, Any], folder: Path) -> None:
     typer.echo(f"{folder / 'journal'}  every answer as it came")
 
 
-def _print_outcome(report: dict[str, object], folder: Path) -> None:
+def _print_outcome(report: dict[str, object], folder: Path, trainings: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -260,7 +260,7 @@ def _print_outcome(report: dict[str, object], folder: Path) -> None:
     for name, content in (
         ("release", "the model: SentenceTransformer(...) loads this folder"),
         ("evaluation/report.md", "the report, with plots"),
-        ("training", "checkpoints and log"),
+        *((training, "checkpoints and log") for training in trainings),
         ("dataset", "the rows, train and held out"),
         ("journal", "every answer of the LLM, if it wrote the rows"),
         ("recipe.yaml", "every choice of this run"),

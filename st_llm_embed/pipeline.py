@@ -9,7 +9,8 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from st_llm_embed.modules import base_path
 from st_llm_embed.publishing import dataset_card, write_release
 from st_llm_embed.recipe import Recipe
 from st_llm_embed.sections import BASE, SYNTHESIS, Mining, Synthesis
-from st_llm_embed.stage import build_stage, file_hash, full_disk_explained, owned_folder
+from st_llm_embed.stage import TRAINING_STAGE, build_stage, file_hash, full_disk_explained, owned_folder
 from st_llm_embed.synthesis.generate import Projection, check_synthesis, estimate, generate
 from st_llm_embed.synthesis.output import write_synthetic_dataset
 from st_llm_embed.synthesis.plan import RequestPlan
@@ -33,6 +34,7 @@ from st_llm_embed.synthesis.selection import Similarities
 from st_llm_embed.synthesis.tasks import TaskFile, tasks_path
 from st_llm_embed.training import check_training, is_first_process, train, wait_for_all_processes
 from st_llm_embed.training.hard_negatives import check_mining, mine_hard_negatives
+from st_llm_embed.training.stages import configurations_of, going_on_from
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +70,8 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
 
     Args:
         recipe: all choices.
-        output_dir: gets recipe.yaml, manifests/, journal/, vectors/, dataset/, sources/, training/, evaluation/ and
-            release/.
+        output_dir: gets recipe.yaml, manifests/, journal/, vectors/, dataset/, sources/, training/ (training-<name>/
+            for each of several stages), evaluation/ and release/.
 
     Returns:
         The content of evaluation/report.json.
@@ -79,10 +81,13 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
             finished stages are kept.
     """
     check_inputs(recipe)
-    with owned_folder(output_dir), full_disk_explained(output_dir):
+    with (
+        owned_folder(output_dir, [TRAINING_STAGE + stage.name for stage in recipe.stages]),
+        full_disk_explained(output_dir),
+    ):
         if is_first_process():
             recipe.save(output_dir / "recipe.yaml")
-        dataset_dir, training_dir = output_dir / "dataset", output_dir / "training"
+        dataset_dir = output_dir / "dataset"
         evaluation_dir, release_dir = output_dir / "evaluation", output_dir / "release"
 
         if recipe.data.rows == SYNTHESIS and is_first_process():
@@ -91,16 +96,16 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
         training_data = {dataset_dir: _build_dataset(recipe, output_dir)}
         if recipe.data.sources:
             training_data[output_dir / "sources"] = _build_sources(recipe, output_dir)
-        trained = build_stage(
-            training_dir,
-            {
-                **{folder.name: content for folder, content in training_data.items()},
-                "base": _base_hash(recipe),
-                **recipe.model_dump(include={"lora", "loss", "batches", "training", "seed"}),
-            },
-            lambda folder: train(recipe, list(training_data), folder),
-            resumable=True,
-        )
+        if recipe.stages:
+            training_dir, trained = _train_stages(recipe, list(training_data), output_dir)
+        else:
+            training_dir = output_dir / "training"
+            trained = build_stage(
+                training_dir,
+                {**{folder.name: content for folder, content in training_data.items()}, **_training_inputs(recipe)},
+                lambda folder: train(recipe, list(training_data), folder),
+                resumable=True,
+            )
         evaluated = build_stage(
             evaluation_dir,
             {
@@ -115,10 +120,42 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
         # The whole recipe lies in the release.
         build_stage(
             release_dir,
-            {"evaluation": evaluated, "recipe": recipe.model_dump(mode="json")},
+            {"evaluation": evaluated, "recipe": recipe.model_dump(mode="json", exclude=_unused(recipe))},
             lambda folder: write_release(recipe, dataset_dir, training_dir, evaluation_dir, folder),
         )
         return json.loads((evaluation_dir / "report.json").read_text(encoding="utf-8"))
+
+
+def _training_inputs(recipe: Recipe) -> dict[str, Any]:
+    """Give what the result of a training depends on besides its rows."""
+    return {"base": _base_hash(recipe), **recipe.model_dump(include={"lora", "loss", "batches", "training", "seed"})}
+
+
+def _unused(recipe: Recipe) -> set[str]:
+    # A section that came later and is empty must not change the release of a recipe without it.
+    return set() if recipe.stages else {"stages"}
+
+
+def _train_stages(recipe: Recipe, folders: Sequence[Path], output_dir: Path) -> tuple[Path, str]:
+    """Train the stages of a recipe, each on from the one before; return the last one's folder and fingerprint."""
+    names = [path.parent.name for folder in folders for path in folder.glob("*/train.parquet")]
+    # All of them, so that a name in a later stage is wrong before an earlier one has trained.
+    chosen = [configurations_of(stage, names) for stage in recipe.stages]
+    done: list[tuple[Path, str]] = []
+    for number, (stage, configurations) in enumerate(zip(recipe.stages, chosen, strict=True)):
+        resolved = recipe.stage_recipe(number)
+        inputs = {
+            **{folder.name: _content_hash(folder, configurations) for folder in folders},
+            **_training_inputs(resolved),
+            "hard_negatives": stage.hard_negatives,
+        }
+        if done:
+            former, inputs["before"] = done[-1]
+            resolved = going_on_from(resolved, former)
+        build = partial(train, resolved, folders, configurations=configurations, hard_negatives=stage.hard_negatives)
+        folder = output_dir / (TRAINING_STAGE + stage.name)
+        done.append((folder, build_stage(folder, inputs, build, resumable=True)))
+    return done[-1]
 
 
 def run_synthesis(recipe: Recipe, output_dir: Path, *, ask: bool = True) -> dict[str, Any]:
@@ -226,9 +263,14 @@ def _build_sources(recipe: Recipe, output_dir: Path) -> str:
     return _content_hash(folder)
 
 
-def _content_hash(folder: Path) -> str:
-    """Hash the rows of a folder, whatever they were made from: the same rows need no other training."""
-    parts = sorted(path for split in ("train", "validation") for path in folder.glob(f"*/{split}.parquet"))
+def _content_hash(folder: Path, configurations: Collection[str] | None = None) -> str:
+    """Hash the rows of a folder, or of some of its configurations: the same rows need no other training."""
+    parts = sorted(
+        path
+        for split in ("train", "validation")
+        for path in folder.glob(f"*/{split}.parquet")
+        if configurations is None or path.parent.name in configurations
+    )
     return hashlib.sha256("".join(file_hash(path) for path in parts).encode()).hexdigest()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +12,7 @@ from datasets import DatasetDict
 from sentence_transformers import SentenceTransformerTrainingArguments
 
 from st_llm_embed.data import is_text_column, load_split, to_training
+from st_llm_embed.data.dataset import negative_columns
 from st_llm_embed.modules import LLMSentenceTransformer
 from st_llm_embed.recipe import Recipe
 from st_llm_embed.training.adapter import merge_adapter, prepare_adapter, save_adapter
@@ -24,16 +25,34 @@ from st_llm_embed.training.untrained import untrained_embedder
 from st_llm_embed.training.verify import check_trained, probe
 
 
-def train(recipe: Recipe, dataset_dirs: Sequence[Path], output_dir: Path) -> None:
+def train(
+    recipe: Recipe,
+    dataset_dirs: Sequence[Path],
+    output_dir: Path,
+    *,
+    configurations: Collection[str] | None = None,
+    hard_negatives: bool = True,
+) -> None:
     """Fine-tune the recipe's base and save it. Under torchrun all processes call this; the first one saves.
 
     Writes ``checkpoints/`` on the way, and at the end ``log.json`` (the trainer's records: step, loss, learning rate,
     ...), ``adapter/`` where LoRA was trained, and ``model/`` (stock sentence-transformers, adapter merged).
 
+    Args:
+        recipe: all choices.
+        dataset_dirs: the rows.
+        output_dir: see above.
+        configurations: those to train on; None for all.
+        hard_negatives: whether the rows' own negatives are used.
+
     Raises:
         InputError: a row lacks a text, rows cannot fill a batch, or the trained model is not in order.
     """
-    rows = training_set(dataset_dirs)
+    rows = training_set(dataset_dirs, configurations)
+    if not hard_negatives:
+        rows = DatasetDict(
+            {name: part.remove_columns(negative_columns(part.column_names)) for name, part in rows.items()}
+        )
     model = untrained_embedder(recipe)
     before = probe(model)
     adapted = prepare_adapter(model, recipe)
@@ -50,14 +69,19 @@ def train(recipe: Recipe, dataset_dirs: Sequence[Path], output_dir: Path) -> Non
     model.save_pretrained(str(output_dir / "model"), create_model_card=False)
 
 
-def training_set(folders: Iterable[Path]) -> DatasetDict:
-    """Load the training rows of datasets by configuration, checked.
+def training_set(folders: Iterable[Path], configurations: Collection[str] | None = None) -> DatasetDict:
+    """Load the training rows of datasets by configuration, all or some, checked.
 
     Raises:
         InputError: a row lacks a text.
     """
     return DatasetDict(
-        {name: to_training(rows) for folder in folders for name, rows in load_split(folder, "train").items()}
+        {
+            name: to_training(rows)
+            for folder in folders
+            for name, rows in load_split(folder, "train").items()
+            if configurations is None or name in configurations
+        }
     )
 
 
