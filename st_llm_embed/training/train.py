@@ -59,9 +59,14 @@ def train(
     trainer = build_trainer(recipe, model, rows, training_arguments(recipe, output_dir / "checkpoints"))
     checkpoint = last_complete_checkpoint(output_dir / "checkpoints")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    weights = trainer.gathered_weights() if trainer.is_sharded() else None
     if not is_first_process():
         return
     (output_dir / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1), encoding="utf-8")
+    if weights is not None:
+        model = untrained_embedder(recipe)
+        prepare_adapter(model, recipe)
+        model.load_state_dict(weights)
     after = check_trained(model, before)
     if adapted:
         save_adapter(model, recipe, output_dir / "adapter")
