@@ -8,6 +8,7 @@ from accelerate.utils import load_fsdp_model
 from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.modules import Transformer
 from torch import Tensor
+from transformers.integrations import unset_hf_deepspeed_config
 
 from st_llm_embed.modules import LLMSentenceTransformer
 from st_llm_embed.training.collator import InstructionCollator
@@ -23,11 +24,14 @@ class EmbedderTrainer(SentenceTransformerTrainer):
         super().__init__(model=model, **kwargs)
         if self.is_fsdp_enabled:
             # sentence-transformers 6.2 names no layers, and then the whole model would be gathered at once.
-            layers = cast(Transformer, model[0]).model._no_split_modules
-            self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = list(layers or ())
+            plugin: Any = self.accelerator.state.fsdp_plugin
+            plugin.transformer_cls_names_to_wrap = list(cast(Transformer, model[0]).model._no_split_modules or ())
             # accelerate 1.15 looks here for a last norm to shard, finds the module Normalize among the model's own
             # children, and torch cannot shard that ("object layout differs").
-            model.base_model_prefix = "0"
+            cast(Any, model).base_model_prefix = "0"
+        # Told of ZeRO-3, transformers spreads each model as it is read. Those that are read for comparison and to be
+        # saved have to be whole, and the first process reads them alone; the one to train is spread later.
+        unset_hf_deepspeed_config()
 
     def is_sharded(self) -> bool:
         """Tell whether no process has all of the weights: accelerate was told to use FSDP or DeepSpeed."""

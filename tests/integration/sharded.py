@@ -1,8 +1,8 @@
 """Train as one of two processes that share the weights, on CPUs: `sharded.py CONFIG RECIPE DATASET OUTPUT KILLED_AT`.
 
-Started by torchrun. CONFIG is a file for `accelerate launch`, or `none` for weights that every process has. `accelerate
-launch` itself starts FSDP on GPUs only (accelerate 1.15, commands/launch.py, `use_fsdp and not args.cpu`), so its
-own code turns the file into environment variables here; and `AcceleratorState` knows FSDP on GPUs only (state.py,
+Started by torchrun. CONFIG is a file for `accelerate launch`, or `none` for weights that every process has. accelerate
+1.15 itself starts FSDP on GPUs only (commands/launch.py, `use_fsdp and not args.cpu`), so its own code turns the file
+into environment variables here; and its `AcceleratorState` knows FSDP on GPUs only (state.py,
 `DistributedType.MULTI_GPU`), so the processes are said to have them.
 """
 
