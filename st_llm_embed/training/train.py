@@ -13,6 +13,7 @@ from sentence_transformers import SentenceTransformerTrainingArguments
 
 from st_llm_embed.data import is_text_column, load_split, to_training
 from st_llm_embed.data.dataset import negative_columns
+from st_llm_embed.errors import InputError
 from st_llm_embed.modules import LLMSentenceTransformer
 from st_llm_embed.recipe import Recipe
 from st_llm_embed.training.adapter import merge_adapter, prepare_adapter, save_adapter
@@ -106,7 +107,14 @@ def build_trainer(
             losses=[str(cast(Any, losses[str(name)]).get_config_dict()) for name in rows],
             processes=arguments.world_size,
         )
-    return EmbedderTrainer(model=model, args=arguments, train_dataset=rows, loss=losses, callbacks=[TellEpoch()])
+    trainer = EmbedderTrainer(model=model, args=arguments, train_dataset=rows, loss=losses, callbacks=[TellEpoch()])
+    if trainer.is_deepspeed_enabled and recipe.loss.mini_batch_num_tokens is not None:
+        # GradCache goes back several times in a step; DeepSpeed 0.19 (zero/stage3.py) stops at the second.
+        raise InputError(
+            f"loss.mini_batch_num_tokens is {recipe.loss.mini_batch_num_tokens}, and GradCache does not train with "
+            "DeepSpeed. Set it to null with a smaller per_device_train_batch_size, or use FSDP2 (docs/training.md)."
+        )
+    return trainer
 
 
 def last_complete_checkpoint(checkpoints: Path) -> Path | None:
