@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -64,7 +65,7 @@ def run(
 ) -> None:
     """Run every stage of a recipe: dataset, training, evaluation, release. Run it again to go on after a stop."""
     resolved = Recipe.load(_required(recipe, "run"), overrides or [])
-    from st_llm_embed.pipeline import check_inputs, run_pipeline
+    from st_llm_embed.pipeline import check_inputs, run_pipeline, training_folders
     from st_llm_embed.training import is_first_process
 
     if is_first_process():
@@ -76,7 +77,7 @@ def run(
     folder = output_dir or Path("runs") / resolved.name
     report = run_pipeline(resolved, folder)
     if is_first_process():
-        _print_outcome(report, folder)
+        _print_outcome(report, folder, training_folders(resolved))
 
 
 @app.command("build-data")
@@ -113,7 +114,7 @@ def train(
 ) -> None:
     """Run a recipe up to and with training, building data that is not there; `run` goes on from there."""
     resolved = Recipe.load(_required(recipe, "train"), overrides or [])
-    from st_llm_embed.pipeline import check_inputs, run_training
+    from st_llm_embed.pipeline import check_inputs, run_training, training_folders
     from st_llm_embed.training import is_first_process
 
     if is_first_process():
@@ -125,7 +126,8 @@ def train(
     folder = output_dir or Path("runs") / resolved.name
     run_training(resolved, folder)
     if is_first_process():
-        _print_contents(folder, "training/model", "training", "dataset", "sources", "journal")
+        *former, last = training_folders(resolved)
+        _print_contents(folder, f"{last}/model", *former, last, "dataset", "sources", "journal")
 
 
 @app.command()
@@ -386,7 +388,7 @@ def _print_statistics(statistics: dict[str, Any], folder: Path) -> None:
     typer.echo(f"{folder / 'journal'}  every answer as it came")
 
 
-def _print_outcome(report: dict[str, object], folder: Path) -> None:
+def _print_outcome(report: dict[str, object], folder: Path, trainings: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -396,14 +398,14 @@ def _print_outcome(report: dict[str, object], folder: Path) -> None:
     for row in headline_rows(report):
         table.add_row(*row)
     Console().print(table)
-    _print_contents(folder, "release", "evaluation/report.md", "training", "dataset", "journal")
+    _print_contents(folder, "release", "evaluation/report.md", *trainings, "dataset", "journal")
 
 
 def _print_contents(folder: Path, *names: str) -> None:
     """Say where what a command wrote lies."""
     for name in (*names, "recipe.yaml"):
         if (folder / name).exists():
-            typer.echo(f"{folder / name}  {CONTENTS[name]}")
+            typer.echo(f"{folder / name}  {CONTENTS[re.sub('^training-[^/]+', 'training', name)]}")
 
 
 if __name__ == "__main__":

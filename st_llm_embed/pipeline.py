@@ -9,8 +9,9 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from st_llm_embed.modules import base_path
 from st_llm_embed.publishing import dataset_card, write_release
 from st_llm_embed.recipe import Recipe
 from st_llm_embed.sections import BASE, SYNTHESIS, Mining, Synthesis
-from st_llm_embed.stage import build_stage, file_hash, full_disk_explained, owned_folder
+from st_llm_embed.stage import TRAINING_STAGE, build_stage, file_hash, full_disk_explained, owned_folder
 from st_llm_embed.synthesis.generate import Projection, check_synthesis, estimate, generate
 from st_llm_embed.synthesis.output import write_synthetic_dataset
 from st_llm_embed.synthesis.plan import RequestPlan
@@ -34,6 +35,7 @@ from st_llm_embed.synthesis.selection import Similarities
 from st_llm_embed.synthesis.tasks import TaskFile, tasks_path
 from st_llm_embed.training import check_training, is_first_process, train, wait_for_all_processes
 from st_llm_embed.training.hard_negatives import check_mining, mine_hard_negatives
+from st_llm_embed.training.stages import configurations_of, going_on_from
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +50,9 @@ def check_inputs(recipe: Recipe) -> None:
     check_data(recipe)
     if recipe.data.rows != SYNTHESIS:
         rows, fraction = read_rows(rows_file(recipe.data.rows)), recipe.data.validation_fraction
-        check_best_score(recipe, {row.task_type for row in rows if split_of(row, fraction) == "validation"})
+        held_out = {row.task_type for row in rows if split_of(row, fraction) == "validation"}
+        for training in recipe.trainings():
+            check_best_score(training, held_out)
 
 
 def check_data(recipe: Recipe) -> None:
@@ -72,8 +76,8 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
 
     Args:
         recipe: all choices.
-        output_dir: gets recipe.yaml, manifests/, journal/, vectors/, dataset/, sources/, training/, evaluation/ and
-            release/.
+        output_dir: gets recipe.yaml, manifests/, journal/, vectors/, dataset/, sources/, training/ (training-<name>/
+            for each of several stages), evaluation/ and release/.
 
     Returns:
         The content of evaluation/report.json.
@@ -84,8 +88,8 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
     """
     check_inputs(recipe)
     with _run_in(output_dir, recipe):
-        trained = _train(recipe, output_dir, _build_data(recipe, output_dir))
-        dataset_dir, training_dir = output_dir / "dataset", output_dir / "training"
+        training_dir, trained = _train(recipe, output_dir, _build_data(recipe, output_dir))
+        dataset_dir = output_dir / "dataset"
         evaluation_dir, release_dir = output_dir / "evaluation", output_dir / "release"
         evaluated = build_stage(
             evaluation_dir,
@@ -101,10 +105,15 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
         # The whole recipe lies in the release.
         build_stage(
             release_dir,
-            {"evaluation": evaluated, "recipe": recipe.model_dump(mode="json")},
+            {"evaluation": evaluated, "recipe": recipe.model_dump(mode="json", exclude=_unused(recipe))},
             lambda folder: write_release(recipe, dataset_dir, training_dir, evaluation_dir, folder),
         )
         return json.loads((evaluation_dir / "report.json").read_text(encoding="utf-8"))
+
+
+def training_folders(recipe: Recipe) -> list[str]:
+    """Give the names of the folders that a run of a recipe trains in, in their order."""
+    return [TRAINING_STAGE + stage.name for stage in recipe.stages] or ["training"]
 
 
 def run_build_data(recipe: Recipe, output_dir: Path) -> None:
@@ -170,7 +179,10 @@ def planned_prompts(recipe: Recipe) -> list[str]:
 @contextmanager
 def _run_in(output_dir: Path, recipe: Recipe) -> Generator[None]:
     """Hold the output folder, with the resolved recipe in it."""
-    with owned_folder(output_dir), full_disk_explained(output_dir):
+    with (
+        owned_folder(output_dir, training_folders(recipe)),
+        full_disk_explained(output_dir),
+    ):
         if is_first_process():
             recipe.save(output_dir / "recipe.yaml")
         yield
@@ -187,19 +199,53 @@ def _build_data(recipe: Recipe, output_dir: Path) -> dict[Path, str]:
     return built
 
 
-def _train(recipe: Recipe, output_dir: Path, data: dict[Path, str]) -> str:
-    """Train on what `_build_data` returned; return the stage's fingerprint."""
+def _train(recipe: Recipe, output_dir: Path, data: dict[Path, str]) -> tuple[Path, str]:
+    """Train on what `_build_data` returned; return the folder of the last training and its fingerprint."""
+    if recipe.stages:
+        return _train_stages(recipe, output_dir, list(data))
     evaluator = held_out_evaluator(recipe, output_dir / "dataset")
-    return build_stage(
-        output_dir / "training",
-        {
-            **{folder.name: content for folder, content in data.items()},
-            "base": _base_hash(recipe),
-            **recipe.model_dump(include={"lora", "loss", "batches", "training", "seed"}),
-        },
-        lambda folder: train(recipe, list(data), folder, evaluator),
-        resumable=True,
-    )
+    folder = output_dir / "training"
+    inputs = {path.name: content for path, content in data.items()} | _training_inputs(recipe)
+    build = partial(train, recipe, list(data), evaluator=evaluator)
+    return folder, build_stage(folder, inputs, build, resumable=True)
+
+
+def _train_stages(recipe: Recipe, output_dir: Path, data: Sequence[Path]) -> tuple[Path, str]:
+    """Train the stages of a recipe, each on from the one before; return as `_train`."""
+    names = [path.parent.name for folder in data for path in folder.glob("*/train.parquet")]
+    # All of them, so that a name in a later stage is wrong before an earlier one has trained.
+    chosen = [configurations_of(stage, names) for stage in recipe.stages]
+    done: list[tuple[Path, str]] = []
+    for stage, resolved, configurations in zip(recipe.stages, recipe.trainings(), chosen, strict=True):
+        inputs = {
+            **{folder.name: _content_hash(folder, configurations) for folder in data},
+            **_training_inputs(resolved),
+            "hard_negatives": stage.hard_negatives,
+        }
+        if done:
+            former, inputs["before"] = done[-1]
+            resolved = going_on_from(resolved, former)
+        build = partial(
+            train,
+            resolved,
+            data,
+            evaluator=held_out_evaluator(resolved, output_dir / "dataset"),
+            configurations=configurations,
+            hard_negatives=stage.hard_negatives,
+        )
+        folder = output_dir / (TRAINING_STAGE + stage.name)
+        done.append((folder, build_stage(folder, inputs, build, resumable=True)))
+    return done[-1]
+
+
+def _training_inputs(recipe: Recipe) -> dict[str, Any]:
+    """Give what the result of a training depends on besides its rows."""
+    return {"base": _base_hash(recipe), **recipe.model_dump(include={"lora", "loss", "batches", "training", "seed"})}
+
+
+def _unused(recipe: Recipe) -> set[str]:
+    # A section that came later and is empty must not change the release of a recipe without it.
+    return set() if recipe.stages else {"stages"}
 
 
 def _synthesis_of(recipe: Recipe) -> Synthesis:
@@ -262,9 +308,14 @@ def _build_sources(recipe: Recipe, output_dir: Path) -> str:
     return _content_hash(folder)
 
 
-def _content_hash(folder: Path) -> str:
-    """Hash the rows of a folder, whatever they were made from: the same rows need no other training."""
-    parts = sorted(path for split in ("train", "validation") for path in folder.glob(f"*/{split}.parquet"))
+def _content_hash(folder: Path, configurations: Collection[str] | None = None) -> str:
+    """Hash the rows of a folder, or of some of its configurations: the same rows need no other training."""
+    parts = sorted(
+        path
+        for split in ("train", "validation")
+        for path in folder.glob(f"*/{split}.parquet")
+        if configurations is None or path.parent.name in configurations
+    )
     return hashlib.sha256("".join(file_hash(path) for path in parts).encode()).hexdigest()
 
 

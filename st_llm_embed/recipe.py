@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, cast, get_args
 
 import yaml
 from pydantic import (
@@ -16,7 +16,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, InitErrorDetails
 
 from st_llm_embed.errors import InputError, explained, shown
 from st_llm_embed.sections import (
@@ -30,6 +30,7 @@ from st_llm_embed.sections import (
     Publishing,
     Section,
     Synthesis,
+    TrainingStage,
 )
 
 RECIPE_SUFFIXES = (".yaml", ".yml")
@@ -56,6 +57,8 @@ class Recipe(Section):
     training: dict[str, JsonValue]
     """Keyword arguments of SentenceTransformerTrainingArguments. Three are set by the run and refused here:
     output_dir, seed, and prompts, because each row carries its own instruction."""
+    stages: tuple[TrainingStage, ...] = ()
+    """Several trainings in this order; empty: one, of the sections above (docs/training.md)."""
     evaluation: Evaluation
     publishing: Publishing
 
@@ -79,6 +82,56 @@ class Recipe(Section):
         if self.base.random_init and adapted:
             raise ValueError("an adapter belongs to weights that others can load; set base.random_init to false")
         return self
+
+    @model_validator(mode="after")
+    def _stages_are_whole(self) -> Self:
+        names = [stage.name for stage in self.stages]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two stages have the name {', '.join(repeated)}; each needs a folder of its own")
+        for number, stage in enumerate(self.stages):
+            own_only = self._merged(number, "loss").own_negatives_only
+            self._merged(number, "batches")
+            if own_only and not stage.hard_negatives:
+                raise ValueError(
+                    f"stage {stage.name} has hard_negatives false, and loss.own_negatives_only lets rows of "
+                    f"{own_only[0]} be compared with nothing else; set own_negatives_only to [] in the stage's loss"
+                )
+        return self
+
+    def trainings(self) -> list[Recipe]:
+        """Give the recipe of each stage, or this one alone where it has none."""
+        return [self._of_stage(number) for number in range(len(self.stages))] or [self]
+
+    def _of_stage(self, number: int) -> Recipe:
+        """Merge a stage's sections over this recipe's."""
+        stage = self.stages[number]
+        return self.model_copy(
+            update={
+                # Seen in messages alone.
+                "name": f"{self.name}, stage {stage.name}",
+                "loss": self._merged(number, "loss"),
+                "batches": self._merged(number, "batches"),
+                "training": self.training | stage.training,
+                "stages": (),
+            }
+        )
+
+    def _merged(self, number: int, key: Literal["loss", "batches"]) -> Any:
+        """Give a section of a stage, checked; errors name the place in the stage."""
+        section, own = getattr(self, key), getattr(self.stages[number], key)
+        if own is None or (section is None and not own):
+            return None
+        try:
+            kept = {} if section is None else section.model_dump(exclude_unset=True)
+            return type(section or Batches()).model_validate(kept | own)
+        except ValidationError as error:
+            problems = [
+                details | {"loc": ("stages", number, key, *details["loc"])}
+                for details in error.errors(include_url=False)
+            ]
+            raise ValidationError.from_exception_data(
+                error.title, cast(list[InitErrorDetails], problems), hide_input=True
+            ) from error
 
     @classmethod
     def load(cls, name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -208,17 +261,37 @@ def _explain(error: ValidationError, source: Path) -> str:
 def _explain_one(details: ErrorDetails) -> str:
     key = ".".join(str(part) for part in details["loc"])
     if details["type"] == "extra_forbidden":
-        section: Any = Recipe
-        for part in details["loc"][:-1]:
-            section = section.model_fields[str(part)].annotation
-        allowed = list(section.model_fields)
+        allowed = list(_section_at(details["loc"][:-1]).model_fields)
         hint = _suggestion(str(details["loc"][-1]), allowed)
         return f"unknown key {key}{hint} (allowed here: {', '.join(allowed)})"
     if details["type"] == "missing":
         return f"{key} is missing"
     if details["type"] == "address":
         return f"{key} {details['msg']}"
-    return f"{key} is {shown(details['input'])}: {details['msg'].removeprefix('Value error, ')}"
+    message = details["msg"].removeprefix("Value error, ")
+    # What concerns several sections has the whole recipe for its input.
+    return f"{key} is {shown(details['input'])}: {message}" if key else message
+
+
+def _section_at(keys: Sequence[int | str]) -> type[Section]:
+    """Give the class of the section that is found by following keys, names and numbers of entries among them."""
+    if len(keys) == 3 and keys[0] == "stages":
+        # What a stage holds of a section is a plain mapping, checked when it is merged.
+        keys = keys[2:]
+    section = Recipe
+    for key in keys:
+        field = section.model_fields.get(str(key))
+        if field is not None:
+            section = next(part for part in _parts(field.annotation) if issubclass(part, Section))
+    return section
+
+
+def _parts(annotation: Any) -> Iterator[type]:
+    """Give the classes that an annotation is made of, `dict[str, Source]` of three."""
+    if isinstance(annotation, type):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _parts(part)
 
 
 def _suggestion(given: str, allowed: Sequence[str]) -> str:

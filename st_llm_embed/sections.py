@@ -14,6 +14,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    JsonValue,
     StringConstraints,
     ValidationInfo,
     field_validator,
@@ -41,9 +42,6 @@ BASE = "base"
 
 REPLAY = "replay"
 """Value of ``synthesis.endpoint.base_url`` for the server inside the package, which gives recorded answers."""
-
-AttributeValue = Annotated[str, Field(coerce_numbers_to_str=True)]
-"""YAML reads 50 and 4.5 as numbers; in a prompt they are words like any other."""
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
@@ -358,6 +356,24 @@ class Batches(Section):
     label_configurations: tuple[str, ...] = ("long-short",)
     """Beginnings of the names of configurations whose positives are labels, which many rows share: a batch may have
     one several times."""
+
+
+class TrainingStage(Section):
+    """One of several trainings, each of which goes on from what the one before it ended with.
+
+    Of `loss`, `batches` and `training` it holds what differs from the recipe's sections of that name.
+    """
+
+    name: str = Field(pattern=NAME_PATTERN)
+    """Its folder is training-<name>. A stage that is renamed is trained again, and so are those after it."""
+    configurations: tuple[str, ...] = ()
+    """Beginnings of the names of the task types and sources it trains on; empty: all."""
+    hard_negatives: bool = True
+    """False: negatives of the rows are left away, those in the batch remain."""
+    loss: dict[str, JsonValue] = {}
+    batches: dict[str, JsonValue] | None = {}
+    """null: none, where the recipe has that section."""
+    training: dict[str, JsonValue] = {}
 
 
 class Evaluation(Section):

@@ -19,7 +19,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 STAGES = ("dataset", "sources", "training", "evaluation", "release")
 """The stages in order; each has a folder and a manifest of its name."""
+
+TRAINING_STAGE = "training-"
+"""Beginning of the names of the folders and manifests of a recipe's several trainings, in place of training."""
 
 VERSIONS_RECORDED = (
     "st_llm_embed",
@@ -170,14 +173,17 @@ def _write_manifest(folder: Path, record: Manifest) -> None:
     partial.replace(path)
 
 
-def _check_ownership(output_dir: Path) -> None:
+def _check_ownership(output_dir: Path, trainings: Collection[str]) -> None:
     """Refuse a folder that holds, in a place where a run writes, what no run wrote."""
     manifests = output_dir / "manifests"
-    ours = {manifests: manifests.is_dir() and {path.stem for path in manifests.iterdir()} <= set(STAGES)}
+    ours = {
+        manifests: manifests.is_dir()
+        and all(path.stem in STAGES or path.stem.startswith(TRAINING_STAGE) for path in manifests.iterdir())
+    }
     ours[output_dir / "recipe.yaml"] = ours[manifests] and (output_dir / "recipe.yaml").is_file()
     for name in ("journal", "vectors"):
         ours[output_dir / name] = ours[manifests] and (output_dir / name).is_dir()
-    for folder in (output_dir / name for name in STAGES):
+    for folder in (output_dir / name for name in (*STAGES, *trainings)):
         written = _manifest_path(folder).exists() and _read_manifest(folder).stage == folder.name
         ours[folder] = written and folder.is_dir()
     for path, is_ours in ours.items():
@@ -189,14 +195,19 @@ def _check_ownership(output_dir: Path) -> None:
 
 
 @contextmanager
-def owned_folder(output_dir: Path) -> Generator[None]:
-    """Create the output folder and hold it for this run alone."""
+def owned_folder(output_dir: Path, trainings: Collection[str] = ()) -> Generator[None]:
+    """Create the output folder and hold it for this run alone.
+
+    Args:
+        output_dir: the run's.
+        trainings: names of the folders that it trains in.
+    """
     if not is_first_process():
         yield
         return
     lock = FileLock(output_dir / ".lock", timeout=0)
     try:
-        _check_ownership(output_dir)
+        _check_ownership(output_dir, trainings)
         (output_dir / "manifests").mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:

@@ -154,3 +154,21 @@ def test_a_file_that_is_no_recipe_is_refused(text: str, told: str, tmp_path: Pat
     with pytest.raises(InputError, match=told) as error:
         Recipe.load(str(path))
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("data.mining.range=1", "unknown key data.mining.range (did you mean range_min?) (allowed here: model, "),
+        (
+            "data.sources.nq.licence=x",
+            "unknown key data.sources.nq.licence (did you mean license?) (allowed here: path",
+        ),
+        ("synthesis.budget.prices.gpt.in=1", "unknown key synthesis.budget.prices.gpt.in"),
+        ("base.adapter=x", "demo.yaml: base.adapter goes on with"),
+    ],
+)
+def test_an_unknown_key_and_sections_at_odds_are_told_wherever_they_are(override: str, told: str) -> None:
+    with pytest.raises(InputError) as error:
+        Recipe.load("demo", ["lora={}", override])
+    assert told in str(error.value)

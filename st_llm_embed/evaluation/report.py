@@ -123,6 +123,9 @@ def _markdown(recipe: Recipe, report: dict[str, Any], before: Scores, after: Sco
         f"Mean cosine similarity to the query: {_similarities(before, after)}.",
         "## Training",
         "![Loss by step](loss.png)",
+        f"The last of {len(recipe.stages)} stages ({', '.join(stage.name for stage in recipe.stages)}):"
+        if recipe.stages
+        else "",
         f"{training['steps']} steps, {training['epochs']:.2f} epochs, {_losses(training)}"
         f"{training['seconds']:.0f} s on {report['hardware']}. Seed {recipe.seed}.",
     ]

@@ -131,6 +131,7 @@ def model_card(recipe: Recipe, model: SentenceTransformer, dataset_dir: Path, ev
         task_types=", ".join(training_rows),
         generators=", ".join(generators),
         temperature=recipe.loss.temperature,
+        stages=", ".join(stage.name for stage in recipe.stages),
         lora=recipe.lora and ", ".join(f"{key} {value}" for key, value in recipe.lora.items()),
         steps=f"{report['training']['steps']:,}",
         results=headline_rows(report),

@@ -32,7 +32,9 @@ def check_training(recipe: Recipe) -> None:
     adapter = lora_config(recipe)
     if recipe.base.adapter is not None:
         adapter = check_adapter(recipe.base.adapter, recipe.base.name_or_path)
-    _rehearse_trainer(recipe)
+    trainings = recipe.trainings()
+    for training in trainings:
+        _rehearse_trainer(training)
     name = recipe.base.name_or_path
     with explained(f"The base model {name!r} cannot be loaded", BASE_ADVICE):
         tokenizer = load_tokenizer(name, revision=recipe.base.revision, max_seq_length=recipe.base.max_seq_length)
@@ -45,11 +47,13 @@ def check_training(recipe: Recipe) -> None:
             f"the model's vocabulary of {vocabulary}. Give tokenizer and model that belong together."
         )
     dimensions = decoder.config.get_text_config().hidden_size
-    if recipe.loss.matryoshka_dims and max(recipe.loss.matryoshka_dims) != dimensions:
-        raise InputError(
-            f"loss.matryoshka_dims is {list(recipe.loss.matryoshka_dims)}, and the vectors of the base model {name!r} "
-            f"have {dimensions} dimensions. The largest number has to be that, so that whole vectors are trained, too."
-        )
+    for training in trainings:
+        if training.loss.matryoshka_dims and max(training.loss.matryoshka_dims) != dimensions:
+            raise InputError(
+                f"loss.matryoshka_dims is {list(training.loss.matryoshka_dims)}, and the vectors of the base model "
+                f"{name!r} have {dimensions} dimensions. The largest number has to be that, so that whole vectors are "
+                "trained, too."
+            )
     if adapter is not None:
         # Other ways to draw an adapter's first values compute them from the weights.
         adapter.init_lora_weights = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +13,7 @@ from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 
 from st_llm_embed.data import is_text_column, load_split, to_training
+from st_llm_embed.data.dataset import negative_columns
 from st_llm_embed.errors import InputError
 from st_llm_embed.modules import LLMSentenceTransformer
 from st_llm_embed.recipe import Recipe
@@ -28,7 +29,13 @@ from st_llm_embed.training.verify import check_trained, probe
 
 
 def train(
-    recipe: Recipe, dataset_dirs: Sequence[Path], output_dir: Path, evaluator: SentenceEvaluator | None = None
+    recipe: Recipe,
+    dataset_dirs: Sequence[Path],
+    output_dir: Path,
+    *,
+    evaluator: SentenceEvaluator | None = None,
+    configurations: Collection[str] | None = None,
+    hard_negatives: bool = True,
 ) -> None:
     """Fine-tune the recipe's base and save it. Under torchrun all processes call this; the first one saves.
 
@@ -42,11 +49,17 @@ def train(
         dataset_dirs: folders of the rows to train on.
         output_dir: what an earlier, killed call left there is gone on with.
         evaluator: scores the model on the way, as often as the recipe's ``eval_strategy`` says.
+        configurations: those to train on; None for all.
+        hard_negatives: whether the rows' own negatives are used.
 
     Raises:
         InputError: a row lacks a text, rows cannot fill a batch, or the trained model is not in order.
     """
-    rows = training_set(dataset_dirs)
+    rows = training_set(dataset_dirs, configurations)
+    if not hard_negatives:
+        rows = DatasetDict(
+            {name: part.remove_columns(negative_columns(part.column_names)) for name, part in rows.items()}
+        )
     model = untrained_embedder(recipe)
     before = probe(model)
     adapted = prepare_adapter(model, recipe)
@@ -60,9 +73,14 @@ def train(
             f"Recipe {recipe.name}: the training ended without a score, so that no checkpoint is the best. Lower "
             "training.eval_delay, or set load_best_model_at_end to false."
         )
+    weights = trainer.gathered_weights() if trainer.is_sharded() else None
     if not is_first_process():
         return
     (output_dir / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1), encoding="utf-8")
+    if weights is not None:
+        model = untrained_embedder(recipe)
+        prepare_adapter(model, recipe)
+        model.load_state_dict(weights)
     after = check_trained(model, before)
     if adapted:
         save_adapter(model, recipe, output_dir / "adapter")
@@ -70,14 +88,19 @@ def train(
     model.save_pretrained(str(output_dir / "model"), create_model_card=False)
 
 
-def training_set(folders: Iterable[Path]) -> DatasetDict:
-    """Load the training rows of datasets by configuration, checked.
+def training_set(folders: Iterable[Path], configurations: Collection[str] | None = None) -> DatasetDict:
+    """Load the training rows of datasets by configuration, all or some, checked.
 
     Raises:
         InputError: a row lacks a text.
     """
     return DatasetDict(
-        {name: to_training(rows) for folder in folders for name, rows in load_split(folder, "train").items()}
+        {
+            name: to_training(rows)
+            for folder in folders
+            for name, rows in load_split(folder, "train").items()
+            if configurations is None or name in configurations
+        }
     )
 
 
@@ -91,7 +114,7 @@ def build_trainer(
     """Put together the trainer, with the recipe's losses and batches.
 
     Raises:
-        InputError: the best checkpoint is asked for where it cannot be loaded.
+        InputError: what the recipe asks for cannot be done with weights that are spread over the processes.
     """
     texts = {
         str(name): [column for column in part.column_names if is_text_column(column)] for name, part in rows.items()
@@ -113,11 +136,17 @@ def build_trainer(
         evaluator=evaluator,
         callbacks=[TellEpoch(), FindBestCheckpoint()],
     )
-    if arguments.load_best_model_at_end and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+    if trainer.is_sharded() and arguments.eval_strategy != "no":
         raise InputError(
-            f"Recipe {recipe.name}: training.load_best_model_at_end is true, and sentence-transformers cannot load a "
-            "checkpoint back into a model whose weights FSDP or DeepSpeed has spread over the processes. Set it to "
-            "false; training/log.json has the scores by step."
+            f"Recipe {recipe.name}: training.eval_strategy is {arguments.eval_strategy.value}, and a model whose weights "
+            "FSDP or DeepSpeed has spread over the processes cannot be scored on the way. Set it to no; the report "
+            "has the scores of the end."
+        )
+    if trainer.is_deepspeed_enabled and recipe.loss.mini_batch_num_tokens is not None:
+        # GradCache goes back several times in a step; DeepSpeed 0.19 (zero/stage3.py) stops at the second.
+        raise InputError(
+            f"loss.mini_batch_num_tokens is {recipe.loss.mini_batch_num_tokens}, and GradCache does not train with "
+            "DeepSpeed. Set it to null with a smaller per_device_train_batch_size, or use FSDP2 (docs/training.md)."
         )
     return trainer
 

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import inspect
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_multi_gpu_env
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from transformers import Trainer
 
@@ -101,7 +106,16 @@ def test_the_trainer_saves_through_the_method_that_one_process_alone_may_run() -
     assert list(inspect.signature(SentenceTransformerTrainer._save).parameters) == ["self", "output_dir", "state_dict"]
     assert "self._save(output_dir" in inspect.getsource(SentenceTransformerTrainer.save_model)
     own = {name for name in vars(EmbedderTrainer) if name.startswith("_") and not name.startswith("__")}
-    assert own - {"_abc_impl"} == {"_load_best_model", "_save"}
+    assert own - {"_abc_impl"} == {"_load_best_model", "_save", "_load_from_checkpoint"}
+
+    # With FSDP it is given two arguments, and sentence-transformers takes one.
+    assert "self._load_from_checkpoint(resume_from_checkpoint, self.model_wrapped)" in inspect.getsource(
+        Trainer._prepare_for_training
+    )
+    assert list(inspect.signature(SentenceTransformerTrainer._load_from_checkpoint).parameters) == [
+        "self",
+        "checkpoint_path",
+    ]
 
 
 def test_the_best_checkpoint_is_loaded_through_the_method_that_may_fail() -> None:
@@ -117,3 +131,28 @@ def test_two_things_that_make_the_batches_are_refused(key: str, tmp_path: Path) 
     recipe = Recipe.load("e5-mistral-7b", ["training.use_cpu=true", f"training.{key}=x"])
     with pytest.raises(InputError, match=f"training.{key} and the batches section"):
         training_arguments(recipe, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "expected"),
+    [
+        ("fsdp2", DistributedType.FSDP, {"FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}),
+        (
+            "zero3",
+            DistributedType.DEEPSPEED,
+            {"zero_stage": 3, "zero3_init_flag": False, "zero3_save_16bit_model": True},
+        ),
+    ],
+)
+def test_the_shipped_configurations_are_read_by_accelerate(
+    name: str, kind: DistributedType, expected: dict[str, object]
+) -> None:
+    path = Path(str(files("st_llm_embed"))) / "recipes" / "accelerate" / f"{name}.yaml"
+    config = load_config_from_file(str(path))
+    assert config.distributed_type == kind
+    if kind == DistributedType.DEEPSPEED:
+        assert config.deepspeed_config.items() >= expected.items()
+    else:
+        arguments = launch_command_parser().parse_args(["--config_file", str(path), "-m", "st_llm_embed.cli"])
+        environment = prepare_multi_gpu_env(_validate_launch_command(arguments)[0])
+        assert environment.items() >= expected.items()
