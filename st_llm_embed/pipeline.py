@@ -222,12 +222,13 @@ def _train_stages(recipe: Recipe, output_dir: Path, data: Sequence[Path]) -> tup
             **_training_inputs(resolved),
             "hard_negatives": stage.hard_negatives,
         }
+        start = resolved
         if done:
             former, inputs["before"] = done[-1]
-            resolved = going_on_from(resolved, former)
+            start = going_on_from(resolved, former)
         build = partial(
             train,
-            resolved,
+            start,
             data,
             evaluator=held_out_evaluator(resolved, output_dir / "dataset"),
             configurations=configurations,

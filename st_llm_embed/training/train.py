@@ -11,6 +11,7 @@ from typing import Any, cast
 from datasets import DatasetDict
 from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
+from transformers.trainer_utils import IntervalStrategy
 
 from st_llm_embed.data import is_text_column, load_split, to_training
 from st_llm_embed.data.dataset import negative_columns
@@ -136,11 +137,11 @@ def build_trainer(
         evaluator=evaluator,
         callbacks=[TellEpoch(), FindBestCheckpoint()],
     )
-    if trainer.is_sharded() and arguments.eval_strategy != "no":
+    if trainer.is_sharded() and arguments.eval_strategy != IntervalStrategy.NO:
         raise InputError(
-            f"Recipe {recipe.name}: training.eval_strategy is {arguments.eval_strategy.value}, and a model whose weights "
-            "FSDP or DeepSpeed has spread over the processes cannot be scored on the way. Set it to no; the report "
-            "has the scores of the end."
+            f"Recipe {recipe.name}: training.eval_strategy is {IntervalStrategy(arguments.eval_strategy).value}, and a "
+            "model whose weights FSDP or DeepSpeed has spread over the processes cannot be scored on the way. Set it "
+            "to no; the report has the scores of the end."
         )
     if trainer.is_deepspeed_enabled and recipe.loss.mini_batch_num_tokens is not None:
         # GradCache goes back several times in a step; DeepSpeed 0.19 (zero/stage3.py) stops at the second.
