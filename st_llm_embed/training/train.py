@@ -140,8 +140,8 @@ def build_trainer(
     if trainer.is_sharded() and arguments.eval_strategy != IntervalStrategy.NO:
         raise InputError(
             f"Recipe {recipe.name}: training.eval_strategy is {IntervalStrategy(arguments.eval_strategy).value}, and "
-            "a model whose weights FSDP or DeepSpeed has spread over the processes cannot be scored on the way. Set it "
-            "to no; the report has the scores of the end."
+            "what FSDP or DeepSpeed has spread over the processes cannot be scored on the way. Set it to no; the "
+            "report has the scores of the end."
         )
     if trainer.is_deepspeed_enabled and recipe.loss.mini_batch_num_tokens is not None:
         # GradCache goes back several times in a step; DeepSpeed 0.19 (zero/stage3.py) stops at the second.
