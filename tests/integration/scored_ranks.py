@@ -35,4 +35,4 @@ def note(
 
 torch.set_num_threads(1)
 FindBestCheckpoint.on_evaluate = note
-train(recipe, [dataset], out, held_out_evaluator(recipe, dataset))
+train(recipe, [dataset], out, evaluator=held_out_evaluator(recipe, dataset))

@@ -37,7 +37,7 @@ def same(folder: Path, other: Path) -> bool:
 
 def scored(recipe: Recipe, dataset: Path, folder: Path) -> list[dict[str, float]]:
     """Train and give the records of the log that hold scores."""
-    train(recipe, [dataset], folder, held_out_evaluator(recipe, dataset))
+    train(recipe, [dataset], folder, evaluator=held_out_evaluator(recipe, dataset))
     log = json.loads((folder / "log.json").read_text(encoding="utf-8"))
     return [entry for entry in log if "eval_retrieval_ndcg_at_10" in entry]
 
@@ -80,11 +80,11 @@ def test_the_best_checkpoint_is_what_is_saved(lora: str, tiny_recipe: Path, data
     """The same training, ended at the best step, gives the same weights."""
     steady = "training.lr_scheduler_type=constant_with_warmup"
     recipe = Recipe.load(str(tiny_recipe), [lora, *BEST, steady, "training.max_steps=8", "training.warmup_steps=1"])
-    train(recipe, [dataset], tmp_path / "best", falling(recipe, dataset))
+    train(recipe, [dataset], tmp_path / "best", evaluator=falling(recipe, dataset))
     last = recipe.model_copy(update={"training": recipe.training | {"load_best_model_at_end": False}})
-    train(last, [dataset], tmp_path / "last", falling(recipe, dataset))
+    train(last, [dataset], tmp_path / "last", evaluator=falling(recipe, dataset))
     ended = last.model_copy(update={"training": last.training | {"max_steps": 4}})
-    train(ended, [dataset], tmp_path / "ended", falling(recipe, dataset))
+    train(ended, [dataset], tmp_path / "ended", evaluator=falling(recipe, dataset))
     assert same(tmp_path / "best" / "model", tmp_path / "ended" / "model")
     assert not same(tmp_path / "best" / "model", tmp_path / "last" / "model")
     if lora == LORA:
@@ -99,7 +99,7 @@ def test_a_moved_training_goes_on_with_the_same_best(
 ) -> None:
     """Killed after a checkpoint, the last one included, and moved: the recorded path of the best is not there."""
     recipe = Recipe.load(str(tiny_recipe), [LORA, *BEST, "training.save_total_limit=9", "training.max_steps=8"])
-    train(recipe, [dataset], tmp_path / "whole", falling(recipe, dataset))
+    train(recipe, [dataset], tmp_path / "whole", evaluator=falling(recipe, dataset))
     for checkpoint in (2, 4, 6, 8):
         if checkpoint <= last:
             name = f"checkpoints/checkpoint-{checkpoint}"
@@ -107,25 +107,25 @@ def test_a_moved_training_goes_on_with_the_same_best(
     (tmp_path / "whole" / "checkpoints").rename(tmp_path / "elsewhere")
     evaluator = falling(recipe, dataset)
     evaluator.times = last // 2
-    train(recipe, [dataset], tmp_path / "moved", evaluator)
+    train(recipe, [dataset], tmp_path / "moved", evaluator=evaluator)
     assert same(tmp_path / "whole" / "model", tmp_path / "moved" / "model")
 
 
 def test_a_best_checkpoint_that_is_gone_is_asked_for(tiny_recipe: Path, dataset: Path, tmp_path: Path) -> None:
     recipe = Recipe.load(str(tiny_recipe), [*BEST, "training.save_total_limit=9", "training.max_steps=8"])
-    train(recipe, [dataset], tmp_path / "out", falling(recipe, dataset))
+    train(recipe, [dataset], tmp_path / "out", evaluator=falling(recipe, dataset))
     shutil.rmtree(tmp_path / "out" / "checkpoints" / "checkpoint-4")
     with pytest.raises(InputError, match=r"checkpoint-4, the best checkpoint .* is not there"):
-        train(recipe, [dataset], tmp_path / "out", falling(recipe, dataset))
+        train(recipe, [dataset], tmp_path / "out", evaluator=falling(recipe, dataset))
 
 
 def test_a_best_checkpoint_that_cannot_be_read_does_not_pass_for_the_last(
     tiny_recipe: Path, dataset: Path, tmp_path: Path
 ) -> None:
     recipe = Recipe.load(str(tiny_recipe), [*BEST, "training.save_total_limit=9", "training.max_steps=8"])
-    train(recipe, [dataset], tmp_path / "out", falling(recipe, dataset))
+    train(recipe, [dataset], tmp_path / "out", evaluator=falling(recipe, dataset))
     (tmp_path / "out" / "checkpoints" / "checkpoint-4" / "model.safetensors").write_bytes(b"torn")
     shutil.rmtree(tmp_path / "out" / "model")
     with pytest.raises(InputError, match=r"checkpoint-4 cannot be loaded: .*header"):
-        train(recipe, [dataset], tmp_path / "out", falling(recipe, dataset))
+        train(recipe, [dataset], tmp_path / "out", evaluator=falling(recipe, dataset))
     assert not (tmp_path / "out" / "model").exists()
