@@ -110,7 +110,7 @@ def build_trainer(
     model: LLMSentenceTransformer,
     rows: DatasetDict,
     arguments: SentenceTransformerTrainingArguments,
-    evaluator: SentenceEvaluator | None,
+    evaluator: SentenceEvaluator | None = None,
 ) -> EmbedderTrainer:
     """Put together the trainer, with the recipe's losses and batches.
 
