@@ -14,17 +14,17 @@ help:  ## list the targets
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(PIP) install --quiet --constraint constraints.txt pytest hypothesis ruff ty import-linter
+	$(PIP) install --quiet --constraint constraints.txt pytest pytest-xdist hypothesis ruff ty import-linter
 	touch $@
 
 demo: .venv/installed  ## the whole path in minutes: rows, training, evaluation, a folder that SentenceTransformer loads
 	.venv/bin/st-llm-embed run demo --output-dir runs/demo
 
 test: .venv/installed-dev  ## all tests
-	.venv/bin/pytest
+	.venv/bin/pytest --numprocesses 2 --dist loadfile
 
 test-unit: .venv/installed-dev  ## the tests that take seconds
-	.venv/bin/pytest -m "not integration"
+	.venv/bin/pytest --numprocesses 2 --dist loadfile -m "not integration"
 
 check: .venv/installed-dev  ## lint, format, types and the order of imports
 	.venv/bin/ruff check

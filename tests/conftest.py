@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 # Read at import by huggingface_hub: nothing may ask the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Read at import by torch: processes that test side by side would take each other's cores.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
