@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from st_llm_embed.recipe import Recipe
-
 pytestmark = pytest.mark.integration
 
 COMMAND = [sys.executable, "-m", "st_llm_embed.cli", "run", "demo-real", "--output-dir", "out"]
@@ -51,7 +49,3 @@ def test_demo_real_trains_on_its_pairs_and_says_which_file_it_lacks(tmp_path: Pa
     report = json.loads((tmp_path / "out" / "evaluation" / "report.json").read_text(encoding="utf-8"))
     assert report["before"]["retrieval_ndcg_at_10"] != report["after"]["retrieval_ndcg_at_10"]
     assert SentenceTransformer(str(tmp_path / "out" / "release"), device="cpu").encode(["a text"]).shape == (1, 192)
-
-
-def test_the_recipe_reads_what_the_script_writes() -> None:
-    assert Recipe.load("demo-real").data.sources.keys() == PAIRS.keys()
