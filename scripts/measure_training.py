@@ -38,6 +38,7 @@ OURS = ("batches={}", "loss={temperature: 0.02, mini_batch_num_tokens: 4096}")
 SETTINGS: dict[str, tuple[str, ...]] = {
     "stock": ("batches=null", *OURS[1:]),
     "stock, temperature 0.05": ("batches=null", *OURS[1:], "loss.temperature=0.05"),
+    "stock, no_duplicates": ("batches=null", *OURS[1:], "training.batch_sampler=no_duplicates"),
     "ours": OURS,
     "ours, temperature 0.05": (*OURS, "loss.temperature=0.05"),
     "repeats not masked": (*OURS, "loss.mask_duplicates=false"),
@@ -47,7 +48,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "mixed batches": (*OURS, "batches.mixed=true"),
     "our batches, stock's loss": (*OURS, "loss.mask_duplicates=false", "loss.mini_batch_num_tokens=null"),
 }
-"""What is set over the recipe."""
+"""What is set over the recipe, by the name that the tables have."""
 
 GROUPS = ("STS", "retrieval", "bitext", "held-out retrieval", "held-out triplets")
 
