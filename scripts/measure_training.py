@@ -98,7 +98,8 @@ def kept(path: Path, recipe: Recipe, run: Callable[[], dict]) -> dict:
     )
     if not path.exists():
         content = json.dumps({**run(), "recipe": made_with}, indent=1)
-        path.write_text(content, encoding="utf-8")
+        path.with_suffix(".partial").write_text(content, encoding="utf-8")
+        path.with_suffix(".partial").replace(path)
     result = json.loads(path.read_text(encoding="utf-8"))
     if result["recipe"] != made_with:
         raise SystemExit(f"{path} was made with other settings. Choose another --output-dir, or move it away.")
@@ -158,8 +159,8 @@ def summary(runs: dict[str, list[dict]]) -> str:
     lines = [f"| | {' | '.join(GROUPS)} | CPU seconds |", "|---" * (len(GROUPS) + 2) + "|"]
     for setting, results in runs.items():
         cells = [cell([mean(of_group(result, group)) for result in results]) for group in GROUPS]
-        seconds = " to ".join(f"{pick(r.get('seconds', 0) for r in results):.0f}" for pick in (min, max))
-        lines.append(f"| {setting} | {' | '.join(cells)} | {seconds} |")
+        seconds = [f"{result['seconds']:.0f}" for result in results if "seconds" in result]
+        lines.append(f"| {setting} | {' | '.join(cells)} | {', '.join(seconds)} |")
     return "\n".join(lines)
 
 
