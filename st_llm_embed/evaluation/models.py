@@ -145,7 +145,7 @@ class LocalModel(AbsEncoder):
         def encode(texts: list[str], instructions: list[str] | None) -> Any:  # noqa: ARG001
             return self._encoded(texts, prompt, prompt_type, kwargs)
 
-        meta = cast(ModelMeta, self.mteb_model_meta)
+        meta = self.mteb_model_meta
         encoder = json.dumps([meta.name, meta.revision, self.settings()["dtype"], self.model.max_seq_length, prompt])
         vectors = VectorFolder(self._vectors_dir, encode, encoder)
         kept = vectors.encoded(len(texts), texts.__getitem__, None, f"{task_metadata.name}: documents")
