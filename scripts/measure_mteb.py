@@ -30,6 +30,7 @@ TOLERANCE = 5e-4
 
 
 def main() -> None:
+    """Evaluate, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--model", type=Path)
@@ -62,12 +63,8 @@ def main() -> None:
     for task, official in OFFICIAL.items():
         name, _, subset = task.partition(":")
         scores = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))["scores"]
-        [here] = [
-            one["main_score"]
-            for split in scores.values()
-            for one in split
-            if one["hf_subset"] == (subset or "default")
-        ]
+        rows = [row for split in scores.values() for row in split]
+        [here] = [row["main_score"] for row in rows if row["hf_subset"] == (subset or "default")]
         print(f"| {task} | {here:.6f} | {official} | {here - official:+.6f} |")
         if abs(here - official) >= TOLERANCE:
             far.append(task)
