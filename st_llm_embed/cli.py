@@ -306,7 +306,7 @@ def _print_plan(planned: list[PlannedTask], count: int) -> None:
     Console().print(table)
     known = [one.seconds for one in planned if one.seconds is not None]
     if known:
-        typer.echo(f"About {sum(known) / 3600:,.1f} hours, from the speed on a few texts.")
+        typer.echo(f"About {sum(known) / 60:,.0f} minutes, from the speed on a few texts.")
 
 
 def _print_scores(results: list[TaskResult], output_dir: Path) -> None:

@@ -75,6 +75,9 @@ def resolve_tasks(names: Sequence[str], benchmark: str | None) -> list[AbsTask]:
 
 def unfinished(model: EvaluatedModel, tasks: Sequence[AbsTask], output_dir: Path) -> list[AbsTask]:
     """Give the tasks that have no complete scores of this model in a folder yet."""
+    if not output_dir.is_dir():
+        # A cache makes its folder.
+        return list(tasks)
     cache, meta = ResultCache(output_dir), model.mteb_model_meta
     _set_torn_files_aside(cache, meta, tasks)
     return [task for task in tasks if _missing(cache, meta, task)]

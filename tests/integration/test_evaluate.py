@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub import Hub
 
 from st_llm_embed import LLMSentenceTransformer
 
@@ -74,6 +75,34 @@ def test_a_killed_run_goes_on_with_identical_scores_and_repeats_no_finished_task
         assert not finished & set(rest["calls"])
         assert len(rest["calls"]) < len(calls)
         assert set(json.loads((out / "run.json").read_text())["tasks"]) == set(whole["scores"])
+
+
+PUSH = """
+import json, sys
+from huggingface_hub import HfApi
+api = HfApi()
+api.create_repo("ada/embedder")
+commits = [api.upload_folder(repo_id="ada/embedder", folder_path=sys.argv[1]).oid]
+commits.append(api.upload_file(repo_id="ada/embedder", path_or_fileobj=b"card", path_in_repo="NOTES.md").oid)
+print(json.dumps(commits))
+"""
+
+NAMES = """
+import json, sys
+from st_llm_embed.evaluation.models import load_model
+metas = [load_model("ada/embedder", prompts="mteb", revision=one or None).mteb_model_meta for one in sys.argv[1:]]
+print(json.dumps([[meta.name, meta.revision] for meta in metas]))
+"""
+
+
+def test_a_hub_model_is_named_by_its_id_and_the_commit_that_was_loaded(saved: Path, hub: Hub) -> None:
+    first, last = hub.run(PUSH, saved)
+    assert first != last
+    assert hub.run(NAMES, "", "main", first) == [
+        ["ada/embedder", last],
+        ["ada/embedder", last],
+        ["ada/embedder", first],
+    ]
 
 
 @pytest.mark.skipif(not HUB_DATASETS.is_dir(), reason=f"{HUB_DATASETS} with STSBenchmark's official data is not there")
