@@ -7,7 +7,7 @@ import logging
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -15,8 +15,13 @@ from st_llm_embed.errors import InputError, explained
 from st_llm_embed.recipe import Recipe, recipe_text, recipe_to_start_from, shipped_recipes
 
 if TYPE_CHECKING:
+    from mteb.results import TaskResult
+
+    from st_llm_embed.evaluation.preflight import PlannedTask
     from st_llm_embed.synthesis.generate import Projection
     from st_llm_embed.training.plan import Plan
+
+Choice = TypeVar("Choice", bound=str)
 
 app = typer.Typer(
     help="Turn a large language model into a text embedding model.",
@@ -202,6 +207,59 @@ def synthesize(
 
 
 @app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Hub id or folder of any sentence-transformers model.")],
+    tasks: Annotated[
+        str, typer.Option(metavar="A,B,...", help="mteb tasks; Tatoeba:fra-eng for one subset.", show_default=False)
+    ] = "",
+    *,
+    benchmark: Annotated[str | None, typer.Option(metavar="NAME", help="An mteb benchmark: 'MTEB(eng, v1)'.")] = None,
+    prompts: Annotated[
+        str, typer.Option(metavar="paper|mteb|none", help="The paper's instructions, mteb's, or none.")
+    ] = "mteb",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="ORG/NAME", help="What to call a local model.", show_default="local/<folder>")
+    ] = None,
+    max_seq_length: Annotated[int | None, typer.Option(help="Longest text in tokens; the paper's is 512.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts per forward pass.")] = 32,
+    device: Annotated[list[str] | None, typer.Option(help="cuda:0, cpu, ...; may be repeated.")] = None,
+    output_dir: Annotated[Path, typer.Option(help="Where scores are kept, of any number of models.")] = Path(
+        "runs/mteb"
+    ),
+    keep_vectors: Annotated[
+        bool, typer.Option("--keep-vectors", help="Keep documents' vectors (float16), for tasks with the same ones.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check model, prompts and time; evaluate nothing.")
+    ] = False,
+) -> None:
+    """Evaluate a model on official mteb tasks. Run it again to go on after a stop; finished tasks are not repeated."""
+    mode = _one_of(prompts, ("paper", "mteb", "none"), "--prompts")
+    _log_to_stderr()
+    import st_llm_embed.evaluation.run as evaluation
+    from st_llm_embed.evaluation.models import load_model
+    from st_llm_embed.evaluation.preflight import preflight
+
+    chosen = evaluation.resolve_tasks([one for one in tasks.split(",") if one.strip()], benchmark)
+    loaded = load_model(
+        model,
+        prompts=mode,
+        revision=revision,
+        name=name,
+        max_seq_length=max_seq_length,
+        devices=device or (),
+        vectors_dir=output_dir / "vectors" if keep_vectors else None,
+    )
+    todo = evaluation.unfinished(loaded, chosen, output_dir)
+    if todo:
+        _print_preflight(preflight(loaded, todo, batch_size=batch_size), len(chosen))
+    if not dry_run:
+        # The report on all scores in the folder is written here, after each task: after_each=write_mteb_report.
+        _print_scores(evaluation.evaluate(loaded, chosen, output_dir, batch_size=batch_size), output_dir)
+
+
+@app.command()
 def reparse(
     recipe: RecipeArgument = None,
     output_dir: OutputDir = None,
@@ -267,6 +325,13 @@ def _required(recipe: str | None, command: str) -> str:
             f"To see the whole path in minutes, without network or GPU: st-llm-embed {command} demo."
         )
     return recipe
+
+
+def _one_of(value: str, allowed: tuple[Choice, ...], option: str) -> Choice:
+    for one in allowed:
+        if one == value:
+            return one
+    raise InputError(f"{option} is {value!r}; allowed are {', '.join(allowed)}.")
 
 
 def _recipe_to_push(recipe: str, overrides: list[str] | None, push_to: str | None) -> Recipe:
@@ -367,6 +432,36 @@ def _print_plan(plan: Plan) -> None:
             f"which {USABLE:.0%} are counted on. The largest mini-batch that fits:\n"
             f"--set loss.mini_batch_num_tokens={plan.largest_mini_batch}"
         )
+
+
+def _print_preflight(planned: list[PlannedTask], count: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("task", "before a query", "from", "texts", "minutes", title=f"{len(planned)} of {count} tasks to do")
+    for one in planned:
+        origin = f"{one.prompt.source}, GENERIC" if one.prompt.generic else one.prompt.source
+        texts = f"{one.size.texts:,}" if one.size else "?"
+        minutes = f"{one.seconds / 60:,.1f}" if one.seconds is not None else "?"
+        table.add_row(one.name, one.prompt.query.strip() or "-", origin, texts, minutes)
+    Console().print(table)
+    known = [one.seconds for one in planned if one.seconds is not None]
+    if known:
+        typer.echo(f"About {sum(known) / 60:,.0f} minutes, from the speed on a few texts.")
+
+
+def _print_scores(results: list[TaskResult], output_dir: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("task", "split", "subset", "main score", title="scores")
+    for result in results:
+        for split, scores in result.scores.items():
+            for score in scores:
+                table.add_row(result.task_name, split, str(score["hf_subset"]), f"{score['main_score']:.4f}")
+    Console().print(table)
+    typer.echo(f"{output_dir / 'results'}  all scores, in mteb's layout")
+    typer.echo(f"{output_dir / 'run.json'}  prompts, tokens, truncation, time and versions of this run")
 
 
 def _print_statistics(statistics: dict[str, Any], folder: Path) -> None:

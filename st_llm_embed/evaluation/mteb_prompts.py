@@ -7,6 +7,7 @@ put the instruction before documents, too.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from st_llm_embed.instructions import ONE_STEP_INSTRUCTIONS, RETRIEVAL_INSTRUCTION, instruction_prompt
@@ -51,13 +52,12 @@ def mteb_prompts() -> dict[str, str]:
     """
     import mteb
 
-    metadata = {task.metadata.name: task.metadata for task in mteb.get_tasks(exclude_superseded=False)}
-    instructions = {name: _of_metadata(one.prompt) for name, one in metadata.items()}
+    instructions = _instructions()
     prompts = {_key(name, name): instruction_prompt(one) for name, one in TYPE_INSTRUCTIONS.items()}
     for benchmark in BENCHMARKS:
         for task in mteb.get_benchmark(benchmark).tasks:
             name, task_type = task.metadata.name, str(task.metadata.type)
-            instruction = instructions.get(name) or _of_parent(name, instructions) or _own(name)
+            instruction = instructions.get(name) or parent_instruction(name) or _own(name)
             if instruction:
                 prompts[_key(name, task_type)] = instruction_prompt(instruction)
     return prompts
@@ -71,14 +71,25 @@ def _of_metadata(prompt: Any) -> str | None:
     return prompt.get("query") if isinstance(prompt, dict) else prompt
 
 
-def _of_parent(name: str, instructions: dict[str, str | None]) -> str | None:
+def parent_instruction(name: str) -> str | None:
+    """Give the instruction of the task that this one is a variant of, None if there is none that has one."""
     for ending in VARIANTS:
         parent = name.removesuffix(ending)
         if parent != name:
-            found = instructions.get(parent) or _of_parent(parent, instructions)
+            found = _instructions().get(parent) or parent_instruction(parent)
             if found:
                 return found
     return None
+
+
+@cache
+def _instructions() -> dict[str, str | None]:
+    """Collect the instruction of every task in mteb's metadata; takes a second."""
+    import mteb
+
+    return {
+        task.metadata.name: _of_metadata(task.metadata.prompt) for task in mteb.get_tasks(exclude_superseded=False)
+    }
 
 
 def _own(name: str) -> str | None:

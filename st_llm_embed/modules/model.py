@@ -217,6 +217,11 @@ class LLMSentenceTransformer(SentenceTransformer):
         if path is not None and self._last_token_pooling() is not None:
             make_portable(Path(path), self.tokenizer)
 
+    @property
+    def reads_last_token(self) -> bool:
+        """Whether an embedding is the hidden state of a decoder's last token alone, which then has to be EOS."""
+        return self._last_token_pooling() is not None
+
     # The two private hooks of sentence-transformers; tests/modules/test_hooks.py says when they change.
 
     def _load_module_class_from_ref(self, class_ref: str, *args: Any, **kwargs: Any) -> type:
