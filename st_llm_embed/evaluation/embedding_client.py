@@ -100,7 +100,7 @@ class EmbeddingClient:
             clock: seconds, for limits per minute, pauses and giving up.
             sleep: waits for seconds of that clock.
         """
-        self._server, self._api_key, self._journal, self._budget = server, api_key, journal, budget
+        self.server, self._api_key, self._journal, self._budget = server, api_key, journal, budget
         self._clock, self._sleep = clock, sleep
         self._known_to_be_same = False
         self._failure: Exception | None = None
@@ -138,7 +138,7 @@ class EmbeddingClient:
             cosine = float(before @ now / (np.linalg.norm(before) * np.linalg.norm(now)))
             if cosine < SAME_MODEL:
                 raise InputError(
-                    f"{self._server.base_url} serves another model as {self._server.model!r} than the one whose "
+                    f"{self.server.base_url} serves another model as {self.server.model!r} than the one whose "
                     f"vectors are in {self._journal.path}: for one and the same text their cosine is {cosine:.3f}. "
                     "Scores of two models must not be mixed: choose another --output-dir."
                 )
@@ -147,8 +147,8 @@ class EmbeddingClient:
     def _batches(self, texts: list[str]) -> Iterator[list[str]]:
         batch: list[str] = []
         for text in texts:
-            full = len(batch) == self._server.texts_per_request
-            if batch and (full or self._budget.worst_case([*batch, text]).tokens > self._server.tokens_per_request):
+            full = len(batch) == self.server.texts_per_request
+            if batch and (full or self._budget.worst_case([*batch, text]).tokens > self.server.tokens_per_request):
                 yield batch
                 batch = []
             batch.append(text)
@@ -159,7 +159,7 @@ class EmbeddingClient:
         from httpx2 import Limits, Timeout
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
-        server = self._server
+        server = self.server
         self._pacer = Pacer(
             server.concurrency,
             server.requests_per_minute,
@@ -209,7 +209,7 @@ class EmbeddingClient:
         while self._failure is None:
             outcome = await self._send(batch)
             if outcome.kind == "answered":
-                self._answer_by = self._clock() + self._server.give_up_after_minutes * 60
+                self._answer_by = self._clock() + self.server.give_up_after_minutes * 60
                 self._bar.update(len(batch))
                 return
             if outcome.kind == "rejected":
@@ -219,7 +219,7 @@ class EmbeddingClient:
             if self._clock() > self._answer_by or (
                 tries["failed"] == ATTEMPTS or tries["maybe paid"] == ATTEMPTS_MAYBE_PAID
             ):
-                raise InputError(f"{self._server.base_url} gives no vectors: {outcome.body}. {KEPT}")
+                raise InputError(f"{self.server.base_url} gives no vectors: {outcome.body}. {KEPT}")
             if outcome.kind != "too many":
                 wait = min(LONGEST_BACKOFF_SECONDS, 2.0 ** tries.total())
                 await self._sleep(random.uniform(0, wait))  # noqa: S311
@@ -227,7 +227,7 @@ class EmbeddingClient:
     def _halve(self, batch: list[str], refusal: str) -> None:
         if len(batch) == 1:
             raise InputError(
-                f"{self._server.base_url} refuses a text of {len(batch[0]):,} characters, {batch[0][:60]!r}...: "
+                f"{self.server.base_url} refuses a text of {len(batch[0]):,} characters, {batch[0][:60]!r}...: "
                 f"{refusal[:300]}. If it is too long, have texts cut with --max-seq-length and --tokenizer, or by the "
                 f"server with a parameter of its own (vLLM: truncate_prompt_tokens, TEI: truncate). {KEPT}"
             )
@@ -242,8 +242,8 @@ class EmbeddingClient:
         try:
             departure = await self._pacer.admit(worst.tokens // 3)
             self._sending.add(task)
-            body = {"encoding_format": "base64", **self._server.parameters}
-            body |= {"model": self._server.model, "input": batch}
+            body = {"encoding_format": "base64", **self.server.parameters}
+            body |= {"model": self.server.model, "input": batch}
             try:
                 outcome = await post(self._openai, "/embeddings", body, _of_success, WORDING)
             except asyncio.CancelledError:
@@ -289,7 +289,7 @@ class EmbeddingClient:
         Raises:
             InputError: they are no vectors, or not of this model; the cost is journaled all the same.
         """
-        server = f"{self._server.base_url} (model {self._server.model!r})"
+        server = f"{self.server.base_url} (model {self.server.model!r})"
         vectors = _vectors(data, len(batch))
         dimension = self._journal.dimension()
         problem = vectors if isinstance(vectors, str) else ""
@@ -313,7 +313,7 @@ class EmbeddingClient:
             self._pacer.refused(departure, retry_after)
             if self._pacer.refusals <= 1:
                 # The first pause that a server asks for, however long, is no silence; pauses without end are.
-                patience = self._server.give_up_after_minutes * 60
+                patience = self.server.give_up_after_minutes * 60
                 self._answer_by = max(self._answer_by, self._pacer.paused_until + patience)
         elif outcome.kind == "answered":
             self._pacer.succeeded()

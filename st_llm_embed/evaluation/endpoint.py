@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,11 +30,25 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
     from transformers import PreTrainedTokenizerBase
 
-JOURNAL = "vectors"
+TEXTS_AT_ONCE = 4_096
+"""Tokenized together."""
+
+JOURNAL = "served"
 """Folder of the journal in the output folder."""
 
-Prompt = Callable[["TaskMetadata"], tuple[str, str]]
-"""Gives what stands before a task's queries, and before its documents."""
+TaskPrompts = Callable[["TaskMetadata"], Any]
+"""Gives what stands before the texts of a task, as an object with the texts `query` and `document`."""
+
+
+@dataclass
+class Usage:
+    """What one task had a model encode."""
+
+    texts: int = 0
+    tokens: int = 0
+    """0 without a tokenizer."""
+    truncated: int = 0
+    """Texts that were cut."""
 
 
 class EndpointModel(AbsEncoder):
@@ -45,7 +59,8 @@ class EndpointModel(AbsEncoder):
         client: EmbeddingClient,
         journal: VectorJournal,
         meta: ModelMeta,
-        prompt: Prompt,
+        prompt_mode: str,
+        task_prompt: TaskPrompts,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         max_seq_length: int | None = None,
@@ -56,17 +71,26 @@ class EndpointModel(AbsEncoder):
             client: asks the server.
             journal: of the vectors; the client's.
             meta: name, revision and the rest of what mteb records.
-            prompt: the instructions.
+            prompt_mode: whose instructions are given.
+            task_prompt: the instructions.
             tokenizer: of the served model; needed to cut texts.
             max_seq_length: most tokens of a text, its prompt and special tokens included; longer texts are cut.
         """
-        self.mteb_model_meta = meta
-        self._client, self._journal, self._prompt = client, journal, prompt
+        self.mteb_model_meta, self.prompt_mode, self.task_prompt = meta, prompt_mode, task_prompt
+        self._client, self._journal = client, journal
         self._tokenizer, self._max_seq_length = tokenizer, max_seq_length
-        self.texts: Counter[str] = Counter()
-        """Texts by task, as many as mteb has asked for."""
-        self.cut: Counter[str] = Counter()
-        """How many of them were cut, by task."""
+        self.usage: dict[str, Usage] = {}
+        """By task name, of this process."""
+
+    def settings(self) -> dict[str, Any]:
+        """Give address, parameters, length and what was spent so far."""
+        spent = self._journal.spent()
+        return {
+            "base_url": self._client.server.base_url,
+            "parameters": dict(self._client.server.parameters),
+            "max_seq_length": self._max_seq_length,
+            "spent": {"tokens": spent.tokens, "usd": round(spent.usd, 6)},
+        }
 
     def encode(
         self,
@@ -92,14 +116,13 @@ class EndpointModel(AbsEncoder):
         Raises:
             InputError: the vectors cannot be had; see `EmbeddingClient.embed`.
         """
-        query_prompt, document_prompt = self._prompt(task_metadata)
-        prompt = document_prompt if prompt_type == PromptType.document else query_prompt
+        prompts = self.task_prompt(task_metadata)
+        prompt = prompts.document if prompt_type == PromptType.document else prompts.query
         texts = [prompt + text if text.strip() else "" for batch in inputs for text in batch["text"]]
-        self.texts[task_metadata.name] += len(texts)
-        if self._tokenizer is not None and self._max_seq_length is not None:
-            whole = texts
-            texts = self._cut(texts, self._tokenizer, self._max_seq_length)
-            self.cut[task_metadata.name] += sum(len(old) > len(new) for old, new in zip(whole, texts, strict=True))
+        usage = self.usage.setdefault(task_metadata.name, Usage())
+        usage.texts += len(texts)
+        if self._tokenizer is not None:
+            texts = self._cut(texts, self._tokenizer, usage)
         sent = [text for text in texts if text]
         self._client.embed(sent, f"{task_metadata.name} {hf_subset} {hf_split}")
         dimension = self._journal.dimension()
@@ -110,37 +133,51 @@ class EndpointModel(AbsEncoder):
             vectors[[bool(text) for text in texts]] = self._journal.vectors(sent)
         return vectors
 
-    @staticmethod
-    def _cut(texts: list[str], tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> list[str]:
-        """Cut texts after so many tokens less the special ones, where the last of them ends."""
-        longest = max_seq_length - tokenizer.num_special_tokens_to_add()
-        ends = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        return [
-            text[: offsets[longest - 1][1]] if len(offsets) > longest else text
-            for text, offsets in zip(texts, ends, strict=True)
-        ]
+    def _cut(self, texts: list[str], tokenizer: PreTrainedTokenizerBase, usage: Usage) -> list[str]:
+        """Cut texts so that the server's tokenizer makes no more tokens of them than allowed."""
+        special = tokenizer.num_special_tokens_to_add()
+        longest = None if self._max_seq_length is None else self._max_seq_length - special
+        kept = []
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            some = texts[start : start + TEXTS_AT_ONCE]
+            ends = tokenizer(some, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            for text, offsets in zip(some, ends["offset_mapping"], strict=True):
+                if longest is None or len(offsets) <= longest:
+                    usage.tokens += len(offsets) + special
+                    kept.append(text)
+                    continue
+                tokens = longest
+                # A word that is cut within can have more tokens than it had before.
+                while len(tokenizer.tokenize(text[: offsets[tokens - 1][1]])) > longest:
+                    tokens -= 1
+                usage.tokens += tokens + special
+                usage.truncated += 1
+                kept.append(text[: offsets[tokens - 1][1]])
+        return kept
 
 
-def endpoint_meta(server: Server, *, max_seq_length: int | None, experiment: dict[str, Any] | None) -> ModelMeta:
+def endpoint_meta(server: Server, prompt_mode: str, max_seq_length: int | None) -> ModelMeta:
     """Give what mteb records of a served model: named by host and model, versioned by all that shapes its vectors.
 
     Args:
         server: address, model and parameters.
-        max_seq_length: where texts are cut.
-        experiment: keeps results of different prompts apart, as for any other model.
+        prompt_mode: in `experiment_kwargs`, as for any other model, so that results of two modes never mix.
+        max_seq_length: where texts are cut; likewise.
     """
+    apart: dict[str, Any] = {} if prompt_mode == "mteb" else {"prompts": prompt_mode}
+    if max_seq_length is not None:
+        apart["max_seq_length"] = max_seq_length
     url = urlsplit(server.base_url)
     host = f"{url.hostname}-{url.port}" if url.port else str(url.hostname)
-    shape = f"{served(server)}\n{max_seq_length}"
     return ModelMeta.create_empty(
         {
             "name": f"{host}/{server.model.replace('/', '__')}",
-            "revision": f"served-{blake2b(shape.encode(), digest_size=8).hexdigest()}",
+            "revision": f"served-{blake2b(served(server).encode(), digest_size=8).hexdigest()}",
             "similarity_fn_name": ScoringFunction.COSINE,
             "max_tokens": max_seq_length,
             "framework": ["API"],
             "reference": server.base_url,
-            "experiment_kwargs": experiment,
+            "experiment_kwargs": apart or None,
         }
     )
 
@@ -153,26 +190,26 @@ def served(server: Server) -> str:
 @contextmanager
 def open_endpoint(
     server: Server,
-    prompt: Prompt,
+    prompt_mode: str,
+    task_prompt: TaskPrompts,
     output_dir: Path,
     *,
     api_key_env: str = "OPENAI_API_KEY",
     limits: Limits | None = None,
     tokenizer: str | None = None,
     max_seq_length: int | None = None,
-    experiment: dict[str, Any] | None = None,
 ) -> Generator[EndpointModel]:
     """Open a served model for evaluation; nothing is sent before the first text is encoded.
 
     Args:
         server: address, model and how to ask.
-        prompt: the instructions.
-        output_dir: that of the evaluation; the journal goes into its folder `vectors`.
+        prompt_mode: whose instructions are given.
+        task_prompt: the instructions.
+        output_dir: that of the evaluation; the journal goes into its folder `served`.
         api_key_env: name of the environment variable that holds the key; the key itself is never written anywhere.
         limits: what may be spent.
         tokenizer: name or path of the served model's tokenizer, to cut texts with.
         max_seq_length: most tokens of a text.
-        experiment: for `ModelMeta.experiment_kwargs`.
 
     Raises:
         InputError: no key, no price and no limit, a length without a tokenizer, or a journal that cannot be opened.
@@ -188,9 +225,15 @@ def open_endpoint(
     EmbeddingBudget(server.model, limits or Limits(), Cost(0, 0.0))
     with VectorJournal(output_dir / JOURNAL, served(server)) as journal:
         budget = EmbeddingBudget(server.model, limits or Limits(), journal.spent())
-        meta = endpoint_meta(server, max_seq_length=max_seq_length, experiment=experiment)
-        client = EmbeddingClient(server, api_key, journal, budget)
-        yield EndpointModel(client, journal, meta, prompt, tokenizer=loaded, max_seq_length=max_seq_length)
+        yield EndpointModel(
+            EmbeddingClient(server, api_key, journal, budget),
+            journal,
+            endpoint_meta(server, prompt_mode, max_seq_length),
+            prompt_mode,
+            task_prompt,
+            tokenizer=loaded,
+            max_seq_length=max_seq_length,
+        )
 
 
 def _load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:

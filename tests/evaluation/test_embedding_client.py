@@ -174,9 +174,9 @@ def test_another_model_behind_the_same_name_is_refused(tmp_path: Path) -> None:
 def test_the_limit_holds_and_can_be_raised(tmp_path: Path) -> None:
     with EmbeddingServer() as server:
         with pytest.raises(InputError, match=r"The limit is reached.*--max-tokens.*are kept"):
-            embed(server, tmp_path, limits=Limits(price=1e4, tokens=500), texts_per_request=4)
+            embed(server, tmp_path, limits=Limits(price=1e4, tokens=120), texts_per_request=4)
         billed = sum(len(text.split()) for text in server.texts)
-        assert 0 < billed <= 500
+        assert 0 < billed <= 120
         with opened(server, tmp_path) as (_, journal):
             assert (journal.spent().tokens, journal.spent().usd) == (billed, pytest.approx(billed / 100))
         np.testing.assert_array_equal(embed(server, tmp_path, limits=Limits(price=1e4, usd=1e3)), hashed(TEXTS))
