@@ -15,8 +15,24 @@ from st_llm_embed.evaluation.references import MEAN, load_references
 
 BENCHMARK = "MTEB(eng, v1)"
 """The paper's: 56 tasks, English subsets."""
-PAPER_SYSTEMS = ("paper-full", "paper-synthetic-msmarco", "paper-synthetic")
-"""Shown beside every score; the first is the paper's best."""
+PAPER_SYSTEMS = {
+    "paper-full": "paper, full data",
+    "paper-synthetic-msmarco": "paper, synthetic + MS MARCO",
+    "paper-synthetic": "paper, synthetic only",
+}
+"""Shown beside every score, under these names; the first is the paper's best."""
+PAPER = next(iter(PAPER_SYSTEMS))
+CATEGORIES = (
+    "Classification",
+    "Clustering",
+    "PairClassification",
+    "Reranking",
+    "Retrieval",
+    "STS",
+    "Summarization",
+    MEAN,
+)
+"""In the order of the paper's tables."""
 
 
 class Category(NamedTuple):
@@ -41,14 +57,23 @@ def benchmark_tasks() -> dict[str, tuple[str, list[str], list[str]]]:
 
 
 def comparable_scores(results: Iterable[TaskResult]) -> dict[str, float]:
-    """Give the score in percent of each of the benchmark's tasks whose splits and subsets were all evaluated."""
+    """Give the score in percent of each task with published scores, where it is of the same splits and subsets.
+
+    Those are the benchmark's for its tasks, and all for others.
+    """
     scores = {}
     for result in results:
-        if result.task_name in benchmark_tasks():
-            _, splits, subsets = benchmark_tasks()[result.task_name]
-            score = percent_of(result, splits, subsets)
-            if score is not None:
-                scores[result.task_name] = score
+        name = result.task_name
+        if name in benchmark_tasks():
+            _, splits, subsets = benchmark_tasks()[name]
+        elif task_references(name):
+            task = mteb.get_task(name)
+            splits, subsets = list(task.eval_splits), list(task.hf_subsets)
+        else:
+            continue
+        score = percent_of(result, splits, subsets)
+        if score is not None:
+            scores[name] = score
     return scores
 
 
@@ -64,7 +89,7 @@ def categories(scores: dict[str, float]) -> list[Category]:
         scores: what `comparable_scores` gives.
     """
     found = []
-    for name in [*dict.fromkeys(task_type for task_type, _, _ in benchmark_tasks().values()), MEAN]:
+    for name in CATEGORIES:
         members = [task for task, (task_type, _, _) in benchmark_tasks().items() if name in (task_type, MEAN)]
         done = [task for task in members if task in scores]
         if done:
@@ -89,3 +114,8 @@ def _category_references(name: str, done: list[str], *, whole: bool) -> dict[str
             if table.benchmark == BENCHMARK and name in table.scores
         }
     return values
+
+
+def language_references(task: str) -> dict[str, dict[str, float]]:
+    """Give the published scores of a task by language: system -> language, ISO 639-3 -> percent."""
+    return {table.system: table.scores for table in load_references().by("language") if table.task == task}

@@ -9,7 +9,7 @@ import numpy as np
 from st_llm_embed.evaluation.mteb_comparison import BENCHMARK, PAPER_SYSTEMS, Category
 from st_llm_embed.evaluation.mteb_results import is_high_resource
 from st_llm_embed.evaluation.plots import AFTER, BEFORE, figure
-from st_llm_embed.evaluation.references import MEAN, load_references
+from st_llm_embed.evaluation.references import MEAN
 
 REFERENCE_COLOURS = ("#d55e00", "#e69f00", "#f0e442")
 LANGUAGES_IN_A_ROW = 28
@@ -18,8 +18,8 @@ LANGUAGES_IN_A_ROW = 28
 def plot_categories(categories: list[Category], model: str, path: Path) -> None:
     """Draw the means by type of task beside the paper's over the same tasks, to a PNG file."""
     bars = {model: [category.score for category in categories]} | {
-        load_references().systems[system]: [category.references.get(system, np.nan) for category in categories]
-        for system in PAPER_SYSTEMS
+        label: [category.references.get(system, np.nan) for category in categories]
+        for system, label in PAPER_SYSTEMS.items()
     }
     width = 0.84 / len(bars)
     with figure(path, width=2.2 + 1.5 * len(categories), height=4.6) as [axes]:
@@ -32,7 +32,11 @@ def plot_categories(categories: list[Category], model: str, path: Path) -> None:
         names = ["all" if one.name == MEAN else one.name for one in categories]
         labels = [f"{name}\n{size}" for name, size in zip(names, sizes, strict=True)]
         axes.set_xticks(range(len(categories)), labels, fontsize=8)
-        axes.set(title=f"{BENCHMARK}, means over the same tasks", ylabel="mean main score (%)", ylim=(0, 115))
+        axes.set(
+            title=f"{BENCHMARK}, means over the same tasks",
+            ylabel="mean main score (%)",
+            ylim=(min(0, *bars[model]), 115),
+        )
         axes.set_yticks(range(0, 101, 20))
         axes.legend(loc="upper left", ncols=2, fontsize=8)
 
@@ -56,19 +60,25 @@ def plot_languages(scores: dict[str, dict[str, float]], path: Path) -> None:
             for row in range(rows)
         ]
     widest = max(len(group) for _, group in panels)
-    height = len(panels) * (1.0 + 0.28 * len(scores)) + 0.3
-    with figure(path, width=3.6 + 0.36 * widest, height=height, rows=len(panels)) as drawn:
-        for axes, (title, group) in zip(drawn, panels, strict=True):
-            cells = np.full((len(scores), widest), np.nan)
-            for row, by_language in enumerate(scores.values()):
-                cells[row, : len(group)] = [by_language.get(language, np.nan) for language in group]
+    # Tasks that have none of a panel's languages are left out of it.
+    rows_of = [
+        [task for task, by_language in scores.items() if by_language.keys() & set(group)] for _, group in panels
+    ]
+    heights = tuple(0.9 + 0.28 * len(tasks) for tasks in rows_of)
+    with figure(
+        path, width=3.6 + 0.36 * widest, height=sum(heights) + 0.3, rows=len(panels), height_ratios=heights
+    ) as drawn:
+        for axes, (title, group), tasks in zip(drawn, panels, rows_of, strict=True):
+            cells = np.full((len(tasks), widest), np.nan)
+            for row, task in enumerate(tasks):
+                cells[row, : len(group)] = [scores[task].get(language, np.nan) for language in group]
             image = axes.imshow(cells, cmap="viridis", vmin=0, vmax=100, aspect="auto")
             for row, column in np.argwhere(~np.isnan(cells)):
                 value = cells[row, column]
                 colour = "black" if value > 60 else "white"
                 axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
             axes.set_xticks(range(len(group)), group, fontsize=8, rotation=60)
-            axes.set_yticks(range(len(scores)), list(scores), fontsize=8)
+            axes.set_yticks(range(len(tasks)), tasks, fontsize=8)
             axes.tick_params(length=0)
             axes.set_title(title, fontsize=10)
             for side in axes.spines.values():
@@ -95,4 +105,5 @@ def plot_before_after(before: dict[str, float], after: dict[str, float], labels:
         axes.set_yticks(places, tasks, fontsize=8)
         axes.set(title="Before and after, by task", xlabel="main score (%)", xlim=(min(0, *before.values()), 108))
         axes.set_xticks(range(0, 101, 20))
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.06), ncols=2, fontsize=8)
+        axes.set_ylim(-0.6, len(tasks) - 0.4)
+        axes.figure.legend(loc="outside upper center", ncols=2, fontsize=8)

@@ -11,10 +11,12 @@ from typing import Any
 from st_llm_embed.evaluation.eval_results import FOLDER, write_eval_results
 from st_llm_embed.evaluation.mteb_comparison import (
     BENCHMARK,
+    PAPER,
     PAPER_SYSTEMS,
     Category,
     categories,
     comparable_scores,
+    language_references,
     task_references,
 )
 from st_llm_embed.evaluation.mteb_plots import plot_before_after, plot_categories, plot_languages
@@ -177,6 +179,7 @@ def _markdown(run: Run, report: dict[str, Any], compared: list[Category]) -> str
             "2509.06184) draws more often than the others; those that the paper calls so in its table 2 are among "
             "them, and those that it calls low-resource are not. A pair with English counts for the other language.",
             "![Scores by language](languages.png)",
+            *_language_comparisons(report["languages"]),
         ]
     sections += ["## Prompts", _prompt_table(report), "## How it was run", _facts(run, report)]
     sections += ["## Published scores", *_published()]
@@ -184,10 +187,9 @@ def _markdown(run: Run, report: dict[str, Any], compared: list[Category]) -> str
 
 
 def _category_table(compared: list[Category]) -> str:
-    systems = load_references().systems
     header = ["", "tasks", "this model"]
-    for system in PAPER_SYSTEMS:
-        header += [("paper: " if system == PAPER_SYSTEMS[0] else "") + systems[system], "delta"]
+    for label in PAPER_SYSTEMS.values():
+        header += [label, "delta"]
     rows = []
     for one in compared:
         total = len(one.done) + len(one.missing)
@@ -214,20 +216,10 @@ def _missing(compared: list[Category]) -> str:
 
 
 def _task_table(report: dict[str, Any]) -> str:
-    systems = load_references().systems
-    header = (
-        "task",
-        "type",
-        "score",
-        "comparable",
-        f"paper: {systems[PAPER_SYSTEMS[0]]}",
-        "delta",
-        "cut texts",
-        "time",
-    )
+    header = ("task", "type", "score", "comparable", PAPER_SYSTEMS[PAPER], "delta", "cut texts", "time")
     rows = []
     for name, task in report["tasks"].items():
-        paper = task["references"].get(PAPER_SYSTEMS[0], {}).get("score")
+        paper = task["references"].get(PAPER, {}).get("score")
         comparable = task["comparable_score"]
         cut, seconds = task["truncation_rate"], task["seconds"]
         rows.append(
@@ -243,7 +235,7 @@ def _task_table(report: dict[str, Any]) -> str:
         )
     note = (
         "`score` is the mean over all splits and subsets done, `comparable` over those that the published score is "
-        f"of: {BENCHMARK} has the English subsets of multilingual tasks."
+        f"of: {BENCHMARK} has the English subsets of multilingual tasks. Other tasks are compared where all is done."
     )
     return f"{markdown_table(header, rows)}\n\n{note}"
 
@@ -265,6 +257,27 @@ def _language_table(languages: dict[str, dict[str, float]]) -> str:
             row += [str(len(scores)), f"{fmean(scores):.2f}" if scores else ""]
         rows.append(tuple(row))
     return markdown_table(("task", "high-resource languages", "mean", "other languages", "mean"), rows)
+
+
+def _language_comparisons(languages: dict[str, dict[str, float]]) -> list[str]:
+    """Give a table by language for each task that has published ones."""
+    systems = load_references().systems
+    tables = []
+    for task, by_language in languages.items():
+        references = language_references(task)
+        if not references:
+            continue
+        header = ["language", "", "this model", PAPER_SYSTEMS[PAPER], "delta"]
+        others = [system for system in references if system != PAPER]
+        rows = []
+        for language in sorted(by_language, key=lambda code: (not is_high_resource(code), code)):
+            score, group = by_language[language], "high-resource" if is_high_resource(language) else ""
+            published = [references[system].get(language) for system in others]
+            beside = _beside(score, references[PAPER].get(language))
+            cells = ["" if value is None else f"{value:.1f}" for value in published]
+            rows.append((language, group, f"{score:.2f}", *beside, *cells))
+        tables += [f"### {task}", markdown_table((*header, *(systems[system] for system in others)), rows)]
+    return tables
 
 
 def _prompt_table(report: dict[str, Any]) -> str:

@@ -92,9 +92,11 @@ def figure(
     rows: int = 1,
     columns: int = 1,
     width_ratios: tuple[float, ...] | None = None,
+    height_ratios: tuple[float, ...] | None = None,
 ) -> Generator[list[Axes]]:
     """Give the axes of a new figure, row by row; the figure is saved as PNG when the block ends. Sizes in inches."""
     with mpl.rc_context(STYLE):
         drawn = Figure(figsize=(width, height), layout="constrained")
-        yield drawn.subplots(rows, columns, width_ratios=width_ratios, squeeze=False).ravel().tolist()
+        axes = drawn.subplots(rows, columns, width_ratios=width_ratios, height_ratios=height_ratios, squeeze=False)
+        yield axes.ravel().tolist()
         drawn.savefig(path, dpi=130)
