@@ -100,7 +100,8 @@ class EmbeddingClient:
             clock: seconds, for limits per minute, pauses and giving up.
             sleep: waits for seconds of that clock.
         """
-        self.server, self._api_key, self._journal, self._budget = server, api_key, journal, budget
+        self.server, self.budget = server, budget
+        self._api_key, self._journal = api_key, journal
         self._clock, self._sleep = clock, sleep
         self._known_to_be_same = False
         self._failure: Exception | None = None
@@ -148,7 +149,7 @@ class EmbeddingClient:
         batch: list[str] = []
         for text in texts:
             full = len(batch) == self.server.texts_per_request
-            if batch and (full or self._budget.worst_case([*batch, text]).tokens > self.server.tokens_per_request):
+            if batch and (full or self.budget.worst_case([*batch, text]).tokens > self.server.tokens_per_request):
                 yield batch
                 batch = []
             batch.append(text)
@@ -257,7 +258,7 @@ class EmbeddingClient:
                 usage = outcome.completion.get("usage")
                 counts = [token_count(usage, name) for name in ("prompt_tokens", "total_tokens")]
                 counted = next((count for count in counts if count is not None), None)
-                cost = worst if counted is None else self._budget.cost(counted)
+                cost = worst if counted is None else self.budget.cost(counted)
                 self._keep(batch, outcome.completion["data"], cost)
             elif outcome.kind == "maybe paid":
                 cost = worst
@@ -265,22 +266,22 @@ class EmbeddingClient:
             self._heed(outcome, departure)
             self._pacer.spent(departure, cost.tokens if cost else 0)
         finally:
-            self._budget.settle(worst, cost)
+            self.budget.settle(worst, cost)
             self._settled.set()
         return outcome
 
     async def _reserve(self, batch: list[str]) -> Cost:
         """Set the worst case aside, waiting for requests in flight to cost less than theirs where it does not fit."""
-        worst = self._budget.worst_case(batch)
-        while not self._budget.fits(worst):
-            if not self._budget.in_flight:
+        worst = self.budget.worst_case(batch)
+        while not self.budget.fits(worst):
+            if not self.budget.in_flight:
                 raise InputError(
-                    f"The limit is reached: spent are {self._budget.describe()}, and the next request can cost "
+                    f"The limit is reached: spent are {self.budget.describe()}, and the next request can cost "
                     f"${worst.usd:.4f} and {worst.tokens:,} tokens. Raise --max-usd or --max-tokens to go on. {KEPT}"
                 )
             self._settled.clear()
             await self._settled.wait()
-        self._budget.set_aside(worst)
+        self.budget.set_aside(worst)
         return worst
 
     def _keep(self, batch: list[str], data: list[Any], cost: Cost) -> None:

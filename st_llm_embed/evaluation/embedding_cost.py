@@ -101,6 +101,8 @@ def estimate(
     """
     characters, uncounted = 0, []
     for task in tasks:
+        if task.is_aggregate:  # its parts are tasks of their own
+            continue
         statistics = task.metadata.descriptive_stats
         if statistics is None:
             uncounted.append(task.metadata.name)

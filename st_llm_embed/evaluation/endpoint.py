@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.evaluation.embedding_client import WORDING, EmbeddingClient, Server
-from st_llm_embed.evaluation.embedding_cost import EmbeddingBudget, Limits
+from st_llm_embed.evaluation.embedding_cost import EmbeddingBudget, Estimate, Limits, estimate
 from st_llm_embed.evaluation.vector_journal import VectorJournal
 from st_llm_embed.synthesis.budget import Cost
 from st_llm_embed.synthesis.exchange import read_api_key
 
 if TYPE_CHECKING:
-    from mteb import TaskMetadata
+    from mteb import AbsTask, TaskMetadata
     from mteb.types import BatchedInput
     from torch.utils.data import DataLoader
     from transformers import PreTrainedTokenizerBase
@@ -91,6 +91,11 @@ class EndpointModel(AbsEncoder):
             "max_seq_length": self._max_seq_length,
             "spent": {"tokens": spent.tokens, "usd": round(spent.usd, 6)},
         }
+
+    def estimate(self, tasks: Sequence[AbsTask]) -> Estimate:
+        """Estimate what the texts of tasks will cost; nothing is sent."""
+        prompts = {task.metadata.name: self.task_prompt(task.metadata).query for task in tasks}
+        return estimate(tasks, prompts, self._client.budget.price, self._journal.tokens_per_character())
 
     def encode(
         self,

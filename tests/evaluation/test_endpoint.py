@@ -177,5 +177,20 @@ def test_an_empty_text_is_not_sent_and_has_a_vector_of_zeros(tmp_path: Path) -> 
     assert model.usage["SmallSTS"].texts == 3
 
 
+def test_the_estimate_learns_from_what_the_server_counted(tmp_path: Path) -> None:
+    [sts] = mteb.get_tasks(tasks=["STSBenchmark"])
+    with EmbeddingServer() as server:
+        asked = Server(server.base_url, "tiny")
+        with open_endpoint(asked, "none", lambda _: Plain, tmp_path, limits=Limits(price=1.0)) as model:
+            first = model.estimate([sts])
+            loader: Any = [{"text": ["a b c d e f g h i j"]}]
+            model.encode(loader, task_metadata=SmallSTS.metadata, hf_split="test", hf_subset="default")
+            # The server counts words, of which the probe has nine.
+            share = 19 / (len(PROBE) + 19)
+            assert first.tokens == round(first.characters / 4)
+            assert model.estimate([sts]).tokens == round(first.characters * share)
+            assert model.settings()["spent"] == {"tokens": 19, "usd": 0.000019}
+
+
 class Plain:
     query = document = ""
