@@ -54,6 +54,8 @@ class Usage:
 class EndpointModel(AbsEncoder):
     """A served model under mteb's encoder protocol; its vectors come from the journal or, once, from the server."""
 
+    mteb_model_meta: ModelMeta  # type: ignore[assignment]
+
     def __init__(
         self,
         client: EmbeddingClient,

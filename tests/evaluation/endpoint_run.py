@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mteb
-from small_tasks import SmallRetrieval, SmallSTS
+from things_tasks import ThingsRetrieval, ThingsSTS
 
 from st_llm_embed.evaluation.embedding_client import Server
 from st_llm_embed.evaluation.embedding_cost import Limits
@@ -28,7 +28,7 @@ def evaluate_endpoint(server: Server, output_dir: Path, **options: Any) -> dict[
     with open_endpoint(server, "paper", task_prompt, output_dir, limits=Limits(price=0), **options) as model:
         results = mteb.evaluate(
             model,
-            [SmallRetrieval(), SmallSTS()],
+            [ThingsRetrieval(), ThingsSTS()],
             cache=mteb.ResultCache(output_dir),
             co2_tracker=False,
             show_progress_bar=False,

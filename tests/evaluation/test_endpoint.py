@@ -14,7 +14,7 @@ import pytest
 from embedding_server import EmbeddingServer, hashed
 from evaluation.endpoint_run import evaluate_endpoint
 from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
-from small_tasks import SmallRetrieval, SmallSTS
+from things_tasks import ThingsRetrieval, ThingsSTS
 
 from st_llm_embed.errors import InputError
 from st_llm_embed.evaluation.embedding_client import PROBE, Server
@@ -36,7 +36,7 @@ def test_a_served_model_has_the_scores_of_the_model_itself(tmp_path: Path, tiny:
     tiny.prompts = {"query": "", "document": "", "Retrieval-query": RETRIEVAL_PROMPT, "STS": STS_PROMPT}
     local = SentenceTransformerEncoderWrapper(tiny)
     results = mteb.evaluate(
-        local, [SmallRetrieval(), SmallSTS()], cache=None, co2_tracker=False, show_progress_bar=False
+        local, [ThingsRetrieval(), ThingsSTS()], cache=None, co2_tracker=False, show_progress_bar=False
     )
     assert served == {one.task_name: pytest.approx(one.get_score(), abs=1e-4) for one in results.task_results}
     # Instructions stand before queries, and not before documents.
@@ -55,9 +55,9 @@ def test_a_finished_task_is_not_sent_again_and_prompts_have_results_of_their_own
         assert len(server.requests) == count
     meta = endpoint_meta(asked, "paper", None)
     folder = tmp_path / "results" / str(meta.name).replace("/", "__") / str(meta.revision)
-    assert {path.name for path in (folder / "experiments" / "prompts_paper").glob("Small*.json")} == {
-        "SmallRetrieval.json",
-        "SmallSTS.json",
+    assert {path.name for path in (folder / "experiments" / "prompts_paper").glob("Things*.json")} == {
+        "ThingsRetrieval.json",
+        "ThingsSTS.json",
     }
 
 
@@ -92,7 +92,7 @@ def test_scores_that_were_finished_are_kept_when_the_dimension_changes(tmp_path:
         server.embed = lambda texts: hashed(texts, 4 if any("morning" in text for text in texts) else 8)
         with pytest.raises(InputError, match=r"dimension 4, and all before had 8: .* finished scores are kept"):
             evaluate_endpoint(Server(server.base_url, "tiny"), tmp_path)
-    assert [path.name for path in tmp_path.rglob("Small*.json")] == ["SmallRetrieval.json"]
+    assert [path.name for path in tmp_path.rglob("Things*.json")] == ["ThingsRetrieval.json"]
 
 
 def test_the_key_is_written_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,12 +126,12 @@ def test_texts_are_cut_where_the_last_allowed_token_ends(tmp_path: Path, tiny: L
         options = {"limits": Limits(price=0), "tokenizer": str(tmp_path / "tokenizer"), "max_seq_length": 24}
         with open_endpoint(asked, "none", lambda _: Plain, tmp_path, **options) as model:
             loader: Any = [{"text": texts}]
-            model.encode(loader, task_metadata=SmallSTS.metadata, hf_split="test", hf_subset="default")
+            model.encode(loader, task_metadata=ThingsSTS.metadata, hf_split="test", hf_subset="default")
     short, cut = server.requests[1]
     assert short == texts[0]
     assert texts[1].startswith(cut)
     assert 22 <= len(tiny.tokenizer(cut)["input_ids"]) <= 24
-    usage = model.usage["SmallSTS"]
+    usage = model.usage["ThingsSTS"]
     assert (usage.texts, usage.truncated) == (2, 1)
     with (
         pytest.raises(InputError, match="--max-seq-length needs --tokenizer"),
@@ -155,12 +155,12 @@ def test_a_model_is_named_by_host_and_versioned_by_what_shapes_its_vectors() -> 
 def test_the_estimate_counts_the_characters_of_mtebs_statistics() -> None:
     statistics = json.loads(mteb.get_task("STSBenchmark").metadata.descriptive_stat_path.read_text())["test"]
     [sts] = mteb.get_tasks(tasks=["STSBenchmark"])
-    cost = estimate([sts, SmallSTS()], {"STSBenchmark": "x" * 10}, 0.13, None)
+    cost = estimate([sts, ThingsSTS()], {"STSBenchmark": "x" * 10}, 0.13, None)
     assert cost.characters == statistics["number_of_characters"] + 10 * statistics["num_samples"]
     assert cost.tokens == round(cost.characters / 4)
     assert cost.usd == pytest.approx(cost.tokens * 0.13e-6)
-    assert cost.uncounted == ("SmallSTS",)
-    assert "not counted, since mteb has no statistics of them: SmallSTS" in cost.describe()
+    assert cost.uncounted == ("ThingsSTS",)
+    assert "not counted, since mteb has no statistics of them: ThingsSTS" in cost.describe()
     assert estimate([sts], {}, None, 0.5).usd is None
     [tatoeba] = mteb.get_tasks(tasks=["Tatoeba"], languages=["sqi"])
     assert estimate([tatoeba], {}, None, None).characters == 70_260
@@ -171,10 +171,10 @@ def test_an_empty_text_is_not_sent_and_has_a_vector_of_zeros(tmp_path: Path) -> 
         asked = Server(server.base_url, "tiny")
         with open_endpoint(asked, "none", lambda _: Plain, tmp_path, limits=Limits(price=0)) as model:
             loader: Any = [{"text": ["one", "  ", "two"]}]
-            vectors = model.encode(loader, task_metadata=SmallSTS.metadata, hf_split="test", hf_subset="default")
+            vectors = model.encode(loader, task_metadata=ThingsSTS.metadata, hf_split="test", hf_subset="default")
     np.testing.assert_array_equal(vectors, np.stack([hashed(["one"])[0], np.zeros(8), hashed(["two"])[0]]))
     assert set(server.texts) == {PROBE, "one", "two"}
-    assert model.usage["SmallSTS"].texts == 3
+    assert model.usage["ThingsSTS"].texts == 3
 
 
 def test_the_estimate_learns_from_what_the_server_counted(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_the_estimate_learns_from_what_the_server_counted(tmp_path: Path) -> Non
         with open_endpoint(asked, "none", lambda _: Plain, tmp_path, limits=Limits(price=1.0)) as model:
             first = model.estimate([sts])
             loader: Any = [{"text": ["a b c d e f g h i j"]}]
-            model.encode(loader, task_metadata=SmallSTS.metadata, hf_split="test", hf_subset="default")
+            model.encode(loader, task_metadata=ThingsSTS.metadata, hf_split="test", hf_subset="default")
             # The server counts words, of which the probe has nine.
             share = 19 / (len(PROBE) + 19)
             assert first.tokens == round(first.characters / 4)

@@ -11,7 +11,7 @@ from evaluation.mteb_run import REVISION, write_run
 from huggingface_hub import parse_eval_result_entries
 from mteb.cache import ResultCache
 from PIL import Image
-from small_tasks import SmallSTS
+from things_tasks import ThingsSTS
 
 from st_llm_embed.errors import InputError
 from st_llm_embed.evaluation.eval_results import write_eval_results
@@ -177,7 +177,7 @@ def test_the_hub_can_read_the_eval_results(tmp_path: Path) -> None:
 def test_an_incomplete_task_has_no_mean_and_an_own_task_no_file(tmp_path: Path) -> None:
     write_run(tmp_path, {"STS12": 0.5, "AmazonCounterfactualClassification": 0.5})
     run = read_run(tmp_path)
-    own = run.results[0].model_copy(update={"task_name": SmallSTS.metadata.name})
+    own = run.results[0].model_copy(update={"task_name": ThingsSTS.metadata.name})
     files = write_eval_results(run._replace(results=[own, *run.results]), tmp_path)
     assert {path.stem for path in files} == {"STS12", "AmazonCounterfactualClassification"}
     english_only = yaml.safe_load(files[-1].read_text() if "Amazon" in files[-1].name else files[0].read_text())

@@ -35,8 +35,8 @@ def metadata(name: str, task_type: str, main_score: str, prompt: str) -> TaskMet
     )
 
 
-class SmallRetrieval(AbsTaskRetrieval):
-    metadata: ClassVar[TaskMetadata] = metadata("SmallRetrieval", "Retrieval", "ndcg_at_10", "Find the thing.")
+class ThingsRetrieval(AbsTaskRetrieval):
+    metadata: ClassVar[TaskMetadata] = metadata("ThingsRetrieval", "Retrieval", "ndcg_at_10", "Find the thing.")
 
     def load_data(self, **_: Any) -> None:
         corpus = [
@@ -60,8 +60,8 @@ class SmallRetrieval(AbsTaskRetrieval):
         self.data_loaded = True
 
 
-class SmallSTS(AbsTaskSTS):
-    metadata: ClassVar[TaskMetadata] = metadata("SmallSTS", "STS", "cosine_spearman", "Find the same.")
+class ThingsSTS(AbsTaskSTS):
+    metadata: ClassVar[TaskMetadata] = metadata("ThingsSTS", "STS", "cosine_spearman", "Find the same.")
     min_score, max_score = 0, 5
 
     def load_data(self, **_: Any) -> None:
