@@ -54,7 +54,7 @@ class Usage:
 class EndpointModel(AbsEncoder):
     """A served model under mteb's encoder protocol; its vectors come from the journal or, once, from the server."""
 
-    mteb_model_meta: ModelMeta  # type: ignore[assignment]
+    mteb_model_meta: ModelMeta  # ty: ignore[incompatible-mutable-override]
 
     def __init__(
         self,
