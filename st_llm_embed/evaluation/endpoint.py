@@ -89,7 +89,7 @@ class EndpointModel(AbsEncoder):
         spent = self._journal.spent()
         return {
             "base_url": self._client.server.base_url,
-            "parameters": dict(self._client.server.parameters),
+            "request_parameters": dict(self._client.server.parameters),
             "max_seq_length": self._max_seq_length,
             "spent": {"tokens": spent.tokens, "usd": round(spent.usd, 6)},
         }
