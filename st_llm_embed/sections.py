@@ -168,6 +168,16 @@ class Data(Section):
     """Gives hard negatives to rows that lack them; null: those rows have in-batch negatives only."""
 
 
+def is_plain_address(value: str) -> bool:
+    """Whether a text is an http(s) address that holds no secret: no user, password, query or fragment."""
+    try:
+        url = urlsplit(value)
+    except ValueError:
+        return False
+    secret = url.username or url.password or url.query or url.fragment
+    return url.scheme in ("http", "https") and bool(url.hostname) and not secret
+
+
 class Endpoint(Section):
     """An OpenAI-compatible server: OpenAI, Azure (its address ending in /openai/v1/), vLLM, llama.cpp, Ollama, ..."""
 
@@ -196,13 +206,8 @@ class Endpoint(Section):
     @field_validator("base_url")
     @classmethod
     def _no_secret_in_the_address(cls, value: str) -> str:
-        try:
-            url = urlsplit(value)
-            secret = url.username or url.password or url.query or url.fragment
-            if value == REPLAY or (url.scheme in ("http", "https") and url.hostname and not secret):
-                return value
-        except ValueError:  # no URL at all
-            pass
+        if value == REPLAY or is_plain_address(value):
+            return value
         # Not shown: it may hold a secret.
         raise PydanticCustomError(
             "address",

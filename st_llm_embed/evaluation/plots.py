@@ -30,7 +30,7 @@ STYLE: dict[Any, Any] = {
 def plot_loss(log: list[dict[str, Any]], path: Path) -> None:
     """Draw the training loss over steps, from the trainer's log, to a PNG file."""
     points = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
-    with _figure(path, width=7, columns=1) as [axes]:
+    with figure(path, width=7) as [axes]:
         axes.plot([step for step, _ in points], [loss for _, loss in points], color=AFTER, marker="o", markersize=3)
         axes.set(title="Training loss", xlabel="step", ylabel="InfoNCE loss (nats)", ylim=(0, None))
         axes.grid(axis="y", alpha=0.3)
@@ -68,7 +68,7 @@ def plot_before_after(before: dict[str, Any], after: dict[str, Any], path: Path)
         "STS triplets": (before["sts_triplet_accuracy"], after["sts_triplet_accuracy"]),
         "bitext": (before["bitext_accuracy"], after["bitext_accuracy"]),
     }
-    with _figure(path, width=11, columns=2, width_ratios=(len(retrieval), len(accuracy) + 1)) as [left, right]:
+    with figure(path, width=11, columns=2, width_ratios=(len(retrieval), len(accuracy) + 1)) as [left, right]:
         _bars(left, retrieval)
         left.set(title="Held-out retrieval", ylabel="nDCG@10")
         _bars(right, accuracy)
@@ -78,7 +78,7 @@ def plot_before_after(before: dict[str, Any], after: dict[str, Any], path: Path)
 
 def plot_similarity(before: Scores, after: Scores, path: Path) -> None:
     """Draw how far positives and hard negatives are apart in cosine similarity, before and after, to a PNG file."""
-    with _figure(path, width=11, columns=2) as panels:
+    with figure(path, width=11, columns=2) as panels:
         for axes, scores, title in zip(panels, (before, after), ("Before training", "After training"), strict=True):
             groups = {"positives": scores.positive_similarity, "hard negatives": scores.negative_similarity}
             bins = np.histogram_bin_edges(np.concatenate(list(groups.values())), bins=30).tolist()
@@ -102,11 +102,19 @@ def _bars(axes: Axes, values: dict[str, tuple[float | None, float | None]]) -> N
 
 
 @contextmanager
-def _figure(
-    path: Path, *, width: float, columns: int, width_ratios: tuple[float, ...] | None = None
+def figure(
+    path: Path,
+    *,
+    width: float,
+    height: float = 4,
+    rows: int = 1,
+    columns: int = 1,
+    width_ratios: tuple[float, ...] | None = None,
+    height_ratios: tuple[float, ...] | None = None,
 ) -> Generator[list[Axes]]:
-    """Give the axes of a new figure in one row; the figure is saved when the block ends."""
+    """Give the axes of a new figure, row by row; the figure is saved as PNG when the block ends. Sizes in inches."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(width, 4), layout="constrained")
-        yield list(figure.subplots(1, columns, width_ratios=width_ratios, squeeze=False)[0])
-        figure.savefig(path, dpi=130)
+        drawn = Figure(figsize=(width, height), layout="constrained")
+        axes = drawn.subplots(rows, columns, width_ratios=width_ratios, height_ratios=height_ratios, squeeze=False)
+        yield axes.ravel().tolist()
+        drawn.savefig(path, dpi=130)

@@ -90,7 +90,7 @@ def _markdown(recipe: Recipe, report: dict[str, Any], before: Scores, after: Sco
     sections = [
         f"# {recipe.name}: before and after training",
         recipe.description,
-        _table(("held-out rows", "before", "after", "change"), headline_rows(report)),
+        markdown_table(("held-out rows", "before", "after", "change"), headline_rows(report)),
         f"{after.summary['queries']:,} queries whose instructions were not trained on, against all "
         f"{after.summary['documents']:,} held-out positives and hard negatives; one document is right for each. "
         "STS triplet accuracy is how often the positive is nearer than the hard negative, which shares words with "
@@ -98,7 +98,7 @@ def _markdown(recipe: Recipe, report: dict[str, Any], before: Scores, after: Sco
         "the bitext rows is the right one.",
         "![nDCG@10 by task type and language, accuracies](before_after.png)",
         "## By task type and language",
-        _table(
+        markdown_table(
             ("", "queries", "nDCG@10 before", "after", "recall@1 before", "after"),
             [
                 (
@@ -163,6 +163,7 @@ def _losses(training: dict[str, Any]) -> str:
     return f"loss {training['first_loss']:.2f} to {training['last_loss']:.2f}, "
 
 
-def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+def markdown_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """Give a table in Markdown."""
     lines = [header, tuple("---" for _ in header), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -26,43 +26,26 @@ class Cost:
     usd: float
 
 
-class Budget:
-    """Keeps spent + in flight below the recipe's limits.
+class Purse:
+    """Keeps spent + in flight below limits: the worst case of a request is set aside before it is sent."""
 
-    A tokenizer that works on bytes makes at most one token of each byte, so the bytes of a prompt and its schema
-    bound its tokens whatever the model is.
-    """
-
-    def __init__(self, synthesis: Synthesis, spent_usd: float, spent_tokens: int) -> None:
-        """Go on from what the journal says was spent.
-
-        Raises:
-            InputError: a limit in USD and a model without a price, no limit at all for such a model, or nothing that
-                bounds an answer's length.
-        """
-        self._limits = synthesis.budget
-        self._prices = model_prices(synthesis)
-        self.max_answer_tokens = max_answer_tokens(synthesis.endpoint)
+    def __init__(self, usd: float | None, tokens: int | None, spent_usd: float, spent_tokens: int) -> None:
+        """Go on from what was spent before; a limit that is None is none."""
+        self._usd, self._tokens = usd, tokens
         self.spent_usd = spent_usd
         self.spent_tokens = spent_tokens
         self._reserved = Cost(0, 0.0)
         self.in_flight = 0
         """Requests for which a worst case is set aside."""
 
-    def reserve(self, request: Request) -> Cost | None:
-        """Set the worst case of a request aside; None when it does not fit beside what is spent and in flight."""
-        worst = self.worst_case(request)
+    def fits(self, worst: Cost) -> bool:
+        """Whether a worst case fits beside what is spent and in flight."""
         tokens = self.spent_tokens + self._reserved.tokens + worst.tokens
         usd = self.spent_usd + self._reserved.usd + worst.usd
-        if (self._limits.tokens is not None and tokens > self._limits.tokens) or (
-            self._limits.usd is not None and usd > self._limits.usd
-        ):
-            return None
-        self.set_aside(worst)
-        return worst
+        return (self._tokens is None or tokens <= self._tokens) and (self._usd is None or usd <= self._usd)
 
     def set_aside(self, worst: Cost) -> None:
-        """Set a worst case aside, whatever the limits say: an earlier process has sent the request."""
+        """Set a worst case aside, whether it fits or not: an earlier process may have sent the request."""
         self._reserved = Cost(self._reserved.tokens + worst.tokens, self._reserved.usd + worst.usd)
         self.in_flight += 1
 
@@ -76,6 +59,39 @@ class Budget:
             self.spent_tokens += actual.tokens
             self.spent_usd += actual.usd
 
+    def describe(self) -> str:
+        """Say what is spent of what."""
+        usd = "" if self._usd is None else f" of {self._usd:.2f}"
+        tokens = "" if self._tokens is None else f" of {self._tokens:,}"
+        return f"${self.spent_usd:.2f}{usd}, {self.spent_tokens:,}{tokens} tokens"
+
+
+class Budget(Purse):
+    """Keeps spent + in flight below the recipe's limits.
+
+    A tokenizer that works on bytes makes at most one token of each byte, so the bytes of a prompt and its schema
+    bound its tokens whatever the model is.
+    """
+
+    def __init__(self, synthesis: Synthesis, spent_usd: float, spent_tokens: int) -> None:
+        """Go on from what the journal says was spent.
+
+        Raises:
+            InputError: a limit in USD and a model without a price, no limit at all for such a model, or nothing that
+                bounds an answer's length.
+        """
+        super().__init__(synthesis.budget.usd, synthesis.budget.tokens, spent_usd, spent_tokens)
+        self._prices = model_prices(synthesis)
+        self.max_answer_tokens = max_answer_tokens(synthesis.endpoint)
+
+    def reserve(self, request: Request) -> Cost | None:
+        """Set the worst case of a request aside; None when it does not fit beside what is spent and in flight."""
+        worst = self.worst_case(request)
+        if not self.fits(worst):
+            return None
+        self.set_aside(worst)
+        return worst
+
     def worst_case(self, request: Request) -> Cost:
         """Give the most that a request can cost."""
         prompt = len(json.dumps([request.messages, request.schema], ensure_ascii=False).encode(errors="replace"))
@@ -84,17 +100,11 @@ class Budget:
 
     def actual(self, model: str, usage: Any, worst: Cost) -> Cost:
         """Give what an answer cost by the server's own count; the worst case where it does not count."""
-        prompt, answer = (_count(usage, name) for name in ("prompt_tokens", "completion_tokens"))
+        prompt, answer = (token_count(usage, name) for name in ("prompt_tokens", "completion_tokens"))
         if prompt is None or answer is None:
             return worst
-        cached = _count((usage or {}).get("prompt_tokens_details"), "cached_tokens") or 0
+        cached = token_count((usage or {}).get("prompt_tokens_details"), "cached_tokens") or 0
         return self._cost(model, prompt, min(cached, prompt), answer)
-
-    def describe(self) -> str:
-        """Say what is spent of what."""
-        usd = "" if self._limits.usd is None else f" of {self._limits.usd:.2f}"
-        tokens = "" if self._limits.tokens is None else f" of {self._limits.tokens:,}"
-        return f"${self.spent_usd:.2f}{usd}, {self.spent_tokens:,}{tokens} tokens"
 
     def reached(self, request: Request, progress: Progress) -> InputError:
         """Give the error for a request that does not fit."""
@@ -114,7 +124,7 @@ class Budget:
         return Cost(prompt + answer, usd)
 
 
-def _count(usage: Any, name: str) -> int | None:
+def token_count(usage: Any, name: str) -> int | None:
     """Give a number of tokens that a server states; None where it states none, or something else."""
     value = usage.get(name) if isinstance(usage, dict) else None
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

@@ -13,11 +13,9 @@ import json
 import os
 import random
 import shutil
-import signal
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import Any
 
 from st_llm_embed.data.rows import content_hash
@@ -25,6 +23,7 @@ from st_llm_embed.errors import InputError
 from st_llm_embed.sections import Endpoint
 from st_llm_embed.synthesis.budget import Budget, Cost
 from st_llm_embed.synthesis.exchange import Outcome, ResponseFormat, exchange
+from st_llm_embed.synthesis.interrupts import interrupts_heeded
 from st_llm_embed.synthesis.journal import Journal, request_record
 from st_llm_embed.synthesis.pacing import Departure, Pacer, retry_after_seconds
 from st_llm_embed.synthesis.parsing import Rejection, content_of, parse_answer
@@ -146,7 +145,8 @@ class Client:
                 limits=Limits(max_connections=endpoint.concurrency, max_keepalive_connections=endpoint.concurrency)
             ),
         ) as self._openai:
-            with self._signals_heeded():
+            # On the first interrupt stop when the answers in flight have come, on the second at once.
+            with interrupts_heeded(lambda: self._stop(INTERRUPTED, at_once=bool(self._stopping))):
                 await self._until_ended([asyncio.create_task(worker) for worker in work])
 
     async def _until_ended(self, workers: list[asyncio.Task[None]]) -> None:
@@ -345,25 +345,6 @@ class Client:
         self._progress.waiting = (self._stopping and stopping) or self._pacer.waiting() or self._trouble
         self._progress.spent = self._budget.describe()
         self._show(self._progress)
-
-    @contextmanager
-    def _signals_heeded(self) -> Generator[None]:
-        """Stop on the first interrupt when the answers in flight have come, on the second at once."""
-
-        def interrupted() -> None:
-            self._stop(INTERRUPTED, at_once=bool(self._stopping))
-
-        loop = asyncio.get_running_loop()
-        # Signals reach the main thread alone.
-        with suppress(ValueError, RuntimeError, NotImplementedError):
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, interrupted)
-        try:
-            yield
-        finally:
-            with suppress(ValueError, RuntimeError, NotImplementedError):
-                for number in (signal.SIGINT, signal.SIGTERM):
-                    loop.remove_signal_handler(number)
 
 
 def _obeys(content: str, response_format: ResponseFormat) -> bool:

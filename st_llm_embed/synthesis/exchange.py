@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 from st_llm_embed.errors import InputError
 from st_llm_embed.synthesis.parsing import CONTENT_FILTER_CODES, completion_of
@@ -38,10 +41,62 @@ class Outcome:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """How messages name what the user can mend."""
+
+    service: str
+    """What the server is asked for."""
+    base_url: str
+    """Setting that holds the address."""
+    models: str
+    """Setting that holds the model's name."""
+    api_key_env: str
+    """Setting that names the environment variable of the key."""
+
+
+CHAT = Wording(
+    "chat completions",
+    "synthesis.endpoint.base_url",
+    "the names in synthesis.endpoint.models",
+    "synthesis.endpoint.api_key_env",
+)
+
+
 async def exchange(
     openai: AsyncOpenAI, request: Request, parameters: dict[str, Any], response_format: ResponseFormat
 ) -> Outcome:
+    """Send one request for a chat completion.
+
+    Raises:
+        InputError: no later request can succeed either: the key, the quota, the address or a parameter is wrong.
+    """
+    body = request_body(request, parameters, response_format)
+    key = openai.api_key
+    return await post(
+        openai,
+        "/chat/completions",
+        body,
+        lambda text, headers: _of_success(text.replace(key, "[key]"), headers),
+        CHAT,
+    )
+
+
+async def post(
+    openai: AsyncOpenAI,
+    path: str,
+    body: dict[str, Any],
+    of_success: Callable[[str, Mapping[str, str]], Outcome],
+    wording: Wording,
+) -> Outcome:
     """Send one request.
+
+    Args:
+        openai: holds address and key; its own retries are off.
+        path: of the service, after the address.
+        body: names the `model`.
+        of_success: reads the body and headers of a response with status 200.
+        wording: of messages.
 
     Raises:
         InputError: no later request can succeed either: the key, the quota, the address or a parameter is wrong.
@@ -53,18 +108,40 @@ async def exchange(
     try:
         # The raw response: `chat.completions.create` raises on some answers that are paid for and can still be read,
         # and takes a sixth more processor time.
-        body = request_body(request, parameters, response_format)
-        response = await openai.post("/chat/completions", cast_to=Response, body=body)
+        response = await openai.post(path, cast_to=Response, body=body)
     except APIStatusError as error:
         status, code, response = error.status_code, error.code, error.response
     except APIConnectionError as error:
         problem = f"{type(error.__cause__ or error).__name__}: {error.__cause__ or error}".replace(key, "[key]")
         return Outcome("maybe paid" if _was_sent(error) else "unreachable", problem)
     else:
-        return _of_success(response.text.replace(key, "[key]"), response.headers)
+        return of_success(response.text, response.headers)
     # Outside of the handler, so that no traceback goes on to the SDK's error, which may repeat the key.
     text = response.text.replace(key, "[key]")
-    return _of_status(status, code, text, response.headers, f"{openai.base_url} (model {request.model!r})")
+    server = f"{openai.base_url} (model {body['model']!r})"
+    return _of_status(status, code, text, response.headers, server=server, wording=wording)
+
+
+def read_api_key(base_url: str, variable: str, wording: Wording) -> str:
+    """Read the key from the environment; a server on this machine needs none.
+
+    Raises:
+        InputError: there is no key, or something that no key is.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not re.fullmatch(r"[!-~]*", key):
+        raise InputError(
+            f"The environment variable {variable} holds something that no key has: a blank, a line end or a letter "
+            "outside ASCII. Set it to the key alone."
+        )
+    if key:
+        return key
+    if urlsplit(base_url).hostname in ("localhost", "127.0.0.1", "::1"):
+        return "no key is needed"
+    raise InputError(
+        f"The environment variable {variable} is not set, and {base_url} needs a key. Set it (export {variable}=...; "
+        f"any word for a server that asks for none), or name another variable with {wording.api_key_env}."
+    )
 
 
 def request_body(request: Request, parameters: dict[str, Any], response_format: ResponseFormat) -> dict[str, Any]:
@@ -86,7 +163,9 @@ def _of_success(body: str, headers: Mapping[str, str]) -> Outcome:
     return Outcome("maybe paid", f"status 200 without a completion: {_short(body)}")
 
 
-def _of_status(status: int, code: str | None, body: str, headers: Mapping[str, str], server: str) -> Outcome:
+def _of_status(
+    status: int, code: str | None, body: str, headers: Mapping[str, str], *, server: str, wording: Wording
+) -> Outcome:
     text = _short(body)
     if code in HOPELESS_CODES or status == STATUS_PAYMENT_REQUIRED:
         raise InputError(
@@ -96,12 +175,12 @@ def _of_status(status: int, code: str | None, body: str, headers: Mapping[str, s
     if status in (401, 403):
         raise InputError(
             f"{server} refuses the key with status {status}: {text}. Set the environment variable that "
-            "synthesis.endpoint.api_key_env names to a key that may use the model."
+            f"{wording.api_key_env} names to a key that may use the model."
         )
     if status in (404, 405):
         raise InputError(
-            f"{server} has no chat completions, or not for this model (status {status}: {text}). Check "
-            "synthesis.endpoint.base_url, which usually ends in /v1, and the names in synthesis.endpoint.models."
+            f"{server} has no {wording.service}, or not for this model (status {status}: {text}). Check "
+            f"{wording.base_url}, which usually ends in /v1, and {wording.models}."
         )
     if status == STATUS_TOO_MANY:
         return Outcome("too many", text, headers=headers)

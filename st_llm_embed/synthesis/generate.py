@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from st_llm_embed.data.rows import fold
 from st_llm_embed.errors import InputError
-from st_llm_embed.sections import REPLAY, Endpoint, Synthesis
+from st_llm_embed.sections import REPLAY, Synthesis
 from st_llm_embed.synthesis.batch import BatchClient
 from st_llm_embed.synthesis.budget import Budget
 from st_llm_embed.synthesis.client import Client
+from st_llm_embed.synthesis.exchange import CHAT, read_api_key
 from st_llm_embed.synthesis.journal import Journal, read_journal, read_record
 from st_llm_embed.synthesis.parsing import Rejection, completion_of, content_of, parse_answer
 from st_llm_embed.synthesis.plan import BRAINSTORM_SCHEMA, EXAMPLE_SCHEMAS, Request, RequestPlan
@@ -39,7 +37,7 @@ def check_synthesis(synthesis: Synthesis) -> None:
     plan = RequestPlan(synthesis.plan, synthesis.endpoint)
     Budget(synthesis, 0.0, 0)
     if synthesis.endpoint.base_url != REPLAY:
-        _api_key(synthesis.endpoint)
+        read_api_key(synthesis.endpoint.base_url, synthesis.endpoint.api_key_env, CHAT)
     if synthesis.plan.tasks is not None:
         plan.check(TaskFile(tasks_path(synthesis.plan.tasks)))
     for path in synthesis.filters.evaluation_texts:
@@ -178,32 +176,13 @@ def _served(synthesis: Synthesis, plan: RequestPlan) -> Generator[tuple[str, str
     """Give the address and the key; for `replay` start its server first."""
     endpoint = synthesis.endpoint
     if endpoint.base_url != REPLAY:
-        yield endpoint.base_url, _api_key(endpoint)
+        yield endpoint.base_url, read_api_key(endpoint.base_url, endpoint.api_key_env, CHAT)
         return
     from st_llm_embed.synthesis.recorded import recorded_answers
     from st_llm_embed.synthesis.replay import ReplayServer
 
     with ReplayServer(recorded_answers(synthesis, plan)) as server:
         yield server.base_url, "no key is needed"
-
-
-def _api_key(endpoint: Endpoint) -> str:
-    """Read the key from the environment; a server on this machine needs none."""
-    key = os.environ.get(endpoint.api_key_env, "").strip()
-    if not re.fullmatch(r"[!-~]*", key):
-        raise InputError(
-            f"The environment variable {endpoint.api_key_env} holds something that no key has: a blank, a line end or "
-            "a letter outside ASCII. Set it to the key alone."
-        )
-    if key:
-        return key
-    if urlsplit(endpoint.base_url).hostname in ("localhost", "127.0.0.1", "::1"):
-        return "no key is needed"
-    raise InputError(
-        f"The environment variable {endpoint.api_key_env} is not set, and {endpoint.base_url} needs a key. Set it "
-        f"(export {endpoint.api_key_env}=...; any word for a server that asks for none), or name another variable "
-        "with synthesis.endpoint.api_key_env."
-    )
 
 
 def _write_tasks(plan: RequestPlan, path: Path, journal: Path) -> None:
