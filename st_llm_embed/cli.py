@@ -6,6 +6,8 @@ import json
 import logging
 import re
 import sys
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -230,33 +232,76 @@ def evaluate(
     keep_vectors: Annotated[
         bool, typer.Option("--keep-vectors", help="Keep documents' vectors (float16), for tasks with the same ones.")
     ] = False,
+    base_url: Annotated[
+        str | None, typer.Option(help="Address of an OpenAI-compatible embeddings server that serves MODEL.")
+    ] = None,
+    api_key_env: Annotated[str, typer.Option(help="With --base-url: variable that holds the key.")] = "OPENAI_API_KEY",
+    tokenizer: Annotated[
+        str | None, typer.Option(help="With --base-url: the model's tokenizer, to cut texts at --max-seq-length.")
+    ] = None,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="With --base-url: a further field of requests; may be repeated."),
+    ] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="With --base-url: USD per million tokens.")] = None,
+    max_usd: Annotated[float | None, typer.Option(min=0, help="With --base-url: most to spend.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="With --base-url: most tokens to send.")] = None,
+    compare_with: Annotated[
+        Path | None, typer.Option(help="Output folder of another run, such as that of the model before training.")
+    ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check model, prompts and time; evaluate nothing.")
+        bool, typer.Option("--dry-run", help="Check model, prompts, time and cost; evaluate nothing.")
     ] = False,
 ) -> None:
     """Evaluate a model on official mteb tasks. Run it again to go on after a stop; finished tasks are not repeated."""
     mode = _one_of(prompts, ("paper", "mteb", "none"), "--prompts")
     _log_to_stderr()
     import st_llm_embed.evaluation.run as evaluation
-    from st_llm_embed.evaluation.models import load_model
+    from st_llm_embed.evaluation.models import LocalModel, load_model
+    from st_llm_embed.evaluation.mteb_report import write_mteb_report
     from st_llm_embed.evaluation.preflight import preflight
 
     chosen = evaluation.resolve_tasks([one for one in tasks.split(",") if one.strip()], benchmark)
-    loaded = load_model(
-        model,
-        prompts=mode,
-        revision=revision,
-        name=name,
-        max_seq_length=max_seq_length,
-        devices=device or (),
-        vectors_dir=output_dir / "vectors" if keep_vectors else None,
-    )
-    todo = evaluation.unfinished(loaded, chosen, output_dir)
-    if todo:
-        _print_preflight(preflight(loaded, todo, batch_size=batch_size), len(chosen))
-    if not dry_run:
-        # The report on all scores in the folder is written here, after each task: after_each=write_mteb_report.
-        _print_scores(evaluation.evaluate(loaded, chosen, output_dir, batch_size=batch_size), output_dir)
+    with ExitStack() as opened:
+        if base_url is None:
+            vectors_dir = output_dir / "vectors" if keep_vectors else None
+            loaded = load_model(
+                model,
+                prompts=mode,
+                revision=revision,
+                name=name,
+                max_seq_length=max_seq_length,
+                devices=device or (),
+                vectors_dir=vectors_dir,
+            )
+        else:
+            from st_llm_embed.evaluation.embedding_client import Server
+            from st_llm_embed.evaluation.embedding_cost import Limits
+            from st_llm_embed.evaluation.endpoint import open_endpoint, parsed_parameters
+
+            loaded = opened.enter_context(
+                open_endpoint(
+                    Server(base_url, model, parsed_parameters(parameter or [])),
+                    mode,
+                    output_dir,
+                    api_key_env=api_key_env,
+                    limits=Limits(price, max_usd, max_tokens),
+                    tokenizer=tokenizer,
+                    max_seq_length=max_seq_length,
+                )
+            )
+        todo = evaluation.unfinished(loaded, chosen, output_dir)
+        if todo:
+            if not isinstance(loaded, LocalModel):
+                typer.echo(loaded.estimate(todo).describe())
+            # mteb's mock tasks have texts, too, and a dry run pays for nothing.
+            if isinstance(loaded, LocalModel) or not dry_run:
+                _print_preflight(preflight(loaded, todo, batch_size=batch_size), len(chosen))
+        if not dry_run:
+            report = partial(write_mteb_report, before=compare_with)
+            scores = evaluation.evaluate(loaded, chosen, output_dir, batch_size=batch_size, after_each=report)
+            report(output_dir)
+            _print_scores(scores, output_dir)
 
 
 @app.command()
@@ -461,6 +506,7 @@ def _print_scores(results: list[TaskResult], output_dir: Path) -> None:
                 table.add_row(result.task_name, split, str(score["hf_subset"]), f"{score['main_score']:.4f}")
     Console().print(table)
     typer.echo(f"{output_dir / 'results'}  all scores, in mteb's layout")
+    typer.echo(f"{output_dir / 'report.md'}  scores beside published ones, with pictures")
     typer.echo(f"{output_dir / 'run.json'}  prompts, tokens, truncation, time and versions of this run")
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,10 @@ from numpy.typing import NDArray
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.evaluation.embedding_client import WORDING, EmbeddingClient, Server
 from st_llm_embed.evaluation.embedding_cost import EmbeddingBudget, Estimate, Limits, estimate
+from st_llm_embed.evaluation.models import Usage
+from st_llm_embed.evaluation.prompts import PromptMode, TaskPrompt, task_instruction
 from st_llm_embed.evaluation.vector_journal import VectorJournal
+from st_llm_embed.instructions import instruction_prompt
 from st_llm_embed.synthesis.budget import Cost
 from st_llm_embed.synthesis.exchange import read_api_key
 
@@ -36,20 +38,6 @@ TEXTS_AT_ONCE = 4_096
 JOURNAL = "served"
 """Folder of the journal in the output folder."""
 
-TaskPrompts = Callable[["TaskMetadata"], Any]
-"""Gives what stands before the texts of a task, as an object with the texts `query` and `document`."""
-
-
-@dataclass
-class Usage:
-    """What one task had a model encode."""
-
-    texts: int = 0
-    tokens: int = 0
-    """0 without a tokenizer."""
-    truncated: int = 0
-    """Texts that were cut."""
-
 
 class EndpointModel(AbsEncoder):
     """A served model under mteb's encoder protocol; its vectors come from the journal or, once, from the server."""
@@ -61,8 +49,7 @@ class EndpointModel(AbsEncoder):
         client: EmbeddingClient,
         journal: VectorJournal,
         meta: ModelMeta,
-        prompt_mode: str,
-        task_prompt: TaskPrompts,
+        prompt_mode: PromptMode,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         max_seq_length: int | None = None,
@@ -74,15 +61,20 @@ class EndpointModel(AbsEncoder):
             journal: of the vectors; the client's.
             meta: name, revision and the rest of what mteb records.
             prompt_mode: whose instructions are given.
-            task_prompt: the instructions.
             tokenizer: of the served model; needed to cut texts.
             max_seq_length: most tokens of a text, its prompt and special tokens included; longer texts are cut.
         """
-        self.mteb_model_meta, self.prompt_mode, self.task_prompt = meta, prompt_mode, task_prompt
+        self.mteb_model_meta, self.prompt_mode = meta, prompt_mode
         self._client, self._journal = client, journal
         self._tokenizer, self._max_seq_length = tokenizer, max_seq_length
         self.usage: dict[str, Usage] = {}
         """By task name, of this process."""
+
+    def task_prompt(self, metadata: TaskMetadata) -> TaskPrompt:
+        """Give what stands before the texts of a task."""
+        instruction = task_instruction(self.prompt_mode, metadata)
+        query = instruction_prompt(instruction.text) if instruction.text else ""
+        return TaskPrompt(query, "", instruction.source, instruction.generic)
 
     def settings(self) -> dict[str, Any]:
         """Give address, parameters, length and what was spent so far."""
@@ -163,7 +155,7 @@ class EndpointModel(AbsEncoder):
         return kept
 
 
-def endpoint_meta(server: Server, prompt_mode: str, max_seq_length: int | None) -> ModelMeta:
+def endpoint_meta(server: Server, prompt_mode: PromptMode, max_seq_length: int | None) -> ModelMeta:
     """Give what mteb records of a served model: named by host and model, versioned by all that shapes its vectors.
 
     Args:
@@ -197,8 +189,7 @@ def served(server: Server) -> str:
 @contextmanager
 def open_endpoint(
     server: Server,
-    prompt_mode: str,
-    task_prompt: TaskPrompts,
+    prompt_mode: PromptMode,
     output_dir: Path,
     *,
     api_key_env: str = "OPENAI_API_KEY",
@@ -211,7 +202,6 @@ def open_endpoint(
     Args:
         server: address, model and how to ask.
         prompt_mode: whose instructions are given.
-        task_prompt: the instructions.
         output_dir: that of the evaluation; the journal goes into its folder `served`.
         api_key_env: name of the environment variable that holds the key; the key itself is never written anywhere.
         limits: what may be spent.
@@ -237,7 +227,6 @@ def open_endpoint(
             journal,
             endpoint_meta(server, prompt_mode, max_seq_length),
             prompt_mode,
-            task_prompt,
             tokenizer=loaded,
             max_seq_length=max_seq_length,
         )
@@ -253,3 +242,21 @@ def _load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         if isinstance(loaded, PreTrainedTokenizerFast):
             return loaded
         raise InputError(f"--tokenizer {name_or_path} has no tokenizer.json, which is needed to cut texts.")
+
+
+def parsed_parameters(assignments: Sequence[str]) -> dict[str, Any]:
+    """Read `KEY=VALUE` parameters of a request; a value is JSON, or else a text.
+
+    Raises:
+        InputError: one has no equals sign.
+    """
+    parameters: dict[str, Any] = {}
+    for assignment in assignments:
+        key, found, value = assignment.partition("=")
+        if not key or not found:
+            raise InputError(f"--parameter is {assignment!r}; it has to look like dimensions=256.")
+        try:
+            parameters[key] = json.loads(value)
+        except ValueError:
+            parameters[key] = value
+    return parameters

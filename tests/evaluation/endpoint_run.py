@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import mteb
 from things_tasks import ThingsRetrieval, ThingsSTS
@@ -14,18 +14,8 @@ from st_llm_embed.evaluation.embedding_cost import Limits
 from st_llm_embed.evaluation.endpoint import open_endpoint
 
 
-class Prompts(NamedTuple):
-    query: str
-    document: str
-
-
-def task_prompt(metadata: mteb.TaskMetadata) -> Prompts:
-    instruction = metadata.prompt["query"] if isinstance(metadata.prompt, dict) else metadata.prompt
-    return Prompts(f"Instruct: {instruction}\nQuery: ", "")
-
-
 def evaluate_endpoint(server: Server, output_dir: Path, **options: Any) -> dict[str, float]:
-    with open_endpoint(server, "paper", task_prompt, output_dir, limits=Limits(price=0), **options) as model:
+    with open_endpoint(server, "paper", output_dir, limits=Limits(price=0), **options) as model:
         results = mteb.evaluate(
             model,
             [ThingsRetrieval(), ThingsSTS()],

@@ -112,7 +112,7 @@ def test_a_key_that_is_missing_is_asked_for_before_anything_is_written(
     asked = Server("https://api.openai.com/v1", "text-embedding-3-small")
     with (
         pytest.raises(InputError, match=r"MY_KEY is not set.*--api-key-env"),
-        open_endpoint(asked, "none", lambda _: None, tmp_path / "out", api_key_env="MY_KEY"),
+        open_endpoint(asked, "none", tmp_path / "out", api_key_env="MY_KEY"),
     ):
         pass
     assert not (tmp_path / "out").exists()
@@ -124,7 +124,7 @@ def test_texts_are_cut_where_the_last_allowed_token_ends(tmp_path: Path, tiny: L
     with EmbeddingServer() as server:
         asked = Server(server.base_url, "tiny")
         options = {"limits": Limits(price=0), "tokenizer": str(tmp_path / "tokenizer"), "max_seq_length": 24}
-        with open_endpoint(asked, "none", lambda _: Plain, tmp_path, **options) as model:
+        with open_endpoint(asked, "none", tmp_path, **options) as model:
             loader: Any = [{"text": texts}]
             model.encode(loader, task_metadata=ThingsSTS.metadata, hf_split="test", hf_subset="default")
     short, cut = server.requests[1]
@@ -135,7 +135,7 @@ def test_texts_are_cut_where_the_last_allowed_token_ends(tmp_path: Path, tiny: L
     assert (usage.texts, usage.truncated) == (2, 1)
     with (
         pytest.raises(InputError, match="--max-seq-length needs --tokenizer"),
-        open_endpoint(asked, "none", lambda _: Plain, tmp_path, max_seq_length=24),
+        open_endpoint(asked, "none", tmp_path, max_seq_length=24),
     ):
         pass
 
@@ -169,7 +169,7 @@ def test_the_estimate_counts_the_characters_of_mtebs_statistics() -> None:
 def test_an_empty_text_is_not_sent_and_has_a_vector_of_zeros(tmp_path: Path) -> None:
     with EmbeddingServer() as server:
         asked = Server(server.base_url, "tiny")
-        with open_endpoint(asked, "none", lambda _: Plain, tmp_path, limits=Limits(price=0)) as model:
+        with open_endpoint(asked, "none", tmp_path, limits=Limits(price=0)) as model:
             loader: Any = [{"text": ["one", "  ", "two"]}]
             vectors = model.encode(loader, task_metadata=ThingsSTS.metadata, hf_split="test", hf_subset="default")
     np.testing.assert_array_equal(vectors, np.stack([hashed(["one"])[0], np.zeros(8), hashed(["two"])[0]]))
@@ -181,7 +181,7 @@ def test_the_estimate_learns_from_what_the_server_counted(tmp_path: Path) -> Non
     [sts] = mteb.get_tasks(tasks=["STSBenchmark"])
     with EmbeddingServer() as server:
         asked = Server(server.base_url, "tiny")
-        with open_endpoint(asked, "none", lambda _: Plain, tmp_path, limits=Limits(price=1.0)) as model:
+        with open_endpoint(asked, "none", tmp_path, limits=Limits(price=1.0)) as model:
             first = model.estimate([sts])
             loader: Any = [{"text": ["a b c d e f g h i j"]}]
             model.encode(loader, task_metadata=ThingsSTS.metadata, hf_split="test", hf_subset="default")
@@ -190,7 +190,3 @@ def test_the_estimate_learns_from_what_the_server_counted(tmp_path: Path) -> Non
             assert first.tokens == round(first.characters / 4)
             assert model.estimate([sts]).tokens == round(first.characters * share)
             assert model.settings()["spent"] == {"tokens": 19, "usd": 0.000019}
-
-
-class Plain:
-    query = document = ""
