@@ -40,8 +40,15 @@ class HeldOutTask(AbsTaskRetrieval):
     def __init__(self, metadata: TaskMetadata, data: RetrievalSplitData) -> None:
         self.metadata = metadata
         super().__init__()
-        self.dataset = {"default": {SPLIT: data}}
-        self.data_loaded = True
+        self.data = data
+
+    def load_data(self, *_: Any, **__: Any) -> None:
+        """Take the rows, which are in memory already."""
+        self.dataset, self.data_loaded = {"default": {SPLIT: self.data}}, True
+
+    def unload_data(self) -> None:
+        """Keep the rows; mteb's own would forget this task's metadata, too."""
+        self.dataset, self.data_loaded = {}, False
 
     def evaluate(self, model: Any, *args: Any, **kwargs: Any) -> Mapping[str, Any]:
         """Evaluate as mteb does, with no prompt before the queries."""

@@ -109,6 +109,10 @@ class PasskeyRetrieval(AbsTaskRetrieval):
         self.dataset = {"default": splits}
         self.data_loaded = True
 
+    def unload_data(self) -> None:
+        """Forget the texts; mteb's own would forget this task's metadata, too."""
+        self.dataset, self.data_loaded = {}, False
+
 
 def split_name(length: int) -> str:
     """Give the name of the split with texts of a length."""

@@ -18,7 +18,8 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.evaluation.plots import plot_passkey
-from st_llm_embed.evaluation.tasks.passkey import CANDIDATES, PasskeyRetrieval
+from st_llm_embed.evaluation.tasks.passkey import CANDIDATES, INSTRUCTION, PasskeyRetrieval
+from st_llm_embed.instructions import INSTRUCTION_TEMPLATE, instruction_prompt
 from st_llm_embed.modules import LLMSentenceTransformer
 
 logger = logging.getLogger(__name__)
@@ -125,6 +126,8 @@ def _run_setting(
     with explained(f"The model {name_or_path!r} cannot be loaded", "Name an embedding model: a released folder."):
         model = LLMSentenceTransformer(name_or_path, config_kwargs=override)
     model.max_seq_length = max(lengths)
+    if (model.prompts.get("query") or "").startswith(INSTRUCTION_TEMPLATE.split("{")[0]):
+        model.prompts = {"query": instruction_prompt(INSTRUCTION), "document": ""}
     encoder = SentenceTransformerEncoderWrapper(model)
     described = encoder.mteb_model_meta.model_copy(
         update={name: getattr(meta, name) for name in ("name", "revision", "experiment_kwargs")}

@@ -50,7 +50,7 @@ def test_scores_are_those_of_the_report(model: LLMSentenceTransformer, folder: P
 
 def test_each_query_has_its_own_instruction_and_no_other(folder: Path) -> None:
     [retrieval, *_] = held_out_tasks(folder)
-    queries = retrieval.dataset["default"]["validation"]["queries"]["text"]
+    queries = retrieval.data["queries"]["text"]
     assert len({query.split("\nQuery: ")[0] for query in queries}) > 1
     assert all(query.count("Instruct: ") == 1 for query in queries)
 
