@@ -142,9 +142,9 @@ def passkey(
 ) -> None:
     """Score how far a model sees: whose pass key stands in which long text. Run it again to go on after a stop."""
     tokens = _whole_numbers(lengths)
-    _log_to_stderr()
     from st_llm_embed.evaluation.tasks import run_passkey, swept_settings
 
+    _configure_logging()
     lines = run_passkey(model, output_dir, lengths=tokens, settings=swept_settings(sweep or []), seed=seed)
     _print_passkey(lines, tokens)
     typer.echo(f"{output_dir / 'passkey'}  the table and the plot")

@@ -1,4 +1,4 @@
-"""Pass keys over context lengths and settings of the configuration: RoPE base and sliding window (paper, figure 6)."""
+"""Pass keys over context lengths and settings: RoPE base and sliding window (paper, section 5.2)."""
 
 from __future__ import annotations
 

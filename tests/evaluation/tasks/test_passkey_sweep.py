@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 from collections.abc import Callable
@@ -11,8 +12,9 @@ import torch
 from conftest import Outcome
 from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaModel, Qwen3Config, Qwen3Model
 
-from st_llm_embed import InputError, LLMSentenceTransformer
+from st_llm_embed import InputError, LLMSentenceTransformer, cli
 from st_llm_embed.evaluation.tasks import run_passkey, swept_settings
+from st_llm_embed.evaluation.tasks.passkey import LENGTHS
 from st_llm_embed.evaluation.tasks.passkey_sweep import Setting, _config, _overrides
 
 SHORT, LONG = "tree", "tree " * 60
@@ -144,6 +146,10 @@ def test_the_command_writes_table_plot_and_results(
     assert [line["setting"] for line in report["lines"]] == [{"sliding_window": 16}, {"sliding_window": None}]
     assert all(set(line["accuracy"]) == {"128", "150"} for line in report["lines"])
     assert path.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_the_command_has_the_lengths_of_the_task() -> None:
+    assert inspect.signature(cli.passkey).parameters["lengths"].default == ",".join(map(str, LENGTHS))
 
 
 @pytest.mark.parametrize(
