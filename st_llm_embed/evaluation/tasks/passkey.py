@@ -177,7 +177,7 @@ class _Fitting:
         self.tokens_of_beginning = [self.count(text) - once for text in beginnings]
 
     def count(self, text: str) -> int:
-        return len(self.tokenizer(text, truncation=False, return_attention_mask=False)["input_ids"])
+        return len(self.tokenizer(text, truncation=False, return_attention_mask=False, verbose=False)["input_ids"])
 
     def text(self, needle: str, depth: float) -> str:
         """Put the needle behind the share `depth` of the filler's sentences."""
