@@ -180,6 +180,8 @@ def _task(
         eval_langs=["eng-Latn"] if rows.english[queries].all() else ["mul"],
         main_score=main_score,
         sample_creation="LM-generated and verified",
+        # The texts have their own.
+        prompt={"query": "", "document": ""},
         is_public=False,
     )
     data = RetrievalSplitData(

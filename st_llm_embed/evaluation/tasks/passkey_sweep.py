@@ -147,7 +147,15 @@ def _run_setting(
 
 def _finished(cache: ResultCache, meta: ModelMeta, seed: int) -> dict[int, float]:
     """Give the top-1 accuracy of every length that has been evaluated."""
-    result = cache.load_task_result(PasskeyRetrieval(None, seed=seed).metadata.name, meta)
+    name = PasskeyRetrieval(None, seed=seed).metadata.name
+    try:
+        result = cache.load_task_result(name, meta)
+    except ValueError:
+        # mteb writes in place, so a kill can leave half a file, which it cannot read itself.
+        path = cache.get_task_result_path(name, meta)
+        logger.warning("%s was cut off and is now called %s.torn; its lengths are run again.", path, path.name)
+        path.replace(path.with_name(f"{path.name}.torn"))
+        result = None
     scores = result.scores if result is not None else {}
     return {int(split.removeprefix("len")): float(one[0]["main_score"]) for split, one in scores.items()}
 

@@ -133,6 +133,15 @@ def test_settings_and_lengths_are_run_once_and_never_mixed(
         assert set(json.loads(path.read_text(encoding="utf-8"))["scores"]) == {"len128", "len160"}
 
 
+def test_half_a_file_of_results_is_set_aside(released: Path, tmp_path: Path) -> None:
+    [before] = run_passkey(str(released), tmp_path, lengths=[128], settings=[{}])
+    [path] = tmp_path.rglob("PersonalizedPasskeyRetrieval-*.json")
+    path.write_bytes(path.read_bytes()[:200])
+    [after] = run_passkey(str(released), tmp_path, lengths=[128], settings=[{}])
+    assert after == before
+    assert path.with_name(f"{path.name}.torn").stat().st_size == 200
+
+
 def test_the_command_writes_table_plot_and_results(
     released: Path, tmp_path: Path, run_cli: Callable[..., Outcome]
 ) -> None:
