@@ -84,7 +84,7 @@ def plot_passkey(lines: dict[str, dict[int, float]], chance: float, path: Path) 
         path: of the PNG file.
     """
     lengths = sorted({length for accuracy in lines.values() for length in accuracy})
-    with _figure(path, width=7, columns=1) as [axes]:
+    with _figure(path, width=9, columns=1) as [axes]:
         for place, (label, accuracy) in enumerate(lines.items()):
             points = sorted(accuracy.items())
             axes.plot(
@@ -96,11 +96,11 @@ def plot_passkey(lines: dict[str, dict[int, float]], chance: float, path: Path) 
             )
         axes.axhline(chance, color=BEFORE, linestyle=":", label=f"chance ({chance:g})")
         axes.set_xscale("log", base=2)
-        axes.set_xticks(lengths, [f"{length:,}" for length in lengths], minor=False)
+        axes.set_xticks(lengths, [str(length) if length % 1024 else f"{length // 1024}k" for length in lengths])
         axes.minorticks_off()
         axes.set(
             title="Personalized passkey retrieval",
-            xlabel="context length (tokens)",
+            xlabel="context length (tokens, 1k = 1,024)",
             ylabel="top-1 accuracy",
             ylim=(-0.02, 1.05),
         )
