@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mteb.results import TaskResult
 
     from st_llm_embed.evaluation.preflight import PlannedTask
+    from st_llm_embed.evaluation.tasks import PasskeyLine
     from st_llm_embed.synthesis.generate import Projection
     from st_llm_embed.training.plan import Plan
 
@@ -323,6 +324,36 @@ def reparse(
     _push_dataset(folder, push_to, private=private)
 
 
+@app.command()
+def passkey(
+    model: Annotated[str, typer.Argument(help="A released folder or Hub id of an embedding model.")],
+    *,
+    lengths: Annotated[
+        str, typer.Option(metavar="N,N,...", help="Tokens of the texts, special tokens included.")
+    ] = "256,512,1024,2048,4096,8192,16384,32768",
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE,...",
+            help="Load the model with each value of rope_theta or sliding_window; may be given for both.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Draws names, keys and places.")] = 0,
+    output_dir: Annotated[Path, typer.Option(help="Where results, table and plot are written.")] = Path(
+        "runs/passkey"
+    ),
+) -> None:
+    """Score how far a model sees: whose pass key stands in which long text. Run it again to go on after a stop."""
+    tokens = _whole_numbers(lengths)
+    from st_llm_embed.evaluation.tasks import run_passkey, swept_settings
+
+    _configure_logging()
+    lines = run_passkey(model, output_dir, lengths=tokens, settings=swept_settings(sweep or []), seed=seed)
+    _print_passkey(lines, tokens)
+    typer.echo(f"{output_dir / 'passkey'}  the table and the plot")
+    typer.echo(f"{output_dir / 'results'}  mteb's results")
+
+
 @recipes_app.command("list")
 def list_recipes() -> None:
     """Print the name of each shipped recipe and what it makes."""
@@ -527,6 +558,25 @@ def _print_statistics(statistics: dict[str, Any], folder: Path) -> None:
         typer.echo(f"rejected: {reasons}")
     typer.echo(f"{folder / 'dataset'}  the rows, the tasks, the rejected answers, statistics and plots")
     typer.echo(f"{folder / 'journal'}  every answer as it came")
+
+
+def _whole_numbers(listed: str) -> list[int]:
+    try:
+        return sorted({int(number) for number in listed.split(",")})
+    except ValueError:
+        raise InputError(
+            f"--lengths is {listed!r}; give whole numbers of tokens with commas between: --lengths 256,512,1024."
+        ) from None
+
+
+def _print_passkey(lines: list[PasskeyLine], lengths: list[int]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("tokens", *(f"{length:,}" for length in lengths), title="top-1 accuracy; 0.01 is chance")
+    for line in lines:
+        table.add_row(line.label, *(f"{line.accuracy[length]:.2f}" for length in lengths))
+    Console().print(table)
 
 
 def _print_outcome(report: dict[str, object], folder: Path, trainings: list[str]) -> None:

@@ -16,6 +16,8 @@ from st_llm_embed.evaluation.held_out import Scores
 
 # Okabe-Ito, told apart by colour-blind readers and in grey print.
 BEFORE, AFTER, POSITIVE, NEGATIVE = "#9aa5b1", "#0072b2", "#009e73", "#d55e00"
+LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
@@ -44,7 +46,7 @@ def plot_scores(log: list[dict[str, Any]], labels: dict[str, str], path: Path) -
         labels: what to call each score, by its name; those that the log does not have are left out.
         path: of the picture.
     """
-    with _figure(path, width=7, columns=1) as [axes]:
+    with figure(path, width=7, columns=1) as [axes]:
         for (name, label), colour in zip(labels.items(), (AFTER, BEFORE, POSITIVE, NEGATIVE), strict=True):
             points = [(entry["step"], entry[f"eval_{name}"]) for entry in log if f"eval_{name}" in entry]
             if points:
@@ -89,6 +91,41 @@ def plot_similarity(before: Scores, after: Scores, path: Path) -> None:
                 axes.axvline(values.mean(), color=colour, linestyle="--", label=f"{label}, mean {values.mean():.2f}")
             axes.set(title=title, xlabel="cosine similarity to the query", ylabel="density")
             axes.legend(loc="upper left")
+
+
+def plot_passkey(lines: dict[str, dict[int, float]], chance: float, path: Path) -> None:
+    """Draw top-1 accuracy over context length, a line per setting, to a PNG file.
+
+    Args:
+        lines: accuracy in 0..1 by length in tokens, by the setting's label.
+        chance: the accuracy of a guess.
+        path: of the PNG file.
+    """
+    lengths = sorted({length for accuracy in lines.values() for length in accuracy})
+    with _figure(path, width=9, columns=1) as [axes]:
+        for place, (label, accuracy) in enumerate(lines.items()):
+            points = sorted(accuracy.items())
+            axes.plot(
+                [length for length, _ in points],
+                [score for _, score in points],
+                color=LINES[place % len(LINES)],
+                marker=MARKERS[place % len(MARKERS)],
+                label=label,
+            )
+        axes.axhline(chance, color=BEFORE, linestyle=":", label=f"chance ({chance:g})")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(lengths, [str(length) if length % 1024 else f"{length // 1024}k" for length in lengths])
+        axes.minorticks_off()
+        axes.set(
+            title="Personalized passkey retrieval",
+            xlabel="context length (tokens, 1k = 1,024)",
+            ylabel="top-1 accuracy",
+            ylim=(-0.02, 1.05),
+        )
+        axes.grid(axis="y", alpha=0.3)
+        figure = axes.get_figure()
+        if figure is not None:
+            figure.legend(loc="outside right upper")
 
 
 def _bars(axes: Axes, values: dict[str, tuple[float | None, float | None]]) -> None:
