@@ -242,11 +242,7 @@ def load_model(
             "prompt saved with it begins with 'Instruct: '. Give --prompts mteb for the prompts saved with it, or "
             "--prompts none."
         )
-    if folder.is_dir():
-        known = name or f"local/{re.sub(r'[^A-Za-z0-9._-]', '_', folder.resolve().name) or 'model'}"
-        commit = content_hash(folder)
-    else:
-        known, commit = name_or_path, _commit(name_or_path, revision)
+    known, commit = model_identity(name_or_path, revision=revision, name=name)
     return LocalModel(
         model,
         _model_meta(model, known, commit, prompts, max_seq_length),
@@ -254,6 +250,14 @@ def load_model(
         devices=devices,
         vectors_dir=vectors_dir,
     )
+
+
+def model_identity(name_or_path: str, *, revision: str | None = None, name: str | None = None) -> tuple[str, str]:
+    """Give the name and revision that scores are kept under; a file of a Hub model has to be in the cache."""
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        return name_or_path, _commit(name_or_path, revision)
+    return name or f"local/{re.sub(r'[^A-Za-z0-9._-]', '_', folder.resolve().name) or 'model'}", content_hash(folder)
 
 
 def takes_instructions(model: LLMSentenceTransformer) -> bool:

@@ -102,7 +102,7 @@ def plot_passkey(lines: dict[str, dict[int, float]], chance: float, path: Path) 
         path: of the PNG file.
     """
     lengths = sorted({length for accuracy in lines.values() for length in accuracy})
-    with _figure(path, width=9, columns=1) as [axes]:
+    with figure(path, width=9, columns=1) as [axes]:
         for place, (label, accuracy) in enumerate(lines.items()):
             points = sorted(accuracy.items())
             axes.plot(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -10,16 +9,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import mteb
 from mteb.cache import ResultCache
-from mteb.models import SentenceTransformerEncoderWrapper
 from mteb.models.model_meta import ModelMeta
 from transformers import AutoConfig, PreTrainedConfig
 
 from st_llm_embed.errors import InputError, explained
+from st_llm_embed.evaluation.models import LocalModel, model_identity
 from st_llm_embed.evaluation.plots import plot_passkey
-from st_llm_embed.evaluation.tasks.passkey import CANDIDATES, INSTRUCTION, PasskeyRetrieval
-from st_llm_embed.instructions import INSTRUCTION_TEMPLATE, instruction_prompt
+from st_llm_embed.evaluation.run import evaluate
+from st_llm_embed.evaluation.tasks.passkey import CANDIDATES, PasskeyRetrieval
 from st_llm_embed.modules import LLMSentenceTransformer
 
 logger = logging.getLogger(__name__)
@@ -97,13 +95,12 @@ def run_passkey(
     config = _config(name_or_path)
     _check_positions(name_or_path, config, lengths)
     overrides = [_overrides(name_or_path, config, setting) for setting in settings]
-    name, revision = _identity(name_or_path, config)
-    cache = ResultCache(output_dir)
+    name, revision = model_identity(name_or_path)
     lines = []
     for setting, override in zip(settings, overrides, strict=True):
         meta = ModelMeta.create_empty({"name": name, "revision": revision, "experiment_kwargs": setting or None})
-        _run_setting(name_or_path, meta, override, cache, lengths=lengths, seed=seed)
-        finished = _finished(cache, meta, seed)
+        _run_setting(name_or_path, meta, override, output_dir, lengths=lengths, seed=seed)
+        finished = _finished(output_dir, meta, seed)
         lines.append(PasskeyLine(setting, {length: finished[length] for length in lengths}))
     _write(lines, output_dir, name=name, revision=revision, seed=seed)
     return lines
@@ -113,41 +110,30 @@ def _run_setting(
     name_or_path: str,
     meta: ModelMeta,
     override: dict[str, Any],
-    cache: ResultCache,
+    output_dir: Path,
     *,
     lengths: Sequence[int],
     seed: int,
 ) -> None:
     """Evaluate the lengths that are not finished, shortest first, each saved as soon as it is scored."""
-    finished = _finished(cache, meta, seed)
+    finished = _finished(output_dir, meta, seed)
     missing = sorted(set(lengths) - set(finished))
     if not missing:
         return
     with explained(f"The model {name_or_path!r} cannot be loaded", "Name an embedding model: a released folder."):
         model = LLMSentenceTransformer(name_or_path, config_kwargs=override)
     model.max_seq_length = max(lengths)
-    if (model.prompts.get("query") or "").startswith(INSTRUCTION_TEMPLATE.split("{")[0]):
-        model.prompts = {"query": instruction_prompt(INSTRUCTION), "document": ""}
-    encoder = SentenceTransformerEncoderWrapper(model)
-    described = encoder.mteb_model_meta.model_copy(
-        update={name: getattr(meta, name) for name in ("name", "revision", "experiment_kwargs")}
-    )
-    encoder.mteb_model_meta = described
+    evaluated = LocalModel(model, meta, "mteb")
     label = setting_label(dict(meta.experiment_kwargs or {}))
     for length in missing:
         logger.info("pass keys, %s: %d texts of %d tokens", label, CANDIDATES, length)
-        mteb.evaluate(
-            encoder,
-            PasskeyRetrieval(model.tokenizer, [length], seed),
-            cache=cache,
-            encode_kwargs={"batch_size": max(1, TOKENS_AT_ONCE // length), "show_progress_bar": False},
-            show_progress_bar=False,
-        )
+        task = PasskeyRetrieval(model.tokenizer, [length], seed)
+        evaluate(evaluated, [task], output_dir, batch_size=max(1, TOKENS_AT_ONCE // length))
 
 
-def _finished(cache: ResultCache, meta: ModelMeta, seed: int) -> dict[int, float]:
+def _finished(output_dir: Path, meta: ModelMeta, seed: int) -> dict[int, float]:
     """Give the top-1 accuracy of every length that has been evaluated."""
-    name = PasskeyRetrieval(None, seed=seed).metadata.name
+    name, cache = PasskeyRetrieval(None, seed=seed).metadata.name, ResultCache(output_dir)
     try:
         result = cache.load_task_result(name, meta)
     except ValueError:
@@ -208,21 +194,6 @@ def _overrides(name_or_path: str, config: PreTrainedConfig, setting: Setting) ->
             kind = "full_attention" if window is None else "sliding_attention"
             overrides |= {"layer_types": [kind] * len(layer_types), "use_sliding_window": window is not None}
     return overrides
-
-
-def _identity(name_or_path: str, config: PreTrainedConfig) -> tuple[str, str]:
-    """Give the name and revision results are kept under: Hub id and commit, or the folder's name and content hash."""
-    folder = Path(name_or_path)
-    if not folder.is_dir():
-        return name_or_path, str(getattr(config, "_commit_hash", None))
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in (".json", ".safetensors", ".model", ".txt", ".jinja"):
-            with path.open("rb") as file:
-                digest.update(
-                    f"{path.relative_to(folder)}\n{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode()
-                )
-    return f"local/{folder.resolve().name}", digest.hexdigest()
 
 
 def _write(lines: Sequence[PasskeyLine], output_dir: Path, *, name: str, revision: str, seed: int) -> None:
