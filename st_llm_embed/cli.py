@@ -120,6 +120,57 @@ def reparse(
     _push_dataset(folder, push_to, private=private)
 
 
+@app.command()
+def overlap(
+    dataset: Annotated[
+        str, typer.Argument(help="The folder of a run or a dataset, a .jsonl or .parquet file of rows, or embedded.")
+    ],
+    tasks: Annotated[str | None, typer.Option(metavar="NAME,NAME", help="Tasks of mteb.")] = None,
+    benchmark: Annotated[str | None, typer.Option(help="All tasks of a benchmark of mteb.")] = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with examples, in place of a table.")] = False,
+) -> None:
+    """Look up the test texts of MTEB tasks in a training set: what a model trained on it has seen."""
+    _log_to_stderr()
+    from st_llm_embed.evaluation.overlap import find_tasks, measure_overlap, overlap_json, overlap_markdown
+
+    found = measure_overlap(dataset, find_tasks(_listed(tasks), benchmark))
+    typer.echo(overlap_json(found) if as_json else overlap_markdown(found))
+    if found.not_compared:
+        raise InputError(f"These tasks were not compared: {', '.join(found.not_compared)}. The output says why.")
+
+
+@app.command()
+def submit(
+    model: Annotated[str, typer.Argument(metavar="ORG/NAME", help="The model's name on the Hub.")],
+    results: Annotated[Path, typer.Option(help="What evaluate wrote with --prompts mteb.")],
+    benchmark: Annotated[str | None, typer.Option(help="Submit the tasks of this benchmark alone.")] = None,
+    trained_on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TASK,TASK|none", help="Tasks of mteb trained on, besides those of the recipe's known sources."
+        ),
+    ] = None,
+    overlap: Annotated[Path | None, typer.Option(help="What overlap --json printed.")] = None,
+    *,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open the pull request with the scores.")] = False,
+) -> None:
+    """Write what the two pull requests for the MTEB leaderboard need. Nothing is opened without --create-pr."""
+    _log_to_stderr()
+    from st_llm_embed.evaluation.submission import open_results_pull_request, prepare_submission
+
+    declared = None if trained_on is None else _listed(trained_on)
+    submission = prepare_submission(model, results, benchmark=benchmark, declared=declared, overlap=overlap)
+    typer.echo((submission.folder / "checklist.md").read_text(encoding="utf-8"))
+    typer.echo(f"{submission.folder}  the files of both pull requests")
+    if create_pr:
+        typer.echo(open_results_pull_request(submission))
+
+
+def _listed(names: str | None) -> list[str]:
+    return [name.strip() for name in (names or "").split(",") if name.strip()]
+
+
 @recipes_app.command("list")
 def list_recipes() -> None:
     """Print the name of each shipped recipe and what it makes."""

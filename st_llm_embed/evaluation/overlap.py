@@ -7,6 +7,7 @@ tasks and training sets share corpora such as Wikipedia and only the queries tel
 
 from __future__ import annotations
 
+import json
 import logging
 from array import array
 from collections import Counter
@@ -145,6 +146,12 @@ def overlap_markdown(overlap: Overlap) -> str:
     below = [f"Entries for mteb's `training_datasets`: {entries}."]
     below += [f"Not compared: {name}. {reason}" for name, reason in overlap.not_compared.items()]
     return "\n".join(lines) + "\n\n" + "\n\n".join(below) + "\n"
+
+
+def overlap_json(overlap: Overlap) -> str:
+    """Give everything as JSON; `submit --overlap` reads it."""
+    content = overlap._asdict() | {"tasks": [row._asdict() for row in overlap.tasks]}
+    return json.dumps(content, indent=2, ensure_ascii=False)
 
 
 def _trained_on(folder: Path) -> frozenset[str]:
