@@ -29,7 +29,6 @@ REQUIRED_FIELDS = {
     "embed_dim": "mteb reads `hidden_size` of config.json",
     "license": "name it in the front matter of the model card (`license:`)",
     "max_tokens": "save `max_seq_length` in sentence_bert_config.json",
-    "framework": "give the model card the tag `sentence-transformers`",
     "training_datasets": "name the tasks with --trained-on, or --trained-on none",
 }
 """Fields that reviewers ask for and that can be empty, each with what fills it."""
@@ -94,6 +93,7 @@ def leaderboard_entry(
                 "instruction_template": INSTRUCTION_TEMPLATE,
                 "apply_instruction_to_passages": False,
             },
+            "framework": found.framework or ["Sentence Transformers", "PyTorch"],
             "use_instructions": True,
             "open_weights": True,
             "max_tokens": _max_seq_length(name, revision) or found.max_tokens,

@@ -164,7 +164,10 @@ def _evaluated_revision(name: str, results_dir: Path) -> str:
 
 def _choose(scores: Path, benchmark: str | None) -> Choice:
     official = {task.metadata.name: task for task in _official_tasks(benchmark)}
-    known = {task.metadata.name for task in mteb.get_tasks(exclude_superseded=False, exclude_private=False)}
+    known = {
+        task.metadata.name
+        for task in mteb.get_tasks(exclude_superseded=False, exclude_private=False, exclude_beta=False)
+    }
     choice = Choice({}, {}, {})
     for path in sorted(scores.glob("*.json")):
         if path.name == "model_meta.json":
@@ -194,7 +197,7 @@ def _choose(scores: Path, benchmark: str | None) -> Choice:
 
 def _official_tasks(benchmark: str | None) -> Sequence[AbsTask]:
     if benchmark is None:
-        return mteb.get_tasks(exclude_superseded=False, exclude_private=False)
+        return mteb.get_tasks(exclude_superseded=False, exclude_private=False, exclude_beta=False)
     try:
         return list(mteb.get_benchmark(benchmark).tasks)
     except KeyError as error:

@@ -87,8 +87,8 @@ def checklist_text(facts: Facts, python_file: str) -> str:
         "mteb_pull_request.md`.",
         "Then that to embeddings-benchmark/results, which names the first: `st-llm-embed submit ... --create-pr`, or "
         "copy results/ into a fork and take results_pull_request.md.",
-        "Tick the boxes in both texts that are true, and put scores of this model that were published elsewhere beside "
-        "these; only you can know.",
+        "Tick the boxes in both texts that are true, and put scores of this model that are published elsewhere "
+        "beside these; only you can know.",
         "Private tasks (RTEB) are run by the maintainers: open an evaluation request at embeddings-benchmark/mteb.",
     ]
     return _joined(
