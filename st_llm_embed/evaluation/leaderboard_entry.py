@@ -94,6 +94,7 @@ def leaderboard_entry(
                 "apply_instruction_to_passages": False,
             },
             "framework": found.framework or ["Sentence Transformers", "PyTorch"],
+            "languages": sorted(found.languages) if found.languages else None,  # mteb's order changes
             "use_instructions": True,
             "open_weights": True,
             "max_tokens": _max_seq_length(name, revision) or found.max_tokens,

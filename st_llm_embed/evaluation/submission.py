@@ -163,21 +163,17 @@ def _evaluated_revision(name: str, results_dir: Path) -> str:
 
 
 def _choose(scores: Path, benchmark: str | None) -> Choice:
-    official = {task.metadata.name: task for task in _official_tasks(benchmark)}
-    known = {
-        task.metadata.name
-        for task in mteb.get_tasks(exclude_superseded=False, exclude_private=False, exclude_beta=False)
-    }
+    wanted = None if benchmark is None else {task.metadata.name: task for task in _benchmark_tasks(benchmark)}
     choice = Choice({}, {}, {})
     for path in sorted(scores.glob("*.json")):
         if path.name == "model_meta.json":
             continue
         with explained(f"{path} holds no scores of mteb", "Remove it and evaluate the task again."):
             result = TaskResult.from_disk(path)
-        task = official.get(result.task_name)
+        task = _official_task(result.task_name) if wanted is None else wanted.get(result.task_name)
         if task is None:
-            reason = f"not in {benchmark}" if result.task_name in known else "not a task of mteb"
-            choice.dropped[result.task_name] = reason
+            elsewhere = wanted is not None and _official_task(result.task_name) is not None
+            choice.dropped[result.task_name] = f"not in {benchmark}" if elsewhere else "not a task of mteb"
         elif result.dataset_revision != task.metadata.revision:
             choice.dropped[result.task_name] = (
                 f"scored on dataset revision {result.dataset_revision}, mteb's is {task.metadata.revision}"
@@ -195,11 +191,16 @@ def _choose(scores: Path, benchmark: str | None) -> Choice:
     return choice
 
 
-def _official_tasks(benchmark: str | None) -> Sequence[AbsTask]:
-    if benchmark is None:
-        return mteb.get_tasks(exclude_superseded=False, exclude_private=False, exclude_beta=False)
+def _official_task(name: str) -> AbsTask | None:
     try:
-        return list(mteb.get_benchmark(benchmark).tasks)
+        return mteb.get_task(name)
+    except KeyError:
+        return None
+
+
+def _benchmark_tasks(benchmark: str) -> Sequence[AbsTask]:
+    try:
+        return mteb.get_benchmark(benchmark).tasks
     except KeyError as error:
         raise InputError(f"{error.args[0]} `mteb available-benchmarks` lists the names.") from error
 

@@ -176,7 +176,7 @@ def test_a_submission_is_prepared_and_mteb_takes_it(tiny: Tiny, tmp_path: Path) 
         "instruction_template": "Instruct: {instruction}\nQuery: ",
         "apply_instruction_to_passages": False,
     }
-    assert meta["languages"] == ["eng-Latn", "deu-Latn"]
+    assert meta["languages"] == ["deu-Latn", "eng-Latn"]
     assert meta["public_training_code"].endswith(f"{tiny.revision}/recipe.yaml")
     assert "(28/28)" in text(tiny, "mteb_mock_run_results.md")
     assert "HotpotQA, NQ, SciFact" in text(tiny, "mteb_pull_request.md")
