@@ -120,6 +120,18 @@ class EvaluationTexts:
         return Match(self._files[min(found)], "one-word edit", _count_words(words) - 1 < LEAST_COMMON_WORDS)
 
 
+def strings_in(value: Any) -> Iterator[str]:
+    """Give a string, or every string inside lists and objects."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from strings_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from strings_in(item)
+
+
 class _SortedHashes(NamedTuple):
     """Hashes in order, and the number of the file that has each; of equal hashes the first file's comes first."""
 
@@ -280,9 +292,9 @@ def _texts_of_lines(file: Path) -> Iterator[str]:
                         f"one JSON value a line, or mend the file."
                     ) from error
                 lines.seek(0)
-                yield from _strings(json.loads(lines.read()))
+                yield from strings_in(json.loads(lines.read()))
                 return
-            yield from _strings(value)
+            yield from strings_in(value)
 
 
 def _texts_of_parquet(file: Path) -> Iterator[str]:
@@ -291,15 +303,4 @@ def _texts_of_parquet(file: Path) -> Iterator[str]:
     with parquet.ParquetFile(file) as table:
         for batch in table.iter_batches(batch_size=1_000):
             for column in batch.columns:
-                yield from _strings(column.to_pylist())
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list):
-        for item in value:
-            yield from _strings(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _strings(item)
+                yield from strings_in(column.to_pylist())

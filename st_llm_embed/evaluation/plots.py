@@ -123,9 +123,9 @@ def plot_passkey(lines: dict[str, dict[int, float]], chance: float, path: Path) 
             ylim=(-0.02, 1.05),
         )
         axes.grid(axis="y", alpha=0.3)
-        figure = axes.get_figure()
-        if figure is not None:
-            figure.legend(loc="outside right upper")
+        drawn = axes.get_figure()
+        if drawn is not None:
+            drawn.legend(loc="outside right upper")
 
 
 def _bars(axes: Axes, values: dict[str, tuple[float | None, float | None]]) -> None:

@@ -1,0 +1,79 @@
+"""Arguments and options that commands share, their checks, and the log on stderr."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from st_llm_embed.errors import InputError
+from st_llm_embed.recipe import shipped_recipes
+
+Choice = TypeVar("Choice", bound=str)
+
+RecipeArgument = Annotated[str | None, typer.Argument(help="A shipped recipe's name, or the path of a .yaml file.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check recipe, rows and base, print the resolved recipe, write nothing.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one value of the recipe; may be repeated."),
+]
+OutputDir = Annotated[
+    Path | None, typer.Option(help="Where everything is written.", show_default="runs/<recipe name>")
+]
+
+
+def required(recipe: str | None, command: str) -> str:
+    """Give the recipe's name; without one, say which there are."""
+    if recipe is None:
+        raise InputError(
+            f"{command} needs a recipe: a shipped one ({', '.join(shipped_recipes())}) or the path of a .yaml file. "
+            f"To see the whole path in minutes, without network or GPU: st-llm-embed {command} demo."
+        )
+    return recipe
+
+
+def one_of(value: str, allowed: tuple[Choice, ...], option: str) -> Choice:
+    """Give the value, which has to be one of those that the option takes."""
+    for one in allowed:
+        if one == value:
+            return one
+    raise InputError(f"{option} is {value!r}; allowed are {', '.join(allowed)}.")
+
+
+def listed(names: str | None) -> list[str]:
+    """Split names at commas."""
+    return [name.strip() for name in (names or "").split(",") if name.strip()]
+
+
+def whole_numbers(lengths: str) -> list[int]:
+    """Read the value of --lengths."""
+    try:
+        return sorted({int(number) for number in lengths.split(",")})
+    except ValueError:
+        raise InputError(
+            f"--lengths is {lengths!r}; give whole numbers of tokens with commas between: --lengths 256,512,1024."
+        ) from None
+
+
+def configure_logging() -> None:
+    """Show the package's own progress and the bars of training and encoding; silence those of loading and saving."""
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    log_to_stderr()
+
+
+def log_to_stderr() -> None:
+    """Show the package's own progress."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    package_logger = logging.getLogger("st_llm_embed")
+    package_logger.handlers = [handler]
+    package_logger.setLevel(logging.INFO)

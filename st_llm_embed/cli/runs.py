@@ -1,0 +1,201 @@
+"""The commands that take a recipe from rows to a released model: run, build-data, train, and plan beforehand."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from st_llm_embed.cli.options import DryRun, OutputDir, Overrides, RecipeArgument, configure_logging, required
+from st_llm_embed.errors import InputError
+from st_llm_embed.recipe import Recipe
+
+if TYPE_CHECKING:
+    from st_llm_embed.training.plan import Plan
+
+app = typer.Typer()
+
+CONTENTS = {
+    "release": "the model: SentenceTransformer(...) loads this folder",
+    "evaluation/report.md": "the report, with plots",
+    "training/model": "the trained model, not evaluated and not ready to publish",
+    "training": "checkpoints and log",
+    "dataset": "the rows, train and held out",
+    "sources": "the pairs of other sets to train on",
+    "journal": "every answer of the LLM",
+    "recipe.yaml": "every choice of this run",
+}
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument = None,
+    output_dir: OutputDir = None,
+    overrides: Overrides = None,
+    *,
+    dry_run: DryRun = False,
+) -> None:
+    """Run every stage of a recipe: dataset, training, evaluation, release. Run it again to go on after a stop."""
+    resolved = Recipe.load(required(recipe, "run"), overrides or [])
+    from st_llm_embed.pipeline import check_inputs, run_pipeline, training_folders
+    from st_llm_embed.training import is_first_process
+
+    if is_first_process():
+        configure_logging()
+    if dry_run:
+        check_inputs(resolved)
+        sys.stdout.write(resolved.to_yaml())
+        return
+    folder = output_dir or Path("runs") / resolved.name
+    report = run_pipeline(resolved, folder)
+    if is_first_process():
+        _print_outcome(report, folder, training_folders(resolved))
+
+
+@app.command("build-data")
+def build_data(
+    recipe: RecipeArgument = None,
+    output_dir: OutputDir = None,
+    overrides: Overrides = None,
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the rows or the LLM, print the resolved recipe, write nothing.")
+    ] = False,
+) -> None:
+    """Run a recipe up to training: rows of an LLM, mining, dataset, sources. `train` and `run` go on from there."""
+    resolved = Recipe.load(required(recipe, "build-data"), overrides or [])
+    from st_llm_embed.pipeline import check_data, run_build_data
+
+    configure_logging()
+    if dry_run:
+        check_data(resolved)
+        sys.stdout.write(resolved.to_yaml())
+        return
+    folder = output_dir or Path("runs") / resolved.name
+    run_build_data(resolved, folder)
+    _print_contents(folder, "dataset", "sources", "journal")
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument = None,
+    output_dir: OutputDir = None,
+    overrides: Overrides = None,
+    *,
+    dry_run: DryRun = False,
+) -> None:
+    """Run a recipe up to and with training, building data that is not there; `run` goes on from there."""
+    resolved = Recipe.load(required(recipe, "train"), overrides or [])
+    from st_llm_embed.pipeline import check_inputs, run_training, training_folders
+    from st_llm_embed.training import is_first_process
+
+    if is_first_process():
+        configure_logging()
+    if dry_run:
+        check_inputs(resolved)
+        sys.stdout.write(resolved.to_yaml())
+        return
+    folder = output_dir or Path("runs") / resolved.name
+    run_training(resolved, folder)
+    if is_first_process():
+        *former, last = training_folders(resolved)
+        _print_contents(folder, f"{last}/model", *former, last, "dataset", "sources", "journal")
+
+
+@app.command()
+def plan(
+    recipe: Annotated[str | None, typer.Argument(help="A shipped recipe's name, or the path of a .yaml file.")] = None,
+    output_dir: OutputDir = None,
+    overrides: Overrides = None,
+    *,
+    devices: Annotated[int, typer.Option(min=1, help="GPUs that train together.")] = 1,
+    sharded: Annotated[
+        bool, typer.Option("--sharded", help="Weights, gradients and optimizer are spread over them: ZeRO-3, FSDP.")
+    ] = False,
+    device_memory: Annotated[
+        float | None, typer.Option(metavar="GIB", help="Memory of one; find the largest mini-batch that fits.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print what training a recipe takes: steps, tokens, negatives, operations, memory. Writes nothing."""
+    resolved = Recipe.load(required(recipe, "plan"), overrides or [])
+    if device_memory is not None and not 0 < device_memory < float("inf"):
+        raise InputError(f"--device-memory is {device_memory}; give the memory of one device in GiB, such as 80.")
+    from st_llm_embed.training.plan import plan_training
+
+    planned = plan_training(
+        resolved,
+        output_dir or Path("runs") / resolved.name,
+        devices=devices,
+        sharded=sharded,
+        device_memory=device_memory,
+    )
+    if as_json:
+        typer.echo(json.dumps(planned.to_dict(), indent=2))
+    else:
+        _print_plan(planned)
+
+
+def _print_plan(plan: Plan) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from st_llm_embed.training.plan import GIB, USABLE, hours
+
+    console = Console()
+    rows = Table(
+        "configuration", "rows", "hard negatives", "negatives per anchor", "tokens per row", title=plan.recipe
+    )
+    for part in plan.configurations:
+        numbers = (part.rows, part.hard_negatives, part.negatives_per_anchor, round(part.tokens_per_row))
+        rows.add_row(part.name, *(f"{number:,}" for number in numbers))
+    console.print(rows)
+    padding = 1 - plan.tokens_per_step / plan.padded_tokens_per_step
+    operations, steps, memory = plan.flops_per_step, plan.steps, plan.memory
+    table = Table("what", "estimate", title="the run")
+    table.add_row("rows", f"{plan.rows:,}")
+    accumulated = f" x {plan.gradient_accumulation} accumulated" if plan.gradient_accumulation > 1 else ""
+    table.add_row("batch", f"{plan.batch_per_device:,} rows x {plan.devices} devices{accumulated}")
+    table.add_row("steps", f"{steps:,}, of which {plan.warmup_steps:,} warm up")
+    table.add_row("tokens", f"{plan.tokens_per_step:,.0f} a step, {plan.tokens_per_step * steps:,.0f} in all")
+    table.add_row("tokens with padding", f"{plan.padded_tokens_per_step * steps:,.0f} ({padding:.1%} padding)")
+    table.add_row("parameters", f"{plan.decoder.parameters:,}, {plan.decoder.trainable:,} trained")
+    table.add_row("operations", f"{operations.total:.3g} a step, {operations.total * steps:.3g} in all")
+    table.add_row("  computed a second time", f"{operations.again / operations.total:.0%} of them")
+    table.add_row("hours, all devices together", f"{hours(operations.total * steps):,.2f} at 100 TFLOP/s sustained")
+    for name in ("weights", "gradients", "optimizer", "embeddings", "activations", "scores"):
+        table.add_row(f"memory: {name}", f"{getattr(memory, name) / GIB:,.2f} GiB")
+    table.add_row("memory of one device", f"{memory.total / GIB:,.2f} GiB")
+    console.print(table)
+    for note in plan.notes:
+        typer.echo(note)
+    if plan.device_memory is not None:
+        typer.echo(
+            f"The recipe as it is {'fits' if plan.fits else 'does not fit'} {plan.device_memory / GIB:,.0f} GiB, of "
+            f"which {USABLE:.0%} are counted on. The largest mini-batch that fits:\n"
+            f"--set loss.mini_batch_num_tokens={plan.largest_mini_batch}"
+        )
+
+
+def _print_outcome(report: dict[str, object], folder: Path, trainings: list[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from st_llm_embed.evaluation import headline_rows
+
+    table = Table("held-out rows", "before", "after", "change", title=f"{report['recipe']}: before and after training")
+    for row in headline_rows(report):
+        table.add_row(*row)
+    Console().print(table)
+    _print_contents(folder, "release", "evaluation/report.md", *trainings, "dataset", "journal")
+
+
+def _print_contents(folder: Path, *names: str) -> None:
+    """Say where what a command wrote lies."""
+    for name in (*names, "recipe.yaml"):
+        if (folder / name).exists():
+            typer.echo(f"{folder / name}  {CONTENTS[re.sub('^training-[^/]+', 'training', name)]}")
