@@ -97,7 +97,7 @@ def measure_overlap(dataset: str, tasks: Sequence[AbsTask]) -> Overlap:
     training = EvaluationTexts((text, file) for file in _training_files(dataset) for text in _row_texts(file))
     found: list[TaskOverlap] = []
     not_compared: dict[str, str] = {}
-    # An aggregate's texts are those of its parts.
+    # An aggregate's texts are those of its parts, which stand beside it.
     for task in (one for one in tasks if not isinstance(one, AbsTaskAggregate)):
         try:
             found += _task_overlap(training, task)
@@ -220,20 +220,17 @@ def _set_name(file: Path) -> str:
 
 
 def _test_texts(task: AbsTask) -> Iterator[tuple[Part, str]]:
-    """Give all texts of a task's test splits; an aggregate such as CQADupstack has those of its parts."""
-    for one in task.metadata.tasks if isinstance(task, AbsTaskAggregate) else (task,):
-        advice = (
-            "Check the network, or that its data is in the cache where HF_HUB_OFFLINE is set; closed sets have none."
-        )
-        with explained(f"The test texts of {one.metadata.name} cannot be loaded", advice):
-            one.load_data()
-            if isinstance(one, AbsTaskRetrieval):
-                one.convert_v1_dataset_format_to_v2(num_proc=None)
-        for split in _splits(one.dataset or {}, one.eval_splits):
-            for part, text in _split_texts(one, split):
-                if text and not text.isspace():
-                    yield part, text
-        one.unload_data()
+    """Give all texts of a task's test splits."""
+    advice = "Check the network, or that its data is in the cache where HF_HUB_OFFLINE is set; closed sets have none."
+    with explained(f"The test texts of {task.metadata.name} cannot be loaded", advice):
+        task.load_data()
+        if isinstance(task, AbsTaskRetrieval):
+            task.convert_v1_dataset_format_to_v2(num_proc=None)
+    for split in _splits(task.dataset or {}, task.eval_splits):
+        for part, text in _split_texts(task, split):
+            if text and not text.isspace():
+                yield part, text
+    task.unload_data()
 
 
 def _splits(dataset: Mapping[str, Any], names: Sequence[str]) -> Iterator[Any]:
