@@ -2,4 +2,5 @@
 
 from st_llm_embed.cli import main
 
-main()
+if __name__ == "__main__":
+    main()
