@@ -50,7 +50,7 @@ def check_inputs(recipe: Recipe) -> None:
     check_data(recipe)
     if recipe.evaluation.tasks:
         # Importing mteb takes seconds.
-        from st_llm_embed.evaluation.run import resolve_tasks
+        from st_llm_embed.evaluation.benchmark.run import resolve_tasks
 
         resolve_tasks(recipe.evaluation.tasks, None)
     if recipe.data.rows != SYNTHESIS:

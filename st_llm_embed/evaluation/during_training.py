@@ -18,7 +18,7 @@ from st_llm_embed.recipe import Recipe
 from st_llm_embed.training import SCORES, training_arguments
 
 if TYPE_CHECKING:
-    from st_llm_embed.evaluation.task_score import TaskScore
+    from st_llm_embed.evaluation.benchmark.task_score import TaskScore
 
 
 class HeldOutEvaluator(SentenceEvaluator):
@@ -70,7 +70,7 @@ def held_out_evaluator(recipe: Recipe, dataset_dir: Path) -> HeldOutEvaluator | 
     tasks: dict[str, TaskScore] = {}
     if recipe.evaluation.tasks:
         # Importing mteb takes seconds.
-        from st_llm_embed.evaluation.task_score import TaskScore
+        from st_llm_embed.evaluation.benchmark.task_score import TaskScore
 
         tasks = {name: TaskScore(name, batch_size=recipe.evaluation.batch_size) for name in recipe.evaluation.tasks}
     return HeldOutEvaluator(rows, tasks, batch_size=recipe.evaluation.batch_size)

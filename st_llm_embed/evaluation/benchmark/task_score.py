@@ -6,8 +6,8 @@ import mteb
 from mteb.models import ModelMeta
 
 from st_llm_embed.errors import explained
-from st_llm_embed.evaluation.models import LocalModel
-from st_llm_embed.evaluation.run import resolve_tasks
+from st_llm_embed.evaluation.benchmark.models import LocalModel
+from st_llm_embed.evaluation.benchmark.run import resolve_tasks
 from st_llm_embed.modules import LLMSentenceTransformer
 
 
