@@ -48,6 +48,11 @@ def check_inputs(recipe: Recipe) -> None:
     """
     check_training(recipe)
     check_data(recipe)
+    if recipe.evaluation.tasks:
+        # Importing mteb takes seconds.
+        from st_llm_embed.evaluation.benchmark.run import resolve_tasks
+
+        resolve_tasks(recipe.evaluation.tasks, None)
     if recipe.data.rows != SYNTHESIS:
         rows, fraction = read_rows(rows_file(recipe.data.rows)), recipe.data.validation_fraction
         held_out = {row.task_type for row in rows if split_of(row, fraction) == "validation"}

@@ -386,6 +386,9 @@ class Evaluation(Section):
 
     batch_size: int = Field(ge=1)
     """Texts per forward pass."""
+    tasks: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """mteb tasks, `Tatoeba:fra-eng` for one subset, that are scored as often as training.eval_strategy says, with the
+    paper's instructions. Keep them small: each is encoded whole every time."""
 
 
 class Publishing(Section):

@@ -15,7 +15,7 @@ from st_llm_embed.errors import InputError
 if TYPE_CHECKING:
     from mteb.results import TaskResult
 
-    from st_llm_embed.evaluation.preflight import PlannedTask
+    from st_llm_embed.evaluation.benchmark.preflight import PlannedTask
     from st_llm_embed.evaluation.tasks import PasskeyLine
 
 app = typer.Typer()
@@ -69,10 +69,10 @@ def evaluate(
     """Evaluate a model on official mteb tasks. Run it again to go on after a stop; finished tasks are not repeated."""
     mode = one_of(prompts, ("paper", "mteb", "none"), "--prompts")
     log_to_stderr()
-    import st_llm_embed.evaluation.run as evaluation
-    from st_llm_embed.evaluation.models import LocalModel, load_model
-    from st_llm_embed.evaluation.mteb_report import write_mteb_report
-    from st_llm_embed.evaluation.preflight import preflight
+    import st_llm_embed.evaluation.benchmark.run as evaluation
+    from st_llm_embed.evaluation.benchmark.models import LocalModel, load_model
+    from st_llm_embed.evaluation.benchmark.preflight import preflight
+    from st_llm_embed.evaluation.benchmark.report import write_mteb_report
 
     chosen = evaluation.resolve_tasks(listed(tasks), benchmark)
     with ExitStack() as opened:
@@ -88,9 +88,9 @@ def evaluate(
                 vectors_dir=vectors_dir,
             )
         else:
-            from st_llm_embed.evaluation.embedding_client import Server
-            from st_llm_embed.evaluation.embedding_cost import Limits
-            from st_llm_embed.evaluation.endpoint import open_endpoint, parsed_parameters
+            from st_llm_embed.evaluation.server.client import Server
+            from st_llm_embed.evaluation.server.cost import Limits
+            from st_llm_embed.evaluation.server.endpoint import open_endpoint, parsed_parameters
 
             loaded = opened.enter_context(
                 open_endpoint(
@@ -159,8 +159,8 @@ def overlap(
 ) -> None:
     """Look up the test texts of MTEB tasks in a training set: what a model trained on it has seen."""
     log_to_stderr()
-    from st_llm_embed.evaluation.overlap import measure_overlap, overlap_json, overlap_markdown
-    from st_llm_embed.evaluation.run import resolve_tasks
+    from st_llm_embed.evaluation.benchmark.run import resolve_tasks
+    from st_llm_embed.evaluation.submission.overlap import measure_overlap, overlap_json, overlap_markdown
 
     found = measure_overlap(dataset, resolve_tasks(listed(tasks), benchmark))
     typer.echo(overlap_json(found) if as_json else overlap_markdown(found))
@@ -185,7 +185,7 @@ def submit(
 ) -> None:
     """Write what the two pull requests for the MTEB leaderboard need. Nothing is opened without --create-pr."""
     log_to_stderr()
-    from st_llm_embed.evaluation.submission import open_results_pull_request, prepare_submission
+    from st_llm_embed.evaluation.submission.prepare import open_results_pull_request, prepare_submission
 
     declared = None if trained_on is None else listed(trained_on)
     submission = prepare_submission(model, results, benchmark=benchmark, declared=declared, overlap=overlap)

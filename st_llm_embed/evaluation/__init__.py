@@ -1,8 +1,8 @@
 """Scores before and after training, and the report on them."""
 
+from st_llm_embed.evaluation.benchmark.saved_prompts import mteb_prompts
 from st_llm_embed.evaluation.during_training import HeldOutEvaluator, check_best_score, held_out_evaluator
 from st_llm_embed.evaluation.held_out import HeldOut, Scores, evaluate_held_out, load_held_out
-from st_llm_embed.evaluation.mteb_prompts import mteb_prompts
 from st_llm_embed.evaluation.report import headline_rows, write_report
 
 __all__ = [

@@ -82,10 +82,11 @@ def _check_best(recipe: Recipe, arguments: SentenceTransformerTrainingArguments)
         return
     where = f"Recipe {recipe.name}: training"
     metric = str(arguments.metric_for_best_model)
-    if metric.removeprefix("eval_") not in SCORES:
+    if metric.removeprefix("eval_") not in (*SCORES, *recipe.evaluation.tasks):
         raise InputError(
-            f"{where}.metric_for_best_model is {shown(metric)}, which is no score of the held-out rows. Those are "
-            f"{', '.join(SCORES)}; without the key it is {SCORES[0]}."
+            f"{where}.metric_for_best_model is {shown(metric)}, which is no score of the held-out rows and none of "
+            f"evaluation.tasks. Those are {', '.join((*SCORES, *recipe.evaluation.tasks))}; without the key it is "
+            f"{SCORES[0]}."
         )
     if not arguments.greater_is_better:
         raise InputError(

@@ -9,9 +9,9 @@ from typing import Any
 import mteb
 from things_tasks import ThingsRetrieval, ThingsSTS
 
-from st_llm_embed.evaluation.embedding_client import Server
-from st_llm_embed.evaluation.embedding_cost import Limits
-from st_llm_embed.evaluation.endpoint import open_endpoint
+from st_llm_embed.evaluation.server.client import Server
+from st_llm_embed.evaluation.server.cost import Limits
+from st_llm_embed.evaluation.server.endpoint import open_endpoint
 
 
 def evaluate_endpoint(server: Server, output_dir: Path, **options: Any) -> dict[str, float]:

@@ -11,10 +11,10 @@ import pytest
 from embedding_server import EmbeddingServer, error, hashed
 
 from st_llm_embed.errors import InputError
-from st_llm_embed.evaluation.embedding_client import PROBE, EmbeddingClient, Server
-from st_llm_embed.evaluation.embedding_cost import EmbeddingBudget, Limits
-from st_llm_embed.evaluation.endpoint import served
-from st_llm_embed.evaluation.vector_journal import VectorJournal
+from st_llm_embed.evaluation.server.client import PROBE, EmbeddingClient, Server
+from st_llm_embed.evaluation.server.cost import EmbeddingBudget, Limits
+from st_llm_embed.evaluation.server.endpoint import served
+from st_llm_embed.evaluation.server.journal import VectorJournal
 
 TEXTS = [f"text {number} about {number % 7}" for number in range(40)]
 FREE = Limits(price=0)

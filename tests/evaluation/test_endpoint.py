@@ -17,9 +17,9 @@ from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderW
 from things_tasks import ThingsRetrieval, ThingsSTS
 
 from st_llm_embed.errors import InputError
-from st_llm_embed.evaluation.embedding_client import PROBE, Server
-from st_llm_embed.evaluation.embedding_cost import Limits, estimate
-from st_llm_embed.evaluation.endpoint import endpoint_meta, open_endpoint
+from st_llm_embed.evaluation.server.client import PROBE, Server
+from st_llm_embed.evaluation.server.cost import Limits, estimate
+from st_llm_embed.evaluation.server.endpoint import endpoint_meta, open_endpoint
 from st_llm_embed.modules import LLMSentenceTransformer
 
 RETRIEVAL_PROMPT, STS_PROMPT = "Instruct: Find the thing.\nQuery: ", "Instruct: Find the same.\nQuery: "

@@ -9,7 +9,7 @@ from conftest import Outcome
 from embedding_server import EmbeddingServer
 from things_tasks import ThingsSTS
 
-import st_llm_embed.evaluation.run as evaluation
+import st_llm_embed.evaluation.benchmark.run as evaluation
 
 RunCli = Callable[..., Outcome]
 

@@ -13,8 +13,8 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from small_tasks import SmallSTS
 
 from st_llm_embed import InputError, LLMSentenceTransformer
-from st_llm_embed.evaluation.models import content_hash, load_model
-from st_llm_embed.evaluation.run import evaluate
+from st_llm_embed.evaluation.benchmark.models import content_hash, load_model
+from st_llm_embed.evaluation.benchmark.run import evaluate
 
 DUPLICATES_PROMPT = (
     "Instruct: Given a question, retrieve detailed question descriptions from Stackexchange that are duplicates to "
@@ -168,7 +168,7 @@ def test_kept_vectors_of_documents_are_used_again_and_queries_are_not_kept(saved
 
 
 def test_several_devices_give_the_vectors_of_one(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("st_llm_embed.evaluation.models.POOL_FROM", 8)
+    monkeypatch.setattr("st_llm_embed.evaluation.benchmark.models.POOL_FROM", 8)
     texts = [f"text {number}" for number in range(10)]
     one, two = (
         load_model(str(saved), prompts="none", devices=["cpu"]),

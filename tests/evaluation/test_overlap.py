@@ -11,7 +11,7 @@ from conftest import Outcome, example_rows, write_rows
 from mteb_data import CORPUS, QUERIES, SENTENCES, write_scifact, write_stsbenchmark
 
 from st_llm_embed import Recipe
-from st_llm_embed.evaluation.training_datasets import TASKS_OF_SOURCES, trained_on
+from st_llm_embed.evaluation.submission.training_datasets import TASKS_OF_SOURCES, trained_on
 
 SHARED = Path(__file__).parents[2] / "../shared/hub-datasets"
 

@@ -6,7 +6,7 @@ from mteb.abstasks import AbsTask
 from mteb.models.instruct_wrapper import InstructSentenceTransformerModel
 from mteb.types import PromptType
 
-from st_llm_embed.evaluation.prompts import task_instruction
+from st_llm_embed.evaluation.benchmark.prompts import task_instruction
 
 STS = "Retrieve semantically similar text."
 DUPLICATES = (

@@ -24,8 +24,8 @@ HUB_DATASETS = Path(__file__).parents[3] / "shared" / "hub-datasets"
 KILLED = """
 import json, os, signal, sys
 from mteb.mocks.mock_tasks import MockClassificationTask, MockMultilingualSTSTask, MockRetrievalTask
-from st_llm_embed.evaluation.models import LocalModel, load_model
-from st_llm_embed.evaluation.run import evaluate
+from st_llm_embed.evaluation.benchmark.models import LocalModel, load_model
+from st_llm_embed.evaluation.benchmark.run import evaluate
 
 model_dir, output_dir, killed_at = sys.argv[1:]
 calls = []
@@ -89,7 +89,7 @@ print(json.dumps(commits))
 
 NAMES = """
 import json, sys
-from st_llm_embed.evaluation.models import load_model
+from st_llm_embed.evaluation.benchmark.models import load_model
 metas = [load_model("ada/embedder", prompts="mteb", revision=one or None).mteb_model_meta for one in sys.argv[1:]]
 print(json.dumps([[meta.name, meta.revision] for meta in metas]))
 """
@@ -103,6 +103,41 @@ def test_a_hub_model_is_named_by_its_id_and_the_commit_that_was_loaded(saved: Pa
         ["ada/embedder", last],
         ["ada/embedder", first],
     ]
+
+
+@pytest.mark.skipif(not HUB_DATASETS.is_dir(), reason=f"{HUB_DATASETS} with STSBenchmark's official data is not there")
+def test_training_is_scored_on_a_task_as_evaluate_scores_what_it_gives(tiny_recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    # In a process of its own: datasets finds a local folder by its Hub name only in the current directory.
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "datasets")}
+
+    def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "st_llm_embed.cli", *map(str, arguments)],
+            cwd=HUB_DATASETS,
+            env=environment,
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+
+    options = ["--set", "evaluation.tasks=[STSBenchmark]", "--set", "training.eval_strategy=steps"]
+    options += ["--set", "training.eval_steps=3", "--set", "training.metric_for_best_model=STSBenchmark"]
+    trained = call("train", tiny_recipe, "--output-dir", out, *options)
+    assert trained.returncode == 0, trained.stderr
+    log = json.loads((out / "training" / "log.json").read_text(encoding="utf-8"))
+    scores = [entry["eval_STSBenchmark"] for entry in log if "eval_STSBenchmark" in entry]
+    assert len(scores) == 2
+    model, scored = out / "training" / "model", out / "mteb"
+    done = call("evaluate", model, "--tasks", "STSBenchmark", "--prompts", "paper", "--output-dir", scored)
+    assert done.returncode == 0, done.stderr
+    [path] = (scored / "results").rglob("STSBenchmark.json")
+    [score] = json.loads(path.read_text(encoding="utf-8"))["scores"]["test"]
+    assert score["main_score"] == pytest.approx(scores[-1], abs=1e-4)
+    unknown = call("train", tiny_recipe, "--output-dir", tmp_path / "no", "--set", "evaluation.tasks=[STSBenchmrk]")
+    assert unknown.returncode == 2
+    assert "Did you mean STSBenchmark" in unknown.stderr
+    assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.skipif(not HUB_DATASETS.is_dir(), reason=f"{HUB_DATASETS} with STSBenchmark's official data is not there")

@@ -14,9 +14,9 @@ from mteb.models.model_meta import ModelMeta
 from transformers import AutoConfig, PreTrainedConfig
 
 from st_llm_embed.errors import InputError, explained
-from st_llm_embed.evaluation.models import LocalModel, model_identity
+from st_llm_embed.evaluation.benchmark.models import LocalModel, model_identity
+from st_llm_embed.evaluation.benchmark.run import evaluate
 from st_llm_embed.evaluation.plots import plot_passkey
-from st_llm_embed.evaluation.run import evaluate
 from st_llm_embed.evaluation.tasks.passkey import CANDIDATES, PasskeyRetrieval
 from st_llm_embed.modules import LLMSentenceTransformer
 

@@ -9,7 +9,7 @@ import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 from mteb.results import TaskResult
 
-from st_llm_embed.evaluation.mteb_results import Run
+from st_llm_embed.evaluation.benchmark.results import Run
 
 FOLDER = ".eval_results"
 SOURCE_URL = "https://github.com/embeddings-benchmark/mteb"

@@ -48,5 +48,5 @@ class References(BaseModel):
 @cache
 def load_references() -> References:
     """Read references.yaml."""
-    text = (files("st_llm_embed") / "evaluation" / "references.yaml").read_text(encoding="utf-8")
+    text = (files("st_llm_embed") / "evaluation" / "benchmark" / "references.yaml").read_text(encoding="utf-8")
     return References.model_validate(yaml.safe_load(text))

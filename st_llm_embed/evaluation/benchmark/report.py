@@ -8,8 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from st_llm_embed.evaluation.eval_results import FOLDER, write_eval_results
-from st_llm_embed.evaluation.mteb_comparison import (
+from st_llm_embed.evaluation.benchmark.comparison import (
     BENCHMARK,
     PAPER,
     PAPER_SYSTEMS,
@@ -19,8 +18,10 @@ from st_llm_embed.evaluation.mteb_comparison import (
     language_references,
     task_references,
 )
-from st_llm_embed.evaluation.mteb_plots import plot_before_after, plot_categories, plot_languages
-from st_llm_embed.evaluation.mteb_results import (
+from st_llm_embed.evaluation.benchmark.eval_results import FOLDER, write_eval_results
+from st_llm_embed.evaluation.benchmark.plots import plot_before_after, plot_categories, plot_languages
+from st_llm_embed.evaluation.benchmark.references import MEAN, ReferenceTable, load_references
+from st_llm_embed.evaluation.benchmark.results import (
     Run,
     TaskRecord,
     is_high_resource,
@@ -29,7 +30,6 @@ from st_llm_embed.evaluation.mteb_results import (
     read_run,
     task_type,
 )
-from st_llm_embed.evaluation.references import MEAN, ReferenceTable, load_references
 from st_llm_embed.evaluation.report import markdown_table
 
 UNCONFIRMED = " (?)"

@@ -20,8 +20,8 @@ from transformers import PreTrainedTokenizerBase
 
 from st_llm_embed.data.vectors import VectorFolder
 from st_llm_embed.errors import InputError, explained
-from st_llm_embed.evaluation.mteb_prompts import ASYMMETRIC_TYPES
-from st_llm_embed.evaluation.prompts import PromptMode, TaskPrompt, task_instruction
+from st_llm_embed.evaluation.benchmark.prompts import PromptMode, TaskPrompt, task_instruction
+from st_llm_embed.evaluation.benchmark.saved_prompts import ASYMMETRIC_TYPES
 from st_llm_embed.instructions import INSTRUCTION_TEMPLATE, instruction_prompt
 from st_llm_embed.modules import LLMSentenceTransformer
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from st_llm_embed.evaluation.mteb_prompts import parent_instruction
+from st_llm_embed.evaluation.benchmark.saved_prompts import parent_instruction
 
 if TYPE_CHECKING:
     from mteb import TaskMetadata

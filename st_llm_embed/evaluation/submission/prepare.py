@@ -21,7 +21,7 @@ from mteb.models import ModelMeta
 from mteb.results import TaskResult
 
 from st_llm_embed.errors import InputError, explained, shown
-from st_llm_embed.evaluation.leaderboard_entry import (
+from st_llm_embed.evaluation.submission.leaderboard_entry import (
     check_on_hub,
     entry_as_json,
     entry_as_python,
@@ -30,8 +30,8 @@ from st_llm_embed.evaluation.leaderboard_entry import (
     missing_fields,
     recipe_on_hub,
 )
-from st_llm_embed.evaluation.submission_texts import Facts, checklist_text, mteb_text, results_text
-from st_llm_embed.evaluation.training_datasets import trained_on
+from st_llm_embed.evaluation.submission.texts import Facts, checklist_text, mteb_text, results_text
+from st_llm_embed.evaluation.submission.training_datasets import trained_on
 from st_llm_embed.recipe import Recipe
 
 logger = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import mteb
 from mteb.results import TaskResult
 
-from st_llm_embed.evaluation.mteb_results import percent_of
-from st_llm_embed.evaluation.references import MEAN, load_references
+from st_llm_embed.evaluation.benchmark.references import MEAN, load_references
+from st_llm_embed.evaluation.benchmark.results import percent_of
 
 BENCHMARK = "MTEB(eng, v1)"
 """The paper's: 56 tasks, English subsets."""

@@ -26,7 +26,7 @@ class Limits:
     """What may be spent over all runs in one output folder."""
 
     price: float | None = None
-    """USD per million tokens; None: the one in embedding_prices.yaml."""
+    """USD per million tokens; None: the one in prices.yaml."""
     usd: float | None = None
     tokens: int | None = None
 
@@ -62,8 +62,8 @@ class EmbeddingBudget(Purse):
 
 
 def shipped_prices() -> dict[str, float]:
-    """Read embedding_prices.yaml: USD per million tokens by model."""
-    text = (files("st_llm_embed") / "evaluation" / "embedding_prices.yaml").read_text(encoding="utf-8")
+    """Read prices.yaml: USD per million tokens by model."""
+    text = (files("st_llm_embed") / "evaluation" / "server" / "prices.yaml").read_text(encoding="utf-8")
     return yaml.safe_load(text)["prices"]
 
 

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from st_llm_embed.errors import InputError
-from st_llm_embed.evaluation.embedding_cost import EmbeddingBudget
-from st_llm_embed.evaluation.vector_journal import VectorJournal
+from st_llm_embed.evaluation.server.cost import EmbeddingBudget
+from st_llm_embed.evaluation.server.journal import VectorJournal
 from st_llm_embed.sections import is_plain_address
 from st_llm_embed.synthesis.budget import Cost, token_count
 from st_llm_embed.synthesis.client import ATTEMPTS, ATTEMPTS_MAYBE_PAID, LONGEST_BACKOFF_SECONDS

@@ -15,8 +15,8 @@ from sentence_transformers import SentenceTransformer
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from st_llm_embed.errors import InputError
-from st_llm_embed.evaluation.models import EvaluatedModel, LocalModel
-from st_llm_embed.evaluation.prompts import TaskPrompt
+from st_llm_embed.evaluation.benchmark.models import EvaluatedModel, LocalModel
+from st_llm_embed.evaluation.benchmark.prompts import TaskPrompt
 from st_llm_embed.modules import LLMSentenceTransformer, check_eos
 
 if TYPE_CHECKING:

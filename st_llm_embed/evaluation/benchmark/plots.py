@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from st_llm_embed.evaluation.mteb_comparison import BENCHMARK, PAPER_SYSTEMS, Category
-from st_llm_embed.evaluation.mteb_results import is_high_resource
+from st_llm_embed.evaluation.benchmark.comparison import BENCHMARK, PAPER_SYSTEMS, Category
+from st_llm_embed.evaluation.benchmark.references import MEAN
+from st_llm_embed.evaluation.benchmark.results import is_high_resource
 from st_llm_embed.evaluation.plots import AFTER, BEFORE, figure
-from st_llm_embed.evaluation.references import MEAN
 
 REFERENCE_COLOURS = ("#d55e00", "#e69f00", "#f0e442")
 LANGUAGES_IN_A_ROW = 28

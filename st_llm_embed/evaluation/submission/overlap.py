@@ -25,7 +25,7 @@ from st_llm_embed.data import read_rows, rows_file
 from st_llm_embed.data.contamination import EvaluationTexts, Match, strings_in
 from st_llm_embed.data.dataset import is_text_column
 from st_llm_embed.errors import InputError, explained, shown
-from st_llm_embed.evaluation.training_datasets import trained_on
+from st_llm_embed.evaluation.submission.training_datasets import trained_on
 from st_llm_embed.recipe import Recipe
 from st_llm_embed.sections import EMBEDDED
 

@@ -17,11 +17,11 @@ from mteb.types import PromptType
 from numpy.typing import NDArray
 
 from st_llm_embed.errors import InputError, explained
-from st_llm_embed.evaluation.embedding_client import WORDING, EmbeddingClient, Server
-from st_llm_embed.evaluation.embedding_cost import EmbeddingBudget, Estimate, Limits, estimate
-from st_llm_embed.evaluation.models import Usage
-from st_llm_embed.evaluation.prompts import PromptMode, TaskPrompt, task_instruction
-from st_llm_embed.evaluation.vector_journal import VectorJournal
+from st_llm_embed.evaluation.benchmark.models import Usage
+from st_llm_embed.evaluation.benchmark.prompts import PromptMode, TaskPrompt, task_instruction
+from st_llm_embed.evaluation.server.client import WORDING, EmbeddingClient, Server
+from st_llm_embed.evaluation.server.cost import EmbeddingBudget, Estimate, Limits, estimate
+from st_llm_embed.evaluation.server.journal import VectorJournal
 from st_llm_embed.instructions import instruction_prompt
 from st_llm_embed.synthesis.budget import Cost
 from st_llm_embed.synthesis.exchange import read_api_key

@@ -21,8 +21,8 @@ from mteb.abstasks.aggregated_task import AbsTaskAggregate
 from mteb.cache import ResultCache
 
 from st_llm_embed.errors import InputError
-from st_llm_embed.evaluation.models import EvaluatedModel, Usage
-from st_llm_embed.evaluation.preflight import check_named, text_count
+from st_llm_embed.evaluation.benchmark.models import EvaluatedModel, Usage
+from st_llm_embed.evaluation.benchmark.preflight import check_named, text_count
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask

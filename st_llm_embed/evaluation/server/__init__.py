@@ -1,0 +1,1 @@
+"""Models behind an OpenAI-compatible embeddings API: asked within limits, every paid vector kept."""
