@@ -63,7 +63,7 @@ def test_progress_is_shown_in_place_on_a_terminal_and_as_lines_elsewhere(tmp_pat
             [*command, str(tmp_path / "plain")], check=True, capture_output=True, text=True, env=ENVIRONMENT
         )
         ours, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 200, 0, 0))
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 400, 0, 0))
         with subprocess.Popen(
             [*command, str(tmp_path / "pty")], stderr=theirs, stdout=theirs, env=ENVIRONMENT | {"TERM": "xterm"}
         ) as running:

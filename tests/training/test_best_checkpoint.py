@@ -72,7 +72,7 @@ class Falling(HeldOutEvaluator):
 
 
 def falling(recipe: Recipe, dataset: Path) -> Falling:
-    return Falling(load_held_out(dataset), batch_size=recipe.evaluation.batch_size)
+    return Falling(load_held_out(dataset), {}, batch_size=recipe.evaluation.batch_size)
 
 
 @pytest.mark.parametrize("lora", [LORA, "lora=null"])

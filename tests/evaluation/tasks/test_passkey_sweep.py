@@ -12,7 +12,8 @@ import torch
 from conftest import Outcome
 from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaModel, Qwen3Config, Qwen3Model
 
-from st_llm_embed import InputError, LLMSentenceTransformer, cli
+from st_llm_embed import InputError, LLMSentenceTransformer
+from st_llm_embed.cli.evaluation import passkey
 from st_llm_embed.evaluation.tasks import run_passkey, swept_settings
 from st_llm_embed.evaluation.tasks.passkey import LENGTHS
 from st_llm_embed.evaluation.tasks.passkey_sweep import Setting, _config, _overrides
@@ -158,7 +159,7 @@ def test_the_command_writes_table_plot_and_results(
 
 
 def test_the_command_has_the_lengths_of_the_task() -> None:
-    assert inspect.signature(cli.passkey).parameters["lengths"].default == ",".join(map(str, LENGTHS))
+    assert inspect.signature(passkey).parameters["lengths"].default == ",".join(map(str, LENGTHS))
 
 
 @pytest.mark.parametrize(
