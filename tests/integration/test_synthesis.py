@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import pty
 import re
-import struct
 import subprocess
 import sys
-import termios
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
@@ -63,9 +60,11 @@ def test_progress_is_shown_in_place_on_a_terminal_and_as_lines_elsewhere(tmp_pat
             [*command, str(tmp_path / "plain")], check=True, capture_output=True, text=True, env=ENVIRONMENT
         )
         ours, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 400, 0, 0))
         with subprocess.Popen(
-            [*command, str(tmp_path / "pty")], stderr=theirs, stdout=theirs, env=ENVIRONMENT | {"TERM": "xterm"}
+            [*command, str(tmp_path / "pty")],
+            stderr=theirs,
+            stdout=theirs,
+            env=ENVIRONMENT | {"TERM": "xterm", "COLUMNS": "400"},
         ) as running:
             os.close(theirs)
             shown = b""
