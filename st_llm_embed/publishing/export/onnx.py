@@ -61,8 +61,8 @@ def write_onnx(model: LLMSentenceTransformer, folder: Path) -> Path:
         ),
         warnings.catch_warnings(),
     ):
-        # The traced exporter is called legacy. The other one needs onnxscript, takes ten times as long, and gives the
-        # same numbers. Traced control flow is what the comparison at the end of an export is for.
+        # The traced exporter is called legacy. The other one needs onnxscript, takes four times as long, and gives
+        # the same numbers. Traced control flow is what the comparison at the end of an export is for.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             _graph(decoder, model.get_embedding_dimension() or 0),

@@ -97,17 +97,17 @@ def test_the_command_prints_what_was_compared(model: Path, tmp_path: Path, run_c
 
 
 @pytest.mark.parametrize(
-    ("to", "options", "message"),
+    ("options", "message"),
     [
-        ("tflite", [], "tflite is no format.*portable, onnx, openvino, gguf"),
-        ("onnx", ["--quantize", "q8_0"], "q8_0 does not fit --to onnx"),
-        ("onnx", ["--quantize", "int8"], "together with --rows"),
+        (["tflite"], "tflite is no format.*portable, onnx, openvino, gguf"),
+        (["onnx", "--quantize", "q8_0"], "q8_0 does not fit --to onnx"),
+        (["onnx", "--quantize", "int8"], "together with --rows"),
     ],
 )
 def test_wrong_names_are_told_before_anything_is_written(
-    to: str, options: list[str], message: str, model: Path, tmp_path: Path, run_cli: Callable[..., Outcome]
+    options: list[str], message: str, model: Path, tmp_path: Path, run_cli: Callable[..., Outcome]
 ) -> None:
-    outcome = run_cli("export", model, "--to", to, "--output-dir", tmp_path / "out", *options)
+    outcome = run_cli("export", model, "--output-dir", tmp_path / "out", "--to", *options)
     assert outcome.code == 2
     assert re.search(message, outcome.err)
     assert not (tmp_path / "out").exists()
