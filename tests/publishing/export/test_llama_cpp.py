@@ -39,7 +39,14 @@ import json, sys
 import llama_cpp
 longest = int(sys.argv[2])
 model = llama_cpp.Llama(
-    sys.argv[1], embedding=True, n_ctx=longest, n_batch=longest, n_ubatch=longest, n_threads=1, verbose=False
+    sys.argv[1],
+    embedding=True,
+    n_ctx=longest,
+    n_batch=longest,
+    n_ubatch=longest,
+    n_threads=1,
+    n_threads_batch=1,
+    verbose=False,
 )
 tokenize = model.tokenize
 model.tokenize = lambda text, *args, **kwargs: tokenize(text, add_bos=True, special=True)
