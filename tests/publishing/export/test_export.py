@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Outcome, example_rows, write_rows
+from peft import LoraConfig
 from sentence_transformers import SentenceTransformer
 
 from st_llm_embed import InputError, LLMSentenceTransformer, export
@@ -134,3 +135,11 @@ def test_other_models_are_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be loaded"):
         export(tmp_path / "nothing", ["onnx"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_beside_its_base_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+    embedder = LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=48, device="cpu")
+    embedder[0].model.add_adapter(LoraConfig(target_modules=["q_proj"]))
+    embedder.save_pretrained(str(tmp_path / "adapter"))
+    with pytest.raises(InputError, match="adapter beside its base"):
+        export(tmp_path / "adapter", ["onnx"], tmp_path / "out")
