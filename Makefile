@@ -49,7 +49,7 @@ test-compat: .venv/installed-dev  ## what we save, read by sentence-transformers
 		torch==2.13.0 sentence-transformers==5.1.2 transformers==4.57.6
 	.venv/bin/pytest -m compat
 
-# Only what embeds is built. Where it cannot be, the tests say so and are skipped.
+# Where it cannot be built, the tests say so and are skipped.
 test-llamacpp: .venv/installed-dev  ## our GGUF files, read by llama.cpp, built from source (about 20 minutes)
 	$(PYTHON) -m venv .venv-llamacpp
 	-CMAKE_ARGS="-DLLAVA_BUILD=OFF" .venv-llamacpp/bin/pip --disable-pip-version-check install --quiet \
