@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP := .venv/bin/pip --disable-pip-version-check
 
-.PHONY: help demo test test-unit test-lowest test-compat check format build clean
+.PHONY: help demo test test-unit test-lowest test-compat test-llamacpp check format build clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -14,7 +14,8 @@ help:  ## list the targets
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(PIP) install --quiet --constraint constraints.txt pytest pytest-xdist hypothesis ruff ty import-linter
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[onnx,openvino,gguf]' \
+		pytest pytest-xdist hypothesis ruff ty import-linter
 	touch $@
 
 demo: .venv/installed  ## the whole path in minutes: rows, training, evaluation, a folder that SentenceTransformer loads
@@ -38,7 +39,8 @@ format: .venv/installed-dev  ## mend what can be mended by a program
 
 test-lowest:  ## the unit tests with the oldest versions that pyproject.toml allows
 	$(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/pip --disable-pip-version-check install --quiet --constraint constraints-lowest.txt --editable . pytest hypothesis
+	.venv-lowest/bin/pip --disable-pip-version-check install --quiet --constraint constraints-lowest.txt --editable '.[onnx,openvino,gguf]' \
+		pytest hypothesis
 	.venv-lowest/bin/pytest -m "not integration" -W default
 
 test-compat: .venv/installed-dev  ## what we save, read by sentence-transformers 5.1.2 and transformers 4.57.6
@@ -47,9 +49,16 @@ test-compat: .venv/installed-dev  ## what we save, read by sentence-transformers
 		torch==2.13.0 sentence-transformers==5.1.2 transformers==4.57.6
 	.venv/bin/pytest -m compat
 
+# Where it cannot be built, the tests say so and are skipped.
+test-llamacpp: .venv/installed-dev  ## our GGUF files, read by llama.cpp, built from source (about 20 minutes)
+	$(PYTHON) -m venv .venv-llamacpp
+	-CMAKE_ARGS="-DLLAVA_BUILD=OFF" .venv-llamacpp/bin/pip --disable-pip-version-check install --quiet \
+		--no-binary llama-cpp-python llama-cpp-python==0.3.36
+	.venv/bin/pytest -m llamacpp
+
 build: .venv/installed-dev  ## wheel and source distribution
 	$(PIP) install --quiet build
 	.venv/bin/python -m build
 
 clean:  ## remove what the targets made, runs/ excepted
-	rm -rf .venv .venv-lowest .venv-compat dist build .pytest_cache .ruff_cache
+	rm -rf .venv .venv-lowest .venv-compat .venv-llamacpp dist build .pytest_cache .ruff_cache

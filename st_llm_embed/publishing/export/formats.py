@@ -1,0 +1,261 @@
+"""An export from beginning to end: checked, written beside its place, compared with the model, then put there."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from st_llm_embed.errors import InputError
+from st_llm_embed.publishing.export.agreement import TEXTS, Agreement, check_agreement
+from st_llm_embed.publishing.export.gguf import quantized_weights, write_gguf
+from st_llm_embed.publishing.export.onnx import OPSET, write_onnx
+from st_llm_embed.publishing.export.openvino import write_openvino
+from st_llm_embed.publishing.export.quantize import Loss, Retrieval, measure_loss, quantize_onnx, read_retrieval
+from st_llm_embed.publishing.export.runtimes import Vectors, llama_cpp_encoder, onnx_encoder, openvino_encoder
+from st_llm_embed.publishing.export.source import (
+    check_installed,
+    decoder_of,
+    load_source,
+    longest_text,
+    transformer_of,
+)
+
+if TYPE_CHECKING:
+    from st_llm_embed.modules import LLMSentenceTransformer
+
+logger = logging.getLogger(__name__)
+
+FORMATS = ("portable", "onnx", "openvino", "gguf")
+
+QUANTIZATIONS = {"int8": "onnx", "q8_0": "gguf", "q4_0": "gguf"}
+"""Kinds of quantized weights, and the format that has them."""
+
+MINIMUM_COSINE = {"portable": 0.9999, "onnx": 0.99999, "openvino": 0.99999, "gguf": 0.9999}
+"""What an export has to reach to be kept."""
+
+
+class Exported(NamedTuple):
+    """One finished export."""
+
+    format: str
+    folder: Path
+    agreement: Agreement | None
+    """Of its vectors with the model's; None where the runtime is not installed."""
+    losses: dict[str, Loss]
+    """By the kind of quantized weights."""
+
+
+class _Request(NamedTuple):
+    """What all formats of one call share."""
+
+    model: LLMSentenceTransformer
+    name: str
+    source: str
+    quantize: Sequence[str]
+    retrieval: Retrieval | None
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        # One by one, so that what is expected owes nothing to padding.
+        return self.model.encode(list(texts), batch_size=1, show_progress_bar=False)
+
+
+def export(
+    model: str | Path,
+    to: Sequence[str],
+    output_dir: str | Path | None = None,
+    *,
+    quantize: Sequence[str] = (),
+    rows: str | Path | None = None,
+) -> list[Exported]:
+    """Export an embedder; each format becomes a folder of its name, with its tokenizer, export.json and README.md.
+
+    Args:
+        model: folder or Hub id of a merged embedder.
+        to: any of `FORMATS`.
+        output_dir: where the folders come; by default runs/export/ and the model's name.
+        quantize: any of `QUANTIZATIONS`, written beside the full weights.
+        rows: with `quantize`, a .jsonl file of rows or a dataset folder, on which the loss is measured.
+
+    Returns:
+        The exports, in the order of `to`.
+
+    Raises:
+        InputError: a name is wrong, a package is missing, a folder exists already, the model is none that can be
+            exported, or an export gives other vectors than the model. Then nothing of that export is left.
+    """
+    name = Path(model).name or "model"
+    target = Path(output_dir) if output_dir is not None else Path("runs") / "export" / name
+    _check_names(to, quantize, rows)
+    for one in to:
+        check_installed(one)
+        if (target / one).exists():
+            raise InputError(
+                f"{target / one} exists already, and an export overwrites nothing. Remove it, or choose another "
+                "folder with --output-dir."
+            )
+    retrieval = None if rows is None else read_retrieval(Path(rows))
+    request = _Request(load_source(str(model), dtype="float32"), name, str(model), quantize, retrieval)
+    exported = []
+    for one in to:
+        with _put_in_place(target / one) as folder:
+            agreement, losses = WRITERS[one](request, folder)
+        exported.append(Exported(one, target / one, agreement, losses))
+    return exported
+
+
+def _check_names(to: Sequence[str], quantize: Sequence[str], rows: object) -> None:
+    unknown = [name for name in to if name not in FORMATS]
+    if unknown or not to:
+        raise InputError(
+            f"{', '.join(unknown) or 'Nothing'} is no format of exports. Allowed are {', '.join(FORMATS)}, with "
+            "commas between: --to onnx,gguf."
+        )
+    for kind in quantize:
+        if QUANTIZATIONS.get(kind) not in to:
+            allowed = ", ".join(f"{kind} ({form})" for kind, form in QUANTIZATIONS.items())
+            raise InputError(
+                f"--quantize {kind} does not fit --to {','.join(to)}. Allowed are {allowed}, each with its format. "
+                "OpenVINO's own quantization needs nncf, which is not used here."
+            )
+    if bool(quantize) != (rows is not None):
+        raise InputError(
+            "Quantized weights are written with what they lose in retrieval: give --quantize together with --rows, a "
+            ".jsonl file of rows or the dataset folder of a run."
+        )
+
+
+@contextmanager
+def _put_in_place(folder: Path) -> Generator[Path]:
+    """Give a folder to write into, which gets its name when all of it is there, and vanishes otherwise."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _portable(request: _Request, folder: Path) -> tuple[Agreement, dict[str, Loss]]:
+    from sentence_transformers import SentenceTransformer
+
+    load_source(request.source, dtype="auto").save_pretrained(str(folder), create_model_card=False)
+    stock = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": decoder_of(request.model).dtype})
+    expected = request.encode(TEXTS)
+    return check_agreement(TEXTS, expected, stock.encode, "portable", minimum_cosine=MINIMUM_COSINE), {}
+
+
+def _onnx(request: _Request, folder: Path) -> tuple[Agreement, dict[str, Loss]]:
+    settings = _write_tokenizer(request, folder)
+    write_onnx(request.model, folder)
+    encode = onnx_encoder(folder, settings, "model.onnx")
+    agreement = check_agreement(TEXTS, request.encode(TEXTS), encode, "onnx", minimum_cosine=MINIMUM_COSINE)
+    losses = {}
+    if "int8" in request.quantize and request.retrieval is not None:
+        quantized = onnx_encoder(folder, settings, quantize_onnx(folder / "model.onnx").name)
+        losses["int8"] = measure_loss(request.retrieval, encode, quantized)
+    _describe(folder, settings | {"file": "model.onnx", "opset": OPSET}, "onnxruntime", agreement, losses)
+    return agreement, losses
+
+
+def _openvino(request: _Request, folder: Path) -> tuple[Agreement, dict[str, Loss]]:
+    settings = _write_tokenizer(request, folder)
+    with TemporaryDirectory(dir=folder) as scratch:
+        path = write_openvino(write_onnx(request.model, Path(scratch)), folder)
+    encode = openvino_encoder(folder, settings, path.name)
+    agreement = check_agreement(TEXTS, request.encode(TEXTS), encode, "openvino", minimum_cosine=MINIMUM_COSINE)
+    _describe(folder, settings | {"file": path.name}, "openvino", agreement, {})
+    return agreement, {}
+
+
+def _gguf(request: _Request, folder: Path) -> tuple[Agreement | None, dict[str, Loss]]:
+    settings = _settings(request)
+    kind = "F32" if _saved_dtype(request.source) == "float32" else "F16"
+    path = folder / f"{request.name}-{kind}.gguf"
+    differences = write_gguf(request.model, path, kind, request.name)
+    for difference in differences:
+        logger.warning("llama.cpp tokenizes these texts otherwise than the model: %s.", difference)
+    # llama.cpp cuts nothing off.
+    fitting = [text for text in TEXTS if len(request.model.tokenizer(text)["input_ids"]) <= settings["max_seq_length"]]
+    texts = [text for text in fitting if not (differences and text.startswith(" "))]
+    encode = llama_cpp_encoder(path, settings["max_seq_length"])
+    agreement = None
+    if encode is None:
+        logger.warning("%s was not compared with the model: llama-cpp-python is not installed.", path.name)
+    else:
+        agreement = check_agreement(texts, request.encode(texts), encode, "gguf", minimum_cosine=MINIMUM_COSINE)
+    losses = {}
+    for one in request.quantize:
+        if QUANTIZATIONS[one] == "gguf" and request.retrieval is not None:
+            write_gguf(request.model, folder / f"{request.name}-{one.upper()}.gguf", one.upper(), request.name)
+            losses[one] = measure_loss(request.retrieval, request.encode, partial(_with_weights, request, one))
+    _describe(folder, settings | {"file": path.name, "differences": differences}, "gguf", agreement, losses)
+    return agreement, losses
+
+
+def _with_weights(request: _Request, kind: str, texts: Sequence[str]) -> Vectors:
+    with quantized_weights(request.model, kind.upper()):
+        return request.encode(texts)
+
+
+WRITERS: dict[str, Callable[[_Request, Path], tuple[Agreement | None, dict[str, Loss]]]] = {
+    "portable": _portable,
+    "onnx": _onnx,
+    "openvino": _openvino,
+    "gguf": _gguf,
+}
+
+
+def _saved_dtype(source: str) -> str:
+    from transformers import AutoConfig
+
+    return str(AutoConfig.from_pretrained(source).dtype).removeprefix("torch.")
+
+
+def _settings(request: _Request) -> dict[str, Any]:
+    """Give what a user of an export has to know about texts."""
+    model = request.model
+    return {
+        "model": request.name,
+        "dimension": model.get_embedding_dimension(),
+        "max_seq_length": longest_text(model),
+        "prompts": model.prompts,
+        "pad_token_id": model.tokenizer.pad_token_id or 0,
+        "split_special_tokens": bool(transformer_of(model).text_options.get("split_special_tokens", False)),
+    }
+
+
+def _write_tokenizer(request: _Request, folder: Path) -> dict[str, Any]:
+    tokenizer = request.model.tokenizer.backend_tokenizer
+    # What the last call has set; a user sets both anew.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return _settings(request)
+
+
+def _describe(
+    folder: Path, settings: dict[str, Any], package: str, agreement: Agreement | None, losses: dict[str, Loss]
+) -> None:
+    """Write export.json and README.md."""
+    content = settings | {
+        "made_with": {name: version(name) for name in ("st_llm_embed", "torch", "transformers", package)},
+        "agreement": None if agreement is None else agreement._asdict(),
+        "quantized": {kind: loss._asdict() for kind, loss in losses.items()},
+    }
+    (folder / "export.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    form = folder.name.removesuffix(".partial")
+    usage = (files("st_llm_embed") / "publishing" / "export" / "usage" / f"{form}.md").read_text(encoding="utf-8")
+    for key in ("model", "file", "max_seq_length"):
+        usage = usage.replace(f"{{{key}}}", str(settings[key]))
+    (folder / "README.md").write_text(usage, encoding="utf-8")

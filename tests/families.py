@@ -1,0 +1,143 @@
+"""Tiny random bases of every family of decoders, with every family of tokenizers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Gemma2Config,
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    PhiConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+SENTENCES = [
+    "the quick brown fox",
+    "Instruct: find the answer to it\nQuery: ",
+    "Ünïcödé façade",
+    "文字化け",
+    "1234 5678",
+]
+
+
+def byte_level_bpe() -> Tokenizer:
+    """As GPT-2, NeoX, Llama 3 and Qwen."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=330, special_tokens=["<unk>", "<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    return tokenizer
+
+
+def unigram() -> Tokenizer:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=80, special_tokens=["<unk>", "<s>", "</s>"], unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    return tokenizer
+
+
+def byte_fallback_bpe() -> Tokenizer:
+    """As SentencePiece BPE with byte fallback: Llama 2, Mistral, Gemma."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abcdefghijklmnopqrstuvwxyz"]
+    vocabulary = {piece: number for number, piece in enumerate([*pieces, "th", "▁the", "he", "▁t"])}
+    merges = [("t", "h"), ("h", "e"), ("▁", "t"), ("▁t", "he")]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in ("<unk>", "<s>", "</s>")])
+    return tokenizer
+
+
+TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
+    "byte-level BPE": byte_level_bpe,
+    "Unigram": unigram,
+    "byte-fallback BPE": byte_fallback_bpe,
+}
+
+COMMON = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": None,
+}
+HEADS = {"num_key_value_heads": 4}
+GEMMA = {"head_dim": 8}
+
+MODELS: dict[str, Callable[[int], PreTrainedConfig]] = {
+    "mistral": lambda size: MistralConfig(vocab_size=size, **COMMON),
+    "mistral with a window": lambda size: MistralConfig(vocab_size=size, sliding_window=24, **COMMON),
+    "llama": lambda size: LlamaConfig(vocab_size=size, **COMMON),
+    "qwen2": lambda size: Qwen2Config(vocab_size=size, **COMMON),
+    "qwen3": lambda size: Qwen3Config(vocab_size=size, head_dim=8, **COMMON),
+    "gemma": lambda size: GemmaConfig(vocab_size=size, **COMMON | GEMMA),
+    "gemma2": lambda size: Gemma2Config(vocab_size=size, sliding_window=24, **COMMON | GEMMA),
+    "phi": lambda size: PhiConfig(vocab_size=size, **COMMON | HEADS),
+    "phi3": lambda size: Phi3Config(vocab_size=size, **COMMON),
+    "gpt2": lambda size: GPT2Config(
+        vocab_size=size, n_embd=32, n_layer=2, n_head=4, n_positions=256, bos_token_id=1, eos_token_id=2
+    ),
+    "gpt-neo": lambda size: GPTNeoConfig(
+        vocab_size=size,
+        hidden_size=32,
+        num_layers=2,
+        attention_types=[[["global", "local"], 1]],
+        num_heads=4,
+        window_size=24,
+        max_position_embeddings=256,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+    "bloom": lambda size: BloomConfig(
+        vocab_size=size, hidden_size=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2
+    ),
+    "gpt-neox": lambda size: GPTNeoXConfig(
+        vocab_size=size,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+}
+
+
+def save_base(folder: Path, model: str, tokenizer: str, *, bos: bool) -> Path:
+    backend = TOKENIZERS[tokenizer]()
+    if bos:
+        backend.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A <s> $B:1", [("<s>", 1)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>", model_max_length=256
+    )
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(MODELS[model](len(fast))).save_pretrained(folder)
+    return folder

@@ -1,0 +1,145 @@
+"""Exports through the command line: kept when right, compared, described, and used as their READMEs say."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Outcome, example_rows, write_rows
+from peft import LoraConfig
+from sentence_transformers import SentenceTransformer
+
+from st_llm_embed import InputError, LLMSentenceTransformer, export
+
+QUERY, DOCUMENT = (
+    "how to fix a slow database query",
+    "An index on the filtered column spares the server from reading every row.",
+)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=48, device="cpu").save_pretrained(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exports(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exports")
+    rows = write_rows(folder / "rows.jsonl", example_rows())
+    done = export(
+        model, ["portable", "onnx", "openvino", "gguf"], folder, quantize=["int8", "q8_0", "q4_0"], rows=rows
+    )
+    assert [one.format for one in done] == ["portable", "onnx", "openvino", "gguf"]
+    for one in done[:3]:
+        assert one.agreement is not None
+        assert one.agreement.maximum_difference < 1e-5
+    return folder
+
+
+def test_each_format_is_a_folder_of_its_own(exports: Path) -> None:
+    found = {one.name: sorted(file.name for file in one.iterdir()) for one in exports.iterdir() if one.is_dir()}
+    assert found["onnx"] == ["README.md", "export.json", "model.onnx", "model_int8.onnx", "tokenizer.json"]
+    assert found["openvino"] == [
+        "README.md",
+        "export.json",
+        "openvino_model.bin",
+        "openvino_model.xml",
+        "tokenizer.json",
+    ]
+    assert found["gguf"] == ["README.md", "export.json", "tiny-F32.gguf", "tiny-Q4_0.gguf", "tiny-Q8_0.gguf"]
+    assert "modules.json" in found["portable"]
+    assert set(found) == {"portable", "onnx", "openvino", "gguf"}
+
+
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+def test_the_code_of_the_readme_gives_the_models_vectors(form: str, exports: Path, model: Path) -> None:
+    readme = (exports / form / "README.md").read_text(encoding="utf-8")
+    code = readme.split("```python\n")[1].split("```")[0]
+    code += "\nprint(json.dumps([queries.tolist(), documents.tolist()]))\n"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=exports / form, check=False, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    queries, documents = json.loads(result.stdout.splitlines()[-1])
+    stock = SentenceTransformer(str(model), device="cpu")
+    np.testing.assert_allclose(queries, stock.encode_query([QUERY]), atol=1e-5)
+    np.testing.assert_allclose(documents, stock.encode_document([DOCUMENT]), atol=1e-5)
+
+
+def test_the_loss_of_quantized_weights_is_measured_and_written_down(exports: Path) -> None:
+    losses = json.loads((exports / "onnx" / "export.json").read_text(encoding="utf-8"))["quantized"]
+    losses |= json.loads((exports / "gguf" / "export.json").read_text(encoding="utf-8"))["quantized"]
+    assert set(losses) == {"int8", "q8_0", "q4_0"}
+    for loss in losses.values():
+        assert loss["queries"] == 48
+        # The weights did change, and the vectors are still those of this model.
+        assert 0.5 < loss["minimum_cosine"] < 0.999999
+        assert loss["recall_at_10"] == losses["int8"]["recall_at_10"]
+    assert losses["q4_0"]["minimum_cosine"] < losses["q8_0"]["minimum_cosine"]
+    size = {kind: (exports / "gguf" / f"tiny-{kind}.gguf").stat().st_size for kind in ("F32", "Q8_0", "Q4_0")}
+    assert size["Q4_0"] < size["Q8_0"] < size["F32"]
+
+
+def test_the_command_prints_what_was_compared(model: Path, tmp_path: Path, run_cli: Callable[..., Outcome]) -> None:
+    outcome = run_cli("export", model, "--to", "onnx", "--output-dir", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    assert "over 14 texts" in outcome.out
+    again = run_cli("export", model, "--to", "onnx", "--output-dir", tmp_path / "out")
+    assert again.code == 2
+    assert "exists already" in again.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["tflite"], "tflite is no format.*portable, onnx, openvino, gguf"),
+        (["onnx", "--quantize", "q8_0"], "q8_0 does not fit --to onnx"),
+        (["onnx", "--quantize", "int8"], "together with --rows"),
+    ],
+)
+def test_wrong_names_are_told_before_anything_is_written(
+    options: list[str], message: str, model: Path, tmp_path: Path, run_cli: Callable[..., Outcome]
+) -> None:
+    outcome = run_cli("export", model, "--output-dir", tmp_path / "out", "--to", *options)
+    assert outcome.code == 2
+    assert re.search(message, outcome.err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_that_cannot_be_finished_leaves_nothing(model: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    LLMSentenceTransformer(str(model), device="cpu").save_pretrained(str(broken))
+    config = json.loads((broken / "config.json").read_text(encoding="utf-8"))
+    (broken / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}), encoding="utf-8")
+    with pytest.raises(InputError, match="activation 'gelu'"):
+        export(broken, ["gguf"], tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_other_models_are_refused(model: Path, tmp_path: Path) -> None:
+    LLMSentenceTransformer(str(model), device="cpu").save_pretrained(str(tmp_path / "mean"))
+    pooling = tmp_path / "mean" / "1_Pooling" / "config.json"
+    flags = json.loads(pooling.read_text(encoding="utf-8"))
+    flags |= {"pooling_mode_lasttoken": False, "pooling_mode_mean_tokens": True}
+    pooling.write_text(json.dumps(flags), encoding="utf-8")
+    with pytest.raises(InputError, match="last token's hidden state"):
+        export(tmp_path / "mean", ["onnx"], tmp_path / "out")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        export(tmp_path / "nothing", ["onnx"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_beside_its_base_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+    embedder = LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=48, device="cpu")
+    embedder[0].model.add_adapter(LoraConfig(target_modules=["q_proj"]))
+    embedder.save_pretrained(str(tmp_path / "adapter"))
+    with pytest.raises(InputError, match="adapter beside its base"):
+        export(tmp_path / "adapter", ["onnx"], tmp_path / "out")
