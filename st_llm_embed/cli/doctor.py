@@ -66,8 +66,9 @@ def _print(diagnosis: Diagnosis) -> None:
         typer.echo(f"{finding.severity.upper()}: {number}{finding.name} ({finding.file})")
         typer.echo(f"  {finding.message}")
         typer.echo(f"  Hit: {', '.join(finding.readers) or 'everybody'}. Fix: {finding.fix}")
+    found = len(diagnosis.findings)
     typer.echo(
-        f"{diagnosis.model}: {len(diagnosis.findings)} findings in {len(done)} checks; not checked: {len(others)}."
+        f"{diagnosis.model}: {found} {'finding' if found == 1 else 'findings'} in {len(done)} checks; not checked: {len(others)}."
     )
     for check in others:
         typer.echo(f"- {check.what}: {check.not_checked}")

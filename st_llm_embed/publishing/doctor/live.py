@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import snapshot_download
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from torch import Tensor
 from transformers.integrations.peft import PeftAdapterMixin
 
@@ -19,7 +19,7 @@ from st_llm_embed.errors import InputError, explained
 from st_llm_embed.publishing.doctor import merged
 from st_llm_embed.publishing.doctor.checks.layout import ABSOLUTE
 from st_llm_embed.publishing.doctor.finding import Check, Diagnosis, Finding, NotCheckedError
-from st_llm_embed.publishing.doctor.probe import read_tiny_probe
+from st_llm_embed.publishing.doctor.probe import TinyProbe, read_tiny_probe
 from st_llm_embed.publishing.doctor.repository import Repository
 
 NO_PICKLES = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.onnx", "*.onnx_data", "*.gguf", "openvino/*"]
@@ -263,6 +263,15 @@ def _probe(model: LiveModel, diagnosis: Diagnosis) -> list[Finding]:
                 "Merge in float32 and cast once at the end.",
             )
         ]
+    if (mode := _pooling_that_fits(model, probe)) is not None:
+        return [
+            _finding(
+                5,
+                "1_Pooling/config.json",
+                f"{told}; with {mode} pooling all are.",
+                f"Set the pooling to {mode}: all booleans pooling_mode_*, that one true.",
+            )
+        ]
     return [
         _finding(
             "weights",
@@ -271,6 +280,23 @@ def _probe(model: LiveModel, diagnosis: Diagnosis) -> list[Finding]:
             "Upload the weights that probe.json was made with, or make probe.json anew.",
         )
     ]
+
+
+def _pooling_that_fits(model: LiveModel, probe: TinyProbe) -> str | None:
+    """Find another pooling that reproduces a probe's vectors."""
+    pooling = next((module for module in model.model if isinstance(module, Pooling)), None)
+    if pooling is None:
+        return None
+    saved = pooling.pooling_mode
+    try:
+        for mode in ("lasttoken", "mean", "cls"):
+            pooling.pooling_mode = mode
+            found = np.concatenate([model.encode([one.text], one.prompt) for one in probe.texts])
+            if np.min(_cosines(found, np.stack([one.vector for one in probe.texts]))) >= probe.cosine:
+                return mode
+    finally:
+        pooling.pooling_mode = saved
+    return None
 
 
 def _adapter(model: LiveModel, diagnosis: Diagnosis) -> list[Finding]:

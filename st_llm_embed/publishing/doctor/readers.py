@@ -157,7 +157,7 @@ def tei(repository: Repository) -> Reading:
 
 
 def vllm(repository: Repository) -> Reading:
-    """The reader of vLLM up to 2026-08: get_pooling_config and get_sentence_transformer_tokenizer_config of config.py."""
+    """The reader of vLLM up to 2026-08: get_pooling_config and its neighbours in config.py."""
     reader, source = "vLLM", "vllm/transformers_utils/config.py"
     if "params.json" in repository.files:
         return Reading(reader, source, refuses="params.json makes it read the repository in Mistral's own format")

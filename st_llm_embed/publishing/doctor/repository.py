@@ -80,7 +80,7 @@ class Repository:
         if kind in ENCODERS or self.config.get("is_encoder_decoder"):
             raise InputError(
                 f"{name_or_path} is of type {kind!r}, an encoder, and what doctor looks for are the traps of "
-                "decoders: EOS, last-token pooling, padding, adapters. Nothing was checked; give a decoder embedding model."
+                "decoders: EOS, last-token pooling, padding, adapters. Nothing was checked; give a decoder."
             )
 
     def json(self, name: str) -> Any:
@@ -187,9 +187,8 @@ class Repository:
         name = self.table("adapter_config.json").get("base_model_name_or_path")
         if not isinstance(name, str) or not name:
             return None
-        beside = self.folder / name
         try:
-            return Repository(str(beside) if beside.is_dir() else name, revision=self.adapter.get("revision"))
+            return Repository(name, revision=self.adapter.get("revision"))
         except InputError:
             return None
 

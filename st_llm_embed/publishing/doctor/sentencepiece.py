@@ -8,7 +8,7 @@ from pathlib import Path
 def read_pieces(path: Path) -> list[str] | None:
     """Read the pieces of a tokenizer.model in the order of their ids; None if it is no such file.
 
-    The file is a protocol buffer (sentencepiece_model.proto): field 1 of the model is a piece, field 1 of that its text.
+    The file is a protocol buffer (sentencepiece_model.proto): field 1 is a piece, and field 1 of that its text.
     """
     content = path.read_bytes()
     try:

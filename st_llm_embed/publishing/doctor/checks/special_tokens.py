@@ -25,8 +25,8 @@ def eos_missing(repository: Repository, readings: list[Reading]) -> list[Finding
                 "tokenizer.json",
                 f"The post-processor ends a text with {_shown(around(repository)[1], repository)} and "
                 f"tokenizer_config.json (class {repository.tokenizer_config.get('tokenizer_class')}) has "
-                f"add_eos_token {flag}, so that {', '.join(hit)} read the embedding at a token of the text instead of EOS.",
-                "Put EOS into the post-processor of tokenizer.json, and add_eos_token true into tokenizer_config.json.",
+                f"add_eos_token {flag}: {', '.join(hit)} read the embedding at a token of the text instead of EOS.",
+                "Put EOS into the post-processor of tokenizer.json, and set add_eos_token in tokenizer_config.json.",
                 hit,
             )
         ]
