@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import cached_property
 from typing import cast
@@ -60,7 +61,10 @@ class LiveModel:
     def attended(self, texts: list[str], max_length: int | None = None) -> list[list[int]]:
         """Give the token ids of each text that are not padding."""
         options = {} if max_length is None else {"text": {"max_length": max_length}}
-        batch = self.model.preprocess(texts, processing_kwargs=options)
+        with warnings.catch_warnings():
+            # Where truncation is switched off, which is told as a finding.
+            warnings.filterwarnings("ignore", message="`max_length` is ignored")
+            batch = self.model.preprocess(texts, processing_kwargs=options)
         mask: Tensor = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
         return [row[keep.bool()].tolist() for row, keep in zip(batch["input_ids"], mask, strict=True)]
 
@@ -185,6 +189,28 @@ def _cut(model: LiveModel, diagnosis: Diagnosis) -> list[Finding]:
                 "Remove truncation from processing_kwargs in sentence_bert_config.json.",
             )
         ]
+    return []
+
+
+def _tokens(model: LiveModel, diagnosis: Diagnosis) -> list[Finding]:
+    del diagnosis
+    tokenizer = model.repository.tokenizer
+    if tokenizer is None:
+        raise NotCheckedError("there is no tokenizer.json")
+    for text, ids in zip(TEXTS, model.attended(list(TEXTS)), strict=True):
+        # A cut text is compared as far as it goes; its end is what other checks look at.
+        plain = tokenizer.encode(text).ids
+        same = ids == plain or (len(ids) < len(plain) and ids[:-1] == plain[: len(ids) - 1])
+        if not same and not model.model[0].do_lower_case:
+            return [
+                _finding(
+                    14,
+                    "sentence_bert_config.json",
+                    f"sentence-transformers reads {text!r} as {len(ids)} tokens other than those of tokenizer.json "
+                    f"({len(plain)}), which servers read.",
+                    "Remove modality_config and processing_kwargs from sentence_bert_config.json.",
+                )
+            ]
     return []
 
 
@@ -358,5 +384,6 @@ LIVE_CHECKS: tuple[tuple[int | str, str, LiveCheck], ...] = (
     (7, "vectors differ from those without the adapter", _adapter),
     (9, "the merged weights are those of base and adapter, rounded once", _merged),
     (12, "vectors have length 1 at each Matryoshka dimension", _norms),
+    (14, "sentence-transformers has the tokens of tokenizer.json", _tokens),
     (14, "the vectors of probe.json are reproduced", _probe),
 )

@@ -195,7 +195,7 @@ def llama_cpp(repository: Repository) -> Reading:
 def chat_rendered(repository: Repository) -> bool:
     """Say whether sentence-transformers 6 renders every text by the chat template."""
     modality = _settings(repository).get("modality_config")
-    if not isinstance(modality, dict) or "message" not in modality:
+    if not isinstance(modality, dict) or not {"text", "message"} <= modality.keys():
         return False
     return "chat_template.jinja" in repository.files or bool(repository.tokenizer_config.get("chat_template"))
 

@@ -15,6 +15,9 @@ from st_llm_embed.publishing.doctor import TRAPS, diagnose
 
 QUERY = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: "
 
+MODALITIES = {"text": {"method": "forward"}, "message": {"method": "forward", "format": "flat"}}
+"""As sentence-transformers 6 saves a model whose base has a chat template."""
+
 TRAINERS_CARD = """---
 tags:
 - sentence-transformers
@@ -64,7 +67,7 @@ def bos_in_a_prompt(folder: Path) -> None:
 
 def chat_template(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}</s>", encoding="utf-8")
-    edit(folder / "sentence_bert_config.json", modality_config={"message": {"method": "forward"}})
+    edit(folder / "sentence_bert_config.json", modality_config=MODALITIES)
 
 
 def eos_as_text(folder: Path) -> None:
@@ -72,7 +75,7 @@ def eos_as_text(folder: Path) -> None:
     template(folder, "<s>", "A")
     tokens = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
     tokens = [token | {"normalized": token["content"] == "</s>"} for token in tokens]
-    append = {"type": "Replace", "pattern": {"Regex": "$"}, "content": "</s>"}
+    append = {"type": "Replace", "pattern": {"Regex": "(?<!</s>)$"}, "content": "</s>"}
     edit(folder / "tokenizer.json", normalizer=append, added_tokens=tokens)
 
 
@@ -254,7 +257,6 @@ INJECTIONS: list[tuple[int | str, Callable[[Path], None], str]] = [
     (1, flag_says_no, "llama.cpp"),
     (2, eos_twice, ""),
     (2, bos_in_a_prompt, ""),
-    (3, chat_template, "sentence-transformers 6"),
     (3, eos_as_text, ""),
     (3, cut_on_the_left, ""),
     (4, no_mask, ""),
@@ -281,6 +283,7 @@ INJECTIONS: list[tuple[int | str, Callable[[Path], None], str]] = [
     (13, lower_case, "TEI"),
     (13, strip, "llama.cpp"),
     (14, other_merges, ""),
+    (14, chat_template, "sentence-transformers 6"),
     (14, other_pieces, "llama.cpp"),
     (14, no_tokenizer_json, ""),
     (14, too_few_embeddings, ""),
@@ -317,9 +320,9 @@ def test_a_trap_is_found_and_named(trap: int | str, spoil: Callable[[Path], None
 def test_left_padding_and_counted_positions_do_not_go_together(good: Callable[[str], Path], tmp_path: Path) -> None:
     folder = shutil.copytree(good("gpt2"), tmp_path / "gpt2")
     tokenizer_config(folder, padding_side="left")
-    [finding] = doctor(str(folder), live=False)
-    assert finding.trap == 4
-    assert "counts positions" in finding.message
+    found = doctor(str(folder), live=False)
+    assert {finding.trap for finding in found} == {4}
+    assert "counts positions from the first column" in found[0].message
 
 
 def test_a_byte_fallback_tokenizer_needs_its_model_or_a_probe(good: Callable[[str], Path], tmp_path: Path) -> None:
@@ -335,7 +338,7 @@ def test_a_byte_fallback_tokenizer_needs_its_model_or_a_probe(good: Callable[[st
 def test_a_tokenizer_that_strips_gives_the_texts_with_edges_other_tokens(spoilt: Path) -> None:
     strip(spoilt)
     messages = [finding.message for finding in doctor(str(spoilt), live=False) if finding.trap == 13]
-    assert any("all of them begin or end in whitespace" in message for message in messages)
+    assert any("all of them have whitespace at an edge" in message for message in messages)
 
 
 def test_what_was_not_checked_is_said_with_the_reason(spoilt: Path) -> None:

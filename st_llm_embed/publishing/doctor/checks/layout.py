@@ -18,8 +18,7 @@ def refused(repository: Repository, readings: list[Reading]) -> list[Finding]:
     files |= {"`config.json`": "config.json"}
     by_reason: dict[str, list[str]] = {}
     for one in readings:
-        # What stops TEI and sentence-transformers 5 at the pooling is trap 5.
-        if one.refuses is not None and "ooling" not in one.refuses:
+        if one.refuses is not None and not _stops_at_pooling(one):
             by_reason.setdefault(one.refuses, []).append(one.reader)
     return [
         Finding(
@@ -57,10 +56,7 @@ def pooling(repository: Repository, readings: list[Reading]) -> list[Finding]:
         f"{one.reader} ({one.pooling or one.refuses})"
         for one in others
         if one.not_for is None
-        and (
-            (one.refuses is not None and "ooling" in one.refuses)
-            or (one.reads and one.pooling is not None and one.pooling != reference.pooling)
-        )
+        and (_stops_at_pooling(one) or (one.reads and one.pooling is not None and one.pooling != reference.pooling))
     )
     if not hit:
         return []
@@ -236,3 +232,8 @@ def rope(repository: Repository, readings: list[Reading]) -> list[Finding]:
             ("transformers 4", "sentence-transformers 5"),
         )
     ]
+
+
+def _stops_at_pooling(reading: Reading) -> bool:
+    """Say whether a reader refuses the pooling's file, which is trap 5."""
+    return reading.refuses is not None and any(word in reading.refuses for word in ("1_Pooling", "Pooling.__init__"))

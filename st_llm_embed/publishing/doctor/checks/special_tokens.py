@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from st_llm_embed.publishing.doctor.finding import Finding, NotCheckedError, Reading
-from st_llm_embed.publishing.doctor.readers import around, chat_rendered
+from st_llm_embed.publishing.doctor.readers import around
 from st_llm_embed.publishing.doctor.repository import Repository
 
 CUT_AT = 16
@@ -80,18 +80,6 @@ def specials_doubled(repository: Repository, readings: list[Reading]) -> list[Fi
 def eos_cut(repository: Repository, readings: list[Reading]) -> list[Finding]:
     """Cut an over-long text off and look at its last token (trap 3)."""
     _need_last_token(repository, readings)
-    if chat_rendered(repository):
-        return [
-            Finding(
-                3,
-                "error",
-                "sentence_bert_config.json",
-                "modality_config has 'message': sentence-transformers 6 renders each text by the chat template, whose "
-                "last token is text and is cut off with a long one; other libraries do not render at all.",
-                "Remove 'message' from modality_config, and put EOS into the post-processor of tokenizer.json.",
-                ("sentence-transformers 6",),
-            )
-        ]
     tokenizer = _tokenizer(repository)
     end = tokenizer.encode("a").ids[-1]
     tokenizer.enable_truncation(CUT_AT)

@@ -7,7 +7,7 @@ from typing import Any
 
 from st_llm_embed.publishing.doctor.finding import Finding, NotCheckedError, Reading
 from st_llm_embed.publishing.doctor.probe import read_tiny_probe
-from st_llm_embed.publishing.doctor.readers import LLAMA_CPP_READS
+from st_llm_embed.publishing.doctor.readers import LLAMA_CPP_READS, chat_rendered
 from st_llm_embed.publishing.doctor.repository import Repository
 from st_llm_embed.publishing.doctor.sentencepiece import read_pieces
 
@@ -62,6 +62,18 @@ def rebuilt(repository: Repository, readings: list[Reading]) -> list[Finding]:
             )
         ]
     found = []
+    if chat_rendered(repository):
+        found.append(
+            Finding(
+                14,
+                "error",
+                "sentence_bert_config.json",
+                "modality_config has 'message': sentence-transformers 6 renders each text by the chat template, and "
+                "the other libraries tokenize it as it is.",
+                "Remove modality_config, unless the model was trained on rendered texts.",
+                ("sentence-transformers 6",),
+            )
+        )
     vocabulary = repository.tokenizer.get_vocab(with_added_tokens=True)
     size = repository.text_config.get("vocab_size")
     if size is not None and max(vocabulary.values()) >= size:
@@ -128,14 +140,18 @@ def probe_tokens(repository: Repository, readings: list[Reading]) -> list[Findin
     finally:
         repository.tokenizer.no_truncation()
     if other:
-        edges = all(one.text != one.text.strip() for one in other)
+        special = [token["content"] for token in repository.tokenizer_json.get("added_tokens", [])]
+        # Around a special token within a text is an edge, too.
+        edges = any(one.text != one.text.strip() for one in other) and all(
+            one.text != one.text.strip() or any(token in one.text for token in special) for one in other
+        )
         found.append(
             Finding(
                 13 if edges else 14,
                 "error",
                 "tokenizer.json",
                 f"{len(other)} of {len(probe.texts)} texts of probe.json have other tokens than when it was made, "
-                f"such as {other[0].name!r}" + (": all of them begin or end in whitespace." if edges else "."),
+                f"such as {other[0].name!r}" + (": all of them have whitespace at an edge." if edges else "."),
                 "Take the tokenizer that the model was trained with, or make probe.json anew.",
             )
         )
