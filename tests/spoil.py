@@ -22,14 +22,14 @@ def edit_list(path: Path, change: Callable[[list[Any]], list[Any]]) -> None:
     path.write_text(json.dumps(change(json.loads(path.read_text(encoding="utf-8")))), encoding="utf-8")
 
 
-def template(folder: Path, *tokens: str) -> None:
+def template(folder: Path, *names: str) -> None:
     """Give tokenizer.json a post-processor that puts these tokens around the text, which is A."""
     ids = {"<s>": 1, "</s>": 2}
     single = [
-        {"Sequence": {"id": "A", "type_id": 0}} if token == "A" else {"SpecialToken": {"id": token, "type_id": 0}}
-        for token in tokens
+        {"Sequence": {"id": "A", "type_id": 0}} if name == "A" else {"SpecialToken": {"id": name, "type_id": 0}}
+        for name in names
     ]
-    special = {token: {"id": token, "ids": [ids[token]], "tokens": [token]} for token in tokens if token != "A"}
+    special = {name: {"id": name, "ids": [ids[name]], "tokens": [name]} for name in names if name != "A"}
     pair = [*single, {"Sequence": {"id": "B", "type_id": 1}}]
     processor = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}
     edit(folder / "tokenizer.json", post_processor=processor)

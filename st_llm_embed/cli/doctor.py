@@ -66,10 +66,8 @@ def _print(diagnosis: Diagnosis) -> None:
         typer.echo(f"{finding.severity.upper()}: {number}{finding.name} ({finding.file})")
         typer.echo(f"  {finding.message}")
         typer.echo(f"  Hit: {', '.join(finding.readers) or 'everybody'}. Fix: {finding.fix}")
-    found = len(diagnosis.findings)
-    typer.echo(
-        f"{diagnosis.model}: {found} {'finding' if found == 1 else 'findings'} in {len(done)} checks; not checked: {len(others)}."
-    )
+    found = "1 finding" if len(diagnosis.findings) == 1 else f"{len(diagnosis.findings)} findings"
+    typer.echo(f"{diagnosis.model}: {found} in {len(done)} checks; not checked: {len(others)}.")
     for check in others:
         typer.echo(f"- {check.what}: {check.not_checked}")
     typer.echo("What libraries read:")

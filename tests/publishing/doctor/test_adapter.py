@@ -97,8 +97,8 @@ def test_an_adapter_that_applies_has_the_name_of_its_base_alone_against_it(adapt
         (lambda folder: rename(folder, lambda key: key.replace("layers.0.", "layers.7.")), "of layers 1 to 7"),
         (lambda folder: rename(folder, lambda key: key.replace(".weight", ".default.weight")), "peft does not read"),
         (lambda folder: change(folder, lambda key, value: value * 0 if "lora_B" in key else value), "is its base"),
-        (lambda folder: change(folder, lambda key, value: value / 0), "NaN or infinity"),
-        (lambda folder: change(folder, lambda key, value: (value / 0).bfloat16()), "NaN or infinity"),
+        (lambda folder: change(folder, lambda _, value: value / 0), "NaN or infinity"),
+        (lambda folder: change(folder, lambda _, value: (value / 0).bfloat16()), "NaN or infinity"),
     ],
     ids=["language_model", "shifted", "a hole", "default", "zero", "infinite", "infinite in bfloat16"],
 )

@@ -106,7 +106,7 @@ def test_json_says_what_was_checked_and_what_not(
     assert told["after"]["healthy"]
     assert {check["done"] for check in told["after"]["checks"]} == {True, False}
     assert {finding["trap"] for finding in told["before"]["findings"]} >= {1, 14}
-    assert [reader["reader"] for reader in told["after"]["readers"]][0] == "sentence-transformers 6"
+    assert told["after"]["readers"][0]["reader"] == "sentence-transformers 6"
 
 
 def test_what_no_program_can_repair_is_said(run_cli: Callable[..., Outcome], spoilt: Path, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def rebuilt(repository: Repository, readings: list[Reading]) -> list[Finding]:
                 ("sentence-transformers 6",),
             )
         )
-    vocabulary = repository.tokenizer.get_vocab(with_added_tokens=True)
+    vocabulary = _vocabulary(repository.tokenizer_json)
     size = repository.text_config.get("vocab_size")
     if size is not None and max(vocabulary.values()) >= size:
         found.append(
@@ -175,6 +175,14 @@ def _llama_cpp_guesses(repository: Repository) -> bool:
         and bool(model.get("byte_fallback"))
         and decoder.get("type") == "Sequence"
     )
+
+
+def _vocabulary(tokenizer: dict[str, Any]) -> dict[str, int]:
+    """Give the ids of all pieces, read from the JSON: the library takes longer to hand them over."""
+    pieces = tokenizer["model"]["vocab"]
+    if isinstance(pieces, list):
+        pieces = {piece: number for number, (piece, _) in enumerate(pieces)}
+    return pieces | {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
 
 
 def _other_pieces(repository: Repository, vocabulary: dict[str, int]) -> list[Finding]:
