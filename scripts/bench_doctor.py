@@ -1,4 +1,4 @@
-"""Seconds, of the clock and of the processor, that doctor takes for a repository in the shape of a 7B model without its weights.
+"""Seconds that doctor takes for a repository in the shape of a 7B model without its weights: clock and processor.
 
     python scripts/bench_doctor.py [--rounds 3]
 
