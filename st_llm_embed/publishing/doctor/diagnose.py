@@ -65,9 +65,7 @@ def diagnose(
         from st_llm_embed.publishing.doctor.live import check_live
 
         check_live(repository, diagnosis, device=device)
-    elif live is None:
-        live = False
-    if live is False:
+    else:
         diagnosis.checks.append(Check("weights", "live checks", live=True, not_checked="not asked for, or no weights"))
     return diagnosis
 

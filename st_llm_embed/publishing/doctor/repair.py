@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
+from tokenizers.processors import TemplateProcessing
 
 from st_llm_embed.errors import InputError
-from st_llm_embed.publishing.doctor.readers import POOLING_MODES, read_all, rope_of_transformers_5
+from st_llm_embed.publishing.doctor.checks.layout import ABSOLUTE
+from st_llm_embed.publishing.doctor.readers import POOLING_MODES, around, read_all, rope_of_transformers_5
 from st_llm_embed.publishing.doctor.repository import Repository
 
 SETTINGS = "sentence_bert_config.json"
@@ -116,10 +118,6 @@ def _post_processor(repository: Repository) -> str | None:
     """Let the post-processor put BOS, if the tokenizer has it in front, and EOS around a text, once each."""
     if repository.tokenizer is None or read_all(repository)[0].pooling != "lasttoken":
         return None
-    from tokenizers.processors import TemplateProcessing
-
-    from st_llm_embed.publishing.doctor.readers import around
-
     before, after = around(repository)
     eos = repository.token_id("eos")
     end = after[-1] if after else eos
@@ -219,8 +217,6 @@ def _document_prompt(repository: Repository) -> str | None:
 
 
 def _side(repository: Repository) -> str:
-    from st_llm_embed.publishing.doctor.checks.layout import ABSOLUTE
-
     if repository.config.get("model_type") in ABSOLUTE:
         return "right"
     return repository.tokenizer_config.get("padding_side", "right")

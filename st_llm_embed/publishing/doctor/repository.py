@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -67,9 +68,10 @@ class Repository:
             self.folder = folder
             self.files = frozenset(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
         else:
-            self.files = frozenset(_hub_files(name_or_path, revision))
-            wanted = [name for name in self.files if name in SMALL_FILES or name.endswith("/config.json")]
-            paths = [hf_hub_download(name_or_path, name, revision=revision) for name in sorted(wanted)]
+            with _asking_the_hub(name_or_path):
+                self.files = frozenset(HfApi().list_repo_files(name_or_path, revision=revision))
+                wanted = [name for name in self.files if name in SMALL_FILES or name.endswith("/config.json")]
+                paths = [hf_hub_download(name_or_path, name, revision=revision) for name in sorted(wanted)]
             self.folder = Path(paths[0]).parents[sorted(wanted)[0].count("/")] if paths else Path()
         if not {"config.json", "adapter_config.json"} & self.files:
             raise InputError(
@@ -256,9 +258,10 @@ class Repository:
         return frozenset(self.tensors("model.safetensors")) if "model.safetensors" in self.files else frozenset()
 
 
-def _hub_files(repo_id: str, revision: str | None) -> list[str]:
+@contextmanager
+def _asking_the_hub(repo_id: str) -> Generator[None]:
     try:
-        return HfApi().list_repo_files(repo_id, revision=revision)
+        yield
     except (RepositoryNotFoundError, HFValidationError) as error:
         reason = "no folder, and no repository on the Hub"
         advice = "Check the spelling; a private repository needs a token (`hf auth login`)."

@@ -122,7 +122,7 @@ def normalisation(repository: Repository, readings: list[Reading]) -> list[Findi
 
 def lengths(repository: Repository, readings: list[Reading]) -> list[Finding]:
     """Compare where the readers cut a text off (trap 15)."""
-    reference, *others = readings
+    reference = readings[0]
     stated = {one.reader: one.max_length for one in readings if one.not_for is None}
     stated.pop("llama.cpp", None)  # its context is the user's choice, not the repository's
     truncation = repository.tokenizer_json.get("truncation") or {}
@@ -138,7 +138,6 @@ def lengths(repository: Repository, readings: list[Reading]) -> list[Finding]:
                 "Write max_seq_length into sentence_bert_config.json and model_max_length into tokenizer_config.json.",
             )
         ]
-    del others
     other = {reader: length for reader, length in stated.items() if length != reference.max_length}
     if not other:
         return []

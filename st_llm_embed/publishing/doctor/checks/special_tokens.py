@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tokenizers import Tokenizer
+
 from st_llm_embed.publishing.doctor.finding import Finding, NotCheckedError, Reading
 from st_llm_embed.publishing.doctor.readers import around
 from st_llm_embed.publishing.doctor.repository import Repository
@@ -122,7 +124,7 @@ def _need_last_token(repository: Repository, readings: list[Reading]) -> None:
         raise NotCheckedError(f"pooling is {readings[0].pooling}, so that no embedding is read at EOS")
 
 
-def _tokenizer(repository: Repository):  # noqa: ANN202
+def _tokenizer(repository: Repository) -> Tokenizer:
     if repository.tokenizer is None:
         raise NotCheckedError("there is no tokenizer.json")
     return repository.tokenizer
