@@ -24,7 +24,8 @@ from st_llm_embed.data.sources import check_source, read_source
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.evaluation import check_best_score, held_out_evaluator, write_report
 from st_llm_embed.modules import base_path
-from st_llm_embed.publishing import dataset_card, write_release
+from st_llm_embed.publishing.cards import dataset_card
+from st_llm_embed.publishing.release import write_release
 from st_llm_embed.recipe import Recipe
 from st_llm_embed.sections import BASE, SYNTHESIS, Mining, Synthesis
 from st_llm_embed.stage import TRAINING_STAGE, build_stage, file_hash, full_disk_explained, owned_folder

@@ -1,6 +1,1 @@
-"""What leaves the machine: cards and the released folder."""
-
-from st_llm_embed.publishing.cards import dataset_card, model_card
-from st_llm_embed.publishing.release import write_release
-
-__all__ = ["dataset_card", "model_card", "write_release"]
+"""What leaves the machine: cards, the released folder, its examination, the push."""

@@ -21,7 +21,7 @@ from synthesis.planned import completion, synthesis, write_journal
 from st_llm_embed import InputError, Recipe
 from st_llm_embed.data import Row, load_split, to_training
 from st_llm_embed.modules import LLMSentenceTransformer
-from st_llm_embed.publishing import dataset_card
+from st_llm_embed.publishing.cards import dataset_card
 from st_llm_embed.synthesis.generate import tasks_file
 from st_llm_embed.synthesis.journal import Journal, request_record
 from st_llm_embed.synthesis.output import write_synthetic_dataset

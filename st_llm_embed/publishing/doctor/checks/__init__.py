@@ -1,0 +1,1 @@
+"""The static checks: files in, findings out, one file for each kind of trap."""
