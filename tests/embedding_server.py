@@ -72,8 +72,9 @@ class EmbeddingServer:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                if self.path == "/tokenize" and outer.tokenize is not None:
-                    self.answer(200, {}, outer.tokens(body))
+                if self.path == "/tokenize":
+                    known = outer.tokenize is not None
+                    self.answer(200 if known else 404, {}, outer.tokens(body) if known else {})
                     return
                 if self.path == "/embed":
                     body = {"input": body["inputs"], "model": ""}

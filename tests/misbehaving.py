@@ -53,7 +53,8 @@ class Served:
         if self.loses_end:
             kept = kept[:-1]
         if len(kept) > self.max_length:
-            kept = kept[: self.max_length] if self.loses_end else [*kept[: self.max_length - 1], kept[-1]]
+            has_end = self.adds_special and not self.loses_end
+            kept = [*kept[: self.max_length - 1], kept[-1]] if has_end else kept[: self.max_length]
         return kept
 
     def tokenize(self, text: str) -> list[int]:

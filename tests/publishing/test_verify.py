@@ -18,7 +18,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoTokenizer
 
 from st_llm_embed import InputError, LLMSentenceTransformer, verify
-from st_llm_embed.publishing.probe import PROBE_FILE, make_probe, write_probe
+from st_llm_embed.publishing.probe import PROBE_FILE, TAIL, make_probe, write_probe
 from st_llm_embed.publishing.verify import Verification, server_runtime
 
 FAMILIES = ("mistral", "qwen3", "llama")
@@ -28,7 +28,13 @@ PROMPT = "Instruct: Given a web search query, retrieve relevant passages that an
 def embedder(folder: Path, family: str, tokenizer: str = "Unigram") -> Path:
     """A released model without its card: the stock files and a probe."""
     base = save_base(folder / "base", family, tokenizer, bos=True)
-    model = LLMSentenceTransformer.from_base(str(base), max_seq_length=64, device="cpu")
+    model = LLMSentenceTransformer.from_base(str(base), max_seq_length=192, device="cpu")
+    # As they are drawn, weights are so small that a token hardly sees the others.
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 2:
+                weight.copy_(torch.randn_like(weight) * 0.3)
     saved = folder / "saved"
     model.save_pretrained(str(saved), create_model_card=False)
     write_probe(make_probe(SentenceTransformer(str(saved), device="cpu"), "org/tiny"), saved / PROBE_FILE)
@@ -47,22 +53,22 @@ def mistral(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def served(folder: Path) -> Served:
     model = SentenceTransformer(str(folder), device="cpu")
-    return Served(model, AutoTokenizer.from_pretrained(folder), 64)
+    return Served(model, AutoTokenizer.from_pretrained(folder), 192)
 
 
 def asked(folder: Path, one: Served, *, ids: bool = False, weights: bool = True) -> Verification:
-    with EmbeddingServer(one.embed, tokenize=one.tokenize if ids else None) as server:
+    with EmbeddingServer(one.embed, fault=without_tokens(one), tokenize=one.tokenize if ids else None) as server:
         return verify(folder if weights else folder / PROBE_FILE, server.base_url)
+
+
+def without_tokens(one: Served) -> Callable[[int, list[str]], Any]:
+    """A text that has no token at all is refused."""
+    return lambda _number, texts: None if all(map(one.ids, texts)) else error(400, "the input is empty")
 
 
 def traps(verification: Verification) -> set[str]:
     assert not verification.same
     return {one.trap for one in verification.explanations}
-
-
-def without_weights(folder: Path, to: Path) -> Path:
-    shutil.copy(folder / PROBE_FILE, to / PROBE_FILE)
-    return to / PROBE_FILE
 
 
 MISTAKES: dict[str, dict[str, Any]] = {
@@ -118,11 +124,9 @@ WITH_IDS = ("prompt missing", "prompt on documents", "missing EOS", "no special 
 
 
 @pytest.mark.parametrize("trap", [*WITH_IDS, "whitespace", "not normalised", "dimension"])
-def test_the_probe_and_the_servers_ids_are_enough_to_name_it(trap: str, mistral: Path, tmp_path: Path) -> None:
-    probe = without_weights(mistral, tmp_path)
+def test_the_probe_and_the_servers_ids_are_enough_to_name_it(trap: str, mistral: Path) -> None:
     one = served(mistral).but(**MISTAKES[trap])
-    with EmbeddingServer(one.embed, tokenize=one.tokenize) as server:
-        assert trap in traps(verify(probe, server.base_url))
+    assert trap in traps(asked(mistral, one, ids=True, weights=False))
 
 
 @pytest.mark.parametrize(
@@ -139,11 +143,9 @@ def test_the_probe_and_the_servers_ids_are_enough_to_name_it(trap: str, mistral:
         ("dimension", "dimension"),
     ],
 )
-def test_the_vectors_alone_tell_what_they_can(trap: str, told: str, mistral: Path, tmp_path: Path) -> None:
-    probe = without_weights(mistral, tmp_path)
-    mistake = MISTAKES[trap] if trap != "max length" else {"max_length": 200}
-    with EmbeddingServer(served(mistral).but(**mistake).embed) as server:
-        verification = verify(probe, server.base_url)
+def test_the_vectors_alone_tell_what_they_can(trap: str, told: str, mistral: Path) -> None:
+    mistake = MISTAKES[trap] if trap != "max length" else {"max_length": 1000}
+    verification = asked(mistral, served(mistral).but(**mistake), weights=False)
     assert traps(verification) == {told}
     if trap == "max length":
         assert "What lies beyond max_seq_length is embedded" in verification.explanations[0].sentence
@@ -151,7 +153,7 @@ def test_the_vectors_alone_tell_what_they_can(trap: str, told: str, mistral: Pat
 
 def test_a_length_is_told(mistral: Path) -> None:
     [one] = asked(mistral, served(mistral).but(max_length=48)).explanations
-    assert "They are cut at 48 tokens, and have to be at 64." in one.sentence
+    assert "They are cut at 48 tokens, and have to be at 192." in one.sentence
     [one] = asked(mistral, served(mistral).but(max_length=1000)).explanations
     assert "They are not cut at all." in one.sentence
 
@@ -192,7 +194,7 @@ def test_half_precision_is_told_from_a_fault(mistral: Path) -> None:
     one = served(mistral)
     one.model.to(torch.bfloat16)
     verification = asked(mistral, one)
-    assert traps(verification) <= {"precision", "padding"}
+    assert traps(verification) == {"precision"}
     with EmbeddingServer(one.embed) as server:
         assert verify(mistral, server.base_url, minimum_cosine=0.98).same
 
@@ -203,7 +205,7 @@ def refuses(test: Callable[[str], bool]) -> Callable[[int, list[str]], Any]:
 
 def test_texts_that_a_server_refuses_are_told_and_are_no_difference(mistral: Path) -> None:
     one = served(mistral)
-    with EmbeddingServer(one.embed, fault=refuses(lambda text: not text or len(text) > 400)) as server:
+    with EmbeddingServer(one.embed, fault=refuses(lambda text: not text or TAIL in text)) as server:
         verification = verify(mistral, server.base_url)
     assert verification.same
     refused = {row.name for row in verification.rows if row.same is None}
@@ -211,7 +213,7 @@ def test_texts_that_a_server_refuses_are_told_and_are_no_difference(mistral: Pat
     assert all("400: " in row.refusal for row in verification.rows if row.same is None)
     # The others were still asked for as one batch.
     wrong = one.but(read="last position")
-    with EmbeddingServer(wrong.embed, fault=refuses(lambda text: not text or len(text) > 400)) as server:
+    with EmbeddingServer(wrong.embed, fault=refuses(lambda text: not text or TAIL in text)) as server:
         assert traps(verify(mistral, server.base_url)) == {"right padding"}
 
 

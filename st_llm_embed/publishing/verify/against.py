@@ -26,7 +26,8 @@ def probe_of(model: str | Path) -> tuple[Probe, str | Path | None]:
     """Find the probe of a model, or compute it where it has none.
 
     Args:
-        model: a folder, a probe.json, or a Hub id, of which nothing but probe.json is fetched where it has one.
+        model: a folder; a probe.json, whose vectors are compared without any weights; or a Hub id, of which nothing
+            but probe.json is fetched where it has one.
 
     Returns:
         The probe, and what to load the weights from if they are on this machine.
@@ -36,10 +37,10 @@ def probe_of(model: str | Path) -> tuple[Probe, str | Path | None]:
     """
     path = Path(model)
     if path.is_file():
-        return read_probe(path), _with_weights(path.parent)
+        return read_probe(path), None
     if path.is_dir():
         if (path / PROBE_FILE).is_file():
-            return read_probe(path / PROBE_FILE), _with_weights(path)
+            return read_probe(path / PROBE_FILE), path if any(path.glob("*.safetensors")) else None
         return make_probe(load_stock(path)), path
     if len(path.parts) > 2 or path.is_absolute():
         raise InputError(f"There is no {model}. Give the folder of a model, its probe.json, or a Hub id.")
@@ -76,7 +77,3 @@ def runtime_of(against: str | Path, probe: Probe) -> Runtime:
         ".onnx file, OpenVINO's .xml file, a .gguf file, and the address of a server, such as "
         "http://localhost:8000/v1/embeddings or http://localhost:8080/embed."
     )
-
-
-def _with_weights(folder: Path) -> Path | None:
-    return folder if (folder / "modules.json").is_file() and any(folder.glob("*.safetensors")) else None

@@ -15,6 +15,7 @@ from st_llm_embed.publishing.verify.against import probe_of, runtime_of
 from st_llm_embed.publishing.verify.recompute import Reference
 from st_llm_embed.publishing.verify.traps import (
     NORM_TOLERANCE,
+    ROUNDING,
     Embedding,
     Explanation,
     Runtime,
@@ -161,13 +162,13 @@ def _explain(
         for (text, one), (_, single) in zip(batch, singles, strict=True)
         if single.vector is not None
         and one.vector is not None
-        and not is_same(single.vector, one.vector, minimum_cosine)
+        and not is_same(single.vector, one.vector, min(minimum_cosine, ROUNDING))
     ]
     if moved:
         name = None if reference is None else reference.padding_trap(batch, minimum_cosine)
         found.append(trap(name or "padding", f"Seen in: {', '.join(moved)}."))
     if all(is_same(text.vector, one.vector, minimum_cosine) for text, one in alone):
-        return found
+        return found if moved else [*found, trap("precision")]
     recomputed = None if reference is None else reference.traps(alone, minimum_cosine)
     if recomputed:
         return [*found, *(trap(name, addition) for name, addition in recomputed)]

@@ -63,7 +63,9 @@ class _Server:
         self._has_ids = True
         self._key = read_api_key(url, api_key_env, WORDING)
         headers = {"Authorization": f"Bearer {self._key}"}
-        self._http = httpx2.Client(timeout=timeout_seconds, headers=headers)
+        # Nothing is kept open between requests, so that nothing has to be closed.
+        limits = httpx2.Limits(max_keepalive_connections=0)
+        self._http = httpx2.Client(timeout=timeout_seconds, headers=headers, limits=limits)
 
     def __call__(self, texts: Sequence[str]) -> list[Embedding]:
         answer = self._vectors(texts)
@@ -134,7 +136,7 @@ class _Server:
         try:
             response = self._http.post(url, json=body)
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
-            words = str(error) or type(error).__name__
+            words = str(error).rstrip(".") or type(error).__name__
             raise InputError(
                 f"The server at {urlsplit(url).netloc} cannot be reached, or cut the connection: {words}. Start it, "
                 "or correct the address."

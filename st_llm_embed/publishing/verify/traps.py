@@ -76,8 +76,8 @@ TRAPS = {
     "tokenizer.json, or tokenizer.model, of this model.",
     "weights": "None of the known faults gives these vectors, so the weights are other ones: another model or "
     "revision, an adapter that is not applied, or heavy quantisation.",
-    "precision": "All texts differ a little, as by rounding in half precision or by quantised weights. If that is "
-    "meant, lower the least cosine.",
+    "precision": "Texts of all kinds differ a little, as by rounding in half precision or by quantised weights. If that "
+    "is meant, lower the least cosine.",
     "pooling or weights": "The tokens are the same and the vectors are not: another pooling, or other weights. Verify "
     "with the folder of the model at hand to have it told which.",
     "ends, pooling or weights": "No text has the same vector: BOS or EOS is missing or doubled, the pooling is "
@@ -141,15 +141,20 @@ def explain_texts(
     if any(one.ids is not None and tuple(one.ids) != text.ids for text, one in differ):
         names = _by_ids(probe, differ)
         return [trap(name, f"Seen in: {', '.join(texts)}.") for name, texts in names.items()]
-    cosines = [cosine(text.vector, one.vector) for text, one in differ if one.vector is not None]
+    plain = [text for text, _ in differ if text.role == "document" and not _is_special(probe, text)]
+    if plain and all(is_same(text.vector, one.vector, ROUNDING) for text, one in differ):
+        return [trap("precision")]
     if len(differ) == len(pairs):
-        if min(cosines) >= ROUNDING:
-            return [trap("precision")]
         if weights_known:
             return [trap("weights")]
-        known = all(one.ids is not None for _, one in differ)
+        known = any(one.ids is not None for _, one in differ)
         return [trap("pooling or weights" if known else "ends, pooling or weights")]
     return _by_vectors(probe, pairs, differ, minimum_cosine)
+
+
+def _is_special(probe: Probe, text: ProbeText) -> bool:
+    """Whether a text is cut, or has blanks at its ends."""
+    return len(text.ids) == probe.max_seq_length or text.whole != text.whole.strip()
 
 
 def _by_ids(probe: Probe, differ: Sequence[tuple[ProbeText, Embedding]]) -> dict[str, list[str]]:
