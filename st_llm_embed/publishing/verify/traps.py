@@ -76,8 +76,8 @@ TRAPS = {
     "tokenizer.json, or tokenizer.model, of this model.",
     "weights": "None of the known faults gives these vectors, so the weights are other ones: another model or "
     "revision, an adapter that is not applied, or heavy quantisation.",
-    "precision": "Texts of all kinds differ a little, as by rounding in half precision or by quantised weights. If that "
-    "is meant, lower the least cosine.",
+    "precision": "Texts of all kinds differ a little, as by rounding in half precision or by quantised weights. If "
+    "that is meant, lower the least cosine.",
     "pooling or weights": "The tokens are the same and the vectors are not: another pooling, or other weights. Verify "
     "with the folder of the model at hand to have it told which.",
     "ends, pooling or weights": "No text has the same vector: BOS or EOS is missing or doubled, the pooling is "
