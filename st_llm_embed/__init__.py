@@ -12,11 +12,21 @@ if TYPE_CHECKING:
     from st_llm_embed.pipeline import run_pipeline
     from st_llm_embed.publishing.doctor import doctor
     from st_llm_embed.publishing.export import export
+    from st_llm_embed.publishing.verify import verify
     from st_llm_embed.recipe import Recipe
 
 __version__ = version("st_llm_embed")
 
-__all__ = ["InputError", "LLMSentenceTransformer", "Recipe", "__version__", "doctor", "export", "run_pipeline"]
+__all__ = [
+    "InputError",
+    "LLMSentenceTransformer",
+    "Recipe",
+    "__version__",
+    "doctor",
+    "export",
+    "run_pipeline",
+    "verify",
+]
 
 _HOMES = {
     "InputError": "st_llm_embed.errors",
@@ -25,6 +35,7 @@ _HOMES = {
     "doctor": "st_llm_embed.publishing.doctor",
     "export": "st_llm_embed.publishing.export",
     "run_pipeline": "st_llm_embed.pipeline",
+    "verify": "st_llm_embed.publishing.verify",
 }
 
 

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +22,15 @@ def hashed(texts: list[str], dimension: int = 8) -> NDArray[np.float32]:
 
 
 class EmbeddingServer:
-    """Serves POST /v1/embeddings while the ``with`` block runs.
+    """Serves POST /v1/embeddings, TEI's /embed and, with `tokenize`, /tokenize while the ``with`` block runs.
 
     Args:
         embed: gives the vectors of texts, shape (number of texts, dimension).
         fault: given the number of a request, from 0, and its texts, may answer in place of the model: a status with
             headers and a JSON body, or a list of vectors as JSON; None lets the model answer.
         base64_vectors: whether vectors come as asked for, or always as lists of numbers.
+        tokenize: gives the token ids of a text; None for a server without /tokenize.
+        dialect: whose form the answer of /tokenize has.
     """
 
     def __init__(
@@ -37,8 +39,11 @@ class EmbeddingServer:
         *,
         fault: Callable[[int, list[str]], Any] = lambda _number, _texts: None,
         base64_vectors: bool = True,
+        tokenize: Callable[[str], list[int]] | None = None,
+        dialect: Literal["vllm", "tei", "llama.cpp"] = "vllm",
     ) -> None:
         self.embed, self.fault, self.base64_vectors = embed, fault, base64_vectors
+        self.tokenize, self.dialect = tokenize, dialect
         self.requests: list[list[str]] = []
         """The texts of each request, in the order of arrival."""
         self.bodies: list[dict[str, Any]] = []
@@ -49,6 +54,15 @@ class EmbeddingServer:
         """Every text that was asked for, as often as it was."""
         return [text for texts in self.requests for text in texts]
 
+    def tokens(self, body: dict[str, Any]) -> Any:
+        """Answer /tokenize in the dialect's form, reading its own field alone."""
+        assert self.tokenize is not None
+        if self.dialect == "tei":
+            ids = self.tokenize(body["inputs"])
+            return [[{"id": one, "text": "", "special": False, "start": 0, "stop": 0} for one in ids]]
+        ids = self.tokenize(body["prompt" if self.dialect == "vllm" else "content"])
+        return {"tokens": ids, "count": len(ids)}
+
     def __enter__(self) -> Self:
         lock = threading.Lock()
         outer = self
@@ -58,12 +72,20 @@ class EmbeddingServer:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if self.path == "/tokenize":
+                    known = outer.tokenize is not None
+                    self.answer(200 if known else 404, {}, outer.tokens(body) if known else {})
+                    return
+                if self.path == "/embed":
+                    body = {"input": body["inputs"], "model": ""}
                 with lock:
                     number = len(outer.requests)
                     outer.requests.append(body["input"])
                     outer.bodies.append(body)
                     outer.keys.add(self.headers["Authorization"].removeprefix("Bearer "))
-                    reply = (self.path != "/v1/embeddings" and (404, {}, {})) or outer.fault(number, body["input"])
+                    reply = (self.path not in ("/v1/embeddings", "/embed") and (404, {}, {})) or outer.fault(
+                        number, body["input"]
+                    )
                 if reply == "cut":
                     self.close_connection = True
                     return
@@ -76,7 +98,14 @@ class EmbeddingServer:
                     data = [{"object": "embedding", "index": at, "embedding": one} for at, one in enumerate(answer)]
                     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
                     # Not in order: the index counts.
-                    answer = {"object": "list", "data": data[::-1], "model": body["model"], "usage": usage}
+                    listed = {"object": "list", "data": data[::-1], "model": body["model"], "usage": usage}
+                    answer = answer if self.path == "/embed" else listed
+                self.answer(status, headers, answer)
+
+            def do_GET(self) -> None:
+                self.answer(200, {}, {"object": "list", "data": [{"id": "the-only-model", "object": "model"}]})
+
+            def answer(self, status: int, headers: dict[str, str], answer: Any) -> None:
                 content = json.dumps(answer).encode()
                 self.send_response(status)
                 for name, value in {"Content-Type": "application/json", **headers}.items():

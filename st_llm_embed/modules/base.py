@@ -6,6 +6,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import cast
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -19,7 +21,9 @@ from st_llm_embed.errors import InputError
 from st_llm_embed.modules.eos import append_eos
 from st_llm_embed.sections import EMBEDDED
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+SENTENCEPIECE_FILE = "tokenizer.model"
+
+TOKENIZER_FILES = ("tokenizer.json", SENTENCEPIECE_FILE, "vocab.json")
 
 
 def base_path(name_or_path: str) -> str:
@@ -27,6 +31,23 @@ def base_path(name_or_path: str) -> str:
     if name_or_path == EMBEDDED:
         return str(files("st_llm_embed") / "modules" / "tiny-mistral-multilingual")
     return name_or_path
+
+
+def sentencepiece_file(name_or_path: str, revision: str | None = None) -> Path | None:
+    """Find the file tokenizer.model of a model, which transformers 5 neither needs nor saves; None if it has none.
+
+    Args:
+        name_or_path: Hub id or local folder, or ``embedded``.
+        revision: branch, tag or commit of a Hub model.
+    """
+    folder = Path(base_path(name_or_path))
+    if folder.is_dir():
+        path = folder / SENTENCEPIECE_FILE
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(name_or_path, SENTENCEPIECE_FILE, revision=revision))
+    except (HfHubHTTPError, HFValidationError, OSError):
+        return None
 
 
 def load_tokenizer(

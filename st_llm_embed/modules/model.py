@@ -215,7 +215,7 @@ class LLMSentenceTransformer(SentenceTransformer):
             for module, runtime in ours.items():
                 module.__class__ = runtime
         if path is not None and self._last_token_pooling() is not None:
-            make_portable(Path(path), self.tokenizer)
+            make_portable(Path(path), self.tokenizer, cast(DecoderTransformer, self[0]).sentencepiece_file())
 
     @property
     def reads_last_token(self) -> bool:

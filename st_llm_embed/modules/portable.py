@@ -1,18 +1,22 @@
-"""The layout on disk that sentence-transformers 5 and 6, with transformers 4 and 5, both read.
+"""The layout on disk that sentence-transformers 5 and 6, vLLM, TEI and llama.cpp's converter all read.
 
-What sentence-transformers 6 and transformers 5 write by themselves, sentence-transformers 5 refuses: new module paths,
-a compact pooling configuration, no max_seq_length, the tokenizer class TokenizersBackend. The legacy spelling of the
-same facts loads in both.
+What sentence-transformers 6 and transformers 5 write by themselves, the others refuse or misread: new module paths, a
+compact pooling configuration, no max_seq_length, the tokenizer class TokenizersBackend. The legacy spelling of the
+same facts is read by all.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from st_llm_embed.modules.base import SENTENCEPIECE_FILE
 
 LEGACY_MODULES = {
     name: f"sentence_transformers.models.{name}" for name in ("Transformer", "Pooling", "Normalize", "Dense")
@@ -28,12 +32,19 @@ LEGACY_POOLING_MODES = (
 )
 
 
-def make_portable(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+OF_THIS_SESSION = ("backend", "extra_special_tokens", "is_local", "local_files_only", "name_or_path")
+"""What transformers 5 writes into tokenizer_config.json of how the tokenizer was loaded here, or as a list that
+transformers 4 cannot read."""
+
+
+def make_portable(folder: Path, tokenizer: PreTrainedTokenizerBase, sentencepiece: Path | None) -> None:
     """Rewrite the JSON files of a saved model in place; its vectors stay bit for bit the same.
 
     Args:
         folder: what `SentenceTransformer.save` wrote for a text model with last-token pooling.
         tokenizer: the model's tokenizer.
+        sentencepiece: the file tokenizer.model of the base, if it has one: llama.cpp's converter takes the scores of
+            pieces from it, and without them cuts texts into other tokens.
     """
     modules = _read(folder / "modules.json")
     for module in modules:
@@ -46,8 +57,11 @@ def make_portable(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     _edit(folder / "sentence_bert_config.json", lambda config: _legacy_transformer(config, tokenizer.model_max_length))
     if tokenizer.is_fast:
         _edit(folder / "tokenizer_config.json", lambda config: _common_tokenizer(config, tokenizer))
+        _edit(folder / "tokenizer.json", lambda content: _own_length(content, tokenizer.model_max_length))
     if (folder / "config.json").is_file():
-        _edit(folder / "config.json", _common_rope)
+        _edit(folder / "config.json", _common_config)
+    if sentencepiece is not None and not (folder / SENTENCEPIECE_FILE).exists():
+        shutil.copyfile(sentencepiece, folder / SENTENCEPIECE_FILE)
 
 
 def _legacy_pooling(config: dict[str, Any]) -> dict[str, Any]:
@@ -67,9 +81,7 @@ def _legacy_transformer(config: dict[str, Any], max_seq_length: int) -> dict[str
 
 def _common_tokenizer(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     ids = tokenizer("a")["input_ids"]
-    common = {
-        key: value for key, value in config.items() if key not in ("backend", "extra_special_tokens", "is_local")
-    }
+    common = {key: value for key, value in config.items() if key not in OF_THIS_SESSION}
     return common | {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "padding_side": tokenizer.padding_side,
@@ -79,9 +91,22 @@ def _common_tokenizer(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase
     }
 
 
-def _common_rope(config: dict[str, Any]) -> dict[str, Any]:
+def _own_length(content: dict[str, Any], max_seq_length: int) -> dict[str, Any]:
+    """State the length for programs that read tokenizer.json alone; there stood that of the last call."""
+    truncation = {"direction": "Right", "max_length": max_seq_length, "strategy": "LongestFirst", "stride": 0}
+    return content | {"truncation": truncation, "padding": None}
+
+
+def _common_config(config: dict[str, Any]) -> dict[str, Any]:
+    changed = dict(config)
     theta = (config.get("rope_parameters") or {}).get("rope_theta")
-    return config if theta is None else {**config, "rope_theta": theta}
+    if theta is not None:
+        changed["rope_theta"] = theta
+    # llama.cpp's converter does not know MistralModel; vLLM goes by the pooling in modules.json in both cases.
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config["model_type"])
+    if causal is not None:
+        changed["architectures"] = [causal]
+    return changed
 
 
 def _edit(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:

@@ -6,6 +6,7 @@ import inspect
 import logging
 from array import array
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, DynamicLayer
 
-from st_llm_embed.modules.base import is_decoder_only
+from st_llm_embed.modules.base import is_decoder_only, sentencepiece_file
 from st_llm_embed.modules.eos import append_eos, end_token_id
 
 logger = logging.getLogger(__name__)
@@ -37,8 +38,9 @@ class DecoderTransformer(Transformer):
     once (`shared_prefix`).
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> None:
+        super().__init__(model_name_or_path, *args, **kwargs)
+        self._origin = model_name_or_path, (kwargs.get("processor_kwargs") or {}).get("revision")
         # Lets `encode(..., batch_num_tokens=...)` through; the model takes it out before any forward pass.
         self.forward_kwargs = {*self.forward_kwargs, "batch_num_tokens"}
 
@@ -65,6 +67,13 @@ class DecoderTransformer(Transformer):
                 self.config.name_or_path or "the model",
                 self.tokenizer.eos_token,
             )
+
+    def sentencepiece_file(self) -> Path | None:
+        """Find the file tokenizer.model that belongs to the tokenizer, with the base where an adapter lacks it."""
+        adapters = getattr(self.model, "peft_config", {}).values()
+        bases = [(adapter.base_model_name_or_path, adapter.revision) for adapter in adapters]
+        found = (sentencepiece_file(name, revision) for name, revision in (self._origin, *bases) if name)
+        return next((path for path in found if path is not None), None)
 
     @torch.inference_mode()
     def sees_later_tokens(self) -> bool:

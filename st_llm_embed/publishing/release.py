@@ -1,24 +1,47 @@
-"""The released folder: a complete Hub repository as files."""
+"""The released folders: complete Hub repositories of the model and of its adapter, as files."""
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
+import torch
 from sentence_transformers import SentenceTransformer
 
+from st_llm_embed.errors import InputError
 from st_llm_embed.evaluation import mteb_prompts
 from st_llm_embed.modules import LLMSentenceTransformer, check_eos
 from st_llm_embed.publishing.cards import model_card
+from st_llm_embed.publishing.probe import PROBE_FILE, make_probe, write_probe
 from st_llm_embed.recipe import Recipe
 
 PROBES = ("", "a short text", "one two three four five six seven eight nine ten " * 100, "Ünïcödé 文字 текст")
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+SHARED_WITH_ADAPTER = (
+    "modules.json",
+    "[0-9]_*/config.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    PROBE_FILE,
+    "recipe.yaml",
+)
+"""Files of the merged model that hold for its adapter, too."""
 
 
 def write_release(
     recipe: Recipe, dataset_dir: Path, training_dir: Path, evaluation_dir: Path, output_dir: Path
 ) -> None:
-    """Save the trained model with prompts for MTEB tasks, card and recipe, and check that it still gives its vectors.
+    """Save the trained model with prompts for MTEB tasks, probe, card and recipe, and check that it gives its vectors.
+
+    The weights have the data type they were saved in by the training, which is the recipe's `base.dtype`.
 
     Raises:
         RuntimeError: the released folder, loaded anew, gives other vectors.
@@ -33,6 +56,42 @@ def write_release(
         raise RuntimeError(
             f"{output_dir} gives other vectors than {training_dir / 'model'}; it must not be published."
         )
+    probed = SentenceTransformer(str(output_dir), device="cpu", model_kwargs={"dtype": torch.float32})
+    write_probe(make_probe(probed, recipe.publishing.repo_id), output_dir / PROBE_FILE)
     recipe.save(output_dir / "recipe.yaml")
     card = model_card(recipe, released, dataset_dir, evaluation_dir)
     (output_dir / "README.md").write_text(card, encoding="utf-8")
+
+
+def write_adapter_release(release_dir: Path, adapter_dir: Path, output_dir: Path) -> None:
+    """Write an adapter as a repository of its own, which stock `SentenceTransformer` loads on its base.
+
+    Tokenizer, pooling, prompts and probe are those of the merged model; no weights are loaded.
+
+    Args:
+        release_dir: what `write_release` wrote for the merged model.
+        adapter_dir: what the training saved as `adapter`.
+        output_dir: a folder that is not there yet, or an empty one.
+
+    Raises:
+        InputError: there is no adapter, or its base is not named by Hub id and commit.
+    """
+    for folder, name in ((adapter_dir, ADAPTER_CONFIG), (adapter_dir, ADAPTER_WEIGHTS), (release_dir, "modules.json")):
+        if not (folder / name).is_file():
+            raise InputError(
+                f"{folder} has no {name}. Give the release folder of a run and the folder `adapter` of its training; "
+                "a run has an adapter where its recipe has a section lora."
+            )
+    config = json.loads((adapter_dir / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base or "") or not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+        raise InputError(
+            f"The adapter in {adapter_dir} names its base as {base!r} at revision {revision!r}, and others can load "
+            "it only on a model of the Hub at a commit of 40 hex digits. Train with base.name_or_path set to a Hub "
+            "id, or publish the merged model alone."
+        )
+    shared = [path for pattern in SHARED_WITH_ADAPTER for path in sorted(release_dir.glob(pattern))]
+    for path in (*shared, adapter_dir / ADAPTER_CONFIG, adapter_dir / ADAPTER_WEIGHTS):
+        inside = path.relative_to(release_dir if path in shared else adapter_dir)
+        (output_dir / inside).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, output_dir / inside)

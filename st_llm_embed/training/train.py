@@ -16,7 +16,7 @@ from transformers.trainer_utils import IntervalStrategy
 from st_llm_embed.data import is_text_column, load_split, to_training
 from st_llm_embed.data.dataset import negative_columns
 from st_llm_embed.errors import InputError
-from st_llm_embed.modules import LLMSentenceTransformer
+from st_llm_embed.modules import DecoderTransformer, LLMSentenceTransformer
 from st_llm_embed.recipe import Recipe
 from st_llm_embed.training.adapter import merge_adapter, prepare_adapter, save_adapter
 from st_llm_embed.training.arguments import training_arguments
@@ -86,7 +86,18 @@ def train(
     if adapted:
         save_adapter(model, recipe, output_dir / "adapter")
         model = merge_adapter(recipe, output_dir / "adapter", after)
+    _state_dimensions(model, recipe.loss.matryoshka_dims)
     model.save_pretrained(str(output_dir / "model"), create_model_card=False)
+
+
+def _state_dimensions(model: LLMSentenceTransformer, dimensions: Sequence[int]) -> None:
+    """Put into config.json which leading dimensions are vectors of their own; vLLM refuses to cut to any other."""
+    config = cast(DecoderTransformer, model[0]).config
+    if dimensions:
+        config.matryoshka_dimensions = sorted(dimensions, reverse=True)
+    elif hasattr(config, "matryoshka_dimensions"):
+        # Of the base, or of an earlier stage: this training took no care of them.
+        del config.matryoshka_dimensions
 
 
 def training_set(folders: Iterable[Path], configurations: Collection[str] | None = None) -> DatasetDict:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from importlib.resources import files
 from pathlib import Path
 
@@ -37,8 +38,6 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_training_lowers_the_loss_and_moves_the_weights(tiny_recipe: Path, dataset: Path, tmp_path: Path) -> None:
     recipe = Recipe.load(str(tiny_recipe), ["training.max_steps=30", "training.learning_rate=0.01"])
     train(recipe, [dataset], tmp_path / "training")
-    import json
-
     losses = [entry["loss"] for entry in json.loads((tmp_path / "training/log.json").read_text()) if "loss" in entry]
     assert len(losses) == 30
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
@@ -156,3 +155,18 @@ def test_the_shipped_configurations_are_read_by_accelerate(
         arguments = launch_command_parser().parse_args(["--config_file", str(path), "-m", "st_llm_embed.cli"])
         environment = prepare_multi_gpu_env(_validate_launch_command(arguments)[0])
         assert environment.items() >= expected.items()
+
+
+@pytest.mark.parametrize("lora", ["null", "{r: 4, target_modules: all-linear}"])
+def test_a_trained_model_says_which_dimensions_are_vectors_of_their_own(
+    lora: str, tiny_recipe: Path, dataset: Path, tmp_path: Path
+) -> None:
+    short = ["training.max_steps=3", f"lora={lora}", "training.learning_rate=0.01"]
+    first = Recipe.load(str(tiny_recipe), [*short, "loss.matryoshka_dims=[8,32,16]"])
+    train(first, [dataset], tmp_path / "first")
+    config = json.loads((tmp_path / "first" / "model" / "config.json").read_text(encoding="utf-8"))
+    assert config["matryoshka_dimensions"] == [32, 16, 8]
+    # A later training that did not care for them must not claim them.
+    second = Recipe.load(str(tiny_recipe), [*short, f"base.name_or_path={tmp_path / 'first' / 'model'}"])
+    train(second, [dataset], tmp_path / "second")
+    assert "matryoshka_dimensions" not in (tmp_path / "second" / "model" / "config.json").read_text(encoding="utf-8")

@@ -291,7 +291,7 @@ class EmbeddingClient:
             InputError: they are no vectors, or not of this model; the cost is journaled all the same.
         """
         server = f"{self.server.base_url} (model {self.server.model!r})"
-        vectors = _vectors(data, len(batch))
+        vectors = read_vectors(data, len(batch))
         dimension = self._journal.dimension()
         problem = vectors if isinstance(vectors, str) else ""
         if not isinstance(vectors, str) and dimension not in (None, vectors.shape[1]):
@@ -327,7 +327,7 @@ def _of_success(body: str, headers: Mapping[str, str]) -> Outcome:
     return Outcome("maybe paid", f"status 200 without vectors: {' '.join(body.split())[:300]}")
 
 
-def _vectors(data: list[Any], count: int) -> NDArray[np.float32] | str:
+def read_vectors(data: list[Any], count: int) -> NDArray[np.float32] | str:
     """Read the vectors of an answer, shape (count, dimension); or say what is wrong with them."""
     if len(data) != count:
         return f"{len(data)} vectors for {count} texts"

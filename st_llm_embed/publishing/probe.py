@@ -1,0 +1,248 @@
+"""The probe: canary texts with the token ids and vectors that every copy and server of a model has to give.
+
+Each text shows a fault that is silent otherwise: an empty one where EOS is missing, one with blanks at its ends where
+they are stripped, an over-long one where it is cut elsewhere, and so on.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from st_llm_embed.errors import InputError
+from st_llm_embed.instructions import instruction_prompt
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+Role = Literal["query", "document"]
+
+PROBE_FILE = "probe.json"
+
+VERSION = 1
+
+MINIMUM_COSINE = 0.9999
+"""What rounding in float32 leaves of the similarity of two vectors of one text; half precision needs less."""
+
+LONGEST_PROBE = 4096
+"""Tokens. With a limit above it, the over-long texts still show shorter limits."""
+
+TAIL = " Here ends the long text: a red harbour at dawn, seven bells and an orange kite."
+
+QUESTION = "Why is the sky blue at noon and red at sunset?"
+
+OTHER_INSTRUCTION = "Given a claim, retrieve documents that refute it"
+
+DOCUMENTS = {
+    "empty": "",
+    "word": "Photosynthesis",
+    "edge whitespace": "  blanks stand before and behind this text  ",
+    "newline and tab": "A first line\nand a second\tafter a tab\n\nand after an empty line a third",
+    "latin": "Ünïcödé façades, żółć, Ærøskøbing — “naïve” coöperation…",
+    "cyrillic": "Почему небо голубое днём и красное на закате?",
+    "arabic": "لماذا تكون السماء زرقاء عند الظهر؟",
+    "devanagari": "दोपहर में आसमान नीला क्यों होता है?",
+    "chinese and japanese": "为什么天空是蓝色的？夕焼けはなぜ赤いのでしょうか。",  # noqa: RUF001
+    "emoji": "family 👨‍👩‍👧‍👦, flag 🇳🇵, thumbs 👍🏽",
+    "code": "def area(r: float) -> float:\n    return 3.14159 * r ** 2  # πr²",
+    "question": QUESTION,
+}
+
+
+@dataclass(frozen=True)
+class ProbeText:
+    """One canary."""
+
+    name: str
+    role: Role
+    text: str
+    prompt: str
+    """What stands before the text."""
+    ids: tuple[int, ...]
+    """Of prompt and text, special tokens included, cut at the model's length."""
+    vector: NDArray[np.float32]
+    """Of norm 1, shape (dimension,)."""
+
+    @property
+    def whole(self) -> str:
+        """Prompt and text: what a server has to be sent."""
+        return self.prompt + self.text
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Canary texts of one model."""
+
+    model: str | None
+    """Name on the Hub."""
+    max_seq_length: int
+    dimension: int
+    dtype: str
+    """Data type that the vectors were computed in."""
+    prompts: dict[str, str]
+    """By role, query and document."""
+    texts: tuple[ProbeText, ...]
+
+
+def make_probe(model: SentenceTransformer, name: str | None = None) -> Probe:
+    """Compute the ids and vectors of the canary texts.
+
+    Args:
+        model: stock sentence-transformers in float32, on the CPU where the vectors shall be those of any machine.
+        name: the model's name on the Hub.
+
+    Raises:
+        InputError: the model reads something else than texts, or has no tokenizer.
+    """
+    limit = _length(model)
+    prompts = {role: model.prompts.get(role) or "" for role in ("query", "document")}
+    texts = [_text(model, *one) for one in _canaries(model, prompts, limit)]
+    return Probe(
+        model=name,
+        max_seq_length=limit,
+        dimension=len(texts[0].vector),
+        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        prompts=prompts,
+        texts=tuple(texts),
+    )
+
+
+def write_probe(probe: Probe, path: Path) -> None:
+    """Write a probe as JSON, one text a line; vectors read back as they were."""
+    head = {
+        "version": VERSION,
+        "model": probe.model,
+        "max_seq_length": probe.max_seq_length,
+        "dimension": probe.dimension,
+        "dtype": probe.dtype,
+        "prompts": probe.prompts,
+        "tolerance": {"cosine": MINIMUM_COSINE},
+    }
+    lines = [
+        {
+            "name": text.name,
+            "role": text.role,
+            "text": text.text,
+            "prompt": text.prompt,
+            "ids": text.ids,
+            "length": len(text.ids),
+            # The shortest digits that give the same float32.
+            "vector": [float(str(number)) for number in text.vector],
+        }
+        for text in probe.texts
+    ]
+    rows = ",\n".join("  " + json.dumps(line, ensure_ascii=False) for line in lines)
+    opening = json.dumps(head, indent=1, ensure_ascii=False).removesuffix("\n}")
+    path.write_text(f'{opening},\n "texts": [\n{rows}\n ]\n}}\n', encoding="utf-8")
+
+
+def read_probe(path: Path) -> Probe:
+    """Read what `write_probe` wrote.
+
+    Raises:
+        InputError: there is no such file, or it is no probe of this version.
+    """
+    try:
+        read = _File.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"There is no probe at {path} ({error.strerror or error}). {WANTED}") from error
+    except (ValidationError, UnicodeDecodeError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        place = ".".join(map(str, first["loc"])) or "the file"
+        raise InputError(f"{path} is no probe that can be read: {place}: {first['msg']}. {WANTED}") from error
+    texts = tuple(
+        ProbeText(one.name, one.role, one.text, one.prompt, tuple(one.ids), np.array(one.vector, dtype=np.float32))
+        for one in read.texts
+    )
+    wrong = [text.name for text in texts if len(text.vector) != read.dimension or not _is_unit(text.vector)]
+    if wrong:
+        raise InputError(
+            f"{path} is no probe that can be read: the vector of {wrong[0]!r} is not one of length 1 with "
+            f"{read.dimension} numbers. {WANTED}"
+        )
+    return Probe(read.model, read.max_seq_length, read.dimension, read.dtype, read.prompts, texts)
+
+
+WANTED = f"Give the {PROBE_FILE} of a released model, which the release stage of a run writes."
+
+
+class _Text(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+    name: str
+    role: Role
+    text: str
+    prompt: str
+    ids: list[Annotated[int, Field(ge=0)]]
+    vector: list[float]
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+    version: Literal[1]
+    model: str | None
+    max_seq_length: Annotated[int, Field(ge=1)]
+    dimension: Annotated[int, Field(ge=1)]
+    dtype: str
+    prompts: dict[str, str]
+    texts: Annotated[list[_Text], Field(min_length=1)]
+
+
+def _is_unit(vector: NDArray[np.float32]) -> bool:
+    return bool(abs(np.linalg.norm(vector) - 1) < 1e-3)
+
+
+def _length(model: SentenceTransformer) -> int:
+    if model.max_seq_length is None:
+        raise InputError(
+            "The model states no longest text (max_seq_length), so that no probe can be made of where it cuts texts. "
+            "Set model.max_seq_length and save it again."
+        )
+    return int(model.max_seq_length)
+
+
+def _canaries(model: SentenceTransformer, prompts: dict[str, str], limit: int) -> list[tuple[str, Role, str, str]]:
+    """Give name, role, text and prompt of each canary."""
+    end = model.tokenizer.eos_token or model.tokenizer.sep_token or "</s>"
+    long = _long_text(model, min(limit, LONGEST_PROBE))
+    documents = DOCUMENTS | {
+        "end of text inside": f"Before the token {end} and after it.",
+        "over-long": long + TAIL,
+        "over-long without its tail": long,
+    }
+    canaries: list[tuple[str, Role, str, str]] = [
+        (name, "document", text, prompts["document"]) for name, text in documents.items()
+    ]
+    return [
+        *canaries,
+        ("query", "query", QUESTION, prompts["query"]),
+        ("query of another task", "query", QUESTION, instruction_prompt(OTHER_INSTRUCTION)),
+    ]
+
+
+def _long_text(model: SentenceTransformer, limit: int) -> str:
+    """Make a text that has a few tokens more than the limit, each line of it another one."""
+    tokenizer: Any = model.tokenizer
+    lines = [f"Line {number} of a long text." for number in range(1, limit + 2)]
+    low, high = 1, len(lines)
+    while low < high:
+        middle = (low + high) // 2
+        whole = "\n".join(lines[:middle])
+        if len(tokenizer(whole, truncation=False, verbose=False)["input_ids"]) > limit:
+            high = middle
+        else:
+            low = middle + 1
+    return "\n".join(lines[:low])
+
+
+def _text(model: SentenceTransformer, name: str, role: Role, text: str, prompt: str) -> ProbeText:
+    whole = prompt + text
+    ids = model.preprocess([whole])["input_ids"][0].tolist()
+    # Alone, so that no padding has a part in it; the empty prompt keeps a default one away.
+    [vector] = model.encode([whole], prompt="", normalize_embeddings=True, show_progress_bar=False)
+    return ProbeText(name, role, text, prompt, tuple(ids), vector.astype(np.float32))

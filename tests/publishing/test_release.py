@@ -1,0 +1,84 @@
+"""The released folders, made by a real training of a tiny base that lies in the cache of a Hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from conftest import example_rows, write_rows
+from modules.test_portable import COMMIT, cached_on_the_hub
+from sentence_transformers import SentenceTransformer
+
+from st_llm_embed import InputError, Recipe, verify
+from st_llm_embed.data import read_rows, write_dataset
+from st_llm_embed.evaluation import write_report
+from st_llm_embed.publishing.probe import read_probe
+from st_llm_embed.publishing.release import write_adapter_release, write_release
+from st_llm_embed.training import train
+
+
+class Run(NamedTuple):
+    recipe: Recipe
+    training: Path
+    release: Path
+
+
+@pytest.fixture
+def run(tiny_recipe: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HF_HUB_CACHE", str(cached_on_the_hub(tmp_path / "cache", "lab/tiny", tiny_base))
+    )
+    settings = ["base.name_or_path=lab/tiny", "lora={r: 4, target_modules: all-linear}"]
+    settings += ["training.learning_rate=0.01", "training.max_steps=3", "training.save_steps=2"]
+    settings += ["base.dtype=bfloat16", "publishing.repo_id=lab/embedder", "evaluation.batch_size=8"]
+    recipe = Recipe.load(str(tiny_recipe), settings)
+    dataset, training, evaluation = (tmp_path / name for name in ("dataset", "training", "evaluation"))
+    write_dataset(read_rows(write_rows(tmp_path / "more.jsonl", example_rows())), dataset, 0.4)
+    train(recipe, [dataset], training)
+    evaluation.mkdir()
+    write_report(recipe, dataset, training, evaluation)
+    write_release(recipe, dataset, training, evaluation, tmp_path / "release")
+    return Run(recipe, training, tmp_path / "release")
+
+
+def test_a_release_of_a_bfloat16_training_has_its_type_and_a_probe_of_its_weights_in_float32(run: Run) -> None:
+    released = SentenceTransformer(str(run.release), device="cpu")
+    assert {parameter.dtype for parameter in released.parameters()} == {torch.bfloat16}
+    probe = read_probe(run.release / "probe.json")
+    assert (probe.model, probe.dtype, probe.max_seq_length) == ("lab/embedder", "float32", 48)
+    assert probe.prompts == {role: released.prompts[role] for role in ("query", "document")}
+    verification = verify(run.release, run.release)
+    assert verification.same
+    assert verification.ids_equal
+
+
+def test_the_adapters_repository_loads_by_itself_with_the_merged_models_vectors(run: Run, tmp_path: Path) -> None:
+    write_adapter_release(run.release, run.training / "adapter", tmp_path / "lora")
+    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert (config["base_model_name_or_path"], config["revision"]) == ("lab/tiny", COMMIT)
+    assert not [path.name for path in (tmp_path / "lora").glob("model*")]
+    assert not (tmp_path / "lora" / "config.json").exists()
+    adapter, merged = (SentenceTransformer(str(folder), device="cpu") for folder in (tmp_path / "lora", run.release))
+    assert adapter.prompts == merged.prompts
+    assert adapter.max_seq_length == 48
+    vectors, others = (one.encode_query(["what is it", "why"]).astype(np.float64) for one in (adapter, merged))
+    norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(others, axis=1)
+    # The adapter's weights are float32, the merged ones were rounded to bfloat16.
+    assert ((vectors * others).sum(axis=1) / norms).min() > 0.999
+    assert verify(tmp_path / "lora" / "probe.json", tmp_path / "lora", minimum_cosine=0.999).ids_equal
+
+
+def test_an_adapter_whose_base_has_no_commit_is_refused_before_anything_is_written(run: Run, tmp_path: Path) -> None:
+    path = run.training / "adapter" / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for base, revision in (("lab/tiny", "main"), ("lab/tiny", None), (str(tmp_path), COMMIT), ("", COMMIT)):
+        path.write_text(json.dumps(config | {"base_model_name_or_path": base, "revision": revision}))
+        with pytest.raises(InputError, match="a commit of 40 hex digits"):
+            write_adapter_release(run.release, run.training / "adapter", tmp_path / "lora")
+    with pytest.raises(InputError, match=r"has no adapter_config\.json"):
+        write_adapter_release(run.release, run.training / "model", tmp_path / "lora")
+    assert not (tmp_path / "lora").exists()
