@@ -10,15 +10,17 @@ if TYPE_CHECKING:
     from st_llm_embed.errors import InputError
     from st_llm_embed.modules import LLMSentenceTransformer
     from st_llm_embed.pipeline import run_pipeline
+    from st_llm_embed.publishing.publish import publish
     from st_llm_embed.recipe import Recipe
 
 __version__ = version("st_llm_embed")
 
-__all__ = ["InputError", "LLMSentenceTransformer", "Recipe", "__version__", "run_pipeline"]
+__all__ = ["InputError", "LLMSentenceTransformer", "Recipe", "__version__", "publish", "run_pipeline"]
 
 _HOMES = {
     "InputError": "st_llm_embed.errors",
     "LLMSentenceTransformer": "st_llm_embed.modules",
+    "publish": "st_llm_embed.publishing.publish",
     "Recipe": "st_llm_embed.recipe",
     "run_pipeline": "st_llm_embed.pipeline",
 }

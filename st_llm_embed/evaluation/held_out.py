@@ -48,6 +48,8 @@ class Scores(NamedTuple):
     """Cosine of each query with its positive, shape (number of queries,)."""
     negative_similarity: NDArray[np.float32]
     """Cosine of each query with its negative, shape (number of queries that have one,)."""
+    random_similarity: NDArray[np.float32]
+    """Cosine of each query with a document drawn from those that are not its own, shape (number of queries,)."""
 
 
 def load_held_out(dataset_dir: Path) -> HeldOut:
@@ -92,6 +94,11 @@ def evaluate_held_out(model: SentenceTransformer, rows: HeldOut, *, batch_size: 
     has_negative = rows.negative >= 0
     negative_similarity = np.sum(queries[has_negative] * documents[rows.negative[has_negative]], axis=1)
 
+    drawn = np.random.default_rng(0).integers(len(rows.documents) - 1, size=len(queries))
+    # The positive is skipped, so that every other document is as likely.
+    drawn += drawn >= rows.positive
+    random_similarity = np.sum(queries * documents[drawn], axis=1)
+
     sts = (rows.task_type[has_negative] == "sts").nonzero()[0]
     bitext = (rows.task_type == "bitext").nonzero()[0]
     # As in mteb's bitext mining: the nearest among the translations of all bitext rows.
@@ -110,7 +117,7 @@ def evaluate_held_out(model: SentenceTransformer, rows: HeldOut, *, batch_size: 
             "other languages": _retrieval(ranks[~rows.english]),
         },
     }
-    return Scores(summary, positive_similarity, negative_similarity)
+    return Scores(summary, positive_similarity, negative_similarity, random_similarity)
 
 
 def _encode(model: SentenceTransformer, texts: list[str], batch_size: int) -> NDArray[np.float32]:

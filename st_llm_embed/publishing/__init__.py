@@ -1,4 +1,4 @@
-"""What leaves the machine: cards and the released folder."""
+"""What leaves the machine: cards, the released folder, and the way to the Hub."""
 
 from st_llm_embed.publishing.cards import dataset_card, model_card
 from st_llm_embed.publishing.release import write_release

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from ipaddress import ip_address
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
+import yaml
 from sentence_transformers import SentenceTransformer
 
 from st_llm_embed.evaluation import mteb_prompts
@@ -33,6 +37,39 @@ def write_release(
         raise RuntimeError(
             f"{output_dir} gives other vectors than {training_dir / 'model'}; it must not be published."
         )
-    recipe.save(output_dir / "recipe.yaml")
-    card = model_card(recipe, released, dataset_dir, evaluation_dir)
+    (output_dir / "recipe.yaml").write_text(_without_local_places(recipe), encoding="utf-8")
+    card = model_card(recipe, output_dir, dataset_dir, evaluation_dir)
     (output_dir / "README.md").write_text(card, encoding="utf-8")
+
+
+def _without_local_places(recipe: Recipe) -> str:
+    """Give the recipe as YAML, with the file's name in place of each path and localhost for hosts of a local network.
+
+    What remains says what was chosen; where it lay on this machine is nobody else's business.
+    """
+    content = _shared(recipe.model_dump(mode="json"))
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _shared(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _shared(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_shared(one) for one in value]
+    if not isinstance(value, str) or "\n" in value:
+        return value
+    if value.startswith(("http://", "https://")):
+        return _public_address(value)
+    path = PureWindowsPath(value) if PureWindowsPath(value).drive else PurePosixPath(value)
+    local = path.is_absolute() or path.parts[:1] in (("~",), ("..",)) or value.startswith("~")
+    return path.name if local else value
+
+
+def _public_address(address: str) -> str:
+    url = urlsplit(address)
+    host = url.hostname or ""
+    try:
+        public = ip_address(host).is_global
+    except ValueError:
+        public = "." in host and not host.endswith((".local", ".internal", ".lan"))
+    return address if public else urlunsplit(url._replace(netloc="localhost" + (f":{url.port}" if url.port else "")))
