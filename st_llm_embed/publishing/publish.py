@@ -85,6 +85,7 @@ def publish(
             f"--tag {tag} is given with --create-pr, and what is only proposed has no commit to tag yet. Publish with "
             "one of them; after the pull request is merged, publish again with --tag alone."
         )
+    destination(to, "model", private=private)
     recipe, parts = _parts(folder, to)
     targets = [
         destination(part.repo_id, "dataset" if part.what == "dataset" else "model", private=private) for part in parts
