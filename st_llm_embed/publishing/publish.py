@@ -6,6 +6,8 @@ import json
 import re
 import tempfile
 from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -92,6 +94,8 @@ def publish(
     ]
     for part, target in zip(parts, targets, strict=True):
         check_push(part.folder, target)
+        if part.what == "model":
+            _check_health(part.folder)
         if tag is not None:
             check_tag(target, tag)
     published: list[Published] = []
@@ -128,6 +132,21 @@ def _parts(folder: Path, to: str) -> tuple[Recipe | None, list[Part]]:
         parts.append(Part("adapter", folder / training / "adapter", f"{to}-lora"))
     parts.append(Part("model", folder / "release", to))
     return recipe, parts
+
+
+def _check_health(folder: Path) -> None:
+    """Refuse a model that doctor finds an error in."""
+    # To be the plain import `from st_llm_embed.publishing.doctor import doctor` once that room stands.
+    if find_spec("st_llm_embed.publishing.doctor") is None:
+        return
+    findings = import_module("st_llm_embed.publishing.doctor").doctor(str(folder))
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if errors:
+        shown = "; ".join(f"{one.name}: {one.message} {one.fix}" for one in errors)
+        raise InputError(
+            f"doctor refuses {folder}: {shown} st-llm-embed doctor {folder} --fix OUT writes a repaired copy. "
+            "Nothing was sent."
+        )
 
 
 def _has_public_base(adapter: Path) -> bool:

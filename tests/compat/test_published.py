@@ -1,4 +1,4 @@
-"""Published models, loaded by name with sentence-transformers 5.1.2, and with transformers 4.57.6 as their cards say."""
+"""Published models, loaded by name with the old libraries, and with transformers alone as their cards say."""
 
 from __future__ import annotations
 

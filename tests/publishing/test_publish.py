@@ -327,6 +327,18 @@ def test_a_publishing_that_cannot_succeed_sends_nothing(
 
 
 @pytest.mark.integration
+def test_a_model_that_doctor_finds_an_error_in_is_refused(hub: Hub, pusher: Pusher, changed: Path) -> None:
+    pytest.importorskip("st_llm_embed.publishing.doctor")
+    path = changed / "release" / "tokenizer.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    tokenizer["post_processor"] = None
+    path.write_text(json.dumps(tokenizer), encoding="utf-8")
+    message = pusher.publish(changed, "lab/ill")
+    assert message.startswith(f"doctor refuses {changed / 'release'}: EOS missing")
+    assert not hub.requests("POST", "/repos/create") + hub.requests("PUT")
+
+
+@pytest.mark.integration
 def test_a_failure_half_way_says_what_was_published(hub: Hub, pusher: Pusher, finished_run: Path) -> None:
     refused = {
         "method": "POST",

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from publishing.tiny_embedders import CONFIGS, save_tiny_embedder
 from sentence_transformers import SentenceTransformer
 
+from st_llm_embed import LLMSentenceTransformer
+
 CLIENTS = Path(__file__).parents[2] / ".venv-clients" / "bin" / "python"
 QUERY = "how to fix a slow database query"
 DOCUMENT = "An index on the filtered column spares the server from reading the whole table."
@@ -112,7 +114,8 @@ def test_onnx_runtime(hub: Hub, tiny_base: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     exporter = pytest.importorskip("st_llm_embed.publishing.export.onnx")
     folder = save_tiny_embedder("mistral", tiny_base, tmp_path)
-    exporter.export_onnx(folder, folder)
+    (folder / "onnx").mkdir()
+    exporter.write_onnx(LLMSentenceTransformer(str(folder), device="cpu"), folder / "onnx")
     pusher = Pusher(hub)
     pusher.publish(folder, "lab/with-onnx")
     pusher.close()

@@ -21,6 +21,8 @@ class SavedModel:
     normalized: bool
     query_prompt: str
     document_prompt: str
+    split_special_tokens: bool
+    """Whether a literal ``</s>`` in a text stays text."""
     eos_token: str | None
     pad_token: str | None
     dtype: str | None
@@ -46,7 +48,8 @@ def read_saved_model(folder: Path) -> SavedModel:
         text_config = config.get("text_config") or config
         tokenizer = _read(folder / "tokenizer_config.json")
         prompts = _read(folder / "config_sentence_transformers.json").get("prompts") or {}
-        length = _read(folder / "sentence_bert_config.json").get("max_seq_length")
+        transformer = _read(folder / "sentence_bert_config.json")
+        options = transformer.get("processing_kwargs") or {}
     dimension = pooling.get("word_embedding_dimension", pooling.get("embedding_dimension"))
     dimension = dimension or text_config.get("hidden_size")
     if not isinstance(dimension, int):
@@ -57,11 +60,12 @@ def read_saved_model(folder: Path) -> SavedModel:
     ggufs = sorted(folder.glob("*.gguf"), key=lambda path: path.stat().st_size)
     return SavedModel(
         dimension=dimension,
-        max_seq_length=length or tokenizer.get("model_max_length"),
+        max_seq_length=transformer.get("max_seq_length") or tokenizer.get("model_max_length"),
         pooling=_pooling_mode(pooling),
         normalized="Normalize" in paths,
         query_prompt=prompts.get("query") or "",
         document_prompt=prompts.get("document") or "",
+        split_special_tokens=bool((options.get("text") or {}).get("split_special_tokens")),
         eos_token=_token(tokenizer.get("eos_token")),
         pad_token=_token(tokenizer.get("pad_token")),
         dtype=config.get("dtype") or config.get("torch_dtype"),
