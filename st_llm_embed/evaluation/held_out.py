@@ -49,7 +49,8 @@ class Scores(NamedTuple):
     negative_similarity: NDArray[np.float32]
     """Cosine of each query with its negative, shape (number of queries that have one,)."""
     random_similarity: NDArray[np.float32]
-    """Cosine of each query with a document drawn from those that are not its own, shape (number of queries,)."""
+    """Cosine of each query with a document drawn from those that are not its own, shape (number of queries,); empty
+    where there is one document alone."""
 
 
 def load_held_out(dataset_dir: Path) -> HeldOut:
@@ -94,10 +95,11 @@ def evaluate_held_out(model: SentenceTransformer, rows: HeldOut, *, batch_size: 
     has_negative = rows.negative >= 0
     negative_similarity = np.sum(queries[has_negative] * documents[rows.negative[has_negative]], axis=1)
 
-    drawn = np.random.default_rng(0).integers(len(rows.documents) - 1, size=len(queries))
+    several = len(queries) if len(rows.documents) > 1 else 0
+    drawn = np.random.default_rng(0).integers(max(1, len(rows.documents) - 1), size=several)
     # The positive is skipped, so that every other document is as likely.
-    drawn += drawn >= rows.positive
-    random_similarity = np.sum(queries * documents[drawn], axis=1)
+    drawn += drawn >= rows.positive[:several]
+    random_similarity = np.sum(queries[:several] * documents[drawn], axis=1)
 
     sts = (rows.task_type[has_negative] == "sts").nonzero()[0]
     bitext = (rows.task_type == "bitext").nonzero()[0]

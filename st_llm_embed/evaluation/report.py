@@ -154,8 +154,10 @@ def _markdown(recipe: Recipe, report: dict[str, Any], before: Scores, after: Sco
     return "\n\n".join(filter(None, sections)) + "\n"
 
 
-def _spread(similarity: NDArray[np.float32]) -> dict[str, float | int]:
-    """Say between which cosines nearly all pairs lie."""
+def _spread(similarity: NDArray[np.float32]) -> dict[str, float | int] | None:
+    """Say between which cosines nearly all pairs lie; None where there are no pairs."""
+    if not len(similarity):
+        return None
     low, median, high = np.quantile(similarity.astype(np.float64), (0.05, 0.5, 0.95))
     return {"p5": float(low), "median": float(median), "p95": float(high), "pairs": len(similarity)}
 
