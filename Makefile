@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP := .venv/bin/pip --disable-pip-version-check
 
-.PHONY: help demo test test-unit test-lowest test-compat test-llamacpp check format build clean
+.PHONY: help demo test test-unit test-lowest test-compat test-llamacpp test-clients check format build clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -56,9 +56,15 @@ test-llamacpp: .venv/installed-dev  ## our GGUF files, read by llama.cpp, built 
 		--no-binary llama-cpp-python llama-cpp-python==0.3.36
 	.venv/bin/pytest -m llamacpp
 
+test-clients: .venv/installed-dev  ## the code on cards for LangChain and LlamaIndex
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/pip --disable-pip-version-check install --quiet torch==2.13.0 sentence-transformers==6.2.0 \
+		langchain-huggingface==1.2.3 llama-index-embeddings-huggingface==0.8.0
+	.venv/bin/pytest -m clients
+
 build: .venv/installed-dev  ## wheel and source distribution
 	$(PIP) install --quiet build
 	.venv/bin/python -m build
 
 clean:  ## remove what the targets made, runs/ excepted
-	rm -rf .venv .venv-lowest .venv-compat .venv-llamacpp dist build .pytest_cache .ruff_cache
+	rm -rf .venv .venv-lowest .venv-compat .venv-llamacpp .venv-clients dist build .pytest_cache .ruff_cache

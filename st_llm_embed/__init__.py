@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from st_llm_embed.pipeline import run_pipeline
     from st_llm_embed.publishing.doctor import doctor
     from st_llm_embed.publishing.export import export
+    from st_llm_embed.publishing.publish import publish
     from st_llm_embed.publishing.verify import verify
     from st_llm_embed.recipe import Recipe
 
@@ -24,6 +25,7 @@ __all__ = [
     "__version__",
     "doctor",
     "export",
+    "publish",
     "run_pipeline",
     "verify",
 ]
@@ -31,6 +33,7 @@ __all__ = [
 _HOMES = {
     "InputError": "st_llm_embed.errors",
     "LLMSentenceTransformer": "st_llm_embed.modules",
+    "publish": "st_llm_embed.publishing.publish",
     "Recipe": "st_llm_embed.recipe",
     "doctor": "st_llm_embed.publishing.doctor",
     "export": "st_llm_embed.publishing.export",

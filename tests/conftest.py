@@ -103,19 +103,31 @@ def rows_path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def tiny_recipe(tmp_path: Path, tiny_base: Path, rows_path: Path) -> Path:
+def tiny_recipe(tmp_path: Path, tiny_base: Path) -> Path:
     """The demo recipe on the tiny base and the example rows: seconds instead of minutes."""
+    return write_tiny_recipe(tmp_path, tiny_base)
+
+
+@pytest.fixture(scope="session")
+def tiny_run_recipe(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Callable[..., Recipe]:
+    """Give the tiny recipe with overrides, for runs that several tests share."""
+    path = write_tiny_recipe(tmp_path_factory.mktemp("tiny-recipe"), tiny_base)
+    return lambda *overrides: Recipe.load(str(path), overrides)
+
+
+def write_tiny_recipe(folder: Path, base: Path) -> Path:
     content = Recipe.load("demo").model_dump(mode="json")
     content["name"] = "tiny"
-    content["base"] |= {"name_or_path": str(tiny_base), "max_seq_length": 48}
-    content["data"] |= {"rows": str(rows_path), "validation_fraction": 0.4}
+    content["base"] |= {"name_or_path": str(base), "max_seq_length": 48}
+    rows = write_rows(folder / "rows.jsonl", example_rows())
+    content["data"] |= {"rows": str(rows), "validation_fraction": 0.4}
     content["training"] |= {
         "per_device_train_batch_size": 8,
         "max_steps": 6,
         "save_steps": 2,
         "logging_steps": 1,
     }
-    path = tmp_path / "tiny.yaml"
+    path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return path
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -62,6 +63,12 @@ class Hub:
         self.endpoint = self._server.stdout.readline().strip()
         assert self.endpoint, (self.folder / "server.log").read_text(encoding="utf-8")
 
+    def empty(self) -> None:
+        """Forget every repository and object."""
+        self.stop()
+        shutil.rmtree(self.folder)
+        self.start()
+
     def stop(self) -> None:
         """End the server; what it stored stays."""
         assert self._server is not None
@@ -99,7 +106,8 @@ class Hub:
         """Let requests fail from now on; forgets earlier faults and requests.
 
         A fault names `method`, `path` (a regular expression) and `times`, then either `status` (with `message` and
-        `headers`) or `cut_after`, the bytes of the body that are read before the connection is cut.
+        `headers`) or `cut_after`, the bytes of the body that are read before the connection is cut; with `kill`, a
+        file that holds the number of a process, that process is killed then. `skip` requests go well before.
         """
         self._ask("/_test/faults", list(faults))
 
@@ -134,10 +142,16 @@ class Pusher:
 
     def push(self, folder: Path, repo_id: str, *, token: str | None = TOKEN, **arguments: Any) -> str:
         """Call `push_folder` and give the address, or the message of the InputError."""
+        asked = {"repo_type": "dataset", "private": False, "create_pr": False, "commit_message": "Add the dataset"}
+        return self._ask(asked | {"folder": str(folder), "repo_id": repo_id, "token": token} | arguments)
+
+    def publish(self, folder: Path, to: str, *, token: str | None = TOKEN, **arguments: Any) -> Any:
+        """Call `publish` in a process of its own and give the addresses, the message, or None if it was killed."""
+        return self._ask({"folder": str(folder), "to": to, "token": token} | arguments)
+
+    def _ask(self, asked: dict[str, Any]) -> Any:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        asked = {"repo_type": "dataset", "private": False, "create_pr": False, "commit_message": "Add the dataset"}
-        asked |= {"folder": str(folder), "repo_id": repo_id, "token": token} | arguments
         self._process.stdin.write(json.dumps(asked) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()

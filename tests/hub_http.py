@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Callable
@@ -78,9 +80,14 @@ class HubConnection(BaseHTTPRequestHandler):
             )
             if fault is None:
                 return False
+            if fault.get("skip", 0) > 0:
+                fault["skip"] -= 1
+                return False
             fault["times"] -= 1
         if "cut_after" in fault:
             self.record["received"] = len(self.rfile.read(fault["cut_after"]))
+            if "kill" in fault:
+                os.kill(int(Path(fault["kill"]).read_text(encoding="utf-8")), signal.SIGKILL)
             self.close_connection = True
             self.connection.close()
         else:

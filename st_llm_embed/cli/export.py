@@ -32,13 +32,13 @@ def export_model(
     from st_llm_embed.publishing.export import export
 
     for done in export(model, listed(to), output_dir, quantize=listed(quantize), rows=rows):
-        found = done.agreement
+        found = done.verification
         compared = (
             "not compared"
             if found is None
             else (
-                f"lowest cosine {found.minimum_cosine:.6f}, largest difference {found.maximum_difference:.1e} "
-                f"over {found.texts} texts"
+                f"lowest cosine {found.worst_cosine:.6f}, largest difference {found.largest_difference:.1e} "
+                f"over {len(found.rows)} texts"
             )
         )
         typer.echo(f"{done.format}: {done.folder} ({compared})")

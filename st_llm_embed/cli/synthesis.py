@@ -96,10 +96,10 @@ def _push_dataset(folder: Path, push_to: str | None, *, private: bool) -> None:
         return
     from st_llm_embed.publishing.push import push_folder
 
-    address = push_folder(
+    pushed = push_folder(
         folder / "dataset", push_to, repo_type="dataset", private=private, create_pr=False, commit_message="Add rows"
     )
-    typer.echo(f"{address}  the dataset on the Hub")
+    typer.echo(f"{pushed.address}  the dataset on the Hub")
 
 
 def _print_projections(projections: list[Projection]) -> None:

@@ -48,6 +48,9 @@ class Scores(NamedTuple):
     """Cosine of each query with its positive, shape (number of queries,)."""
     negative_similarity: NDArray[np.float32]
     """Cosine of each query with its negative, shape (number of queries that have one,)."""
+    random_similarity: NDArray[np.float32]
+    """Cosine of each query with a document drawn from those that are not its own, shape (number of queries,); empty
+    where there is one document alone."""
 
 
 def load_held_out(dataset_dir: Path) -> HeldOut:
@@ -92,6 +95,12 @@ def evaluate_held_out(model: SentenceTransformer, rows: HeldOut, *, batch_size: 
     has_negative = rows.negative >= 0
     negative_similarity = np.sum(queries[has_negative] * documents[rows.negative[has_negative]], axis=1)
 
+    several = len(queries) if len(rows.documents) > 1 else 0
+    drawn = np.random.default_rng(0).integers(max(1, len(rows.documents) - 1), size=several)
+    # The positive is skipped, so that every other document is as likely.
+    drawn += drawn >= rows.positive[:several]
+    random_similarity = np.sum(queries[:several] * documents[drawn], axis=1)
+
     sts = (rows.task_type[has_negative] == "sts").nonzero()[0]
     bitext = (rows.task_type == "bitext").nonzero()[0]
     # As in mteb's bitext mining: the nearest among the translations of all bitext rows.
@@ -110,7 +119,7 @@ def evaluate_held_out(model: SentenceTransformer, rows: HeldOut, *, batch_size: 
             "other languages": _retrieval(ranks[~rows.english]),
         },
     }
-    return Scores(summary, positive_similarity, negative_similarity)
+    return Scores(summary, positive_similarity, negative_similarity, random_similarity)
 
 
 def _encode(model: SentenceTransformer, texts: list[str], batch_size: int) -> NDArray[np.float32]:

@@ -9,6 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from st_llm_embed.evaluation.held_out import Scores, evaluate_held_out, load_held_out
 from st_llm_embed.evaluation.plots import plot_before_after, plot_loss, plot_scores, plot_similarity
 from st_llm_embed.modules import LLMSentenceTransformer
@@ -38,6 +41,10 @@ def write_report(recipe: Recipe, dataset_dir: Path, training_dir: Path, output_d
         "seed": recipe.seed,
         "before": before.summary,
         "after": after.summary,
+        "cosines": {
+            "random pairs": _spread(after.random_similarity),
+            "true pairs": _spread(after.positive_similarity),
+        },
         "training": _training_facts(recipe, log),
         "limitations": list(recipe.publishing.limitations),
         "versions": {name: version(name) for name in VERSIONS_SHOWN},
@@ -145,6 +152,14 @@ def _markdown(recipe: Recipe, report: dict[str, Any], before: Scores, after: Sco
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     sections += ["## Made with", versions]
     return "\n\n".join(filter(None, sections)) + "\n"
+
+
+def _spread(similarity: NDArray[np.float32]) -> dict[str, float | int] | None:
+    """Say between which cosines nearly all pairs lie; None where there are no pairs."""
+    if not len(similarity):
+        return None
+    low, median, high = np.quantile(similarity.astype(np.float64), (0.05, 0.5, 0.95))
+    return {"p5": float(low), "median": float(median), "p95": float(high), "pairs": len(similarity)}
 
 
 def _similarities(before: Scores, after: Scores) -> str:

@@ -13,6 +13,9 @@ from st_llm_embed.errors import InputError
 
 PICKLED_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 
+NEVER_SENT = ("*.lock", "*.partial", "*.partial/*", "manifests/*")
+"""What a run writes for itself."""
+
 PLACEHOLDERS = {"", "unknown", "todo", "tbd", "none", "license", "licence", "unlicensed", "more information needed"}
 
 
@@ -51,7 +54,7 @@ def check_dataset(folder: Path) -> RepoCard:
 
 
 def check_model(folder: Path) -> RepoCard | None:
-    """Check that a folder is a saved sentence-transformers model without pickled weights.
+    """Check that a folder is a saved sentence-transformers model, or an adapter of one, without pickled weights.
 
     Returns:
         Its card, if it has one.
@@ -59,7 +62,8 @@ def check_model(folder: Path) -> RepoCard | None:
     Raises:
         InputError: it is something else.
     """
-    missing = [name for name in ("modules.json", "config.json") if not (folder / name).is_file()]
+    config = "adapter_config.json" if (folder / "adapter_config.json").is_file() else "config.json"
+    missing = [name for name in ("modules.json", config) if not (folder / name).is_file()]
     if missing:
         raise InputError(
             f"{folder} is no saved sentence-transformers model: it lacks {' and '.join(missing)}. Give the release "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -19,12 +19,10 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from st_llm_embed.errors import InputError
-from st_llm_embed.publishing.publishable import check_dataset, check_model
+from st_llm_embed.publishing.private import check_nothing_private
+from st_llm_embed.publishing.publishable import NEVER_SENT, check_dataset, check_model
 
 RepoType = Literal["model", "dataset"]
-
-NEVER_SENT = ("*.lock", "*.partial", "*.partial/*", "manifests/*")
-"""What a run writes for itself."""
 
 
 class Destination(NamedTuple):
@@ -36,6 +34,15 @@ class Destination(NamedTuple):
     token: str
 
 
+class Pushed(NamedTuple):
+    """What became of a push."""
+
+    address: str
+    """Of the repository, or of the pull request."""
+    commit: str
+    """The head of the main branch, or of the pull request; an unchanged folder makes no new one."""
+
+
 def push_folder(
     folder: Path,
     repo_id: str,
@@ -44,7 +51,8 @@ def push_folder(
     private: bool,
     create_pr: bool,
     commit_message: str,
-) -> str:
+    replaced: Sequence[str] = (),
+) -> Pushed:
     """Upload a dataset or a saved model to the Hub.
 
     Everything that can be checked is checked before the repository is created. Small and large folders both go by
@@ -59,21 +67,16 @@ def push_folder(
         private: create the repository as private; one that exists must already be so.
         create_pr: propose the change in a pull request instead of committing to the main branch.
         commit_message: title of the commit, and of the pull request.
-
-    Returns:
-        The address of the repository, or of the pull request.
+        replaced: patterns of files that are removed from the repository, in the same commit, if the folder has none
+            of their names.
 
     Raises:
         InputError: the folder, the name, the token or the rights do not do, or the network failed.
     """
-    _check_repo_id(repo_id)
-    card = check_dataset(folder) if repo_type == "dataset" else check_model(folder)
-    to = Destination(repo_id, repo_type, private, _token())
+    to = destination(repo_id, repo_type, private=private)
+    exists = check_push(folder, to)
     api = HfApi(token=to.token)
     with _explained(to, "nothing was sent yet"):
-        exists = _check_existing(api, to)
-        if card is not None:
-            _validate(card, folder, repo_type)
         if not exists:
             api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
     with _explained(to, "what was uploaded is kept and is not sent twice"):
@@ -86,9 +89,87 @@ def push_folder(
             revision=None if pull_request is None else f"refs/pr/{pull_request}",
             create_pr=create_pr and pull_request is None,
             ignore_patterns=list(NEVER_SENT),
+            delete_patterns=list(replaced) or None,
         )
     address = f"{api.endpoint}/{'datasets/' if repo_type == 'dataset' else ''}{repo_id}"
-    return commit.pr_url or (address if pull_request is None else f"{address}/discussions/{pull_request}")
+    address = commit.pr_url or (address if pull_request is None else f"{address}/discussions/{pull_request}")
+    return Pushed(address, commit.oid)
+
+
+def destination(repo_id: str, repo_type: RepoType, *, private: bool) -> Destination:
+    """Name a repository, with the token of this machine's user.
+
+    Raises:
+        InputError: the name is none, or there is no token.
+    """
+    _check_repo_id(repo_id)
+    return Destination(repo_id, repo_type, private, _token())
+
+
+def check_push(folder: Path, to: Destination) -> bool:
+    """Check all that can be checked before anything is sent.
+
+    Returns:
+        Whether the repository exists.
+
+    Raises:
+        InputError: as `push_folder`.
+    """
+    card = check_dataset(folder) if to.repo_type == "dataset" else check_model(folder)
+    check_nothing_private(folder, to.repo_id.partition("/")[0], to.token)
+    with _explained(to, "nothing was sent yet"):
+        exists = _check_existing(HfApi(token=to.token), to)
+        if card is not None:
+            _validate(card, folder, to.repo_type)
+    return exists
+
+
+def check_tag(to: Destination, tag: str) -> None:
+    """Check that a tag is free, or names what the repository's main branch holds now.
+
+    Raises:
+        InputError: it is no name of a tag, or names another commit.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", tag) or tag.endswith((".", ".lock")) or ".." in tag:
+        raise InputError(
+            f"--tag {tag!r} is no name of a tag. Allowed are letters, digits, '-', '_' and '.', a letter or digit "
+            "first, such as v1."
+        )
+    with _explained(to, "nothing was sent yet"):
+        api = HfApi(token=to.token)
+        commit = _tagged(api, to, tag)
+        if commit is not None and commit != api.repo_info(to.repo_id, repo_type=to.repo_type).sha:
+            raise _other_commit(to, tag, commit, "Nothing was sent.")
+
+
+def tag_commit(to: Destination, tag: str, commit: str) -> None:
+    """Name a commit; the same commit by the same name again is no error.
+
+    Raises:
+        InputError: the tag names another commit, or the Hub does not take it.
+    """
+    with _explained(to, "what was uploaded is kept and is not sent twice"):
+        api = HfApi(token=to.token)
+        known = _tagged(api, to, tag)
+        if known is None:
+            api.create_tag(to.repo_id, tag=tag, revision=commit, repo_type=to.repo_type, exist_ok=True)
+        elif known != commit:
+            raise _other_commit(to, tag, known, "The files are on the main branch, without a tag.")
+
+
+def _tagged(api: HfApi, to: Destination, tag: str) -> str | None:
+    try:
+        refs = api.list_repo_refs(to.repo_id, repo_type=to.repo_type)
+    except RepositoryNotFoundError:
+        return None
+    return next((ref.target_commit for ref in refs.tags if ref.name == tag), None)
+
+
+def _other_commit(to: Destination, tag: str, commit: str, outcome: str) -> InputError:
+    return InputError(
+        f"{to.repo_id} has a tag {tag} already, which names commit {commit[:12]} with other files. What is tagged is "
+        f"not changed: choose another tag, or delete this one on the Hub. {outcome}"
+    )
 
 
 def _check_repo_id(repo_id: str) -> None:
@@ -200,7 +281,7 @@ def _reason(error: Exception, to: Destination) -> str:
             f"The Hub at {constants.ENDPOINT} has no Xet storage. Set the environment variable HF_HUB_DISABLE_XET=1."
         )
     elif local is not None:
-        reason = f"{local.filename} cannot be read: {local.strerror}. Make it readable."
+        reason = f"{Path(local.filename).resolve()} cannot be read: {local.strerror}. Make it readable."
     elif any(isinstance(cause, OfflineModeIsEnabled) for cause in causes):
         reason = "The environment variable HF_HUB_OFFLINE forbids asking the Hub. Unset it."
     elif any(isinstance(cause, (HTTPError, OSError)) for cause in causes):

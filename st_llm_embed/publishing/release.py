@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from pathlib import Path
+from ipaddress import ip_address
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 import torch
+import yaml
 from sentence_transformers import SentenceTransformer
 
-from st_llm_embed.errors import InputError
+from st_llm_embed.errors import InputError, explained
 from st_llm_embed.evaluation import mteb_prompts
 from st_llm_embed.modules import LLMSentenceTransformer, check_eos
 from st_llm_embed.publishing.cards import model_card
@@ -58,8 +62,8 @@ def write_release(
         )
     probed = SentenceTransformer(str(output_dir), device="cpu", model_kwargs={"dtype": torch.float32})
     write_probe(make_probe(probed, recipe.publishing.repo_id), output_dir / PROBE_FILE)
-    recipe.save(output_dir / "recipe.yaml")
-    card = model_card(recipe, released, dataset_dir, evaluation_dir)
+    (output_dir / "recipe.yaml").write_text(_without_local_places(recipe), encoding="utf-8")
+    card = model_card(recipe, output_dir, dataset_dir, evaluation_dir)
     (output_dir / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -82,16 +86,67 @@ def write_adapter_release(release_dir: Path, adapter_dir: Path, output_dir: Path
                 f"{folder} has no {name}. Give the release folder of a run and the folder `adapter` of its training; "
                 "a run has an adapter where its recipe has a section lora."
             )
-    config = json.loads((adapter_dir / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    base, revision = config.get("base_model_name_or_path"), config.get("revision")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base or "") or not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+    if not has_public_base(adapter_dir):
+        config = _adapter_config(adapter_dir)
         raise InputError(
-            f"The adapter in {adapter_dir} names its base as {base!r} at revision {revision!r}, and others can load "
-            "it only on a model of the Hub at a commit of 40 hex digits. Train with base.name_or_path set to a Hub "
-            "id, or publish the merged model alone."
+            f"The adapter in {adapter_dir} names its base as {config.get('base_model_name_or_path')!r} at revision "
+            f"{config.get('revision')!r}, and others can load it only on a model of the Hub at a commit of 40 hex "
+            "digits. Train with base.name_or_path set to a Hub id, or publish the merged model alone."
         )
     shared = [path for pattern in SHARED_WITH_ADAPTER for path in sorted(release_dir.glob(pattern))]
     for path in (*shared, adapter_dir / ADAPTER_CONFIG, adapter_dir / ADAPTER_WEIGHTS):
         inside = path.relative_to(release_dir if path in shared else adapter_dir)
         (output_dir / inside).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, output_dir / inside)
+
+
+def has_public_base(adapter_dir: Path) -> bool:
+    """Whether a folder holds an adapter that names its base by Hub id and commit; nobody else can load any other.
+
+    Raises:
+        InputError: its configuration cannot be read.
+    """
+    if not (adapter_dir / ADAPTER_CONFIG).is_file():
+        return False
+    config = _adapter_config(adapter_dir)
+    base, revision = config.get("base_model_name_or_path") or "", config.get("revision") or ""
+    return bool(re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", base) and re.fullmatch(r"[0-9a-f]{40}", revision))
+
+
+def _adapter_config(adapter_dir: Path) -> dict[str, Any]:
+    path = adapter_dir / ADAPTER_CONFIG
+    with explained(f"{path} cannot be read", "Train again, or move the adapter's folder away."):
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _without_local_places(recipe: Recipe) -> str:
+    """Give the recipe as YAML, with the file's name in place of each path and localhost for hosts of a local network.
+
+    What remains says what was chosen; where it lay on this machine is nobody else's business.
+    """
+    content = _shared(recipe.model_dump(mode="json"))
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _shared(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _shared(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_shared(one) for one in value]
+    if not isinstance(value, str) or "\n" in value:
+        return value
+    if value.startswith(("http://", "https://")):
+        return _public_address(value)
+    path = PureWindowsPath(value) if PureWindowsPath(value).drive else PurePosixPath(value)
+    local = path.is_absolute() or path.parts[:1] in (("~",), ("..",)) or value.startswith("~")
+    return path.name if local else value
+
+
+def _public_address(address: str) -> str:
+    url = urlsplit(address)
+    host = url.hostname or ""
+    try:
+        public = ip_address(host).is_global
+    except ValueError:
+        public = "." in host and not host.endswith((".local", ".internal", ".lan"))
+    return address if public else urlunsplit(url._replace(netloc="localhost" + (f":{url.port}" if url.port else "")))

@@ -92,3 +92,24 @@ def test_the_module_keeps_its_name() -> None:
     from st_llm_embed import evaluation
 
     assert evaluation.held_out.load_held_out is evaluation.load_held_out
+
+
+def test_random_pairs_are_never_a_query_and_its_own_document() -> None:
+    """Each text has a direction of its own, a query that of its document."""
+
+    class Directions:
+        def encode(self, texts: list[str], **_: object) -> np.ndarray:
+            return np.eye(8, dtype=np.float32)[[int(text[-1]) for text in texts]]
+
+    for count in (1, 2, 8):
+        rows = HeldOut(
+            queries=[f"query {number}" for number in range(count)],
+            documents=[f"document {number}" for number in range(count)],
+            positive=np.arange(count),
+            negative=np.full(count, -1),
+            task_type=np.array(["sts"] * count),
+            english=np.ones(count, dtype=bool),
+        )
+        scores = evaluate_held_out(Directions(), rows, batch_size=4)
+        assert scores.positive_similarity.tolist() == [1.0] * count
+        assert scores.random_similarity.tolist() == [0.0] * (count if count > 1 else 0)

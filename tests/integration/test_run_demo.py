@@ -77,8 +77,9 @@ def test_the_release_consists_of_stock_modules_and_safetensors(demo: Path) -> No
 
 def test_the_cards_examples_run(demo: Path) -> None:
     card = (demo / "release" / "README.md").read_text(encoding="utf-8")
-    code = "\n".join(re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL))
-    assert code.count("path/to/this/folder") == 1
+    # The others need a Hub or other libraries: tests/publishing/test_usage.py.
+    code = "\n".join(re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)[:3])
+    assert code.count("path/to/this/folder") == 3
     program = code.replace("path/to/this/folder", str(demo / "release"))
     printed = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
     assert "tensor([[" in printed

@@ -20,8 +20,8 @@ from st_llm_embed.errors import InputError, explained
 from st_llm_embed.publishing.doctor import merged
 from st_llm_embed.publishing.doctor.checks.layout import ABSOLUTE
 from st_llm_embed.publishing.doctor.finding import Check, Diagnosis, Finding, NotCheckedError
-from st_llm_embed.publishing.doctor.probe import TinyProbe, read_tiny_probe
 from st_llm_embed.publishing.doctor.repository import Repository
+from st_llm_embed.publishing.probe import MINIMUM_COSINE, Probe
 
 NO_PICKLES = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.onnx", "*.onnx_data", "*.gguf", "openvino/*"]
 TEXTS = ("", " ", "a", "two words", " edges \n", "Ünïcödé 文字 текст 🎈", "one two three four five six seven " * 4)
@@ -57,6 +57,17 @@ class LiveModel:
                 texts, prompt=prompt, batch_size=len(texts), convert_to_tensor=True, show_progress_bar=False
             )
         return found.float().cpu().numpy()
+
+    def probed(self, probe: Probe) -> NDArray[np.float64]:
+        """Give the cosine similarities of a probe's texts, encoded in its data type, with its vectors."""
+        saved = next(self.model.parameters()).dtype
+        # 16-bit weights are the same numbers in float32, and come back as they were.
+        self.model.to(getattr(torch, probe.dtype))
+        try:
+            found = np.concatenate([self.encode([one.text], one.prompt) for one in probe.texts])
+        finally:
+            self.model.to(saved)
+        return _cosines(found, np.stack([one.vector for one in probe.texts]))
 
     def attended(self, texts: list[str], max_length: int | None = None) -> list[list[int]]:
         """Give the token ids of each text that are not padding."""
@@ -264,15 +275,14 @@ def _norms(model: LiveModel, diagnosis: Diagnosis) -> list[Finding]:
 
 
 def _probe(model: LiveModel, diagnosis: Diagnosis) -> list[Finding]:
-    probe = read_tiny_probe(model.repository)
+    probe = model.repository.probe
+    if probe is None:
+        raise NotCheckedError("there is no probe.json")
     texts = probe.texts
-    if any(one.vector.shape != model.vectors.shape[1:] for one in texts):
+    if probe.dimension != model.vectors.shape[1]:
         raise NotCheckedError("the vectors of probe.json have another number of dimensions")
-    found = np.concatenate([model.encode([one.text], one.prompt) for one in texts])
-    cosines = dict(
-        zip((one.name for one in texts), _cosines(found, np.stack([one.vector for one in texts])), strict=True)
-    )
-    wrong = {name: cosine for name, cosine in cosines.items() if not cosine >= probe.cosine}
+    cosines = dict(zip((one.name for one in texts), model.probed(probe), strict=True))
+    wrong = {name: cosine for name, cosine in cosines.items() if not cosine >= MINIMUM_COSINE}
     # The tokens that changed were told by the static check; here the vectors of the same tokens.
     if not wrong or any(finding.file == "tokenizer.json" for finding in diagnosis.findings):
         return []
@@ -308,7 +318,7 @@ def _probe(model: LiveModel, diagnosis: Diagnosis) -> list[Finding]:
     ]
 
 
-def _pooling_that_fits(model: LiveModel, probe: TinyProbe) -> str | None:
+def _pooling_that_fits(model: LiveModel, probe: Probe) -> str | None:
     """Find another pooling that reproduces a probe's vectors."""
     pooling = next((module for module in model.model if isinstance(module, Pooling)), None)
     if pooling is None:
@@ -317,8 +327,7 @@ def _pooling_that_fits(model: LiveModel, probe: TinyProbe) -> str | None:
     try:
         for mode in ("lasttoken", "mean", "cls"):
             pooling.pooling_mode = mode
-            found = np.concatenate([model.encode([one.text], one.prompt) for one in probe.texts])
-            if np.min(_cosines(found, np.stack([one.vector for one in probe.texts]))) >= probe.cosine:
+            if np.min(model.probed(probe)) >= MINIMUM_COSINE:
                 return mode
     finally:
         pooling.pooling_mode = saved

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from st_llm_embed.errors import InputError
+from st_llm_embed.publishing.probe import PROBE_FILE, Probe, read_probe
 
 SMALL_FILES = (
     "modules.json",
@@ -31,7 +32,7 @@ SMALL_FILES = (
     "chat_template.jinja",
     "adapter_config.json",
     "model.safetensors.index.json",
-    "probe.json",
+    PROBE_FILE,
     "recipe.yaml",
     "README.md",
 )
@@ -114,6 +115,15 @@ class Repository:
     def text(self, name: str) -> str:
         """Read a text file; empty if there is none."""
         return (self.folder / name).read_text(encoding="utf-8", errors="replace") if name in self.files else ""
+
+    @cached_property
+    def probe(self) -> Probe | None:
+        """The canary texts; None where there are none.
+
+        Raises:
+            InputError: probe.json is not of the format.
+        """
+        return read_probe(self.folder / PROBE_FILE) if PROBE_FILE in self.files else None
 
     @cached_property
     def config(self) -> dict[str, Any]:

@@ -7,26 +7,43 @@ import logging
 import shutil
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from st_llm_embed.errors import InputError
-from st_llm_embed.publishing.export.agreement import TEXTS, Agreement, check_agreement
 from st_llm_embed.publishing.export.gguf import quantized_weights, write_gguf
 from st_llm_embed.publishing.export.onnx import OPSET, write_onnx
 from st_llm_embed.publishing.export.openvino import write_openvino
-from st_llm_embed.publishing.export.quantize import Loss, Retrieval, measure_loss, quantize_onnx, read_retrieval
-from st_llm_embed.publishing.export.runtimes import Vectors, llama_cpp_encoder, onnx_encoder, openvino_encoder
+from st_llm_embed.publishing.export.quantize import (
+    Loss,
+    Retrieval,
+    Vectors,
+    encoder,
+    measure_loss,
+    quantize_onnx,
+    read_retrieval,
+)
 from st_llm_embed.publishing.export.source import (
     check_installed,
-    decoder_of,
     load_source,
     longest_text,
     transformer_of,
+)
+from st_llm_embed.publishing.probe import PROBE_FILE, Probe, make_probe, write_probe
+from st_llm_embed.publishing.verify import (
+    Runtime,
+    Verification,
+    llama_cpp_runtime,
+    onnx_runtime,
+    openvino_runtime,
+    sentence_transformers_runtime,
+    verify,
 )
 
 if TYPE_CHECKING:
@@ -48,7 +65,7 @@ class Exported(NamedTuple):
 
     format: str
     folder: Path
-    agreement: Agreement | None
+    verification: Verification | None
     """Of its vectors with the model's; None where the runtime is not installed."""
     losses: dict[str, Loss]
     """By the kind of quantized weights."""
@@ -58,14 +75,26 @@ class _Request(NamedTuple):
     """What all formats of one call share."""
 
     model: LLMSentenceTransformer
+    probe: Probe
     name: str
     source: str
     quantize: Sequence[str]
     retrieval: Retrieval | None
 
     def encode(self, texts: Sequence[str]) -> Vectors:
-        # One by one, so that what is expected owes nothing to padding.
-        return self.model.encode(list(texts), batch_size=1, show_progress_bar=False)
+        return self.model.encode(list(texts), show_progress_bar=False)
+
+    def check(self, form: str, runtime: Runtime, probe: Probe | None = None) -> Verification:
+        """Verify an export, all of the probe or a part of it."""
+        found = verify(probe or self.probe, runtime, minimum_cosine=MINIMUM_COSINE[form], weights=self.source)
+        if not found.same:
+            reasons = " ".join(f"{one.trap}: {one.sentence}" for one in found.explanations)
+            raise InputError(
+                f"The export to {form} gives other vectors than the model: the lowest cosine over {len(found.rows)} "
+                f"texts is {found.worst_cosine}, and {MINIMUM_COSINE[form]} is needed. {reasons} Nothing was kept of "
+                "it. Models of this kind cannot be exported so; use another format."
+            )
+        return found
 
 
 def export(
@@ -103,12 +132,13 @@ def export(
                 "folder with --output-dir."
             )
     retrieval = None if rows is None else read_retrieval(Path(rows))
-    request = _Request(load_source(str(model), dtype="float32"), name, str(model), quantize, retrieval)
+    source = load_source(str(model), dtype="float32")
+    request = _Request(source, make_probe(source), name, str(model), quantize, retrieval)
     exported = []
     for one in to:
         with _put_in_place(target / one) as folder:
-            agreement, losses = WRITERS[one](request, folder)
-        exported.append(Exported(one, target / one, agreement, losses))
+            verification, losses = WRITERS[one](request, folder)
+        exported.append(Exported(one, target / one, verification, losses))
     return exported
 
 
@@ -146,61 +176,61 @@ def _put_in_place(folder: Path) -> Generator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _portable(request: _Request, folder: Path) -> tuple[Agreement, dict[str, Loss]]:
-    from sentence_transformers import SentenceTransformer
-
+def _portable(request: _Request, folder: Path) -> tuple[Verification, dict[str, Loss]]:
     load_source(request.source, dtype="auto").save_pretrained(str(folder), create_model_card=False)
-    stock = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": decoder_of(request.model).dtype})
-    expected = request.encode(TEXTS)
-    return check_agreement(TEXTS, expected, stock.encode, "portable", minimum_cosine=MINIMUM_COSINE), {}
+    write_probe(request.probe, folder / PROBE_FILE)
+    return request.check("portable", sentence_transformers_runtime(folder)), {}
 
 
-def _onnx(request: _Request, folder: Path) -> tuple[Agreement, dict[str, Loss]]:
-    settings = _write_tokenizer(request, folder)
+def _onnx(request: _Request, folder: Path) -> tuple[Verification, dict[str, Loss]]:
+    settings = _write_texts_side(request, folder)
     write_onnx(request.model, folder)
-    encode = onnx_encoder(folder, settings, "model.onnx")
-    agreement = check_agreement(TEXTS, request.encode(TEXTS), encode, "onnx", minimum_cosine=MINIMUM_COSINE)
+    runtime = onnx_runtime(folder / "model.onnx")
+    verification = request.check("onnx", runtime)
     losses = {}
     if "int8" in request.quantize and request.retrieval is not None:
-        quantized = onnx_encoder(folder, settings, quantize_onnx(folder / "model.onnx").name)
-        losses["int8"] = measure_loss(request.retrieval, encode, quantized)
-    _describe(folder, settings | {"file": "model.onnx", "opset": OPSET}, "onnxruntime", agreement, losses)
-    return agreement, losses
+        quantized = onnx_runtime(quantize_onnx(folder / "model.onnx"))
+        losses["int8"] = measure_loss(request.retrieval, encoder(runtime), encoder(quantized))
+    _describe(folder, settings | {"file": "model.onnx", "opset": OPSET}, "onnxruntime", verification, losses)
+    return verification, losses
 
 
-def _openvino(request: _Request, folder: Path) -> tuple[Agreement, dict[str, Loss]]:
-    settings = _write_tokenizer(request, folder)
+def _openvino(request: _Request, folder: Path) -> tuple[Verification, dict[str, Loss]]:
+    settings = _write_texts_side(request, folder)
     with TemporaryDirectory(dir=folder) as scratch:
         path = write_openvino(write_onnx(request.model, Path(scratch)), folder)
-    encode = openvino_encoder(folder, settings, path.name)
-    agreement = check_agreement(TEXTS, request.encode(TEXTS), encode, "openvino", minimum_cosine=MINIMUM_COSINE)
-    _describe(folder, settings | {"file": path.name}, "openvino", agreement, {})
-    return agreement, {}
+    verification = request.check("openvino", openvino_runtime(path))
+    _describe(folder, settings | {"file": path.name}, "openvino", verification, {})
+    return verification, {}
 
 
-def _gguf(request: _Request, folder: Path) -> tuple[Agreement | None, dict[str, Loss]]:
+def _gguf(request: _Request, folder: Path) -> tuple[Verification | None, dict[str, Loss]]:
     settings = _settings(request)
     kind = "F32" if _saved_dtype(request.source) == "float32" else "F16"
     path = folder / f"{request.name}-{kind}.gguf"
     differences = write_gguf(request.model, path, kind, request.name)
     for difference in differences:
         logger.warning("llama.cpp tokenizes these texts otherwise than the model: %s.", difference)
-    # llama.cpp cuts nothing off.
-    fitting = [text for text in TEXTS if len(request.model.tokenizer(text)["input_ids"]) <= settings["max_seq_length"]]
-    texts = [text for text in fitting if not (differences and text.startswith(" "))]
-    encode = llama_cpp_encoder(path, settings["max_seq_length"])
-    agreement = None
-    if encode is None:
+    write_probe(request.probe, folder / PROBE_FILE)
+    verification = None
+    if find_spec("llama_cpp") is None:
         logger.warning("%s was not compared with the model: llama-cpp-python is not installed.", path.name)
     else:
-        agreement = check_agreement(texts, request.encode(texts), encode, "gguf", minimum_cosine=MINIMUM_COSINE)
+        plain = tuple(text for text in request.probe.texts if not (differences and _is_special(request, text.whole)))
+        runtime = llama_cpp_runtime(path, settings["max_seq_length"])
+        verification = request.check("gguf", runtime, replace(request.probe, texts=plain))
     losses = {}
     for one in request.quantize:
         if QUANTIZATIONS[one] == "gguf" and request.retrieval is not None:
             write_gguf(request.model, folder / f"{request.name}-{one.upper()}.gguf", one.upper(), request.name)
             losses[one] = measure_loss(request.retrieval, request.encode, partial(_with_weights, request, one))
-    _describe(folder, settings | {"file": path.name, "differences": differences}, "gguf", agreement, losses)
-    return agreement, losses
+    _describe(folder, settings | {"file": path.name, "differences": differences}, "gguf", verification, losses)
+    return verification, losses
+
+
+def _is_special(request: _Request, text: str) -> bool:
+    """Whether a text is one of those that some tokenizers of llama.cpp cut otherwise, for which it was warned."""
+    return text.startswith(" ") or str(request.model.tokenizer.eos_token) in text
 
 
 def _with_weights(request: _Request, kind: str, texts: Sequence[str]) -> Vectors:
@@ -208,7 +238,7 @@ def _with_weights(request: _Request, kind: str, texts: Sequence[str]) -> Vectors
         return request.encode(texts)
 
 
-WRITERS: dict[str, Callable[[_Request, Path], tuple[Agreement | None, dict[str, Loss]]]] = {
+WRITERS: dict[str, Callable[[_Request, Path], tuple[Verification | None, dict[str, Loss]]]] = {
     "portable": _portable,
     "onnx": _onnx,
     "openvino": _openvino,
@@ -235,22 +265,24 @@ def _settings(request: _Request) -> dict[str, Any]:
     }
 
 
-def _write_tokenizer(request: _Request, folder: Path) -> dict[str, Any]:
+def _write_texts_side(request: _Request, folder: Path) -> dict[str, Any]:
+    """Write tokenizer and probe; give the settings."""
     tokenizer = request.model.tokenizer.backend_tokenizer
-    # What the last call has set; a user sets both anew.
-    tokenizer.no_truncation()
+    # In place of what the last call has set.
+    tokenizer.enable_truncation(longest_text(request.model))
     tokenizer.no_padding()
     tokenizer.save(str(folder / "tokenizer.json"))
+    write_probe(request.probe, folder / PROBE_FILE)
     return _settings(request)
 
 
 def _describe(
-    folder: Path, settings: dict[str, Any], package: str, agreement: Agreement | None, losses: dict[str, Loss]
+    folder: Path, settings: dict[str, Any], package: str, verification: Verification | None, losses: dict[str, Loss]
 ) -> None:
     """Write export.json and README.md."""
     content = settings | {
         "made_with": {name: version(name) for name in ("st_llm_embed", "torch", "transformers", package)},
-        "agreement": None if agreement is None else agreement._asdict(),
+        "verification": None if verification is None else verification.to_json(),
         "quantized": {kind: loss._asdict() for kind, loss in losses.items()},
     }
     (folder / "export.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from st_llm_embed.data import Row, read_rows
 from st_llm_embed.errors import InputError
 from st_llm_embed.instructions import format_query
-from st_llm_embed.publishing.export.runtimes import Encode, Vectors
+from st_llm_embed.publishing.verify import Runtime
+
+Vectors = NDArray[np.float32]
+Encode = Callable[[Sequence[str]], Vectors]
+"""Gives texts, each with its prompt in front, their embeddings of shape (texts, dimension)."""
+
+BATCH = 16
 
 FEWEST_QUERIES = 10
 
@@ -65,6 +72,16 @@ def read_retrieval(path: Path) -> Retrieval:
             "hundreds tell more. Give a larger file of rows, or the dataset folder of a run."
         )
     return found
+
+
+def encoder(runtime: Runtime) -> Encode:
+    """Make a runtime that embeds all texts as one batch into one that embeds many."""
+
+    def encode(texts: Sequence[str]) -> Vectors:
+        parts = [runtime(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH)]
+        return np.stack([one.vector for part in parts for one in part if one.vector is not None])
+
+    return encode
 
 
 def measure_loss(retrieval: Retrieval, full: Encode, quantized: Encode) -> Loss:

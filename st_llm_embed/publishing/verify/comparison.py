@@ -36,6 +36,8 @@ class Row:
     role: Role
     cosine: float | None
     """With the probe's vector; None where there is none, or of another number of dimensions."""
+    difference: float | None
+    """Largest absolute difference of two numbers at the same place; None where `cosine` is."""
     norm: float | None
     ids_equal: bool | None
     """None where the runtime does not tell its ids, or only those of the text before it is cut."""
@@ -64,6 +66,11 @@ class Verification:
         return min((row.cosine for row in self.rows if row.cosine is not None), default=None)
 
     @property
+    def largest_difference(self) -> float | None:
+        """The largest absolute difference of two numbers of all texts."""
+        return max((row.difference for row in self.rows if row.difference is not None), default=None)
+
+    @property
     def ids_equal(self) -> bool | None:
         """Whether all token ids that are known are equal; None where none are."""
         known = [row.ids_equal for row in self.rows if row.ids_equal is not None]
@@ -75,6 +82,7 @@ class Verification:
             "same": self.same,
             "minimum_cosine": self.minimum_cosine,
             "worst_cosine": self.worst_cosine,
+            "largest_difference": self.largest_difference,
             "ids_equal": self.ids_equal,
             "texts": [vars(row) for row in self.rows],
             "explanations": [vars(one) for one in self.explanations],
@@ -133,11 +141,13 @@ def _embedded(texts: Sequence[ProbeText], runtime: Runtime) -> list[Embedding]:
 def _row(text: ProbeText, one: Embedding, minimum_cosine: float) -> Row:
     ids_equal = None if one.ids is None else tuple(one.ids) == text.ids
     if one.vector is None:
-        return Row(text.name, text.role, None, None, ids_equal, None, one.refusal)
-    alike = cosine(text.vector, one.vector) if one.vector.shape == text.vector.shape else None
+        return Row(text.name, text.role, None, None, None, ids_equal, None, one.refusal)
+    alike = difference = None
+    if one.vector.shape == text.vector.shape:
+        alike, difference = cosine(text.vector, one.vector), float(np.abs(text.vector - one.vector).max())
     norm = float(np.linalg.norm(one.vector))
     same = is_same(text.vector, one.vector, minimum_cosine) and abs(norm - 1) <= NORM_TOLERANCE
-    return Row(text.name, text.role, alike, norm, ids_equal, same, "")
+    return Row(text.name, text.role, alike, difference, norm, ids_equal, same, "")
 
 
 def _explain(

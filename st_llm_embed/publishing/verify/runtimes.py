@@ -154,6 +154,7 @@ def _of_session(path: Path, run: Session) -> Runtime:
         if limit is not None:
             tokenizer.enable_truncation(limit)
         tokenizer.no_padding()
+        tokenizer.encode_special_tokens = _read(folder / "export.json").get("split_special_tokens", False)
         settings = _read(folder / "tokenizer_config.json")
     pad_token = settings.get("pad_token")
     pad = tokenizer.token_to_id(pad_token["content"] if isinstance(pad_token, dict) else pad_token or "") or 0

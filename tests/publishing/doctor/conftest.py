@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,17 +13,8 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, Qwen3Config
 
 from st_llm_embed import LLMSentenceTransformer
+from st_llm_embed.publishing.probe import PROBE_FILE, make_probe, write_probe
 
-TEXTS = {
-    "empty": "",
-    "word": "word",
-    "edges": "  edges ",
-    "newline": "\ttwo\nlines ",
-    "long": "answer about thing " * 40 + "tail",
-    "literal": "x </s> y",
-    "scripts": "Façade текст 文字 अक्षर 🎈",
-    "query": "what is thing 3?",
-}
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 SMALL |= {"num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2}
 FAMILIES: dict[str, Callable[[int], Any]] = {
@@ -34,22 +24,6 @@ FAMILIES: dict[str, Callable[[int], Any]] = {
         vocab_size=size, n_embd=32, n_layer=2, n_head=4, n_positions=512, bos_token_id=1, eos_token_id=2
     ),
 }
-
-
-def write_probe(folder: Path) -> None:
-    """Write probe.json of version 1, with the vectors of stock sentence-transformers."""
-    model = SentenceTransformer(str(folder), device="cpu")
-    texts = []
-    for name, text in TEXTS.items():
-        prompt = (model.prompts["query"] or "") if name == "query" else ""
-        ids = model.preprocess([prompt + text])["input_ids"][0].tolist()
-        texts.append(
-            {"name": name, "role": "query" if prompt else "document", "text": text, "prompt": prompt, "ids": ids}
-            | {"length": len(ids), "vector": [float(number) for number in model.encode(text, prompt=prompt)]}
-        )
-    probe = {"version": 1, "model": None, "max_seq_length": model.max_seq_length, "dtype": "float32"}
-    probe |= {"dimension": model.get_embedding_dimension(), "prompts": model.prompts, "texts": texts}
-    (folder / "probe.json").write_text(json.dumps(probe | {"tolerance": {"cosine": 0.9999}}), encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +45,7 @@ def good(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Callable[
                 AutoModelForCausalLM.from_config(FAMILIES[family](len(tokenizer))).save_pretrained(base)
             model = LLMSentenceTransformer.from_base(base, max_seq_length=48, device="cpu")
             model.save_pretrained(str(made[family]), create_model_card=False)
-            write_probe(made[family])
+            write_probe(make_probe(SentenceTransformer(str(made[family]), device="cpu")), made[family] / PROBE_FILE)
         return made[family]
 
     return release

@@ -39,22 +39,38 @@ def exports(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert [one.format for one in done] == ["portable", "onnx", "openvino", "gguf"]
     for one in done[:3]:
-        assert one.agreement is not None
-        assert one.agreement.maximum_difference < 1e-5
+        assert one.verification is not None
+        assert one.verification.ids_equal
+        assert one.verification.largest_difference < 1e-5
     return folder
 
 
 def test_each_format_is_a_folder_of_its_own(exports: Path) -> None:
     found = {one.name: sorted(file.name for file in one.iterdir()) for one in exports.iterdir() if one.is_dir()}
-    assert found["onnx"] == ["README.md", "export.json", "model.onnx", "model_int8.onnx", "tokenizer.json"]
+    assert found["onnx"] == [
+        "README.md",
+        "export.json",
+        "model.onnx",
+        "model_int8.onnx",
+        "probe.json",
+        "tokenizer.json",
+    ]
     assert found["openvino"] == [
         "README.md",
         "export.json",
         "openvino_model.bin",
         "openvino_model.xml",
+        "probe.json",
         "tokenizer.json",
     ]
-    assert found["gguf"] == ["README.md", "export.json", "tiny-F32.gguf", "tiny-Q4_0.gguf", "tiny-Q8_0.gguf"]
+    assert found["gguf"] == [
+        "README.md",
+        "export.json",
+        "probe.json",
+        "tiny-F32.gguf",
+        "tiny-Q4_0.gguf",
+        "tiny-Q8_0.gguf",
+    ]
     assert "modules.json" in found["portable"]
     assert set(found) == {"portable", "onnx", "openvino", "gguf"}
 
@@ -91,7 +107,7 @@ def test_the_loss_of_quantized_weights_is_measured_and_written_down(exports: Pat
 def test_the_command_prints_what_was_compared(model: Path, tmp_path: Path, run_cli: Callable[..., Outcome]) -> None:
     outcome = run_cli("export", model, "--to", "onnx", "--output-dir", tmp_path / "out")
     assert outcome.code == 0, outcome.err
-    assert "over 14 texts" in outcome.out
+    assert "over 17 texts" in outcome.out
     again = run_cli("export", model, "--to", "onnx", "--output-dir", tmp_path / "out")
     assert again.code == 2
     assert "exists already" in again.err

@@ -15,8 +15,8 @@ from families import save_base
 from st_llm_embed import LLMSentenceTransformer
 from st_llm_embed.data import read_rows
 from st_llm_embed.data.rows import embedded_rows
-from st_llm_embed.publishing.export.agreement import TEXTS as COMPARED
 from st_llm_embed.publishing.export.gguf import write_gguf
+from st_llm_embed.publishing.probe import DOCUMENTS
 
 ENVIRONMENT = Path(__file__).parents[3] / ".venv-llamacpp"
 
@@ -30,8 +30,7 @@ pytestmark = [
 
 LONGEST = 200
 
-TEXTS = [*COMPARED[:-1], "x </s> y", "</s>", "<s>a</s>"]
-"""Without the text that is cut off: llama.cpp cuts nothing off."""
+TEXTS = [*DOCUMENTS.values(), "x </s> y", "</s>", "<s>a</s>"]
 
 # Special tokens inside a text are read as such, as llama-server does.
 PROGRAM = """
@@ -130,4 +129,4 @@ def test_the_packaged_base_has_the_same_ids_for_real_texts(tmp_path: Path) -> No
     assert ask_llama_cpp(tmp_path / "model.gguf", fitting, "ids") == [
         model.tokenizer(text)["input_ids"] for text in fitting
     ]
-    check(model, tmp_path / "model.gguf", [text for text in COMPARED[:-1] if not text.startswith(" ")])
+    check(model, tmp_path / "model.gguf", [text for text in DOCUMENTS.values() if not text.startswith(" ")])

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from st_llm_embed.publishing.doctor.finding import Finding, NotCheckedError, Reading
-from st_llm_embed.publishing.doctor.probe import read_tiny_probe
 from st_llm_embed.publishing.doctor.readers import LLAMA_CPP_READS, chat_rendered
 from st_llm_embed.publishing.doctor.repository import Repository
 from st_llm_embed.publishing.doctor.sentencepiece import read_pieces
@@ -105,7 +104,9 @@ def rebuilt(repository: Repository, readings: list[Reading]) -> list[Finding]:
 
 def probe_tokens(repository: Repository, readings: list[Reading]) -> list[Finding]:
     """Tokenize the texts of probe.json anew and compare (traps 6, 13, 14 and 15)."""
-    probe = read_tiny_probe(repository)
+    probe = repository.probe
+    if probe is None:
+        raise NotCheckedError("there is no probe.json")
     if repository.tokenizer is None:
         raise NotCheckedError("there is no tokenizer.json")
     found = []

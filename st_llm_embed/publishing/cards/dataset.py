@@ -1,4 +1,4 @@
-"""Model and dataset cards, rendered from what lies on disk."""
+"""The card of a dataset."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
-from sentence_transformers import SentenceTransformer
+from huggingface_hub import DatasetCard, DatasetCardData
 
-from st_llm_embed.data import Split, load_split
+from st_llm_embed.data import Split
 from st_llm_embed.data.dataset import MINING_REPORT
-from st_llm_embed.evaluation import headline_rows
 from st_llm_embed.instructions import INSTRUCTION_TEMPLATE
+from st_llm_embed.publishing.cards.renewed import renewed_dataset_card
+from st_llm_embed.publishing.cards.templates import template
 from st_llm_embed.recipe import Recipe
-from st_llm_embed.sections import BASE, EMBEDDED
+from st_llm_embed.sections import BASE
 from st_llm_embed.synthesis.prompts import PROMPT_VERSION
 
 SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -39,7 +39,7 @@ def dataset_card(recipe: Recipe, dataset_dir: Path, counts: Counter[tuple[str, S
         name: [("train", f"{name}/{name}.parquet")] for name in ("tasks", "rejected") if (dataset_dir / name).is_dir()
     }
     data = DatasetCardData(
-        language=_languages(dataset_dir),
+        language=languages(dataset_dir),
         license=recipe.publishing.dataset_license,
         tags=["sentence-transformers", "synthetic"],
         task_categories=["sentence-similarity", "feature-extraction", "text-retrieval"],
@@ -51,15 +51,14 @@ def dataset_card(recipe: Recipe, dataset_dir: Path, counts: Counter[tuple[str, S
     )
     card = DatasetCard.from_template(
         data,
-        template_path=str(_template("dataset_card.md")),
+        template_path=str(template("dataset_card.md")),
         name=recipe.name,
-        dataset_name=recipe.publishing.dataset_repo_id or "path/to/this/folder",
         template=INSTRUCTION_TEMPLATE.replace("\n", "\\n"),
         counts=[(config, counts[config, "train"], counts[config, "validation"]) for config in configs],
         mining=_mining(recipe, dataset_dir),
         **_origin(recipe, dataset_dir),
     )
-    return str(card)
+    return renewed_dataset_card(str(card), recipe.publishing.dataset_repo_id or "path/to/this/folder")
 
 
 def _mining(recipe: Recipe, dataset_dir: Path) -> dict[str, Any] | None:
@@ -100,54 +99,7 @@ def _origin(recipe: Recipe, dataset_dir: Path) -> dict[str, Any]:
     }
 
 
-def model_card(recipe: Recipe, model: SentenceTransformer, dataset_dir: Path, evaluation_dir: Path) -> str:
-    """Render the card of a trained model from its recipe, its dataset and its report."""
-    report = json.loads((evaluation_dir / "report.json").read_text(encoding="utf-8"))
-    training_rows = load_split(dataset_dir, "train")
-    base_model = _hub_base_model(recipe)
-    data = ModelCardData(
-        language=_languages(dataset_dir),
-        license=recipe.publishing.license,
-        library_name="sentence-transformers",
-        pipeline_tag="sentence-similarity",
-        tags=["sentence-transformers", "feature-extraction", "text-embeddings", "st_llm_embed"],
-        base_model=base_model,
-        datasets=[source.path for source in recipe.data.sources.values() if not Path(source.path).exists()] or None,
-    )
-    generators = sorted(
-        {name for dataset in training_rows.values() for name in dataset.unique("generator")} - {"unknown"}
-    )
-    card = ModelCard.from_template(
-        data,
-        template_path=str(_template("model_card.md")),
-        name=recipe.name,
-        description=recipe.description,
-        model_name=recipe.publishing.repo_id or "path/to/this/folder",
-        dimension=model.get_embedding_dimension(),
-        max_seq_length=model.max_seq_length,
-        eos_token=model.tokenizer.eos_token,
-        query_prompt=(model.prompts["query"] or "").replace("\n", "\\n"),
-        rows=f"{sum(len(dataset) for dataset in training_rows.values()):,}",
-        task_types=", ".join(training_rows),
-        generators=", ".join(generators),
-        temperature=recipe.loss.temperature,
-        stages=", ".join(stage.name for stage in recipe.stages),
-        lora=recipe.lora and ", ".join(f"{key} {value}" for key, value in recipe.lora.items()),
-        steps=f"{report['training']['steps']:,}",
-        results=headline_rows(report),
-        limitations=recipe.publishing.limitations,
-        sources=recipe.data.sources,
-    )
-    return str(card)
-
-
-def _hub_base_model(recipe: Recipe) -> str | None:
-    """Give the base's Hub id; the packaged base and local folders have none that a reader could follow."""
-    name = recipe.base.name_or_path
-    return None if name == EMBEDDED or recipe.base.random_init or Path(name).exists() else name
-
-
-def _languages(dataset_dir: Path) -> list[str] | None:
+def languages(dataset_dir: Path) -> list[str] | None:
     """Give the codes of the languages of a dataset's rows, without that for an unknown one."""
     columns = ["language", "target_language"]
     codes = {
@@ -158,9 +110,3 @@ def _languages(dataset_dir: Path) -> list[str] | None:
         for code in column.unique().to_pylist()
     }
     return sorted(codes - {"und"}) or None
-
-
-def _template(name: str) -> Path:
-    package = Path(__file__).parents[1]
-    # In a wheel hub_cards lies inside the package, in a checkout beside it.
-    return next(folder for folder in (package / "hub_cards", package.parent / "hub_cards") if folder.is_dir()) / name

@@ -1,0 +1,58 @@
+"""The command that publishes a run or a saved model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from st_llm_embed.cli.options import log_to_stderr
+from st_llm_embed.errors import InputError
+from st_llm_embed.recipe import Recipe
+
+app = typer.Typer()
+
+CONTENTS = {
+    "dataset": "the rows",
+    "adapter": "the LoRA adapter alone",
+    "model": "the model",
+}
+
+
+@app.command()
+def publish(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE|DIR", help="A recipe that was run, the output folder of a run, or a saved model."
+        ),
+    ],
+    to: Annotated[str, typer.Option(metavar="ORG/NAME", help="Name of the model on the Hub.")],
+    *,
+    private: Annotated[bool, typer.Option("--private", help="Make the repositories private.")] = False,
+    create_pr: Annotated[
+        bool, typer.Option("--create-pr", help="Open a pull request in each repository, commit nothing to main.")
+    ] = False,
+    tag: Annotated[str | None, typer.Option(metavar="V1", help="Tag the commit in each repository.")] = None,
+) -> None:
+    """Publish model, adapter and rows on the Hugging Face Hub. Run it again to go on after a stop."""
+    folder = _folder(source)
+    log_to_stderr()
+    from st_llm_embed.publishing.publish import publish as publish_folder
+
+    for one in publish_folder(folder, to, private=private, create_pr=create_pr, tag=tag):
+        typer.echo(f"{one.address}  {CONTENTS[one.what]}")
+
+
+def _folder(source: str) -> Path:
+    """Find the folder; of a recipe the one that a run without --output-dir writes."""
+    if Path(source).is_dir():
+        return Path(source)
+    folder = Path("runs") / Recipe.load(source).name
+    if not folder.is_dir():
+        raise InputError(
+            f"{source} was not run here: there is no {folder}. Run it first (st-llm-embed run {source}), or give the "
+            "folder that --output-dir named."
+        )
+    return folder

@@ -1,0 +1,121 @@
+"""What must not leave the machine: secrets, and names of this machine, its user and its folders."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from huggingface_hub.utils import filter_repo_objects
+
+from st_llm_embed.errors import InputError, explained
+from st_llm_embed.publishing.publishable import NEVER_SENT
+
+BINARY = frozenset(
+    {".safetensors", ".parquet", ".onnx", ".onnx_data", ".bin", ".gguf", ".arrow", ".png", ".jpg", ".model"}
+)
+"""Suffixes of files that are no text."""
+
+CONTENT = frozenset({"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "probe.json"})
+"""Files of other people's words, in which a path is no path of this machine unless it is one of its own folders."""
+CONTENT_SUFFIXES = frozenset({".jsonl", ".csv", ".tsv"})
+
+TOKENS = re.compile(
+    r"\b(hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|AKIA[0-9A-Z]{16}"
+    r"|xox[abp]-[\w-]{10,}|glpat-[\w-]{20,}|AIza[\w-]{30,})"
+)
+SECRET_VARIABLES = re.compile(r"TOKEN|SECRET|PASSWORD|_KEY$|APIKEY")
+
+FOLDERS = (
+    "home|Users|root|mnt|tmp|var|opt|data|scratch|workspace|work|media|Volumes|private|srv|usr|etc|gpfs|lustre|nfs"
+    "|fsx|content|kaggle|dev|proc|run"
+)
+PATHS = re.compile(
+    rf"(?<![\w.:/~}})\]-])(?:file://)?/(?:{FOLDERS})/[\w.~+@-]+|\b[A-Za-z]:\\+[\w.~+ -]+|(?<![\w/])~/[\w.]+"
+)
+
+NOBODY = frozenset({"root", "user", "ubuntu", "admin", "runner", "vscode", "jovyan", "coder", "nobody"})
+"""Names of users that tell nothing of anyone."""
+
+
+class Found(NamedTuple):
+    """A place that has to be mended before anything is sent."""
+
+    file: Path
+    line: int
+    what: str
+
+
+def check_nothing_private(folder: Path, namespace: str, token: str) -> None:
+    """Read every text file of a folder and refuse secrets, paths, and names of this machine and its user.
+
+    Args:
+        folder: what is to be published.
+        namespace: the user or organisation published under, whose name may be said.
+        token: the token for the Hub.
+
+    Raises:
+        InputError: something was found; the message names each file and line, and shows no secret.
+    """
+    secrets = {value for name, value in os.environ.items() if SECRET_VARIABLES.search(name) and len(value) >= 8}
+    found = list(_read(folder, secrets | {token}, _own_places(folder), _names(namespace)))
+    if found:
+        shown = "; ".join(f"{one.file} line {one.line} holds {one.what}" for one in found[:5])
+        more = f"; and {len(found) - 5} places more" if len(found) > 5 else ""
+        raise InputError(
+            f"{shown}{more}. What is published may hold no token, no path of this machine and no name of it or of its "
+            "user. Correct these lines, or change the recipe they come from and run it again. Nothing was sent."
+        )
+
+
+def _read(folder: Path, secrets: set[str], own: re.Pattern[str], names: re.Pattern[str] | None) -> Iterator[Found]:
+    sent = filter_repo_objects(
+        (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()),
+        ignore_patterns=list(NEVER_SENT),
+    )
+    for path in (folder / name for name in sorted(sent)):
+        if path.suffix in BINARY:
+            continue
+        with explained(f"{path} cannot be read", "Make it readable."):
+            content = path.read_bytes()
+        if b"\0" in content[:4096]:
+            continue
+        is_content = path.name in CONTENT or path.suffix in CONTENT_SUFFIXES
+        patterns = [own] if is_content else [own, PATHS, *([names] if names else [])]
+        for number, line in enumerate(content.decode(errors="replace").splitlines(), 1):
+            if TOKENS.search(line) or any(secret in line for secret in secrets):
+                yield Found(path, number, "what looks like a token or key (not shown)")
+            hit = next((hit for hit in (pattern.search(line) for pattern in patterns) if hit), None)
+            if hit is not None:
+                yield Found(path, number, repr(hit[0].strip()[:80]))
+
+
+def _own_places(folder: Path) -> re.Pattern[str]:
+    """Match this machine's folders: home, the current one, that of temporary files and the one to publish."""
+    places = {Path.home(), Path.cwd(), Path(tempfile.gettempdir()), folder.resolve().parent}
+    known = sorted((str(place) for place in places if len(place.parts) > 1), key=len, reverse=True)
+    return re.compile(rf"(?<![\w.])(?:{'|'.join(map(re.escape, known))})[/\\][\w.-]+" if known else r"(?!)")
+
+
+def _names(namespace: str) -> re.Pattern[str] | None:
+    """Match the user's name where it is one, as in an address or a path, and the machine's name."""
+    parts = []
+    host = socket.gethostname()
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container may run under a number that has no name
+        user = "nobody"
+    if user not in NOBODY and user != namespace:
+        name = re.escape(user)
+        parts.append(rf"(?<![\w.-]){name}@|[/\\~]{name}(?=[/\\\s\"']|$)|[:=]\s*[\"']?{name}[\"']?\s*,?$")
+    if re.search(r"[\d.-]", host):
+        # A name that is one plain word, such as "spark", would be found everywhere.
+        parts.append(rf"(?<![\w.-]){re.escape(host)}(?![\w-])")
+    elif host != "localhost":
+        parts.append(rf"(?:@|//){re.escape(host)}(?![\w.-])")
+    return re.compile("|".join(parts)) if parts else None

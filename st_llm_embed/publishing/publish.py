@@ -1,0 +1,190 @@
+"""One release on the Hub: the merged model, its adapter and the rows it was trained on, each naming the others."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from huggingface_hub.utils import filter_repo_objects
+
+from st_llm_embed.errors import InputError
+from st_llm_embed.publishing.cards import Link, adapter_card, folder_card, renewed_card, renewed_dataset_card
+from st_llm_embed.publishing.doctor import doctor
+from st_llm_embed.publishing.publishable import NEVER_SENT
+from st_llm_embed.publishing.push import (
+    Destination,
+    check_push,
+    check_tag,
+    destination,
+    push_folder,
+    tag_commit,
+)
+from st_llm_embed.publishing.release import has_public_base, write_adapter_release
+from st_llm_embed.recipe import Recipe
+
+What = Literal["dataset", "adapter", "model"]
+
+REPLACED = {
+    "dataset": ("*.parquet",),
+    "adapter": ("*.safetensors",),
+    "model": ("*.safetensors", "*.safetensors.index.json", "*.gguf", "onnx/*", "openvino/*", "probe.json"),
+}
+"""Files of an earlier version that would be wrong beside this one."""
+
+
+class Part(NamedTuple):
+    """A folder that becomes a repository."""
+
+    what: What
+    folder: Path
+    repo_id: str
+
+    @property
+    def to_link(self) -> Link:
+        """How the cards of the others name it."""
+        return Link(self.what, self.repo_id)
+
+
+class Published(NamedTuple):
+    """A repository as it was published."""
+
+    what: What
+    address: str
+    """Of the repository, or of the pull request."""
+    commit: str
+
+
+def publish(
+    folder: Path, to: str, *, private: bool = False, create_pr: bool = False, tag: str | None = None
+) -> list[Published]:
+    """Publish a run, or a saved model, on the Hub.
+
+    Of a run three repositories are made: the released model as `to`, the LoRA adapter as `to`-lora where its base is
+    on the Hub, and the rows as `publishing.dataset_repo_id` or `to`-data where `publishing.dataset_license` is given.
+    Everything is checked before the first byte is sent. What is on the Hub already is not sent again, and an
+    unchanged repository gets no commit, so that a publishing that was cut off is finished by the same call.
+
+    Args:
+        folder: output folder of a run, or a saved sentence-transformers model.
+        to: name of the model on the Hub, `organisation-or-user/name`.
+        private: make the repositories private; those that exist must already be so.
+        create_pr: open a pull request in each repository instead of committing to its main branch.
+        tag: name given to the commit in each repository, such as `v1`.
+
+    Returns:
+        What was published, the model last.
+
+    Raises:
+        InputError: something is not fit to be published, a name, the token or the rights do not do, or the network
+            failed. The message says what was sent.
+    """
+    if create_pr and tag is not None:
+        raise InputError(
+            f"--tag {tag} is given with --create-pr, and what is only proposed has no commit to tag yet. Publish with "
+            "one of them; after the pull request is merged, publish again with --tag alone."
+        )
+    destination(to, "model", private=private)
+    with tempfile.TemporaryDirectory() as scratch:
+        recipe, parts = _parts(folder, to, Path(scratch))
+        targets = [
+            destination(part.repo_id, "dataset" if part.what == "dataset" else "model", private=private)
+            for part in parts
+        ]
+        for part, target in zip(parts, targets, strict=True):
+            check_push(part.folder, target)
+            if part.what == "model":
+                _check_health(part.folder)
+            if tag is not None:
+                check_tag(target, tag)
+        published: list[Published] = []
+        for part, target in zip(parts, targets, strict=True):
+            links = [other.to_link for other in parts if other is not part]
+            try:
+                published.append(_push(part, target, _card(part, recipe, links, to), create_pr=create_pr, tag=tag))
+            except InputError as error:
+                done = ", ".join(one.address for one in published)
+                raise InputError(f"{error} Published before it: {done}." if done else str(error)) from error
+    return published
+
+
+def _parts(folder: Path, to: str, scratch: Path) -> tuple[Recipe | None, list[Part]]:
+    """Find what belongs to a release, in the order in which it is published: what cards link to comes first.
+
+    The repository of the adapter is put together in `scratch`.
+    """
+    if (folder / "modules.json").is_file():
+        return None, [Part("model", folder, to)]
+    if not (folder / "recipe.yaml").is_file():
+        raise InputError(
+            f"{folder} is neither a run nor a saved model: it has no recipe.yaml and no modules.json. Give the output "
+            "folder of st-llm-embed run, or a folder that model.save_pretrained wrote."
+        )
+    recipe = Recipe.load(str(folder / "recipe.yaml"))
+    if not (folder / "release" / "modules.json").is_file():
+        raise InputError(
+            f"{folder} has no release yet. Finish the run first: st-llm-embed run {recipe.name} --output-dir "
+            f"{folder}, with the recipe and the settings that began it."
+        )
+    parts = []
+    if recipe.publishing.dataset_license is not None:
+        parts.append(Part("dataset", folder / "dataset", recipe.publishing.dataset_repo_id or f"{to}-data"))
+    adapter = folder / (f"training-{recipe.stages[-1].name}" if recipe.stages else "training") / "adapter"
+    if has_public_base(adapter):
+        write_adapter_release(folder / "release", adapter, scratch / "adapter")
+        parts.append(Part("adapter", scratch / "adapter", f"{to}-lora"))
+    parts.append(Part("model", folder / "release", to))
+    return recipe, parts
+
+
+def _check_health(folder: Path) -> None:
+    """Refuse a model that doctor finds an error in."""
+    findings = doctor(str(folder))
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if errors:
+        shown = "; ".join(f"{one.name}: {one.message} {one.fix}" for one in errors)
+        raise InputError(
+            f"doctor refuses {folder}: {shown} st-llm-embed doctor {folder} --fix OUT writes a repaired copy. "
+            "Nothing was sent."
+        )
+
+
+def _card(part: Part, recipe: Recipe | None, links: Sequence[Link], merged: str) -> str:
+    """Give the card under the published names."""
+    path = part.folder / "README.md"
+    if part.what == "adapter" and recipe is not None:
+        return renewed_card(adapter_card(recipe, part.folder, part.repo_id, merged), part.folder, part.repo_id, links)
+    if not path.is_file():
+        return folder_card(part.folder, part.repo_id)
+    card = path.read_text(encoding="utf-8")
+    if part.what == "dataset":
+        return renewed_dataset_card(card, part.repo_id, links)
+    return renewed_card(card, part.folder, part.repo_id, links)
+
+
+def _push(part: Part, to: Destination, card: str, *, create_pr: bool, tag: str | None) -> Published:
+    """Push a part with the card under the published names; what lies on disk stays as it is."""
+    with tempfile.TemporaryDirectory() as staged:
+        for path in filter_repo_objects(_files(part.folder), ignore_patterns=list(NEVER_SENT)):
+            link = Path(staged) / path
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to((part.folder / path).resolve())
+        (Path(staged) / "README.md").unlink(missing_ok=True)
+        (Path(staged) / "README.md").write_text(card, encoding="utf-8")
+        pushed = push_folder(
+            Path(staged),
+            part.repo_id,
+            repo_type=to.repo_type,
+            private=to.private,
+            create_pr=create_pr,
+            commit_message=f"Publish the {part.what}",
+            replaced=REPLACED[part.what],
+        )
+    if tag is not None:
+        tag_commit(to, tag, pushed.commit)
+    return Published(part.what, pushed.address, pushed.commit)
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
