@@ -33,9 +33,12 @@ class Served:
     prepended: str = ""
     removed_prompt: str = ""
     documents_prompt: str = ""
+    queries_prompt: str = ""
     stripped: bool = False
     dimensions: int | None = None
     loses_end: bool = False
+    cuts_end: bool = False
+    splits_special: bool = False
 
     def but(self, **mistake: Any) -> Served:
         return dataclasses.replace(self, **mistake)
@@ -46,14 +49,19 @@ class Served:
             text = text.strip()
         if self.documents_prompt and not text.startswith("Instruct: "):
             text = self.documents_prompt + text
+        if self.queries_prompt and text.startswith("Instruct: "):
+            text = self.queries_prompt + text
         ids = self.tokenizer(
-            self.prepended + text + self.appended, add_special_tokens=self.adds_special, verbose=False
+            self.prepended + text + self.appended,
+            add_special_tokens=self.adds_special,
+            split_special_tokens=self.splits_special,
+            verbose=False,
         )
         kept = list(ids["input_ids"])
         if self.loses_end:
             kept = kept[:-1]
         if len(kept) > self.max_length:
-            has_end = self.adds_special and not self.loses_end
+            has_end = self.adds_special and not (self.loses_end or self.cuts_end)
             kept = [*kept[: self.max_length - 1], kept[-1]] if has_end else kept[: self.max_length]
         return kept
 
