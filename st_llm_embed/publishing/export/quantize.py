@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -112,7 +113,13 @@ def quantize_onnx(path: Path) -> Path:
 
     quantized = path.with_name("model_int8.onnx")
     has_data = path.with_name(f"{path.name}_data").exists()
-    quantize_dynamic(path, quantized, weight_type=QuantType.QInt8, use_external_data_format=has_data)
+    root, quiet = logging.getLogger(), logging.NullHandler()
+    # onnxruntime warns by the root logger, which would get a handler of its own that stays.
+    root.addHandler(quiet)
+    try:
+        quantize_dynamic(path, quantized, weight_type=QuantType.QInt8, use_external_data_format=has_data)
+    finally:
+        root.removeHandler(quiet)
     return quantized
 
 

@@ -70,8 +70,8 @@ TRAPS = {
     "left padding read as right": "In a batch that is padded on the left the token is read whose place is the text's "
     "length. Read the last position.",
     "max length": "Texts are cut at another length. Set the longest text to max_seq_length.",
-    "whitespace": "Blanks and line ends at the ends of texts are stripped. Send texts as they are, or strip them "
-    "everywhere, in the index too.",
+    "whitespace": "Blanks and line ends at the ends of texts are stripped, or another blank is put in front. Send "
+    "texts as they are; or strip them everywhere, in the index too.",
     "tokenizer": "Texts are cut into other tokens, so the tokenizer is another one or was rebuilt wrongly. Use the "
     "tokenizer.json, or tokenizer.model, of this model.",
     "weights": "None of the known faults gives these vectors, so the weights are other ones: another model or "

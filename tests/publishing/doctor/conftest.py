@@ -44,6 +44,7 @@ def good(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Callable[
                 torch.manual_seed(0)
                 AutoModelForCausalLM.from_config(FAMILIES[family](len(tokenizer))).save_pretrained(base)
             model = LLMSentenceTransformer.from_base(base, max_seq_length=48, device="cpu")
+            model.prompts["SciFact-query"] = "Instruct: Given a claim, find documents\nQuery: "
             model.save_pretrained(str(made[family]), create_model_card=False)
             write_probe(make_probe(SentenceTransformer(str(made[family]), device="cpu")), made[family] / PROBE_FILE)
         return made[family]

@@ -121,17 +121,15 @@ def probe_tokens(repository: Repository, readings: list[Reading]) -> list[Findin
                 f"Set max_seq_length to {probe.max_seq_length}, or make probe.json anew.",
             )
         )
-    saved = {name: prompt for name, prompt in repository.prompts.items() if prompt}
-    published = {name: prompt for name, prompt in probe.prompts.items() if prompt}
-    if saved != published:
-        name = sorted(name for name in saved | published if saved.get(name) != published.get(name))[0]
+    saved = {name: repository.prompts.get(name) or "" for name in probe.prompts}
+    if saved != probe.prompts:
+        name = next(name for name, prompt in probe.prompts.items() if saved[name] != prompt)
         found.append(
             Finding(
                 6,
                 "error",
                 "config_sentence_transformers.json",
-                f"The prompt {name!r} is {saved.get(name, '')!r}, and probe.json was made with "
-                f"{published.get(name, '')!r}.",
+                f"The prompt {name!r} is {saved[name]!r}, and probe.json was made with {probe.prompts[name]!r}.",
                 "Save the prompts that the model was published with, or make probe.json anew.",
             )
         )
