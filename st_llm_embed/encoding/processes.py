@@ -103,7 +103,7 @@ def _mourn(worker: BaseProcess, lost: Shard | None, left: int) -> None:
 
 
 def _work(connection: Connection, job: Job, shards: int, device: str | None, processes: int) -> None:
-    """Encode what comes through the pipe until None does; answer None when there is room for more, or what cannot be used."""
+    """Encode shards from the pipe until None comes; answer None when ready for one, or what cannot be used."""
     # Ctrl-C reaches all processes of a terminal; the first one ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -144,7 +144,8 @@ def _streamed(ending: str, files: list[Path], text_columns: list[str]) -> Iterab
     """Open files of records, so that nothing is copied into the cache of `datasets`."""
     options: dict[str, Any] = {}
     if BUILDERS[ending] == "csv":
-        # A text such as NA or 12 stays one.
-        options = {"converters": dict.fromkeys(text_columns, str), "delimiter": "\t" if ending == ".tsv" else ","}
+        # So that texts such as NA or 12 stay texts.
+        converters = dict.fromkeys(text_columns, str)
+        options = {"converters": converters, "keep_default_na": False, "delimiter": "\t" if ending == ".tsv" else ","}
     paths = [str(file) for file in files]
     return load_dataset(BUILDERS[ending], data_files=paths, split="train", streaming=True, **options)
