@@ -14,7 +14,7 @@ help:  ## list the targets
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(PIP) install --quiet --constraint constraints.txt pytest pytest-xdist hypothesis ruff ty import-linter
+	$(PIP) install --quiet --constraint constraints.txt pytest pytest-xdist hypothesis ruff ty import-linter usearch
 	touch $@
 
 demo: .venv/installed  ## the whole path in minutes: rows, training, evaluation, a folder that SentenceTransformer loads

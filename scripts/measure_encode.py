@@ -96,7 +96,7 @@ def save_base(folder: Path) -> Path:
 def write_texts(path: Path, count: int) -> Path:
     """Write sentences of 4 to 16 words."""
     draw = random.Random(0)  # noqa: S311
-    words = "the pump has to be checked with a gauge before it is started again in the morning".split()
+    words = ("pump", "gauge", "checked", "before", "started", "again", "morning", "with", "the", "a", "is", "it")
     with path.open("w", encoding="utf-8") as file:
         for _ in range(count):
             file.write(json.dumps({"text": " ".join(draw.choices(words, k=draw.randint(4, 16)))}) + "\n")
