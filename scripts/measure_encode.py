@@ -78,7 +78,7 @@ def main() -> None:
         done = start(few, model, to, *options, "--shard-size", str(FEW // 4)).wait()
         if done != 0:
             sys.exit(f"{name} failed")
-        table = pq.read_table(to)
+        table = pq.read_table(to, columns=["vector"])
         vectors[name] = table["vector"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
     reference = vectors.pop("two processes")
     for name, other in vectors.items():

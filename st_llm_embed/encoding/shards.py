@@ -14,7 +14,8 @@ from pydantic import BaseModel, ValidationError
 
 from st_llm_embed.errors import InputError, explained
 
-MANIFEST = "manifest.json"
+MANIFEST = "_manifest.json"
+"""The underscore keeps it from being taken for a part of the dataset by pyarrow and its like."""
 UNFINISHED = ".part"
 """Ending of what is being written."""
 

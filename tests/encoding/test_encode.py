@@ -90,7 +90,7 @@ def workers_of(run: subprocess.Popen[str]) -> list[int]:
 
 def test_shards_hold_the_vectors_that_stock_gives(encoded: Path, tiny_model: Path) -> None:
     names = [f"shard-0000{number}-of-00003.parquet" for number in range(3)]
-    assert sorted(path.name for path in encoded.glob("*")) == [".lock", "manifest.json", *names]
+    assert sorted(path.name for path in encoded.glob("*")) == [".lock", "_manifest.json", *names]
     table = pq.read_table([encoded / name for name in names])
     assert [pq.read_metadata(encoded / name).num_rows for name in names] == [20, 20, 10]
     assert table["id"].to_pylist() == [f"n{number}" for number in range(50)]
@@ -217,7 +217,7 @@ def test_what_cannot_be_used_is_said_before_anything_is_written(
     to.mkdir()
     (to / "mine.part").write_text("mine")
     refused = run_cli("encode", texts, "--model", tiny_model, "--to", to)
-    assert (refused.code, "it holds mine.part and no manifest.json" in refused.err) == (2, True)
+    assert (refused.code, "it holds mine.part and no _manifest.json" in refused.err) == (2, True)
     assert [path.name for path in to.iterdir()] == ["mine.part"]
 
 

@@ -107,9 +107,9 @@ def test_a_folder_that_cannot_be_searched_is_refused(tmp_path: Path, run_cli: Cl
     shard_path(unfinished, 1, 3).unlink()
     other = write_index(tmp_path / "other", vectors, similarity="euclidean")
     torn = write_index(tmp_path / "torn", vectors)
-    (torn / "manifest.json").write_text(json.dumps({"rows": 1}))
+    (torn / "_manifest.json").write_text(json.dumps({"rows": 1}))
     for folder, message in (
-        (tmp_path, "holds no manifest.json"),
+        (tmp_path, "holds no _manifest.json"),
         (unfinished, "lacks 1 of 3 shards"),
         (other, "compares vectors by 'euclidean'"),
         (torn, "is not what st-llm-embed encode writes"),
