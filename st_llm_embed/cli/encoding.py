@@ -113,10 +113,11 @@ def _print_hits(titles: list[str], found: list[list[Hit]]) -> None:
     from itertools import zip_longest
 
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table("", *titles, show_lines=True)
+    # Folded, not cut: the ends of the folders' names tell them apart.
+    table = Table("", *(Column(title, overflow="fold") for title in titles), show_lines=True)
     for place, hits in enumerate(zip_longest(*found), start=1):
         table.add_row(str(place), *(Text(_shown(hit)) if hit else "" for hit in hits))
     Console().print(table)
