@@ -142,8 +142,8 @@ def test_a_killed_run_goes_on_and_leaves_finished_shards_alone(tiny_model: Path,
 @pytest.mark.integration
 def test_one_process_that_dies_takes_no_shard_with_it_and_the_last_is_told(tiny_model: Path, tmp_path: Path) -> None:
     texts = write_texts(tmp_path / "texts.jsonl", TEXTS * 60)
-    arguments = (texts, tiny_model, tmp_path / "to", "--shard-size", "50", "--processes", "2", "--batch-size", "1")
-    run = start(*arguments)
+    options = ("--shard-size", "50", "--processes", "2", "--batch-size", "1")
+    run = start(texts, tiny_model, tmp_path / "both", *options)
     wait_for_progress(run)
     for pid in workers_of(run):
         os.kill(pid, signal.SIGKILL)
@@ -152,13 +152,13 @@ def test_one_process_that_dies_takes_no_shard_with_it_and_the_last_is_told(tiny_
     assert "All processes died; the last was killed by SIGKILL" in printed
     assert "Traceback" not in printed
 
-    run = start(*arguments)
+    run = start(texts, tiny_model, tmp_path / "one", *options)
     wait_for_progress(run)
     os.kill(workers_of(run)[0], signal.SIGKILL)
     _, printed = run.communicate()
     assert run.returncode == 0, printed
     assert "A process was killed by SIGKILL while it had shard" in printed
-    table = pq.read_table(sorted((tmp_path / "to").glob("*.parquet")))
+    table = pq.read_table(sorted((tmp_path / "one").glob("*.parquet")))
     assert table["id"].to_pylist() == [str(number) for number in range(3000)]
 
 
