@@ -14,7 +14,7 @@ help:  ## list the targets
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[onnx,openvino,gguf]' \
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[onnx,openvino,gguf,search]' \
 		pytest pytest-xdist hypothesis ruff ty import-linter
 	touch $@
 

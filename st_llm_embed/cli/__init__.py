@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from st_llm_embed.cli import doctor, evaluation, export, publish, recipes, runs, synthesis, verify
+from st_llm_embed.cli import doctor, encoding, evaluation, export, publish, recipes, runs, synthesis, verify
 from st_llm_embed.errors import InputError
 
 app = typer.Typer(
@@ -16,7 +16,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(recipes.app, name="recipes")
-for commands in (runs.app, synthesis.app, evaluation.app, export.app, doctor.app, verify.app, publish.app):
+for commands in (
+    runs.app,
+    synthesis.app,
+    evaluation.app,
+    export.app,
+    doctor.app,
+    verify.app,
+    publish.app,
+    encoding.app,
+):
     app.add_typer(commands)
 
 

@@ -82,7 +82,7 @@ def _records(name: str, source: Source) -> Iterable[dict[str, Any]]:
         f"data.sources.{name}.path takes the path of a {', '.join(BUILDERS)} file (or one of these with .gz), or the "
         "id of a dataset on the Hugging Face Hub, with config, split and revision."
     )
-    ending = _ending(path)
+    ending = file_ending(path)
     loaded: Dataset | IterableDataset
     with explained(f"data.sources.{name}: {source.path} cannot be loaded", advice):
         if path.is_file() and ending in BUILDERS:
@@ -94,10 +94,10 @@ def _records(name: str, source: Source) -> Iterable[dict[str, Any]]:
             )
         elif path.exists() or source.path.startswith(("/", ".")):
             raise InputError(f"data.sources.{name}: {source.path} is no such file. {advice}")
-        elif source.file is not None and _ending(Path(source.file)) in BUILDERS:
+        elif source.file is not None and file_ending(Path(source.file)) in BUILDERS:
             # Not by the repository's name: many older ones hold a loading script, which `datasets` refuses.
             address = f"hf://datasets/{source.path}@{source.revision or 'main'}/{source.file}"
-            loaded = load_dataset(BUILDERS[_ending(Path(source.file))], data_files=address, split="train")
+            loaded = load_dataset(BUILDERS[file_ending(Path(source.file))], data_files=address, split="train")
         elif source.file is not None:
             raise InputError(
                 f"data.sources.{name}.file is {shown(source.file)}; it takes the path of a {', '.join(BUILDERS)} file "
@@ -108,7 +108,8 @@ def _records(name: str, source: Source) -> Iterable[dict[str, Any]]:
         yield from loaded
 
 
-def _ending(path: Path) -> str:
+def file_ending(path: Path) -> str:
+    """Give the ending of a file's name, `.gz` left away."""
     return next((suffix for suffix in reversed(path.suffixes) if suffix != ".gz"), "")
 
 

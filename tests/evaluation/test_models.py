@@ -13,8 +13,9 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from small_tasks import SmallSTS
 
 from st_llm_embed import InputError, LLMSentenceTransformer
-from st_llm_embed.evaluation.benchmark.models import content_hash, load_model
+from st_llm_embed.evaluation.benchmark.models import load_model
 from st_llm_embed.evaluation.benchmark.run import evaluate
+from st_llm_embed.modules.identity import content_hash
 
 DUPLICATES_PROMPT = (
     "Instruct: Given a question, retrieve detailed question descriptions from Stackexchange that are duplicates to "

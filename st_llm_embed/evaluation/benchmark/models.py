@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
-from huggingface_hub import try_to_load_from_cache
 from mteb.models import EncoderProtocol, ModelMeta
 from mteb.models.abs_encoder import AbsEncoder, get_prompt_name
 from mteb.models.model_meta import ScoringFunction
@@ -24,16 +22,11 @@ from st_llm_embed.evaluation.benchmark.prompts import PromptMode, TaskPrompt, ta
 from st_llm_embed.evaluation.benchmark.saved_prompts import ASYMMETRIC_TYPES
 from st_llm_embed.instructions import INSTRUCTION_TEMPLATE, instruction_prompt
 from st_llm_embed.modules import LLMSentenceTransformer
+from st_llm_embed.modules.identity import model_identity
 
 if TYPE_CHECKING:
     from mteb import TaskMetadata
     from torch.utils.data import DataLoader
-
-CONTENT = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model", "*.jinja")
-"""Files of a model folder that its vectors can depend on."""
-
-NO_CONTENT = ("probe.json",)
-"""Files among these that say nothing about the vectors of a text."""
 
 INSTRUCTED = re.compile(".+".join(map(re.escape, INSTRUCTION_TEMPLATE.split("{instruction}"))))
 """A saved prompt that shows a model to take instructions in our template."""
@@ -252,36 +245,9 @@ def load_model(
     )
 
 
-def model_identity(name_or_path: str, *, revision: str | None = None, name: str | None = None) -> tuple[str, str]:
-    """Give the name and revision that scores are kept under; a file of a Hub model has to be in the cache."""
-    folder = Path(name_or_path)
-    if not folder.is_dir():
-        return name_or_path, _commit(name_or_path, revision)
-    return name or f"local/{re.sub(r'[^A-Za-z0-9._-]', '_', folder.resolve().name) or 'model'}", content_hash(folder)
-
-
 def takes_instructions(model: LLMSentenceTransformer) -> bool:
     """Tell whether a model reads instructions: a decoder with last-token pooling, or one saved with our template."""
     return model.reads_last_token or any(INSTRUCTED.fullmatch(prompt or "") for prompt in model.prompts.values())
-
-
-def content_hash(folder: Path) -> str:
-    """Hash what the vectors of a model folder depend on: weights, adapter, tokenizer, prompts, configurations.
-
-    The base of an adapter is part of it, if it is a local folder.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(path for pattern in CONTENT for path in folder.rglob(pattern)):
-        if path.name in NO_CONTENT:
-            continue
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
-    adapter = folder / "adapter_config.json"
-    base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"] if adapter.is_file() else ""
-    if base and Path(base).is_dir():
-        digest.update(content_hash(Path(base)).encode())
-    return digest.hexdigest()[:40]
 
 
 def _shorten(model: LLMSentenceTransformer, max_seq_length: int) -> None:
@@ -294,18 +260,6 @@ def _shorten(model: LLMSentenceTransformer, max_seq_length: int) -> None:
             f"included, and have room for {most or 'any number of'}."
         )
     model.max_seq_length = max_seq_length
-
-
-def _commit(repo_id: str, revision: str | None) -> str:
-    """Give the commit that a model was just loaded from, which is the name of its folder in the Hub's cache."""
-    for file in ("modules.json", "config.json", "adapter_config.json"):
-        path = try_to_load_from_cache(repo_id, file, revision=revision)
-        if isinstance(path, str):
-            return Path(path).parent.name
-    raise InputError(
-        f"The commit of {repo_id!r} is not known, and its scores could be taken for those of another commit. "
-        "Download the model into a folder (hf download) and give the folder."
-    )
 
 
 def _model_meta(

@@ -14,11 +14,12 @@ from mteb.models.model_meta import ModelMeta
 from transformers import AutoConfig, PreTrainedConfig
 
 from st_llm_embed.errors import InputError, explained
-from st_llm_embed.evaluation.benchmark.models import LocalModel, model_identity
+from st_llm_embed.evaluation.benchmark.models import LocalModel
 from st_llm_embed.evaluation.benchmark.run import evaluate
 from st_llm_embed.evaluation.plots import plot_passkey
 from st_llm_embed.evaluation.tasks.passkey import CANDIDATES, PasskeyRetrieval
 from st_llm_embed.modules import LLMSentenceTransformer
+from st_llm_embed.modules.identity import model_identity
 
 logger = logging.getLogger(__name__)
 

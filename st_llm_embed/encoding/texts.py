@@ -1,0 +1,151 @@
+"""The texts that are encoded: text files, files of records, or a dataset of the Hub; never all in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from datasets import IterableDataset, load_dataset
+
+from st_llm_embed.data.sources import BUILDERS, file_ending
+from st_llm_embed.errors import InputError, explained, shown
+
+TEXT_FILES = (".txt", ".md")
+
+ALLOWED = (
+    f"Allowed are a folder of {' and '.join(TEXT_FILES)} files, a {', '.join(BUILDERS)} file (or one of these with "
+    ".gz), a folder of files of one of these kinds, and the id of a dataset on the Hugging Face Hub."
+)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Where texts are read from, which can be done any number of times."""
+
+    path: str
+    """A folder, a file, or the id of a dataset on the Hub."""
+    column: str = "text"
+    """The column of records that holds the text."""
+    id_column: str | None = None
+    """The column that holds the name of a text; without one it is the place, from 0 on, or the path of a text file."""
+    config: str | None = None
+    """Configuration of a dataset of the Hub."""
+    split: str = "train"
+    """Split of a dataset of the Hub."""
+    revision: str | None = None
+    """Branch, tag or commit of a dataset of the Hub."""
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """Give (id, text) of each text, always in the same order.
+
+        Raises:
+            InputError: there is nothing to read, a column is missing, or a text is none.
+        """
+        path = Path(self.path)
+        if path.is_dir() and (files := _files(path, TEXT_FILES)):
+            if _files(path, tuple(BUILDERS)):
+                raise InputError(f"{path} holds both text files and files of records. Give each a folder of its own.")
+            yield from _text_files(path, files)
+            return
+        for place, record in enumerate(self._records(path)):
+            text, name = self._value(record, self.column), str(place)
+            if not isinstance(text, str):
+                raise InputError(
+                    f"Record {place} of {self.path} has {shown(text)} in the column {self.column!r}; every record "
+                    "needs a text there, if only an empty one. Fill it or leave the record away, or name another "
+                    "column with --column."
+                )
+            if self.id_column is not None:
+                name = str(self._value(record, self.id_column))
+            yield name, text
+
+    def _records(self, path: Path) -> Iterable[dict[str, Any]]:
+        with explained(f"{self.path} cannot be read", ALLOWED):
+            if path.exists():
+                files = _files(path, tuple(BUILDERS)) if path.is_dir() else [path]
+                endings = {file_ending(file) for file in files}
+                if len(endings) != 1 or not endings <= BUILDERS.keys():
+                    raise InputError(f"{path} holds no texts, or files of several kinds. {ALLOWED}")
+                [ending] = endings
+                yield from _streamed(ending, files, [column for column in (self.column, self.id_column) if column])
+            elif self.path.startswith(("/", ".")) or self.path.count("/") > 1:
+                raise InputError(f"There is no folder or file {self.path}. {ALLOWED}")
+            else:
+                yield from load_dataset(self.path, self.config, split=self.split, revision=self.revision)
+
+    def _value(self, record: dict[str, Any], column: str) -> Any:
+        if column not in record:
+            raise InputError(
+                f"{self.path} has no column {column!r}; it has {', '.join(map(repr, record))}. Name the one that "
+                "holds the texts with --column, and the one that holds their names, if there is one, with --id."
+            )
+        return record[column]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Consecutive texts whose vectors make one file."""
+
+    number: int
+    rows: int
+    digest: str
+    """Hash of ids and texts, in order."""
+
+
+def cut_into_shards(texts: Texts, size: int) -> list[Shard]:
+    """Read all texts once, check them, and say what each shard holds.
+
+    Raises:
+        InputError: there are no texts, or one of them cannot be used.
+    """
+    shards: list[Shard] = []
+    rows = texts.rows()
+    while part := list(islice(rows, size)):
+        shards.append(Shard(len(shards), len(part), digest_of(part)))
+    if not shards:
+        raise InputError(f"{texts.path} holds no texts. {ALLOWED}")
+    return shards
+
+
+def digest_of(rows: Iterable[tuple[str, str]]) -> str:
+    """Hash ids and texts, in order."""
+    digest = hashlib.blake2b(digest_size=20)
+    for row in rows:
+        for part in row:
+            encoded = part.encode("utf-8", "surrogatepass")
+            digest.update(len(encoded).to_bytes(8, "big") + encoded)
+    return digest.hexdigest()
+
+
+def _files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
+    """Give the files of a folder and of those in it, hidden ones left out, in the same order on every machine."""
+    found = [
+        path
+        for path in folder.rglob("*")
+        if file_ending(path) in endings
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _text_files(folder: Path, files: list[Path]) -> Iterator[tuple[str, str]]:
+    for file in files:
+        with explained(f"{file} cannot be read", "A text file has to be UTF-8. Convert it or move it elsewhere."):
+            text = file.read_text(encoding="utf-8")
+        yield file.relative_to(folder).as_posix(), text
+
+
+def _streamed(ending: str, files: list[Path], text_columns: list[str]) -> IterableDataset:
+    """Open files of records, so that nothing is copied into the cache of `datasets`."""
+    options: dict[str, Any] = {}
+    if BUILDERS[ending] == "csv":
+        # So that texts such as NA or 12 stay texts.
+        converters = dict.fromkeys(text_columns, str)
+        options = {"converters": converters, "keep_default_na": False, "delimiter": "\t" if ending == ".tsv" else ","}
+    paths = [str(file) for file in files]
+    return load_dataset(BUILDERS[ending], data_files=paths, split="train", streaming=True, **options)

@@ -1,0 +1,246 @@
+"""Encoding, its folder of shards, and kills at any level."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import Outcome
+from filelock import FileLock
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+
+from st_llm_embed import InputError, LLMSentenceTransformer
+from st_llm_embed.encoding.embedder import Embedder
+from st_llm_embed.encoding.texts import Shard, Texts
+from st_llm_embed.encoding.worker import Job, Worker
+
+TEXTS = [f"text {number} about thing {number % 7} " + "and more " * (number % 5) for number in range(50)]
+
+Cli = Callable[..., Outcome]
+
+
+def write_texts(path: Path, texts: list[str]) -> Path:
+    path.write_text(
+        "".join(json.dumps({"text": text, "name": f"n{place}"}) + "\n" for place, text in enumerate(texts))
+    )
+    return path
+
+
+def vectors_of(folder: Path) -> NDArray[Any]:
+    table = pq.read_table(sorted(folder.glob("*.parquet")))
+    return table["vector"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+
+
+def state(folder: Path) -> dict[str, tuple[int, int]]:
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.glob("shard-*")}
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_texts(tmp_path_factory.mktemp("texts") / "texts.jsonl", TEXTS)
+
+
+@pytest.fixture(scope="module")
+def encoded(texts: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("encoded") / "vectors"
+    run = start(texts, tiny_model, folder, "--id", "name", "--shard-size", "20", "--processes", "2")
+    _, printed = run.communicate()
+    assert run.returncode == 0, printed
+    return folder
+
+
+@pytest.fixture
+def same_job(encoded: Path, texts: Path, tiny_model: Path) -> tuple[Path | str, ...]:
+    """The arguments that made `encoded`."""
+    return texts, "--model", tiny_model, "--to", encoded, "--id", "name", "--shard-size", "20"
+
+
+def start(texts: Path, model: Path, to: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "st_llm_embed.cli", "encode", texts, "--model", model, "--to", to, *options]
+    return subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_progress(run: subprocess.Popen[str]) -> None:
+    """Read what the command prints until some shards, and not all, are finished."""
+    assert run.stderr is not None
+    printed = ""
+    while not re.search(r"encoding: +[1-9]\d?%", printed):
+        character = run.stderr.read(1)
+        assert character, printed
+        printed += character
+
+
+def workers_of(run: subprocess.Popen[str]) -> list[int]:
+    pids = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    return [int(pid) for pid in pids if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+
+
+def test_shards_hold_the_vectors_that_stock_gives(encoded: Path, tiny_model: Path) -> None:
+    names = [f"shard-0000{number}-of-00003.parquet" for number in range(3)]
+    assert sorted(path.name for path in encoded.glob("*")) == [".lock", "_manifest.json", *names]
+    table = pq.read_table([encoded / name for name in names])
+    assert [pq.read_metadata(encoded / name).num_rows for name in names] == [20, 20, 10]
+    assert table["id"].to_pylist() == [f"n{number}" for number in range(50)]
+    assert table["text"].to_pylist() == TEXTS
+    assert table.schema.field("vector").type == pa.list_(pa.float32(), 32)
+    stock = SentenceTransformer(str(tiny_model), device="cpu").encode_document(TEXTS)
+    assert np.abs(vectors_of(encoded) - stock).max() < 1e-5
+
+
+def test_role_dimension_and_type(tiny_model: Path, texts: Path, tmp_path: Path, run_cli: Cli) -> None:
+    options = ("--role", "query", "--dimension", 8, "--dtype", "float16", "--no-text", "--batch-size", 7)
+    assert run_cli("encode", texts, "--model", tiny_model, "--to", tmp_path / "to", *options).code == 0
+    [path] = (tmp_path / "to").glob("*.parquet")
+    assert pq.read_schema(path).names == ["id", "vector"]
+    vectors = vectors_of(tmp_path / "to")
+    assert vectors.dtype == np.float16
+    cut = SentenceTransformer(str(tiny_model), device="cpu").encode_query(TEXTS)[:, :8]
+    assert np.abs(vectors - cut / np.linalg.norm(cut, axis=1, keepdims=True)).max() < 1e-3
+
+
+@pytest.mark.integration
+def test_a_killed_run_goes_on_and_leaves_finished_shards_alone(tiny_model: Path, tmp_path: Path) -> None:
+    texts = write_texts(tmp_path / "texts.jsonl", TEXTS * 60)
+    arguments = (texts, tiny_model, tmp_path / "to", "--shard-size", "50", "--processes", "2", "--batch-size", "1")
+    run = start(*arguments)
+    wait_for_progress(run)
+    run.kill()
+    # The pipes end when the last process that has them is gone, so its own end with it.
+    run.communicate()
+    before = state(tmp_path / "to")
+    finished = {name for name in before if name.endswith(".parquet")}
+    assert 0 < len(finished) < 60
+    for name in finished:
+        assert pq.read_metadata(tmp_path / "to" / name).num_rows == 50
+    torn = tmp_path / "to" / "shard-00059-of-00060.parquet.1.part"
+    torn.write_bytes(b"PAR1")
+
+    again = start(*arguments)
+    printed, _ = again.communicate()
+    assert again.returncode == 0
+    assert f"{60 - len(finished)} encoded now, {len(finished)} kept" in " ".join(printed.split())
+    after = state(tmp_path / "to")
+    assert len(after) == 60
+    assert {name: after[name] for name in finished} == {name: before[name] for name in finished}
+    table = pq.read_table(sorted((tmp_path / "to").glob("*.parquet")))
+    assert table["id"].to_pylist() == [str(number) for number in range(3000)]
+
+
+@pytest.mark.integration
+def test_one_process_that_dies_takes_no_shard_with_it_and_the_last_is_told(tiny_model: Path, tmp_path: Path) -> None:
+    texts = write_texts(tmp_path / "texts.jsonl", TEXTS * 60)
+    options = ("--shard-size", "50", "--processes", "2", "--batch-size", "1")
+    run = start(texts, tiny_model, tmp_path / "both", *options)
+    wait_for_progress(run)
+    for pid in workers_of(run):
+        os.kill(pid, signal.SIGKILL)
+    _, printed = run.communicate()
+    assert run.returncode == 2
+    assert "All processes died; the last was killed by SIGKILL" in printed
+    assert "Traceback" not in printed
+
+    run = start(texts, tiny_model, tmp_path / "one", *options)
+    wait_for_progress(run)
+    os.kill(workers_of(run)[0], signal.SIGKILL)
+    _, printed = run.communicate()
+    assert run.returncode == 0, printed
+    assert "A process was killed by SIGKILL while it had shard" in printed
+    table = pq.read_table(sorted((tmp_path / "one").glob("*.parquet")))
+    assert table["id"].to_pylist() == [str(number) for number in range(3000)]
+
+
+@pytest.mark.parametrize(
+    ("options", "differing"),
+    [
+        (("--role", "query"), "--role"),
+        (("--dimension", "8", "--dtype", "float16", "--no-text"), "--dimension, --dtype, --no-text"),
+        (("--shard-size", "19"), "--shard-size"),
+        (("--id", "text"), "the texts, their ids or their order"),
+    ],
+)
+def test_a_folder_of_other_settings_is_refused(
+    options: tuple[str, ...], differing: str, encoded: Path, same_job: tuple[Path | str, ...], run_cli: Cli
+) -> None:
+    before = state(encoded)
+    refused = run_cli("encode", *same_job, *options)
+    assert refused.code == 2
+    assert differing in refused.err
+    assert "Nothing was changed" in refused.err
+    assert state(encoded) == before
+
+
+def test_another_model_or_another_text_is_refused(
+    same_job: tuple[Path | str, ...], tiny_base: Path, tmp_path: Path, run_cli: Cli
+) -> None:
+    texts, *same = same_job
+    other = tmp_path / "model"
+    LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=63, device="cpu").save(str(other))
+    refused = run_cli("encode", texts, *same, "--model", other)
+    assert (refused.code, "holds vectors of something else: the model differ" in refused.err) == (2, True)
+    changed = write_texts(tmp_path / "texts.jsonl", [*TEXTS[:-1], "another"])
+    refused = run_cli("encode", changed, *same)
+    assert (refused.code, "the texts, their ids or their order" in refused.err) == (2, True)
+    # The same model and texts elsewhere are the same, and nothing is left to do.
+    moved = write_texts(tmp_path / "moved.jsonl", TEXTS)
+    assert "0 encoded now, 3 kept" in " ".join(run_cli("encode", moved, *same).out.split())
+
+
+def test_what_cannot_be_used_is_said_before_anything_is_written(
+    texts: Path, tiny_model: Path, tmp_path: Path, run_cli: Cli
+) -> None:
+    to = tmp_path / "to"
+    for changes, message in (
+        ({"--model": tmp_path / "absent"}, "cannot be loaded"),
+        ({"--dimension": 33}, "the vectors of"),
+        ({"--role": "passage"}, "allowed are query, document"),
+        ({"--dtype": "int8"}, "allowed are float32, float16"),
+        ({"--engine": "spark"}, "allowed are local, ray"),
+        ({"--column": "body"}, "has no column 'body'"),
+    ):
+        options = {"--model": tiny_model, "--to": to} | changes
+        refused = run_cli("encode", texts, *(part for option in options.items() for part in option))
+        assert (refused.code, message in refused.err) == (2, True), refused
+        assert not to.exists()
+    to.mkdir()
+    (to / "mine.part").write_text("mine")
+    refused = run_cli("encode", texts, "--model", tiny_model, "--to", to)
+    assert (refused.code, "it holds mine.part and no _manifest.json" in refused.err) == (2, True)
+    assert [path.name for path in to.iterdir()] == ["mine.part"]
+
+
+def test_two_runs_never_write_into_one_folder(encoded: Path, same_job: tuple[Path | str, ...], run_cli: Cli) -> None:
+    with FileLock(encoded / ".lock"):
+        refused = run_cli("encode", *same_job)
+    assert (refused.code, "Another process encodes into" in refused.err) == (2, True)
+
+
+def job(texts: Path, model: Path, folder: Path) -> Job:
+    return Job(Texts(str(texts)), str(model), None, "document", None, "float16", True, 20, 32, folder)
+
+
+def test_texts_that_change_on_the_way_are_refused(texts: Path, tiny_model: Path, tmp_path: Path) -> None:
+    worker = Worker(job(texts, tiny_model, tmp_path), 3, "cpu")
+    with pytest.raises(InputError, match="changed while they were encoded"):
+        worker.encode(Shard(1, 20, "0" * 40))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_vector_that_is_not_finite_is_refused(tiny_model: Path) -> None:
+    embedder = Embedder(str(tiny_model), "document", revision=None, dimension=None, device="cpu")
+    with torch.no_grad():
+        next(embedder.model.parameters())[:] = torch.nan
+    with pytest.raises(InputError, match="2 of 2 texts a vector that is not finite"):
+        embedder.encode(["one", "two"])
