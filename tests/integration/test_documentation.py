@@ -74,7 +74,8 @@ def test_the_python_runs(tmp_path: Path) -> None:
 def test_the_commands_of_the_readme_run(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "a-key")
     lines = commands(README)
-    assert [line[0] for line in lines] == ["recipes", "recipes", "run", "synthesize", "run", "publish"]
+    checks = ["doctor", "export", "verify"]
+    assert [line[0] for line in lines] == ["recipes", "recipes", "run", "synthesize", "run", *checks, "publish"]
     # Publishing is tested against a Hub, in tests/publishing.
     lines.pop()
     with ReplayServer(english_answer) as server:
@@ -89,7 +90,7 @@ def test_the_commands_of_the_readme_run(tmp_path: Path, tiny_base: Path, monkeyp
         }
         own = [part for key, value in overrides.items() for part in ("--set", f"{key}={value}")]
         for line in lines:
-            run(line if line[0] == "recipes" else [*line, *own], tmp_path)
+            run([*line, *own] if line[0] in ("run", "synthesize") else line, tmp_path)
     assert (tmp_path / "runs" / "mine" / "release" / "model.safetensors").is_file()
 
 
