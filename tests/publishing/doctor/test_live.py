@@ -12,6 +12,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
 from spoil import edit, edit_list, no_probe, prompts, template, tokenizer_config
 from transformers import AutoModel
 
@@ -20,6 +21,7 @@ from st_llm_embed.publishing.doctor import diagnose
 from st_llm_embed.publishing.doctor.finding import NotCheckedError
 from st_llm_embed.publishing.doctor.live import LIVE_CHECKS, LiveModel
 from st_llm_embed.publishing.doctor.repository import Repository
+from st_llm_embed.publishing.probe import make_probe, write_probe
 
 
 def change_weights(path: Path, change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
@@ -184,12 +186,19 @@ def test_a_model_whose_adapter_was_not_merged_is_found(merged: Path, tiny_base: 
 
 
 def test_weights_rounded_after_publishing_are_found(spoilt: Path) -> None:
-    """A model in bfloat16 whose probe has the vectors of a float32 one, and a tolerance that rounding passes."""
-    change_weights(spoilt / "model.safetensors", lambda _, weight: weight.to(torch.bfloat16))
+    """A model in bfloat16 that went through eight bits on its way, with the probe of the float32 one."""
+    change_weights(spoilt / "model.safetensors", lambda _, weight: weight.to(torch.float8_e4m3fn).to(torch.bfloat16))
     edit(spoilt / "config.json", dtype="bfloat16")
-    edit(spoilt / "probe.json", tolerance={"cosine": 0.9999999})
     [finding] = doctor(str(spoilt), live=True)
     assert finding.trap == 9
+
+
+def test_a_release_in_bfloat16_with_the_probe_of_its_own_weights_is_healthy(spoilt: Path) -> None:
+    change_weights(spoilt / "model.safetensors", lambda _, weight: weight.to(torch.bfloat16))
+    edit(spoilt / "config.json", dtype="bfloat16")
+    exact = SentenceTransformer(str(spoilt), device="cpu", model_kwargs={"dtype": torch.float32})
+    write_probe(make_probe(exact), spoilt / "probe.json")
+    assert doctor(str(spoilt), live=True) == []
 
 
 def test_another_prompt_makes_other_vectors_only_under_it(spoilt: Path) -> None:

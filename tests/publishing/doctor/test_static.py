@@ -145,13 +145,13 @@ def untrained_spelling(folder: Path) -> None:
 def prompt_missing(folder: Path) -> None:
     no_probe(folder)
     recipe(folder)
-    prompts(folder, query="", STS=None, BitextMining=None)
+    prompts(folder, query="", STS=None, BitextMining=None, **{"SciFact-query": None})
 
 
 def prompt_missing_by_the_card(folder: Path) -> None:
     no_probe(folder)
     (folder / "README.md").write_text("Queries are `Instruct: {task}\\nQuery: {query}`.", encoding="utf-8")
-    prompts(folder, query="", STS=None, BitextMining=None)
+    prompts(folder, query="", STS=None, BitextMining=None, **{"SciFact-query": None})
 
 
 def prompts_not_of_the_training(folder: Path) -> None:
@@ -365,7 +365,7 @@ def test_a_repository_without_a_probe_is_examined(spoilt: Path) -> None:
         ("config.json", "{", r"config\.json cannot be read as JSON"),
         ("modules.json", "{}", r"modules\.json has to be a list of modules"),
         ("tokenizer.json", '{"version": "1.0"}', r"tokenizer\.json cannot be read"),
-        ("probe.json", '{"version": 1}', r"probe\.json is not of the format"),
+        ("probe.json", '{"version": 1}', r"probe\.json is no probe that can be read"),
         ("tokenizer_config.json", "[]", r"tokenizer_config\.json holds a list"),
     ],
 )
