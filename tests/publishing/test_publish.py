@@ -21,6 +21,7 @@ from st_llm_embed import Recipe, run_pipeline
 LORA = "lora={r: 4, target_modules: all-linear}"
 ADAPTER_FILES = {
     "1_Pooling/config.json",
+    "2_Normalize/config.json",
     "README.md",
     "adapter_config.json",
     "adapter_model.safetensors",
@@ -288,7 +289,7 @@ def no_licence(folder: Path) -> None:
             "release/notes.json line 1 holds what looks like a tok",
         ),
         (
-            add_line("training/adapter/a.txt", "sk-abcdefghijklmnopqrstuvwxyz"),
+            add_line("dataset/a.txt", "sk-abcdefghijklmnopqrstuvwxyz"),
             "a.txt line 1 holds what looks like a token",
         ),
     ],

@@ -65,7 +65,7 @@ def write_onnx(model: LLMSentenceTransformer, folder: Path) -> Path:
         # the same numbers. Traced control flow is what the comparison at the end of an export is for.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            _graph(decoder, model.get_embedding_dimension() or 0),
+            _graph(decoder),
             (ids, mask),
             str(traced),
             input_names=["input_ids", "attention_mask"],
@@ -74,14 +74,19 @@ def write_onnx(model: LLMSentenceTransformer, folder: Path) -> Path:
             opset_version=OPSET,
             dynamo=False,
         )
-    if traced != path:
-        onnx.save(onnx.load(traced), path, save_as_external_data=True, location="model.onnx_data")
+    graph = onnx.load(traced)
+    # Tracing leaves the dimension open.
+    graph.graph.output[0].type.tensor_type.shape.dim[1].dim_value = model.get_embedding_dimension() or 0
+    if traced == path:
+        onnx.save(graph, path)
+    else:
+        onnx.save(graph, path, save_as_external_data=True, location="model.onnx_data")
         shutil.rmtree(traced.parent)
     onnx.checker.check_model(path)
     return path
 
 
-def _graph(decoder: torch.nn.Module, dimension: int) -> torch.nn.Module:
+def _graph(decoder: torch.nn.Module) -> torch.nn.Module:
     """Put pooling and normalisation behind a decoder."""
     import inspect
 
@@ -106,8 +111,6 @@ def _graph(decoder: torch.nn.Module, dimension: int) -> torch.nn.Module:
                 **({"position_ids": positions} if takes_positions else {}),
             ).last_hidden_state
             last = (attention_mask * torch.arange(attention_mask.shape[1])).argmax(dim=1)
-            vectors = torch.nn.functional.normalize(hidden[torch.arange(hidden.shape[0]), last], dim=1)
-            # So that the dimension is part of the output's shape.
-            return vectors.reshape(-1, dimension)
+            return torch.nn.functional.normalize(hidden[torch.arange(hidden.shape[0]), last], dim=1)
 
     return Graph().eval()
