@@ -39,7 +39,7 @@ def dataset_card(recipe: Recipe, dataset_dir: Path, counts: Counter[tuple[str, S
         name: [("train", f"{name}/{name}.parquet")] for name in ("tasks", "rejected") if (dataset_dir / name).is_dir()
     }
     data = DatasetCardData(
-        language=_languages(dataset_dir),
+        language=languages_of(dataset_dir),
         license=recipe.publishing.dataset_license,
         tags=["sentence-transformers", "synthetic"],
         task_categories=["sentence-similarity", "feature-extraction", "text-retrieval"],
@@ -51,7 +51,7 @@ def dataset_card(recipe: Recipe, dataset_dir: Path, counts: Counter[tuple[str, S
     )
     card = DatasetCard.from_template(
         data,
-        template_path=str(_template("dataset_card.md")),
+        template_path=str(template("dataset_card.md")),
         name=recipe.name,
         dataset_name=recipe.publishing.dataset_repo_id or "path/to/this/folder",
         template=INSTRUCTION_TEMPLATE.replace("\n", "\\n"),
@@ -106,7 +106,7 @@ def model_card(recipe: Recipe, model: SentenceTransformer, dataset_dir: Path, ev
     training_rows = load_split(dataset_dir, "train")
     base_model = _hub_base_model(recipe)
     data = ModelCardData(
-        language=_languages(dataset_dir),
+        language=languages_of(dataset_dir),
         license=recipe.publishing.license,
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
@@ -119,7 +119,7 @@ def model_card(recipe: Recipe, model: SentenceTransformer, dataset_dir: Path, ev
     )
     card = ModelCard.from_template(
         data,
-        template_path=str(_template("model_card.md")),
+        template_path=str(template("model_card.md")),
         name=recipe.name,
         description=recipe.description,
         model_name=recipe.publishing.repo_id or "path/to/this/folder",
@@ -147,7 +147,7 @@ def _hub_base_model(recipe: Recipe) -> str | None:
     return None if name == EMBEDDED or recipe.base.random_init or Path(name).exists() else name
 
 
-def _languages(dataset_dir: Path) -> list[str] | None:
+def languages_of(dataset_dir: Path) -> list[str] | None:
     """Give the codes of the languages of a dataset's rows, without that for an unknown one."""
     columns = ["language", "target_language"]
     codes = {
@@ -160,7 +160,8 @@ def _languages(dataset_dir: Path) -> list[str] | None:
     return sorted(codes - {"und"}) or None
 
 
-def _template(name: str) -> Path:
+def template(name: str) -> Path:
+    """Give the path of a card's template."""
     package = Path(__file__).parents[1]
     # In a wheel hub_cards lies inside the package, in a checkout beside it.
     return next(folder for folder in (package / "hub_cards", package.parent / "hub_cards") if folder.is_dir()) / name
