@@ -489,9 +489,7 @@ class Distillation(Section):
             if kind == "static-query":
                 raise ValueError("kind static-query embeds documents with the teacher, and teacher is null")
             if kind == "static" and self.texts:
-                raise ValueError(
-                    "texts teach a static student only what a teacher says of them, and teacher is null"
-                )
+                raise ValueError("texts teach a static student only what a teacher says of them, and teacher is null")
             if self.student.name_or_path is None and self.student.tokenizer is None:
                 raise ValueError("without a teacher, student.tokenizer has to name the tokenizer")
             if not loss.contrastive:

@@ -10,17 +10,17 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.losses.merged_forward import embed_columns
 from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss, MatryoshkaLoss
 from torch import Tensor, nn
-from torch.nn.functional import kl_div, log_softmax, normalize
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize
 
 from st_llm_embed.distillation.teacher import TeacherVectors
 from st_llm_embed.sections import DistillationLoss
-from st_llm_embed.training.loss import BatchTexts, InfoNCELoss
+from st_llm_embed.training.false_negatives import known_positives
 
 
 class StudentLoss(nn.Module):
     """Weighted sum of three parts, for students of whole rows, of queries alone, and of unlabelled texts.
 
-    - InfoNCE (`InfoNCELoss`).
+    - InfoNCE over the documents of the batch, without those that are no negatives (`known_positives`).
     - Kullback-Leibler divergence of the student's from the teacher's softmax over documents, as in
       sentence-transformers' DistillKLDivLoss, but over all documents of the batch: a row has one or two of its own,
       and over one document there is nothing to learn.
@@ -45,7 +45,7 @@ class StudentLoss(nn.Module):
         self.model = model
         self.weights = weights
         self.teacher = teacher
-        self.contrastive = InfoNCELoss(model, temperature=weights.temperature) if contrastive else None
+        self.contrastive = contrastive
         self.embedding = EmbedDistillLoss(model, distance_metric="cosine")
         self.dimension = int(model.get_embedding_dimension() or 0)
         self.axes: Tensor | None = None
@@ -68,9 +68,8 @@ class StudentLoss(nn.Module):
             documents = normalize(targets[:, encoded:, : columns[0].shape[1]], dim=-1)
             columns += list(documents.unbind(dim=1))
         total = columns[0].new_zeros(())
-        if self.contrastive is not None and self.weights.contrastive:
-            texts = BatchTexts(len(columns), None, labels)
-            total = total + self.weights.contrastive * self.contrastive.calculate_loss([[c] for c in columns], texts)
+        if self.contrastive and self.weights.contrastive:
+            total = total + self.weights.contrastive * self._contrast(columns, labels)
         if targets is None:
             return total
         if self.weights.scores:
@@ -84,6 +83,13 @@ class StudentLoss(nn.Module):
     def get_config_dict(self) -> dict[str, Any]:
         """Give the settings for the model's card."""
         return self.weights.model_dump()
+
+    def _contrast(self, columns: list[Tensor], labels: Tensor) -> Tensor:
+        # InfoNCELoss, which this equals, is one of sentence-transformers' cached losses; those refuse static models.
+        rows = torch.arange(len(labels), device=labels.device)
+        _, no_negatives = known_positives(labels, rows)
+        logits = _scores(columns) / self.weights.temperature
+        return cross_entropy(logits.masked_fill(no_negatives, -torch.inf), rows)
 
     def _divergence(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
         scores, wanted = (

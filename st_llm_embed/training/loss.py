@@ -22,7 +22,7 @@ SCORED_ROWS = 128
 """Rows of the score matrix that are in memory at once with GradCache."""
 
 
-class BatchTexts(NamedTuple):
+class _Batch(NamedTuple):
     """What the loss knows of its texts besides their embeddings."""
 
     columns: int
@@ -116,16 +116,16 @@ class InfoNCELoss(CachedMultipleNegativesRankingLoss):
         hashes = text_hashes(columns) if self.mask_duplicates else None
         if self.mini_batch_num_tokens is None:
             embeddings = embed_columns(self.model, columns)
-            return self.calculate_loss([[column] for column in embeddings], BatchTexts(len(columns), None, hashes))
+            return self.calculate_loss([[column] for column in embeddings], _Batch(len(columns), None, hashes))
         pool = merge_feature_batches(columns)
         if pool is None:
-            return self.forward_cached(columns, cast(Tensor, BatchTexts(len(columns), None, hashes)))
+            return self.forward_cached(columns, cast(Tensor, _Batch(len(columns), None, hashes)))
         # To the stock machinery each mini-batch is a column of its own, which it has no reason to cut.
         mini_batches, place = length_sorted(pool, self.mini_batch_num_tokens)
-        return self.forward_cached(mini_batches, cast(Tensor, BatchTexts(len(columns), place, hashes)))
+        return self.forward_cached(mini_batches, cast(Tensor, _Batch(len(columns), place, hashes)))
 
     def calculate_loss(
-        self, reps: list[list[Tensor]], labels: Tensor | BatchTexts | None = None, *, with_backward: bool = False
+        self, reps: list[list[Tensor]], labels: Tensor | _Batch | None = None, *, with_backward: bool = False
     ) -> Tensor:
         """Compute the loss from the embeddings.
 
@@ -134,7 +134,7 @@ class InfoNCELoss(CachedMultipleNegativesRankingLoss):
             labels: what `forward` knows of the texts.
             with_backward: go back to the embeddings, some rows of the score matrix at a time, and detach the loss.
         """
-        batch = cast(BatchTexts, labels)
+        batch = cast(_Batch, labels)
         texts = torch.cat([mini_batch for column in reps for mini_batch in column])
         with torch.autocast(texts.device.type, enabled=False):
             if batch.place is not None:

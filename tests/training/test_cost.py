@@ -28,7 +28,7 @@ from st_llm_embed.training.cost import (
     state_bytes,
     step_peak,
 )
-from st_llm_embed.training.loss import BatchTexts
+from st_llm_embed.training.loss import _Batch
 
 VOCABULARY = 2_000
 
@@ -159,7 +159,7 @@ def test_the_loss_takes_no_more_than_planned(rows: int, dimensions: int, tiny_ba
         vectors = torch.randn(rows * 3, dimensions, dtype=dtype).requires_grad_()
         place, hashes = torch.randperm(rows * 3), torch.randint(0, 10**12, (rows, 3))
 
-        compute = partial(loss.calculate_loss, [[vectors]], BatchTexts(3, place, hashes), with_backward=True)
+        compute = partial(loss.calculate_loss, [[vectors]], _Batch(3, place, hashes), with_backward=True)
         real = vectors.nbytes + peak_bytes(compute, [vectors, place, hashes])
         planned = embedding_bytes(dimensions, 3 * rows, 3 * rows, dtype.itemsize)
         planned += 4 * SCORE_COPIES * 128 * 2 * rows
