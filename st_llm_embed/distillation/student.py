@@ -145,7 +145,7 @@ def _fresh_encoder(student: Student, tokenizer: PreTrainedTokenizerBase) -> Sent
         )
     )
     with TemporaryDirectory() as folder:
-        BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+        BertModel(config).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         transformer = Transformer(folder)
     return _finished(student, [transformer, Pooling(config.hidden_size, pooling_mode="mean")])
@@ -221,6 +221,6 @@ def _embeddings(model: SentenceTransformer) -> nn.Embedding:
 def _start_embeddings(model: SentenceTransformer, vectors: NDArray[np.float32]) -> None:
     """Begin with the teacher's token vectors, as large as the weights that they replace."""
     embeddings = _embeddings(model)
-    scale = float(embeddings.weight.std()) / max(float(vectors.std()), 1e-8)
     with torch.no_grad():
+        scale = float(embeddings.weight.std()) / max(float(vectors.std()), 1e-8)
         embeddings.weight[: len(vectors), : vectors.shape[1]] = torch.from_numpy(vectors * scale)

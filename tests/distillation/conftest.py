@@ -37,7 +37,7 @@ def checkpoint(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A random BERT of four layers, which are all different."""
     folder = tmp_path_factory.mktemp("bert")
     tokenizer = AutoTokenizer.from_pretrained(str(tiny_base))
-    tokenizer.pad_token = "<unk>"
+    tokenizer.add_special_tokens({"pad_token": "<unk>"})
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     config = BertConfig(**(BERT | {"num_hidden_layers": 4, "vocab_size": len(tokenizer)}))

@@ -50,7 +50,7 @@ def test_a_decoder_is_no_student(make_recipe: MakeRecipe, tiny_base: Path) -> No
 
 
 def test_more_layers_than_there_are_cannot_be_kept(make_recipe: MakeRecipe, checkpoint: Path) -> None:
-    with pytest.raises(InputError, match="layers is 5, and .* has 4 layers"):
+    with pytest.raises(InputError, match=r"layers is 5, and .* has 4 layers"):
         check_student_inputs(make_recipe(student={"kind": "encoder", "name_or_path": str(checkpoint), "layers": 5}))
 
 
