@@ -107,9 +107,9 @@ def write_student_report(
 def kept(report: dict[str, Any]) -> dict[str, float]:
     """Give what the student keeps and saves, as shares of the teacher's: nDCG@10, size, p50 of a query.
 
-    Empty where there is no teacher.
+    Empty where there is no teacher, or one that finds nothing.
     """
-    if "teacher" not in report["scores"]:
+    if not report["scores"].get("teacher", {}).get("retrieval_ndcg_at_10"):
         return {}
     scores, costs, speed = report["scores"], report["costs"], report["speed"]
     return {
@@ -166,7 +166,7 @@ def _markdown(report: dict[str, Any]) -> str:
         f"The student keeps {shares['quality']:.0%} of the teacher's nDCG@10, encodes a query {shares['faster']:.1f} "
         f"times as fast and is {shares['smaller']:.1f} times as small."
         if shares
-        else "The student learnt from the rows alone; there is no teacher to compare it with."
+        else "There is no teacher to compare the student with, or one that finds nothing."
     )
     sections = [
         f"# {report['recipe']}: a student of kind {kind}",

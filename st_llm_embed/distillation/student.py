@@ -95,6 +95,8 @@ def student_tokenizer(student: Student, teacher: PreTrainedTokenizerBase | None)
             f"The tokenizer of the student ({student.tokenizer or 'of the teacher'}) is no fast one, with a "
             "tokenizer.json. Name another with distillation.student.tokenizer."
         )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
 
 
