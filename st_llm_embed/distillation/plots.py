@@ -17,7 +17,7 @@ def plot_cost_and_quality(report: dict[str, Any], path: Path) -> None:
             "parameters": [report["costs"][name]["parameters"] for name in names],
         }
         quality = [report["scores"][name]["retrieval_ndcg_at_10"] for name in names]
-        for axes, (label, values) in zip(panels, costs.items(), strict=True):
+        for axes, title, (label, values) in zip(panels, ("Speed", "Size"), costs.items(), strict=True):
             for name, cost, score, colour, marker in zip(
                 names, values, quality, (NEGATIVE, AFTER), MARKERS, strict=False
             ):
@@ -25,7 +25,7 @@ def plot_cost_and_quality(report: dict[str, Any], path: Path) -> None:
             axes.set_xscale("log")
             axes.set_xlim(min(values) / 3, max(values) * 3)
             axes.set_ylim(0, max(quality) * 1.25 or 1)
-            axes.set(title="Quality and cost", xlabel=label, ylabel="held-out nDCG@10")
+            axes.set(title=f"{title} and quality", xlabel=label, ylabel="held-out nDCG@10")
             axes.grid(alpha=0.3)
             axes.legend(loc="lower right")
 

@@ -18,21 +18,22 @@ LEGACY_MODULES = {
     name: f"sentence_transformers.models.{name}" for name in ("Transformer", "Pooling", "Normalize", "Dense")
 }
 
-LEGACY_POOLING_MODES = (
-    "cls_token",
-    "mean_tokens",
-    "max_tokens",
-    "mean_sqrt_len_tokens",
-    "weightedmean_tokens",
-    "lasttoken",
-)
+LEGACY_POOLING_MODES = {
+    "cls": "cls_token",
+    "mean": "mean_tokens",
+    "max": "max_tokens",
+    "mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "weightedmean": "weightedmean_tokens",
+    "lasttoken": "lasttoken",
+}
+"""Names of pooling modes, and what their flags are called."""
 
 
 def make_portable(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Rewrite the JSON files of a saved model in place; its vectors stay bit for bit the same.
 
     Args:
-        folder: what `SentenceTransformer.save` wrote for a text model with last-token pooling.
+        folder: what `SentenceTransformer.save` wrote for a text model of transformer and pooling.
         tokenizer: the model's tokenizer.
     """
     modules = _read(folder / "modules.json")
@@ -51,9 +52,10 @@ def make_portable(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _legacy_pooling(config: dict[str, Any]) -> dict[str, Any]:
+    modes = [config["pooling_mode"]] if isinstance(config["pooling_mode"], str) else config["pooling_mode"]
     return {
         "word_embedding_dimension": config["embedding_dimension"],
-        **{f"pooling_mode_{mode}": mode == "lasttoken" for mode in LEGACY_POOLING_MODES},
+        **{f"pooling_mode_{flag}": mode in modes for mode, flag in LEGACY_POOLING_MODES.items()},
         "include_prompt": config["include_prompt"],
     }
 

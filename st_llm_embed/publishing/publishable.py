@@ -59,7 +59,11 @@ def check_model(folder: Path) -> RepoCard | None:
     Raises:
         InputError: it is something else.
     """
-    missing = [name for name in ("modules.json", "config.json") if not (folder / name).is_file()]
+    # A static model has no transformer, and so no config.json.
+    configuration = ("config.json", "config_sentence_transformers.json")
+    missing = [] if (folder / "modules.json").is_file() else ["modules.json"]
+    if not any((folder / name).is_file() for name in configuration):
+        missing.append("config.json")
     if missing:
         raise InputError(
             f"{folder} is no saved sentence-transformers model: it lacks {' and '.join(missing)}. Give the release "

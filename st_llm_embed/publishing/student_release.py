@@ -16,6 +16,7 @@ from sentence_transformers.base.modules.module import Module
 from st_llm_embed.distillation import distillation_of
 from st_llm_embed.distillation.precision import RANGES_FILE
 from st_llm_embed.distillation.report import INDEX_HEADER, cost_rows, index_rows, kept, quality_rows
+from st_llm_embed.modules.portable import make_portable
 from st_llm_embed.publishing.cards import languages_of, template
 from st_llm_embed.publishing.release import PROBES
 from st_llm_embed.recipe import Recipe
@@ -52,6 +53,8 @@ def write_student_release(
             modules=[router], prompts=cast(dict[str, Any], prompts), similarity_fn_name="cosine"
         )
     model.save_pretrained(str(output_dir), create_model_card=False)
+    if distillation.student.kind == "encoder":
+        make_portable(output_dir, model.tokenizer)
     _finish(recipe, dataset_dir, student_dir, report_dir, output_dir, kind=distillation.student.kind)
     _check_same(trained, output_dir)
 
@@ -120,7 +123,7 @@ def _student_card(recipe: Recipe, dataset_dir: Path, report_dir: Path, output_di
         index_header=INDEX_HEADER,
         index=index_rows(report),
         kept=kept(report),
-        limitations=recipe.publishing.limitations,
+        limitations=recipe.publishing.limitations if teacher is not None and teacher.name_or_path == TRAINED else (),
         ranges_file=RANGES_FILE,
     )
     return str(card)
