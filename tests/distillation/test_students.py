@@ -100,7 +100,6 @@ def test_the_query_tower_moves_towards_the_teachers_queries(
         training=TRAINING | {"max_steps": 30, "save_steps": 30},
     )
     run_distillation(recipe, tmp_path / "out")
-    # The rows of the first three instructions of a task type are in the training or in the held-out part.
     anchors = [f"question {number} about thing {number % 7}" for number in range(48)]
     prompt = f"Instruct: {INSTRUCTIONS[0]}\nQuery: "
     wanted = SentenceTransformer(str(teacher)).encode(anchors, prompt=prompt, normalize_embeddings=True)
@@ -108,7 +107,7 @@ def test_the_query_tower_moves_towards_the_teachers_queries(
         (SentenceTransformer(str(tmp_path / "out" / "student" / name)).encode_query(anchors) * wanted).sum(axis=1)
         for name in ("start", "model")
     )
-    assert after.mean() > before.mean() + 0.05
+    assert 1 - after.mean() < (1 - before.mean()) / 2
 
 
 def test_a_static_student_has_the_length_asked_for_and_its_card_runs(make_recipe: MakeRecipe, tmp_path: Path) -> None:
