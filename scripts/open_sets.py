@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,38 +25,50 @@ RETRIEVAL = {"xquad/en": "validation", "xquad/zh": "validation", "jaquad": "vali
 BITEXT = ("tatoeba/deu-eng", "tatoeba/cmn-eng", "tatoeba/jpn-eng", "ntrex/deu")
 """Of ntrex, a language beside ntrex/eng."""
 
+Encode = Callable[[list[str], str], NDArray[np.float32]]
+"""Gives the vectors of texts under the prompt of that name."""
+
 QUERIES = 1_000
 """Most queries and sentence pairs that are taken of a set, the first ones: enough, and it saves minutes."""
 
 
-def score_open_sets(model: SentenceTransformer, data: Path) -> dict[str, float]:
+def score_open_sets(
+    model: SentenceTransformer, data: Path, prompts: Mapping[str, str] = PUBLISHED_PROMPTS
+) -> dict[str, float]:
     """Score a model.
 
     Args:
         model: any sentence-transformers model.
         data: the folder of the sets.
+        prompts: what stands before a query, a document, and the texts of STS and BitextMining.
 
     Returns:
         By `<task type>: <set>`, in 0..1: the Spearman correlation for STS, instruction on both sides; nDCG@10 for
         retrieval, instruction on the queries; accuracy for bitext into English, instruction on both sides.
     """
-    scores = {f"STS: {name}": _sts(model, _read(data / f"{name}.jsonl.gz")) for name in STS}
-    scores |= {f"retrieval: {name}": _retrieval(model, data / name, split) for name, split in RETRIEVAL.items()}
-    scores |= {f"bitext: {name}": _bitext(model, *_sentence_pairs(data, name)) for name in BITEXT}
+
+    def encode(texts: list[str], prompt: str) -> NDArray[np.float32]:
+        # An asymmetric pair of models has a side for documents.
+        side = model.encode_document if prompt == "document" else model.encode_query
+        return side(texts, prompt=prompts[prompt], batch_size=64, normalize_embeddings=True)
+
+    scores = {f"STS: {name}": _sts(encode, _read(data / f"{name}.jsonl.gz")) for name in STS}
+    scores |= {f"retrieval: {name}": _retrieval(encode, data / name, split) for name, split in RETRIEVAL.items()}
+    scores |= {f"bitext: {name}": _bitext(encode, *_sentence_pairs(data, name)) for name in BITEXT}
     return scores
 
 
-def _sts(model: SentenceTransformer, rows: list[dict]) -> float:
-    first, second = (_encode(model, [row[side] for row in rows], "STS") for side in ("sentence1", "sentence2"))
+def _sts(encode: Encode, rows: list[dict]) -> float:
+    first, second = (encode([row[side] for row in rows], "STS") for side in ("sentence1", "sentence2"))
     return float(spearmanr((first * second).sum(axis=1), [row["score"] for row in rows]).statistic)
 
 
-def _retrieval(model: SentenceTransformer, folder: Path, split: str) -> float:
+def _retrieval(encode: Encode, folder: Path, split: str) -> float:
     corpus, queries = _read(folder / "corpus.jsonl.gz"), _read(folder / "queries.jsonl.gz")[:QUERIES]
     place = {row["_id"]: number for number, row in enumerate(corpus)}
     relevant = {row["query-id"]: place[row["corpus-id"]] for row in _read(folder / f"qrels.{split}.jsonl.gz")}
-    documents = _encode(model, [row["text"] for row in corpus], "document")
-    asked = _encode(model, [row["text"] for row in queries], "query")
+    documents = encode([row["text"] for row in corpus], "document")
+    asked = encode([row["text"] for row in queries], "query")
     ranks = _ranks(asked @ documents.T, np.array([relevant[row["_id"]] for row in queries]))
     return float(np.where(ranks < 10, 1 / np.log2(ranks + 2), 0).mean())
 
@@ -69,18 +82,14 @@ def _sentence_pairs(data: Path, name: str) -> tuple[list[str], list[str]]:
     return [row["sentence1"] for row in rows], [row["sentence2"] for row in rows]
 
 
-def _bitext(model: SentenceTransformer, foreign: list[str], english: list[str]) -> float:
-    similarity = _encode(model, foreign, "BitextMining") @ _encode(model, english, "BitextMining").T
+def _bitext(encode: Encode, foreign: list[str], english: list[str]) -> float:
+    similarity = encode(foreign, "BitextMining") @ encode(english, "BitextMining").T
     return float((_ranks(similarity, np.arange(len(foreign))) == 0).mean())
 
 
 def _ranks(similarity: NDArray[np.float32], relevant: NDArray[np.int64]) -> NDArray[np.int64]:
     """Count the other documents that score at least as high, so that equal vectors get nothing."""
     return (similarity >= np.take_along_axis(similarity, relevant[:, None], axis=1)).sum(axis=1) - 1
-
-
-def _encode(model: SentenceTransformer, texts: list[str], prompt: str) -> NDArray[np.float32]:
-    return model.encode(texts, prompt=PUBLISHED_PROMPTS[prompt], batch_size=64, normalize_embeddings=True)
 
 
 def _read(path: Path) -> list[dict]:

@@ -93,8 +93,8 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
             finished stages are kept.
     """
     check_inputs(recipe)
-    with _run_in(output_dir, recipe):
-        training_dir, trained = _train(recipe, output_dir, _build_data(recipe, output_dir))
+    with run_in(output_dir, recipe):
+        training_dir, trained = _train(recipe, output_dir, build_data(recipe, output_dir))
         dataset_dir = output_dir / "dataset"
         evaluation_dir, release_dir = output_dir / "evaluation", output_dir / "release"
         evaluated = build_stage(
@@ -128,15 +128,15 @@ def run_build_data(recipe: Recipe, output_dir: Path) -> None:
     Only what these stages need is checked, so that they can run where the training cannot.
     """
     check_data(recipe)
-    with _run_in(output_dir, recipe):
-        _build_data(recipe, output_dir)
+    with run_in(output_dir, recipe):
+        build_data(recipe, output_dir)
 
 
 def run_training(recipe: Recipe, output_dir: Path) -> None:
     """Run the stages up to training, with it; arguments and errors are those of `run_pipeline`."""
     check_inputs(recipe)
-    with _run_in(output_dir, recipe):
-        _train(recipe, output_dir, _build_data(recipe, output_dir))
+    with run_in(output_dir, recipe):
+        _train(recipe, output_dir, build_data(recipe, output_dir))
 
 
 def run_synthesis(recipe: Recipe, output_dir: Path, *, ask: bool = True) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def run_synthesis(recipe: Recipe, output_dir: Path, *, ask: bool = True) -> dict
     _synthesis_of(recipe)
     if ask:
         check_data(recipe)
-    with _run_in(output_dir, recipe):
+    with run_in(output_dir, recipe):
         if ask:
             _generate(recipe, output_dir)
         _build_dataset(recipe, output_dir, anew=not ask)
@@ -167,7 +167,7 @@ def run_synthesis(recipe: Recipe, output_dir: Path, *, ask: bool = True) -> dict
 def run_estimate(recipe: Recipe, output_dir: Path, requests: int) -> list[Projection]:
     """Send a few of the planned requests and project what all of them will take; as `run_synthesis` otherwise."""
     check_data(recipe)
-    with _run_in(output_dir, recipe):
+    with run_in(output_dir, recipe):
         return estimate(_synthesis_of(recipe), output_dir / "journal", requests)
 
 
@@ -183,7 +183,7 @@ def planned_prompts(recipe: Recipe) -> list[str]:
 
 
 @contextmanager
-def _run_in(output_dir: Path, recipe: Recipe) -> Generator[None]:
+def run_in(output_dir: Path, recipe: Recipe) -> Generator[None]:
     """Hold the output folder, with the resolved recipe in it."""
     with (
         owned_folder(output_dir, training_folders(recipe)),
@@ -194,7 +194,7 @@ def _run_in(output_dir: Path, recipe: Recipe) -> Generator[None]:
         yield
 
 
-def _build_data(recipe: Recipe, output_dir: Path) -> dict[Path, str]:
+def build_data(recipe: Recipe, output_dir: Path) -> dict[Path, str]:
     """Build the folders to train on; return each with the hash of its content."""
     if recipe.data.rows == SYNTHESIS and is_first_process():
         _generate(recipe, output_dir)
@@ -206,7 +206,7 @@ def _build_data(recipe: Recipe, output_dir: Path) -> dict[Path, str]:
 
 
 def _train(recipe: Recipe, output_dir: Path, data: dict[Path, str]) -> tuple[Path, str]:
-    """Train on what `_build_data` returned; return the folder of the last training and its fingerprint."""
+    """Train on what `build_data` returned; return the folder of the last training and its fingerprint."""
     if recipe.stages:
         return _train_stages(recipe, output_dir, list(data))
     evaluator = held_out_evaluator(recipe, output_dir / "dataset")
@@ -224,7 +224,7 @@ def _train_stages(recipe: Recipe, output_dir: Path, data: Sequence[Path]) -> tup
     done: list[tuple[Path, str]] = []
     for stage, resolved, configurations in zip(recipe.stages, recipe.trainings(), chosen, strict=True):
         inputs = {
-            **{folder.name: _content_hash(folder, configurations) for folder in data},
+            **{folder.name: content_hash(folder, configurations) for folder in data},
             **_training_inputs(resolved),
             "hard_negatives": stage.hard_negatives,
         }
@@ -252,7 +252,7 @@ def _training_inputs(recipe: Recipe) -> dict[str, Any]:
 
 def _unused(recipe: Recipe) -> set[str]:
     # A section that came later and is empty must not change the release of a recipe without it.
-    return set() if recipe.stages else {"stages"}
+    return {name for name in ("stages", "distillation") if not getattr(recipe, name)}
 
 
 def _synthesis_of(recipe: Recipe) -> Synthesis:
@@ -295,7 +295,7 @@ def _build_dataset(recipe: Recipe, output_dir: Path, *, anew: bool = False) -> s
         (folder / "README.md").write_text(dataset_card(recipe, folder, counts), encoding="utf-8")
 
     build_stage(folder, inputs, build, anew=anew)
-    return _content_hash(folder)
+    return content_hash(folder)
 
 
 def _build_sources(recipe: Recipe, output_dir: Path) -> str:
@@ -312,10 +312,10 @@ def _build_sources(recipe: Recipe, output_dir: Path) -> str:
         for name, source in sources.items()
     }
     build_stage(folder, inputs, build)
-    return _content_hash(folder)
+    return content_hash(folder)
 
 
-def _content_hash(folder: Path, configurations: Collection[str] | None = None) -> str:
+def content_hash(folder: Path, configurations: Collection[str] | None = None) -> str:
     """Hash the rows of a folder, or of some of its configurations: the same rows need no other training."""
     parts = sorted(
         path

@@ -25,6 +25,7 @@ from st_llm_embed.sections import (
     Base,
     Batches,
     Data,
+    Distillation,
     Evaluation,
     Loss,
     Publishing,
@@ -60,6 +61,8 @@ class Recipe(Section):
     stages: tuple[TrainingStage, ...] = ()
     """Several trainings in this order; empty: one, of the sections above (docs/training.md)."""
     evaluation: Evaluation
+    distillation: Distillation | None = None
+    """A small student of what is trained here, or of another teacher; needed by `st-llm-embed distill`."""
     publishing: Publishing
 
     @model_validator(mode="after")

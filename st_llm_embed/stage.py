@@ -34,7 +34,17 @@ from st_llm_embed.training import is_first_process, wait_for_all_processes
 
 logger = logging.getLogger(__name__)
 
-STAGES = ("dataset", "sources", "training", "evaluation", "release")
+STAGES = (
+    "dataset",
+    "sources",
+    "training",
+    "evaluation",
+    "release",
+    "student",
+    "student-report",
+    "student-release",
+    "student-query-release",
+)
 """The stages in order; each has a folder and a manifest of its name."""
 
 TRAINING_STAGE = "training-"
@@ -181,7 +191,7 @@ def _check_ownership(output_dir: Path, trainings: Collection[str]) -> None:
         and all(path.stem in STAGES or path.stem.startswith(TRAINING_STAGE) for path in manifests.iterdir())
     }
     ours[output_dir / "recipe.yaml"] = ours[manifests] and (output_dir / "recipe.yaml").is_file()
-    for name in ("journal", "vectors"):
+    for name in ("journal", "vectors", "teacher"):
         ours[output_dir / name] = ours[manifests] and (output_dir / name).is_dir()
     for folder in (output_dir / name for name in (*STAGES, *trainings)):
         written = _manifest_path(folder).exists() and _read_manifest(folder).stage == folder.name

@@ -6,7 +6,18 @@ import sys
 
 import typer
 
-from st_llm_embed.cli import doctor, encoding, evaluation, export, publish, recipes, runs, synthesis, verify
+from st_llm_embed.cli import (
+    distillation,
+    doctor,
+    encoding,
+    evaluation,
+    export,
+    publish,
+    recipes,
+    runs,
+    synthesis,
+    verify,
+)
 from st_llm_embed.errors import InputError
 
 app = typer.Typer(
@@ -25,6 +36,7 @@ for commands in (
     verify.app,
     publish.app,
     encoding.app,
+    distillation.app,
 ):
     app.add_typer(commands)
 

@@ -27,12 +27,12 @@ OutputDir = Annotated[
 ]
 
 
-def required(recipe: str | None, command: str) -> str:
+def required(recipe: str | None, command: str, example: str = "demo") -> str:
     """Give the recipe's name; without one, say which there are."""
     if recipe is None:
         raise InputError(
             f"{command} needs a recipe: a shipped one ({', '.join(shipped_recipes())}) or the path of a .yaml file. "
-            f"To see the whole path in minutes, without network or GPU: st-llm-embed {command} demo."
+            f"To see the whole path in minutes, without network or GPU: st-llm-embed {command} {example}."
         )
     return recipe
 

@@ -1,4 +1,4 @@
-"""Vectors of many texts on disk, in float16: encoded once, in pieces, and gone on with after a kill."""
+"""Vectors of many texts on disk: encoded once, in pieces, and gone on with after a kill."""
 
 from __future__ import annotations
 
@@ -31,20 +31,23 @@ class Encode(Protocol):
 class VectorFolder:
     """A folder of vectors, each file named by the model and by the texts that it holds."""
 
-    def __init__(self, folder: Path, encode: Encode, encoder: str) -> None:
+    def __init__(self, folder: Path, encode: Encode, encoder: str, dtype: np.dtype[Any] | None = None) -> None:
         """Keep vectors in a folder.
 
         Args:
             folder: created when needed; holds nothing but what this class writes.
             encode: makes the vectors.
             encoder: identifies what `encode` does: model, revision, prompts.
+            dtype: of the numbers on disk; None: DTYPE.
         """
         self._folder, self._encode, self._encoder = folder, encode, encoder
+        self._dtype = dtype or DTYPE
+        self._ending = f"f{self._dtype.itemsize * 8}"
         self._used: set[Path] = set()
 
     def encoded(
         self, count: int, text: Callable[[int], str], instruction: Callable[[int], str] | None, title: str
-    ) -> NDArray[np.float16]:
+    ) -> NDArray[Any]:
         """Give the vectors of texts from disk, shape (count, dimension), after encoding those that are not there.
 
         Args:
@@ -63,8 +66,8 @@ class VectorFolder:
         name = digest.hexdigest()
         self._folder.mkdir(parents=True, exist_ok=True)
         # The dimension is in the name: it is not known before the first texts are encoded.
-        path = next(self._folder.glob(f"{name}.*.f16"), None)
-        done = path.stat().st_size // (DTYPE.itemsize * _dimension(path)) if path else 0
+        path = next(self._folder.glob(f"{name}.*.{self._ending}"), None)
+        done = path.stat().st_size // (self._dtype.itemsize * _dimension(path)) if path else 0
         if done < count:
             # Whole pieces, so that texts share their batches with the same ones as without the kill.
             done -= done % TEXTS_AT_ONCE
@@ -77,24 +80,24 @@ class VectorFolder:
                 broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
                 if len(broken):
                     raise InputError(
-                        f"The mining model gives {len(broken)} of {len(texts)} texts a vector that is not finite (NaN "
-                        f"or infinity), the first of them {texts[broken[0]][:60]!r}. Choose another data.mining.model "
-                        "or bfloat16 or float32 as the data type of the base."
+                        f"The model gives {len(broken)} of {len(texts)} texts a vector that is not finite (NaN "
+                        f"or infinity), the first of them {texts[broken[0]][:60]!r}. Choose another model, or "
+                        "bfloat16 or float32 as its data type."
                     )
-                path = path or self._folder / f"{name}.{vectors.shape[1]}.f16"
+                path = path or self._folder / f"{name}.{vectors.shape[1]}.{self._ending}"
                 with path.open("r+b" if path.exists() else "wb") as file:
                     # Over the torn vector that a kill may have left at the end.
-                    file.seek(start * vectors.shape[1] * DTYPE.itemsize)
-                    file.write(vectors.astype(DTYPE).tobytes())
+                    file.seek(start * vectors.shape[1] * self._dtype.itemsize)
+                    file.write(vectors.astype(self._dtype).tobytes())
                 progress.update(stop - start)
         if path is None:
-            return np.empty((0, 1), dtype=DTYPE)
+            return np.empty((0, 1), dtype=self._dtype)
         self._used.add(path)
-        return np.memmap(path, dtype=DTYPE, mode="r", shape=(count, _dimension(path)))
+        return np.memmap(path, dtype=self._dtype, mode="r", shape=(count, _dimension(path)))
 
     def remove_unused(self) -> None:
         """Delete the vectors that were not asked for, of other texts or another model."""
-        for path in self._folder.glob("*.f16"):
+        for path in self._folder.glob(f"*.{self._ending}"):
             if path not in self._used:
                 path.unlink()
 

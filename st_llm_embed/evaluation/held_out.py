@@ -27,6 +27,9 @@ class HeldOut(NamedTuple):
 
     queries: list[str]
     """Anchors with their instructions."""
+    anchors: list[str]
+    """The same without."""
+    instructions: list[str]
     documents: list[str]
     """Every distinct positive and negative."""
     positive: NDArray[np.int64]
@@ -62,6 +65,8 @@ def load_held_out(dataset_dir: Path) -> HeldOut:
     index = {text: position for position, text in enumerate(documents)}
     return HeldOut(
         queries=[format_query(row["instruction"], row["anchor"]) for row in rows],
+        anchors=[row["anchor"] for row in rows],
+        instructions=[row["instruction"] for row in rows],
         documents=documents,
         positive=np.array([index[row["positive"]] for row in rows]),
         negative=np.array([-1 if text is None else index[text] for text in negatives]),
@@ -83,14 +88,18 @@ def evaluate_held_out(model: SentenceTransformer, rows: HeldOut, *, batch_size: 
     """
     queries = _encode(model, rows.queries, batch_size)
     documents = _encode(model, rows.documents, batch_size)
-    ranks = np.concatenate(
-        [
-            _ranks(
-                queries[start : start + QUERIES_AT_ONCE] @ documents.T, rows.positive[start : start + QUERIES_AT_ONCE]
-            )
-            for start in range(0, len(queries), QUERIES_AT_ONCE)
-        ]
-    )
+    return score_held_out(rows, queries, documents)
+
+
+def score_held_out(rows: HeldOut, queries: NDArray[np.float32], documents: NDArray[np.float32]) -> Scores:
+    """Score vectors of the held-out rows.
+
+    Args:
+        rows: what was encoded.
+        queries: vectors of unit length, shape (queries, dimension).
+        documents: the same, shape (documents, dimension).
+    """
+    ranks = retrieval_ranks(queries, documents, rows.positive)
     positive_similarity = np.sum(queries * documents[rows.positive], axis=1)
     has_negative = rows.negative >= 0
     negative_similarity = np.sum(queries[has_negative] * documents[rows.negative[has_negative]], axis=1)
@@ -122,6 +131,23 @@ def evaluate_held_out(model: SentenceTransformer, rows: HeldOut, *, batch_size: 
     return Scores(summary, positive_similarity, negative_similarity, random_similarity)
 
 
+def retrieval_ranks(
+    queries: NDArray[np.float32], documents: NDArray[np.float32], relevant: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Give the rank, from 0, of each query's relevant document by the dot product, some queries at a time."""
+    return np.concatenate(
+        [
+            _ranks(queries[start : start + QUERIES_AT_ONCE] @ documents.T, relevant[start : start + QUERIES_AT_ONCE])
+            for start in range(0, len(queries), QUERIES_AT_ONCE)
+        ]
+    )
+
+
+def ndcg_at_10(ranks: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Give the nDCG@10 of each query, which has one relevant document, from that document's rank."""
+    return np.where(ranks < 10, 1 / np.log2(ranks + 2), 0)
+
+
 def _encode(model: SentenceTransformer, texts: list[str], batch_size: int) -> NDArray[np.float32]:
     # Neither encode_query nor encode_document: the queries carry their own instructions.
     vectors = model.encode(texts, batch_size=batch_size, normalize_embeddings=True, show_progress_bar=True)
@@ -143,7 +169,7 @@ def _ranks(similarity: NDArray[np.float32], relevant: NDArray[np.int64]) -> NDAr
 
 def _retrieval(ranks: NDArray[np.int64]) -> dict[str, Any]:
     return {
-        "retrieval_ndcg_at_10": _mean(np.where(ranks < 10, 1 / np.log2(ranks + 2), 0)),
+        "retrieval_ndcg_at_10": _mean(ndcg_at_10(ranks)),
         "retrieval_recall_at_1": _mean(ranks == 0),
         "retrieval_queries": len(ranks),
     }

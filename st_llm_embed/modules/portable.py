@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 
 from st_llm_embed.modules.base import SENTENCEPIECE_FILE
 
@@ -22,14 +25,15 @@ LEGACY_MODULES = {
     name: f"sentence_transformers.models.{name}" for name in ("Transformer", "Pooling", "Normalize", "Dense")
 }
 
-LEGACY_POOLING_MODES = (
-    "cls_token",
-    "mean_tokens",
-    "max_tokens",
-    "mean_sqrt_len_tokens",
-    "weightedmean_tokens",
-    "lasttoken",
-)
+LEGACY_POOLING_MODES = {
+    "cls": "cls_token",
+    "mean": "mean_tokens",
+    "max": "max_tokens",
+    "mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "weightedmean": "weightedmean_tokens",
+    "lasttoken": "lasttoken",
+}
+"""Names of pooling modes, and what their flags are called."""
 
 
 OF_THIS_SESSION = ("backend", "extra_special_tokens", "is_local", "local_files_only", "name_or_path")
@@ -41,7 +45,7 @@ def make_portable(folder: Path, tokenizer: PreTrainedTokenizerBase, sentencepiec
     """Rewrite the JSON files of a saved model in place; its vectors stay bit for bit the same.
 
     Args:
-        folder: what `SentenceTransformer.save` wrote for a text model with last-token pooling.
+        folder: what `SentenceTransformer.save` wrote for a text model of transformer and pooling.
         tokenizer: the model's tokenizer.
         sentencepiece: the file tokenizer.model of the base, if it has one: llama.cpp's converter takes the scores of
             pieces from it, and without them cuts texts into other tokens.
@@ -65,9 +69,10 @@ def make_portable(folder: Path, tokenizer: PreTrainedTokenizerBase, sentencepiec
 
 
 def _legacy_pooling(config: dict[str, Any]) -> dict[str, Any]:
+    modes = [config["pooling_mode"]] if isinstance(config["pooling_mode"], str) else config["pooling_mode"]
     return {
         "word_embedding_dimension": config["embedding_dimension"],
-        **{f"pooling_mode_{mode}": mode == "lasttoken" for mode in LEGACY_POOLING_MODES},
+        **{f"pooling_mode_{flag}": mode in modes for mode, flag in LEGACY_POOLING_MODES.items()},
         "include_prompt": config["include_prompt"],
     }
 
@@ -104,7 +109,7 @@ def _common_config(config: dict[str, Any]) -> dict[str, Any]:
         changed["rope_theta"] = theta
     # llama.cpp's converter does not know MistralModel; vLLM goes by the pooling in modules.json in both cases.
     causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config["model_type"])
-    if causal is not None:
+    if causal is not None and config["model_type"] not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         changed["architectures"] = [causal]
     return changed
 

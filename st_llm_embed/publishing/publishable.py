@@ -62,8 +62,11 @@ def check_model(folder: Path) -> RepoCard | None:
     Raises:
         InputError: it is something else.
     """
-    config = "adapter_config.json" if (folder / "adapter_config.json").is_file() else "config.json"
-    missing = [name for name in ("modules.json", config) if not (folder / name).is_file()]
+    # A static model has no transformer, and so no config.json.
+    configurations = ("config.json", "adapter_config.json", "config_sentence_transformers.json")
+    missing = [] if (folder / "modules.json").is_file() else ["modules.json"]
+    if not any((folder / name).is_file() for name in configurations):
+        missing.append("config.json")
     if missing:
         raise InputError(
             f"{folder} is no saved sentence-transformers model: it lacks {' and '.join(missing)}. Give the release "

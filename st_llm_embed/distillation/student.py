@@ -1,0 +1,228 @@
+"""The student before training: an encoder's checkpoint, a fresh encoder, or token vectors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import (
+    Dense,
+    Normalize,
+    Pooling,
+    StaticEmbedding,
+    Transformer,
+)
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerBase, set_seed
+
+from st_llm_embed.errors import InputError, explained, shown
+from st_llm_embed.instructions import PUBLISHED_PROMPTS
+from st_llm_embed.modules.base import is_decoder_only
+from st_llm_embed.sections import Student
+
+STUDENT_ADVICE = "Give the Hub id or folder of an encoder such as BERT, XLM-R or MiniLM as distillation.student."
+
+RARE = 1e-3
+"""Tokens that make up this share of all or more begin with half of their vector or less (arXiv 1711.01541, SIF)."""
+
+COUNTED_TEXTS = 20_000
+"""Texts whose tokens are counted for that."""
+
+NO_PROMPTS = {"query": "", "document": ""}
+
+
+def build_student(
+    student: Student,
+    tokenizer: PreTrainedTokenizerBase | None,
+    start: Callable[[PreTrainedTokenizerBase, int | None], NDArray[np.float32]] | None,
+    texts: Iterable[str],
+    *,
+    teacher_dimension: int | None,
+    seed: int,
+) -> SentenceTransformer:
+    """Build the student that training starts from; the same weights each time.
+
+    Args:
+        student: the recipe's choices.
+        tokenizer: of fresh weights and static kinds; None for a checkpoint.
+        start: gives the teacher's vectors of a tokenizer's tokens, shape (tokens, dimension), on as many axes as asked
+            for; None draws all from chance.
+        texts: whose tokens say which are frequent.
+        teacher_dimension: length of the teacher's vectors; None without a teacher.
+        seed: of what is drawn.
+
+    Raises:
+        InputError: the checkpoint or what is said of it cannot be used.
+    """
+    set_seed(seed)
+    if student.name_or_path is not None:
+        model = _checkpoint(student)
+    elif tokenizer is None:
+        raise InputError("A student with fresh weights needs a tokenizer. Set distillation.student.tokenizer.")
+    elif student.kind == "encoder":
+        model = _fresh_encoder(student, tokenizer)
+        if start is not None:
+            _start_embeddings(model, _weighted(start(tokenizer, _hidden_size(model)), tokenizer, texts))
+    else:
+        model = _static(student, tokenizer, start, texts, teacher_dimension)
+    instructed = student.instructions
+    model.prompts = dict(PUBLISHED_PROMPTS if instructed else NO_PROMPTS)
+    model.default_prompt_name = None
+    model.similarity_fn_name = "cosine"
+    return model
+
+
+def student_tokenizer(student: Student, teacher: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase | None:
+    """Load the tokenizer of fresh weights or of a static kind; None for a checkpoint, which has its own.
+
+    Raises:
+        InputError: it cannot be loaded, or is none of the fast ones that static kinds need.
+    """
+    if student.name_or_path is not None:
+        return None
+    tokenizer = teacher
+    if student.tokenizer is not None:
+        with explained(f"The tokenizer {shown(student.tokenizer)} cannot be loaded", "Give a Hub id or a folder."):
+            tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(student.tokenizer))
+    if tokenizer is None or not tokenizer.is_fast:
+        raise InputError(
+            f"The tokenizer of the student ({student.tokenizer or 'of the teacher'}) is no fast one, with a "
+            "tokenizer.json. Name another with distillation.student.tokenizer."
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def check_student(student: Student) -> None:
+    """Check what is said of the student, without its weights.
+
+    Raises:
+        InputError: the checkpoint, its layers or the settings of fresh weights cannot be used.
+    """
+    if student.bert is not None:
+        with explained("distillation.student.bert is refused", "Change what the message names."):
+            known = BertConfig().to_dict()
+            if unknown := sorted(student.bert.keys() - known.keys()):
+                raise ValueError(f"{', '.join(unknown)} is no argument of transformers.BertConfig")
+            with torch.device("meta"):
+                BertModel(BertConfig(**cast(dict[str, Any], student.bert)))
+    if student.name_or_path is None:
+        return
+    with explained(f"The student {shown(student.name_or_path)} cannot be loaded", STUDENT_ADVICE):
+        config = AutoConfig.from_pretrained(student.name_or_path, revision=student.revision)
+    if is_decoder_only(config):
+        raise InputError(
+            f"The student {shown(student.name_or_path)} is of type {config.model_type!r}, a decoder. {STUDENT_ADVICE}"
+        )
+    most = getattr(config, "num_hidden_layers", None)
+    if student.layers is not None and (most is None or student.layers > most):
+        raise InputError(
+            f"distillation.student.layers is {student.layers}, and {student.name_or_path} has "
+            f"{most or 'no stack of'} layers. Give a number up to that, or null for all."
+        )
+
+
+def _checkpoint(student: Student) -> SentenceTransformer:
+    with explained(f"The student {shown(student.name_or_path)} cannot be loaded", STUDENT_ADVICE):
+        model = SentenceTransformer(student.name_or_path, revision=student.revision)
+    if student.layers is not None:
+        _keep_layers(cast(Transformer, model[0]), student.layers)
+    return _finished(student, list(model.children()))
+
+
+def _fresh_encoder(student: Student, tokenizer: PreTrainedTokenizerBase) -> SentenceTransformer:
+    config = BertConfig(
+        **cast(
+            dict[str, Any],
+            {"max_position_embeddings": max(512, student.max_seq_length)}
+            | (student.bert or {})
+            | {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id},
+        )
+    )
+    with TemporaryDirectory() as folder:
+        BertModel(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        transformer = Transformer(folder)
+    return _finished(student, [transformer, Pooling(config.hidden_size, pooling_mode="mean")])
+
+
+def _finished(student: Student, modules: list[nn.Module]) -> SentenceTransformer:
+    """Add what makes vectors of the length asked for, and of unit length."""
+    modules = [module for module in modules if not isinstance(module, Normalize)]
+    own = int(SentenceTransformer(modules=modules, device="cpu").get_embedding_dimension() or 0)
+    if student.dimensions not in (None, own):
+        modules.append(Dense(own, student.dimensions, bias=False, activation_function=nn.Identity()))
+    model = SentenceTransformer(modules=[*modules, Normalize()])
+    model.max_seq_length = student.max_seq_length
+    return model
+
+
+def _keep_layers(transformer: Transformer, count: int) -> None:
+    """Cut the stack of layers down to some, evenly spread from first to last."""
+    config: Any = transformer.config
+    total = config.num_hidden_layers
+    stacks = (
+        (module, name, part)
+        for module in transformer.model.modules()
+        for name, part in module.named_children()
+        if isinstance(part, nn.ModuleList) and len(part) == total
+    )
+    parent, name, layers = next(stacks)
+    kept = np.linspace(0, total - 1, count).round().astype(int).tolist()
+    setattr(parent, name, nn.ModuleList(layers[number] for number in kept))
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[number] for number in kept]
+    config.num_hidden_layers = count
+
+
+def _static(
+    student: Student,
+    tokenizer: PreTrainedTokenizerBase,
+    start: Callable[[PreTrainedTokenizerBase, int | None], NDArray[np.float32]] | None,
+    texts: Iterable[str],
+    teacher_dimension: int | None,
+) -> SentenceTransformer:
+    dimensions = student.dimensions or teacher_dimension
+    if dimensions is None:
+        raise InputError("Without a teacher, distillation.student.dimensions has to say how long a vector is.")
+    if start is None:
+        drawn = np.random.default_rng(torch.initial_seed() % 2**32)
+        vectors = drawn.normal(scale=dimensions**-0.5, size=(len(tokenizer), dimensions)).astype(np.float32)
+    else:
+        vectors = start(tokenizer, None if dimensions == teacher_dimension else dimensions)
+    embedding = StaticEmbedding(cast(Any, tokenizer), embedding_weights=_weighted(vectors, tokenizer, texts))
+    return SentenceTransformer(modules=[embedding, Normalize()])
+
+
+def _weighted(
+    vectors: NDArray[np.float32], tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]
+) -> NDArray[np.float32]:
+    """Make the vectors of frequent tokens shorter: what all texts have says nothing of one."""
+    counts: Counter[int] = Counter()
+    for text, _ in zip(texts, range(COUNTED_TEXTS), strict=False):
+        counts.update(tokenizer(text, add_special_tokens=False)["input_ids"])
+    share = np.array([counts[number] for number in range(len(vectors))]) / max(counts.total(), 1)
+    return (vectors * (RARE / (RARE + share))[:, None]).astype(np.float32)
+
+
+def _hidden_size(model: SentenceTransformer) -> int:
+    return _embeddings(model).embedding_dim
+
+
+def _embeddings(model: SentenceTransformer) -> nn.Embedding:
+    return cast(Any, model[0]).model.get_input_embeddings()
+
+
+def _start_embeddings(model: SentenceTransformer, vectors: NDArray[np.float32]) -> None:
+    """Begin with the teacher's token vectors, as large as the weights that they replace."""
+    embeddings = _embeddings(model)
+    with torch.no_grad():
+        scale = float(embeddings.weight.std()) / max(float(vectors.std()), 1e-8)
+        embeddings.weight[: len(vectors), : vectors.shape[1]] = torch.from_numpy(vectors * scale)

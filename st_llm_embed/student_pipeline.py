@@ -1,0 +1,107 @@
+"""The stages of a distillation in order: rows -> (teacher) -> student -> report -> release."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from st_llm_embed.distillation import check_distillation, distillation_of, train_student, write_student_report
+from st_llm_embed.pipeline import build_data, check_data, check_inputs, content_hash, run_in, run_pipeline
+from st_llm_embed.publishing.student_release import write_query_release, write_student_release
+from st_llm_embed.recipe import Recipe
+from st_llm_embed.sections import TRAINED, Teacher
+from st_llm_embed.stage import build_stage, file_hash
+
+NOT_THE_MODEL = ("README.md", "recipe.yaml")
+"""Files of a release that may change without its vectors."""
+
+
+def check_student_inputs(recipe: Recipe) -> None:
+    """Check what a distillation needs that can be checked in seconds, before anything is written.
+
+    Raises:
+        InputError: teacher, student, rows, texts or a section of the recipe cannot be used.
+    """
+    check_distillation(recipe)
+    if _trains_the_teacher(recipe):
+        check_inputs(recipe)
+    else:
+        check_data(recipe)
+
+
+def run_distillation(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
+    """Make the recipe's student; the stages that a run has finished are kept.
+
+    Args:
+        recipe: all choices.
+        output_dir: as for `run_pipeline`, which runs first where the teacher is what the recipe trains. Besides gets
+            teacher/ (its vectors), student/, student-report/, student-release/ and, of a static query tower,
+            student-query-release/.
+
+    Returns:
+        The content of student-report/report.json.
+
+    Raises:
+        InputError: something given cannot be used, the output folder holds what no run wrote, or the disk is full;
+            finished stages are kept.
+    """
+    check_student_inputs(recipe)
+    distillation = distillation_of(recipe)
+    if _trains_the_teacher(recipe):
+        run_pipeline(recipe, output_dir)
+    with run_in(output_dir, recipe):
+        data = build_data(recipe, output_dir)
+        teacher = None if distillation.teacher is None else _identified(distillation.teacher, output_dir)
+        path = None if teacher is None else teacher[0]
+        dataset_dir, student_dir = output_dir / "dataset", output_dir / "student"
+        report_dir = output_dir / "student-report"
+        trained = build_stage(
+            student_dir,
+            {
+                **{folder.name: content_hash(folder) for folder in data if distillation.rows},
+                "texts": [file_hash(Path(name)) for name in distillation.texts],
+                "teacher": None if teacher is None else teacher[1],
+                "distillation": distillation.model_dump(
+                    mode="json", exclude={"texts": True, "teacher": {"batch_size"}}
+                ),
+                "seed": recipe.seed,
+            },
+            lambda folder: train_student(recipe, list(data), teacher, output_dir / "teacher", folder),
+            resumable=True,
+        )
+        reported = build_stage(
+            report_dir,
+            {"student": trained, "rows": content_hash(dataset_dir), "name": recipe.name}
+            | recipe.evaluation.model_dump(include={"batch_size"}),
+            lambda folder: write_student_report(recipe, dataset_dir, path, student_dir, folder),
+        )
+        released = {"report": reported, "recipe": recipe.model_dump(mode="json")}
+        build_stage(
+            output_dir / "student-release",
+            released,
+            lambda folder: write_student_release(
+                recipe, dataset_dir, path, student_dir, report_dir=report_dir, output_dir=folder
+            ),
+        )
+        if distillation.student.kind == "static-query":
+            build_stage(
+                output_dir / "student-query-release",
+                released,
+                lambda folder: write_query_release(recipe, dataset_dir, student_dir, report_dir, folder),
+            )
+        return json.loads((report_dir / "report.json").read_text(encoding="utf-8"))
+
+
+def _trains_the_teacher(recipe: Recipe) -> bool:
+    teacher = distillation_of(recipe).teacher
+    return teacher is not None and teacher.name_or_path == TRAINED
+
+
+def _identified(teacher: Teacher, output_dir: Path) -> tuple[str, str]:
+    """Give where the teacher is, and what names its weights."""
+    path = str(output_dir / "release") if teacher.name_or_path == TRAINED else teacher.name_or_path
+    folder = Path(path)
+    found = sorted(file for file in folder.rglob("*") if file.is_file() and file.name not in NOT_THE_MODEL)
+    hashes = {file.relative_to(folder).as_posix(): file_hash(file) for file in found} if folder.is_dir() else {}
+    return path, json.dumps(hashes or {"name": path, "revision": teacher.revision}, sort_keys=True)
