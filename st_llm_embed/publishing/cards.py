@@ -127,6 +127,8 @@ def model_card(recipe: Recipe, model: SentenceTransformer, dataset_dir: Path, ev
         max_seq_length=model.max_seq_length,
         eos_token=model.tokenizer.eos_token,
         query_prompt=(model.prompts["query"] or "").replace("\n", "\\n"),
+        instructions=recipe.base.instructions,
+        pooling_mode=recipe.base.pooling_mode,
         rows=f"{sum(len(dataset) for dataset in training_rows.values()):,}",
         task_types=", ".join(training_rows),
         generators=", ".join(generators),
