@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from st_llm_embed.cli import evaluation, recipes, runs, synthesis
+from st_llm_embed.cli import ablation, evaluation, recipes, runs, synthesis
 from st_llm_embed.errors import InputError
 
 app = typer.Typer(
@@ -16,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(recipes.app, name="recipes")
-for commands in (runs.app, synthesis.app, evaluation.app):
+for commands in (runs.app, synthesis.app, evaluation.app, ablation.app):
     app.add_typer(commands)
 
 

@@ -62,7 +62,7 @@ def base_embedder(
             quantization_config=quantization_config,
             pooling_mode=recipe.base.pooling_mode,
         )
-    model.prompts = published_prompts(recipe.base.instructions)
+    model.prompts.update(published_prompts(recipe.base.instructions))
     return model
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 
-from st_llm_embed.instructions import PUBLISHED_PROMPTS
+from st_llm_embed.errors import InputError
 
 STS = ("stsb_multi_mt/en/test", "sts16/test_not_in_stsb", "korsts/test")
 RETRIEVAL = {"xquad/en": "validation", "xquad/zh": "validation", "jaquad": "validation", "cosqa_dev": "dev"}
@@ -37,12 +37,37 @@ def score_open_sets(model: SentenceTransformer, data: Path) -> dict[str, float]:
 
     Returns:
         By `<task type>: <set>`, in 0..1: the Spearman correlation for STS, instruction on both sides; nDCG@10 for
-        retrieval, instruction on the queries; accuracy for bitext into English, instruction on both sides.
+        retrieval, instruction on the queries; accuracy for bitext into English, instruction on both sides. The
+        instructions are the prompts query, STS and BitextMining that are saved with the model.
+
+    Raises:
+        InputError: a set is not there.
     """
+    check_open_sets(data)
     scores = {f"STS: {name}": _sts(model, _read(data / f"{name}.jsonl.gz")) for name in STS}
     scores |= {f"retrieval: {name}": _retrieval(model, data / name, split) for name, split in RETRIEVAL.items()}
     scores |= {f"bitext: {name}": _bitext(model, *_sentence_pairs(data, name)) for name in BITEXT}
     return scores
+
+
+def check_open_sets(data: Path) -> None:
+    """Check that every set is there.
+
+    Raises:
+        InputError: one is not.
+    """
+    files = [f"{name}.jsonl.gz" for name in (*STS, *BITEXT, "ntrex/eng")]
+    files += [
+        f"{name}/{part}.jsonl.gz"
+        for name, split in RETRIEVAL.items()
+        for part in ("corpus", "queries", f"qrels.{split}")
+    ]
+    if missing := [name for name in files if not (data / name).is_file()]:
+        raise InputError(
+            f"The folder of open evaluation sets {data} lacks {', '.join(missing)}. Put them there "
+            "(st_llm_embed/evaluation/open_sets.py says how they are written), or leave the folder out: the held-out "
+            "rows are scored in any case."
+        )
 
 
 def _sts(model: SentenceTransformer, rows: list[dict]) -> float:
@@ -80,7 +105,7 @@ def _ranks(similarity: NDArray[np.float32], relevant: NDArray[np.int64]) -> NDAr
 
 
 def _encode(model: SentenceTransformer, texts: list[str], prompt: str) -> NDArray[np.float32]:
-    return model.encode(texts, prompt=PUBLISHED_PROMPTS[prompt], batch_size=64, normalize_embeddings=True)
+    return model.encode(texts, prompt=model.prompts[prompt], batch_size=64, normalize_embeddings=True)
 
 
 def _read(path: Path) -> list[dict]:
