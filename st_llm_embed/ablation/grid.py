@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Annotated, NamedTuple, Self
 
 import yaml
-from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from st_llm_embed.errors import InputError, explained, shown
 from st_llm_embed.recipe import Recipe
 from st_llm_embed.sections import NAME_PATTERN, Section
 
-Label = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^|\n]+$")]
-"""What stands in the table."""
+Label = Annotated[
+    str,
+    BeforeValidator(lambda value: f"{value:g}" if isinstance(value, int | float) else value),
+    StringConstraints(pattern=r"^[^|\n]+$"),
+]
+"""What stands in the table; YAML reads some as numbers."""
 
 Override = Annotated[str, StringConstraints(pattern=r"^[^=]+=")]
 """`section.key=value`, as for --set."""
@@ -43,7 +47,7 @@ class Grid(Section):
     axes: dict[Label, dict[Label, tuple[Override, ...]]] = Field(min_length=1)
     """By the axis' name its settings, and by the setting's name what is set over the recipe. The first setting of each
     axis is what the others are compared with."""
-    seeds: tuple[int, ...] = Field(min_length=1)
+    seeds: tuple[Annotated[int, Field(strict=True, ge=0, lt=2**32)], ...] = Field(min_length=1)
     """Each setting is run with each; the recipe's own seed has no effect."""
 
     @field_validator("seeds")
