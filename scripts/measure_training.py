@@ -5,8 +5,9 @@
 Trains the recipe's base with each setting and seed and scores it on open sets (`st_llm_embed.evaluation.open_sets`)
 and on the recipe's held-out rows. `ours` is the recipe with batches and loss as below; the others differ from it in
 what their name says; `stock` is sentence-transformers' trainer, samplers and MultipleNegativesRankingLoss, on the same
-rows with the instruction folded into the anchor. FOLDER holds the evaluation sets and, as train_<source>/train.jsonl.gz, the
-recipe's sources. Each run is kept as <setting>-<seed>.json, so it can be stopped and started again.
+rows with the instruction folded into the anchor. FOLDER holds the evaluation sets and, as
+train_<source>/train.jsonl.gz, the recipe's sources. Each run is kept as <setting>-<seed>.json, so it can be stopped
+and started again.
 """
 
 from __future__ import annotations

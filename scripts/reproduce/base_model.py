@@ -3,8 +3,8 @@
     python scripts/reproduce/base_model.py [--scale tiny|small|full] [--open-sets FOLDER]
 
 At tiny there is one base; it is compared with fresh weights of its own architecture. small: Qwen3-0.6B and
-SmolLM2-360M. tiny 6 runs, small 6, full 2; docs/reproduction.md says what
-each takes. LLaMA-2's weights need a consent on the Hub.
+SmolLM2-360M. LLaMA-2's weights need a consent on the Hub. Runs: tiny 6, small 6, full 2; docs/reproduction.md says
+what each takes.
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
     python scripts/training_pairs.py --to data
     python scripts/reproduce/contrastive_pretraining.py [--scale tiny|small|full] [--pairs data] [--open-sets FOLDER]
 
-The paper's pre-training is that of mE5 on hundreds of millions of pairs. Here the stage takes as many steps as the
-training after it, on 38,561 question and passage pairs with the negatives of the batch alone; where they have not been
-downloaded, on the rows themselves without their hard negatives, which is less of a test. full takes the recipe's public
-sets for the stage. The two that skip the stage have half of the steps. tiny 12 runs, small 12, full 4; docs/reproduction.md
-says what each takes.
+The paper's pre-training is that of mE5 on about a billion pairs. Here the stage takes as many steps as the training
+after it, on the public pairs of the recipe demo-real with the negatives of the batch alone; where they have not been
+downloaded, on the rows themselves without their hard negatives, which is less of a test. full takes MS MARCO for the
+stage. Those that skip the stage have half of the steps. Runs: tiny 12, small 12, full 4; docs/reproduction.md says
+what each takes.
 """
 
 from __future__ import annotations

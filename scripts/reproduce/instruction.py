@@ -4,8 +4,7 @@
 
 Training, held-out rows and open sets agree: what a variant was trained with stands before its queries. The paper does
 not print its task-type prefixes; here the name of the row's task type (sts, short-long, ...) takes the place of the
-instruction in the same template. tiny 9 runs, small 9, full 3; docs/reproduction.md says what
-each takes.
+instruction in the same template. Runs: tiny 9, small 9, full 3; docs/reproduction.md says what each takes.
 """
 
 from __future__ import annotations

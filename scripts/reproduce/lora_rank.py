@@ -3,9 +3,8 @@
     python scripts/reproduce/lora_rank.py [--scale tiny|small|full] [--open-sets FOLDER]
 
 lora_alpha is twice the rank, so that the scale of the update stays as it is; the paper states no alpha. The tiny base
-is trained whole elsewhere; here its linear layers get adapters, at twice the learning rate. tiny 9 runs, small 9, full
-3; docs/reproduction.md says what
-each takes.
+is trained whole elsewhere; here its linear layers get adapters, at twice the learning rate. Runs: tiny 9, small 9,
+full 3; docs/reproduction.md says what each takes.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     python scripts/training_pairs.py --to data
     python scripts/reproduce/main_table.py [--scale tiny|small|full] [--pairs data] [--open-sets FOLDER]
 
-tiny and small take the four public sets of the recipe demo-real in place of the paper's thirteen, and JaQuAD in place of
-MS MARCO; steps are equal, so a mix of more has less of each. Where the pairs have not been downloaded, the kinds of
-synthetic rows are compared instead: those of two steps, and sts and bitext. tiny 12 runs, small 12, full 4; scales.py
-says what each takes.
+tiny and small take the four public sets of the recipe demo-real in place of the paper's thirteen, and JaQuAD in place
+of MS MARCO; steps are equal, so a mix of more has less of each. Where the pairs have not been downloaded, the kinds of
+synthetic rows are compared instead: those of two steps, and sts and bitext. Runs: tiny 12, small 12, full 4;
+docs/reproduction.md says what each takes.
 """
 
 from __future__ import annotations

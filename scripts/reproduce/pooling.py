@@ -2,9 +2,8 @@
 
     python scripts/reproduce/pooling.py [--scale tiny|small|full] [--open-sets FOLDER]
 
-EOS is appended with each; means are over all tokens, the instruction's included. tiny 9 runs, small 9, full 3;
-docs/reproduction.md says what
-each takes.
+EOS is appended with each; means are over all tokens, the instruction's included. Runs: tiny 9, small 9, full 3;
+docs/reproduction.md says what each takes.
 """
 
 from __future__ import annotations

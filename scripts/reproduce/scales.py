@@ -21,6 +21,7 @@ from st_llm_embed.ablation.run import check_grid
 from st_llm_embed.cli.options import configure_logging
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import Recipe
+from st_llm_embed.training.plan import GIB, hours, plan_training
 
 ScaleName = Literal["tiny", "small", "full"]
 
@@ -117,7 +118,11 @@ def arguments(document: str) -> argparse.Namespace:
     parser.add_argument("--pairs", type=Path, default=Path("data"), help="folder that training_pairs.py wrote")
     parser.add_argument("--rows", help=".jsonl file of rows to train on; full needs one")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the grid, write nothing")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    parser.add_argument("--devices", type=int, default=8, help="GPUs of a full run, for --dry-run")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check the grid and write nothing; full: a plan of each"
+    )
     return parser.parse_args()
 
 
@@ -139,6 +144,7 @@ def ablate(given: argparse.Namespace, name: str, description: str, axes: Axes, s
         )
     if given.rows is not None:
         scale = scale.with_overrides(f"data.rows={given.rows}")
+    scale = scale.with_overrides(*given.overrides)
     grid = Grid.model_validate(
         {
             "name": f"{name}-{given.scale}",
@@ -152,10 +158,28 @@ def ablate(given: argparse.Namespace, name: str, description: str, axes: Axes, s
     configure_logging()
     folder = given.output_dir or Path("runs/reproduce") / grid.name
     try:
-        if given.dry_run:
+        if given.dry_run and given.scale == "full":
+            print_plans(grid, folder, given.devices)
+        elif given.dry_run:
             check_grid(grid, given.open_sets)
             print(yaml.safe_dump(grid.model_dump(mode="json"), sort_keys=False, width=100))
         else:
             print(run_grid(grid, folder, jobs=given.jobs, open_sets=given.open_sets).to_markdown())
     except InputError as error:
         raise SystemExit(f"Error: {error}") from error
+
+
+def print_plans(grid: Grid, folder: Path, devices: int) -> None:
+    """Print what each setting takes, with its first step gone through on tensors without content."""
+    for variant in grid.variants():
+        for recipe in grid.recipe_of(variant, grid.seeds[0]).trainings():
+            plan = plan_training(recipe, folder, devices=devices, sharded=True)
+            operations = plan.flops_per_step.total * plan.steps
+            print(
+                f"{variant.label} ({recipe.name}): {plan.rows:,} rows at most, {plan.steps:,} steps, "
+                f"{plan.tokens_per_step * plan.steps:,.0f} tokens, {hours(operations):,.1f} hours of one device "
+                f"at 100 TFLOP/s, {plan.memory.total / GIB:,.1f} GiB on each of {devices}, {plan.disk / GIB:,.1f} GiB "
+                f"on disk, {plan.rehearsed:,} tensors moved in the first step"
+            )
+            for note in plan.notes:
+                print(f"  {note}")

@@ -45,7 +45,7 @@ def score_open_sets(model: SentenceTransformer, data: Path) -> dict[str, float]:
     """
     check_open_sets(data)
     scores = {f"STS: {name}": _sts(model, _read(data / f"{name}.jsonl.gz")) for name in STS}
-    scores |= {f"retrieval: {name}": _retrieval(model, data / name, split) for name, split in RETRIEVAL.items()}
+    scores |= {f"retrieval: {name}": retrieval_score(model, data / name, split) for name, split in RETRIEVAL.items()}
     scores |= {f"bitext: {name}": _bitext(model, *_sentence_pairs(data, name)) for name in BITEXT}
     return scores
 
@@ -75,7 +75,8 @@ def _sts(model: SentenceTransformer, rows: list[dict]) -> float:
     return float(spearmanr((first * second).sum(axis=1), [row["score"] for row in rows]).statistic)
 
 
-def _retrieval(model: SentenceTransformer, folder: Path, split: str) -> float:
+def retrieval_score(model: SentenceTransformer, folder: Path, split: str) -> float:
+    """Give nDCG@10 on a retrieval set, instruction on the queries."""
     corpus, queries = _read(folder / "corpus.jsonl.gz"), _read(folder / "queries.jsonl.gz")[:QUERIES]
     place = {row["_id"]: number for number, row in enumerate(corpus)}
     relevant = {row["query-id"]: place[row["corpus-id"]] for row in _read(folder / f"qrels.{split}.jsonl.gz")}
