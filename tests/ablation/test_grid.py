@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,10 @@ def test_a_file_without_a_mapping_is_told(content: bytes, tmp_path: Path) -> Non
 def test_a_grid_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.yaml.* cannot be read"):
         Grid.load(tmp_path / "none.yaml")
+
+
+def test_the_grid_of_the_document_is_one() -> None:
+    document = Path(__file__).parents[2] / "docs" / "reproduction.md"
+    [block] = re.findall(r"```yaml\n(.*?)```", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+    grid = Grid.model_validate(yaml.safe_load(block))
+    assert [variant.label for variant in grid.variants()] == ["16, 0.02", "16, 0.05", "8, 0.02", "8, 0.05"]
