@@ -47,7 +47,7 @@ def finished(tmp_path: Path) -> Path:
 def test_means_spread_and_differences_with_the_same_seed(finished: Path) -> None:
     table = collect(GRID, finished)
     lines = table.to_markdown().splitlines()
-    assert "| | last | mean |" in lines
+    assert "|  | last | mean |" in lines
     assert "| held-out retrieval, nDCG@10 | 0.300 (0.200 to 0.400) | 0.325 (0.300 to 0.350) |" in lines
     assert "| open STS, mean of 2 sets | 0.400 (0.300 to 0.500) | 0.425 (0.400 to 0.450) |" in lines
     assert "| held-out retrieval, nDCG@10 | +0.025 (-0.050 to +0.100) |" in lines

@@ -77,14 +77,14 @@ def test_a_tiny_script_ends_with_a_table_that_the_document_is_filled_from(tiny_b
     assert "6 of 6 runs" in done.stdout
     (tmp_path / "docs").mkdir()
     document = tmp_path / "docs" / "reproduction.md"
-    document.write_text("before\n<!-- base-model -->\nold\n<!-- end -->\nafter\n", encoding="utf-8")
+    document.write_text("before\n<!-- base-model -->\nwhat stood here\n<!-- end -->\nafter\n", encoding="utf-8")
     for _ in range(2):
         filled = run("report", "--commit", "abc1234", cwd=tmp_path)
         assert filled.returncode == 0, filled.stderr
         text = document.read_text(encoding="utf-8")
         assert text.startswith("before\n<!-- base-model -->\nThe paper")
         assert text.endswith("commit abc1234.\n<!-- end -->\nafter\n")
-        assert "old" not in text
+        assert "what stood here" not in text
         assert "| synthetic + MS MARCO, LLaMA-2 7B as the base (paper) | 76.2 |" in text
     assert (tmp_path / "docs" / "reproduction" / "base-model-tiny.png").is_file()
 
