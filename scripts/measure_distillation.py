@@ -174,12 +174,10 @@ def index_table(reports: dict[tuple[str, str], list[dict]]) -> str:
 
 def open_table(given: argparse.Namespace, teachers: dict[str, str]) -> str:
     """Score teachers and the whole students of the first seed on open sets; scores are kept on disk."""
-    from open_sets import PUBLISHED_PROMPTS
-
-    models: dict[str, tuple[str, dict[str, str]]] = {}
+    models: dict[str, tuple[str, dict[str, str] | None]] = {}
     for student in given.only:
         teacher = student.partition("/")[0]
-        models[teacher] = (teachers[teacher], dict(PUBLISHED_PROMPTS) if teacher == "demo" else NO_PROMPTS)
+        models[teacher] = (teachers[teacher], None if teacher == "demo" else NO_PROMPTS)
         folder = given.output_dir / student.replace("/", "-") / f"whole-{given.seeds[0]}" / "student-release"
         models[student] = (str(folder), NO_PROMPTS)
     scores = {
@@ -191,10 +189,11 @@ def open_table(given: argparse.Namespace, teachers: dict[str, str]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def open_scores(path: Path, model: str, data: Path, prompts: dict[str, str]) -> dict[str, float]:
+def open_scores(path: Path, model: str, data: Path, prompts: dict[str, str] | None) -> dict[str, float]:
     """Score one model, or find its scores."""
-    from open_sets import score_open_sets
     from sentence_transformers import SentenceTransformer
+
+    from st_llm_embed.evaluation.open_sets import score_open_sets
 
     if not path.exists():
         path.write_text(json.dumps(score_open_sets(SentenceTransformer(model), data, prompts)), encoding="utf-8")

@@ -6,20 +6,25 @@ Only the query side carries one; documents are encoded as they are, so an index 
 
 from __future__ import annotations
 
-from st_llm_embed.sections import TaskType
+from st_llm_embed.sections import Instructions, TaskType
 
 INSTRUCTION_TEMPLATE = "Instruct: {instruction}\nQuery: "
 """What stands before a query (paper, section 2.2, equation 1)."""
 
 
 def instruction_prompt(instruction: str) -> str:
-    """Give the prompt that an instruction puts before a query."""
-    return INSTRUCTION_TEMPLATE.format(instruction=instruction)
+    """Give the prompt that an instruction puts before a query; an empty one puts nothing."""
+    return INSTRUCTION_TEMPLATE.format(instruction=instruction) if instruction else ""
 
 
 def format_query(instruction: str, query: str) -> str:
     """Give the text that is encoded for a query under an instruction."""
     return instruction_prompt(instruction) + query
+
+
+def instruction_of(instructions: Instructions, instruction: str, task_type: str) -> str:
+    """Give what a recipe has in place of a row's instruction: itself, the name of its task type, or nothing."""
+    return {"natural": instruction, "task_type": task_type, "none": ""}[instructions]
 
 
 ONE_STEP_INSTRUCTIONS: dict[TaskType, tuple[str, ...]] = {
@@ -66,6 +71,18 @@ PUBLISHED_PROMPTS: dict[str, str] = {
 }
 """Prompts saved with a model: those of ``encode_query`` and ``encode_document``, and two by the task-type keys that
 plain mteb looks up."""
+
+
+def published_prompts(instructions: Instructions) -> dict[str, str]:
+    """Give the prompts saved with a model that was trained with such instructions."""
+    types: dict[str, TaskType] = {"query": "short-long", "STS": "sts", "BitextMining": "bitext"}
+    if instructions == "natural":
+        return dict(PUBLISHED_PROMPTS)
+    return {
+        name: instruction_prompt(instruction_of(instructions, "", types[name])) if name in types else prompt
+        for name, prompt in PUBLISHED_PROMPTS.items()
+    }
+
 
 TRAINING_SET_INSTRUCTIONS: dict[str, tuple[str, ...]] = {
     "eli5": ("Given a question, retrieve the highest voted answers from a forum that explains things simply.",),

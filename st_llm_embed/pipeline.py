@@ -27,7 +27,7 @@ from st_llm_embed.modules import base_path
 from st_llm_embed.publishing.cards import dataset_card
 from st_llm_embed.publishing.release import write_release
 from st_llm_embed.recipe import Recipe
-from st_llm_embed.sections import BASE, SYNTHESIS, Mining, Synthesis
+from st_llm_embed.sections import BASE, SYNTHESIS, Base, Mining, Synthesis
 from st_llm_embed.stage import TRAINING_STAGE, build_stage, file_hash, full_disk_explained, owned_folder
 from st_llm_embed.synthesis.generate import Projection, check_synthesis, estimate, generate
 from st_llm_embed.synthesis.output import write_synthetic_dataset
@@ -369,6 +369,10 @@ def _mining_model(recipe: Recipe, mining: Mining) -> dict[str, Any]:
 def _base_hash(recipe: Recipe) -> dict[str, Any]:
     """Identify base and adapter: by the content of a local folder's files, by name and revision on the Hub."""
     base = recipe.base.model_dump()
+    for key in ("pooling_mode", "instructions"):
+        # They came later, and what was trained without them had their defaults.
+        if base[key] == Base.model_fields[key].default:
+            del base[key]
     for key in ("name_or_path", "adapter"):
         folder = Path(base_path(base[key] or ""))
         if base[key] is not None and folder.is_dir():

@@ -31,6 +31,10 @@ Direction = Literal["query_to_doc", "query_to_query", "doc_to_query", "doc_to_do
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
+PoolingMode = Literal["lasttoken", "mean", "weightedmean"]
+
+Instructions = Literal["natural", "task_type", "none"]
+
 EMBEDDED = "embedded"
 """Value of ``base.name_or_path``, ``data.rows`` and ``synthesis.plan.tasks`` for what ships with the package."""
 
@@ -81,6 +85,14 @@ class Base(Section):
     says rank and modules, so `lora` is null."""
     max_seq_length: int = Field(ge=8)
     """Longest text in tokens, instruction and special tokens included; the rest is cut off before the EOS token."""
+    pooling_mode: PoolingMode = "lasttoken"
+    """What the vector is: the hidden state of the EOS token, or, for comparison (paper, section 5.3), the mean of
+    all tokens' or one whose weights rise with the position. EOS is appended with each; what older versions of
+    sentence-transformers read, and sharing an instruction's computation, is for `lasttoken` alone."""
+    instructions: Instructions = "natural"
+    """What stands before a query in training, in the scores of held-out rows and in the prompts saved with the model:
+    its own instruction; for comparison (paper, section 5.3) the name of its task type in place of it; or nothing.
+    Mining is not concerned, it has `query_prompt`."""
 
 
 class Source(Section):

@@ -6,7 +6,9 @@ from st_llm_embed.instructions import (
     PUBLISHED_PROMPTS,
     TRAINING_SET_INSTRUCTIONS,
     format_query,
+    instruction_of,
     instruction_prompt,
+    published_prompts,
 )
 
 
@@ -36,3 +38,18 @@ def test_the_papers_thirteen_public_sets_have_instructions() -> None:
     for wordings in TRAINING_SET_INSTRUCTIONS.values():
         assert wordings
         assert all(wording == wording.strip() for wording in wordings)
+
+
+def test_without_an_instruction_nothing_stands_before_a_query() -> None:
+    assert format_query("", "q") == "q"
+
+
+def test_saved_prompts_are_what_the_model_was_trained_with() -> None:
+    assert published_prompts("natural") == PUBLISHED_PROMPTS
+    assert set(published_prompts("none").values()) == {""}
+    assert published_prompts("none").keys() == PUBLISHED_PROMPTS.keys()
+    task_type = published_prompts("task_type")
+    assert task_type["query"] == instruction_prompt(instruction_of("task_type", "Find it", "short-long"))
+    assert task_type["STS"] == "Instruct: sts\nQuery: "
+    assert task_type["BitextMining"] == "Instruct: bitext\nQuery: "
+    assert task_type["document"] == ""

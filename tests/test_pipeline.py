@@ -173,3 +173,40 @@ def test_a_stage_that_died_is_done_again_and_nothing_else(
     after = written(out)
     assert {name for name in after if after[name] != before.get(name)} == {"release"}
     assert not (out / "release" / "half").exists()
+
+
+def test_a_run_without_the_keys_of_comparisons_has_the_fingerprint_it_had_before_they_came(
+    tiny_recipe: Path, tmp_path: Path
+) -> None:
+    run_pipeline(Recipe.load(str(tiny_recipe)), tmp_path / "out")
+    manifest = json.loads((tmp_path / "out" / "manifests" / "training.json").read_text(encoding="utf-8"))
+    assert not {"pooling_mode", "instructions"} & manifest["inputs"]["base"].keys()
+
+
+@pytest.mark.parametrize(
+    ("override", "prompt", "told"),
+    [
+        ("base.instructions=none", "", "trained without instructions"),
+        ("base.instructions=task_type", "Instruct: short-long\nQuery: ", "names of task types as instructions"),
+        ("base.pooling_mode=mean", None, "the mean of the hidden states of all tokens"),
+    ],
+)
+def test_what_is_compared_is_trained_scored_saved_and_said_on_the_card(
+    override: str, prompt: str | None, told: str, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    report = run_pipeline(Recipe.load(str(tiny_recipe), ["training.max_steps=2", override]), out)
+    other = run_pipeline(Recipe.load(str(tiny_recipe), ["training.max_steps=2"]), tmp_path / "other")
+    assert report["after"] != other["after"]
+    assert report["training"]["last_loss"] != other["training"]["last_loss"]
+    released = SentenceTransformer(str(out / "release"), device="cpu")
+    if prompt is not None:
+        assert released.prompts["query"] == prompt
+        assert not any("Given" in one for one in released.prompts.values())
+    else:
+        assert next(module for module in released if hasattr(module, "pooling_mode")).pooling_mode == "mean"
+    card = (out / "release" / "README.md").read_text(encoding="utf-8")
+    assert told in card
+    assert ("Given a claim" in card) == (prompt is None)
+    run_pipeline(Recipe.load(str(tiny_recipe), ["training.max_steps=2"]), out)
+    assert len(list(out.glob("training.*/model"))) == 1, "the key is an input of the training"

@@ -7,6 +7,7 @@ import sys
 import typer
 
 from st_llm_embed.cli import (
+    ablation,
     distillation,
     doctor,
     encoding,
@@ -37,6 +38,7 @@ for commands in (
     publish.app,
     encoding.app,
     distillation.app,
+    ablation.app,
 ):
     app.add_typer(commands)
 

@@ -18,7 +18,7 @@ app = typer.Typer(help="List, show and copy the shipped recipes.", no_args_is_he
 def list_recipes() -> None:
     """Print the name of each shipped recipe and what it makes."""
     for name in shipped_recipes():
-        typer.echo(f"{name:20} {Recipe.load(name).description}")
+        typer.echo(f"{name:22} {Recipe.load(name).description}")
 
 
 @app.command("show")

@@ -119,6 +119,9 @@ def plan(
     device_memory: Annotated[
         float | None, typer.Option(metavar="GIB", help="Memory of one; find the largest mini-batch that fits.")
     ] = None,
+    usd_per_hour: Annotated[
+        float | None, typer.Option(metavar="USD", min=0, help="Price of an hour of one device; print what it costs.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print what training a recipe takes: steps, tokens, negatives, operations, memory. Writes nothing."""
@@ -137,10 +140,10 @@ def plan(
     if as_json:
         typer.echo(json.dumps(planned.to_dict(), indent=2))
     else:
-        _print_plan(planned)
+        _print_plan(planned, usd_per_hour)
 
 
-def _print_plan(plan: Plan) -> None:
+def _print_plan(plan: Plan, usd_per_hour: float | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -166,9 +169,14 @@ def _print_plan(plan: Plan) -> None:
     table.add_row("parameters", f"{plan.decoder.parameters:,}, {plan.decoder.trainable:,} trained")
     table.add_row("operations", f"{operations.total:.3g} a step, {operations.total * steps:.3g} in all")
     table.add_row("  computed a second time", f"{operations.again / operations.total:.0%} of them")
-    table.add_row("hours, all devices together", f"{hours(operations.total * steps):,.2f} at 100 TFLOP/s sustained")
+    spent = hours(operations.total * steps)
+    table.add_row("hours, all devices together", f"{spent:,.2f} at 100 TFLOP/s sustained")
+    if usd_per_hour is not None:
+        table.add_row("cost", f"{spent * usd_per_hour:,.2f} USD at {usd_per_hour:g} for an hour of one device")
     for name in ("weights", "gradients", "optimizer", "embeddings", "activations", "scores"):
         table.add_row(f"memory: {name}", f"{getattr(memory, name) / GIB:,.2f} GiB")
+    table.add_row("disk: checkpoints, model, release", f"{plan.disk / GIB:,.2f} GiB")
+    table.add_row("first step without weights", f"{plan.rehearsed:,} tensors moved")
     table.add_row("memory of one device", f"{memory.total / GIB:,.2f} GiB")
     console.print(table)
     for note in plan.notes:

@@ -3,7 +3,7 @@
 from st_llm_embed.evaluation.benchmark.saved_prompts import mteb_prompts
 from st_llm_embed.evaluation.during_training import HeldOutEvaluator, check_best_score, held_out_evaluator
 from st_llm_embed.evaluation.held_out import HeldOut, Scores, evaluate_held_out, load_held_out
-from st_llm_embed.evaluation.report import headline_rows, write_report
+from st_llm_embed.evaluation.report import headline_rows, markdown_table, write_report
 
 __all__ = [
     "HeldOut",
@@ -14,6 +14,7 @@ __all__ = [
     "headline_rows",
     "held_out_evaluator",
     "load_held_out",
+    "markdown_table",
     "mteb_prompts",
     "write_report",
 ]

@@ -65,7 +65,7 @@ def held_out_evaluator(recipe: Recipe, dataset_dir: Path) -> HeldOutEvaluator | 
     """
     if training_arguments(recipe, Path()).eval_strategy == IntervalStrategy.NO:
         return None
-    rows = load_held_out(dataset_dir)
+    rows = load_held_out(dataset_dir, recipe.base.instructions)
     check_best_score(recipe, set(rows.task_type[(rows.task_type != "sts") | (rows.negative >= 0)]))
     tasks: dict[str, TaskScore] = {}
     if recipe.evaluation.tasks:

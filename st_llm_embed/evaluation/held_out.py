@@ -15,8 +15,8 @@ from sentence_transformers import SentenceTransformer
 
 from st_llm_embed.data import load_split, negative_columns
 from st_llm_embed.errors import InputError
-from st_llm_embed.instructions import format_query
-from st_llm_embed.sections import TASK_TYPES
+from st_llm_embed.instructions import format_query, instruction_of
+from st_llm_embed.sections import TASK_TYPES, Instructions
 
 QUERIES_AT_ONCE = 512
 """Rows of the similarity matrix in memory at a time."""
@@ -56,15 +56,18 @@ class Scores(NamedTuple):
     where there is one document alone."""
 
 
-def load_held_out(dataset_dir: Path) -> HeldOut:
-    """Load the validation rows of a written dataset."""
+def load_held_out(dataset_dir: Path, instructions: Instructions = "natural") -> HeldOut:
+    """Load the validation rows of a written dataset, each query under what `instructions` has for it."""
     rows = [row for dataset in load_split(dataset_dir, "validation").values() for row in dataset]
     negatives = [next((row[name] for name in negative_columns(row)), None) for row in rows]
     texts = [row["positive"] for row in rows] + [text for text in negatives if text is not None]
     documents = list(dict.fromkeys(texts))
     index = {text: position for position, text in enumerate(documents)}
     return HeldOut(
-        queries=[format_query(row["instruction"], row["anchor"]) for row in rows],
+        queries=[
+            format_query(instruction_of(instructions, row["instruction"], row["task_type"]), row["anchor"])
+            for row in rows
+        ],
         anchors=[row["anchor"] for row in rows],
         instructions=[row["instruction"] for row in rows],
         documents=documents,

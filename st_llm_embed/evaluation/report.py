@@ -31,7 +31,7 @@ HEADLINES = {
 
 def write_report(recipe: Recipe, dataset_dir: Path, training_dir: Path, output_dir: Path) -> None:
     """Score the base and the trained model on the held-out rows and write the report into `output_dir`."""
-    rows = load_held_out(dataset_dir)
+    rows = load_held_out(dataset_dir, recipe.base.instructions)
     before = evaluate_held_out(untrained_embedder(recipe), rows, batch_size=recipe.evaluation.batch_size)
     trained = LLMSentenceTransformer(str(training_dir / "model"))
     after = evaluate_held_out(trained, rows, batch_size=recipe.evaluation.batch_size)

@@ -23,7 +23,7 @@ from st_llm_embed.modules.eos import check_eos, end_token_id
 from st_llm_embed.modules.pooling import LastTokenPooling
 from st_llm_embed.modules.portable import make_portable
 from st_llm_embed.modules.transformer import DecoderTransformer
-from st_llm_embed.sections import Dtype
+from st_llm_embed.sections import Dtype, PoolingMode
 
 Attention = Literal["causal", "bidirectional"]
 
@@ -84,6 +84,7 @@ class LLMSentenceTransformer(SentenceTransformer):
         dtype: Dtype = "float32",
         quantization_config: QuantizationConfigMixin | None = None,
         attention: Attention = "causal",
+        pooling_mode: PoolingMode = "lasttoken",
         split_special_tokens: bool = False,
         device: str | None = None,
     ) -> Self:
@@ -97,6 +98,7 @@ class LLMSentenceTransformer(SentenceTransformer):
             dtype: data type of the weights.
             quantization_config: transformers' own, for weights that are quantized as they are loaded.
             attention: whether a token sees those to its right.
+            pooling_mode: what is made a text's vector; means are for comparison with the last token.
             split_special_tokens: keep a literal ``</s>`` in a text from becoming the EOS token.
             device: where the model is put; None for the best there is.
 
@@ -105,9 +107,14 @@ class LLMSentenceTransformer(SentenceTransformer):
 
         Raises:
             InputError: there is no such base, it is no decoder, it cannot be made to end texts with EOS, or it cannot
-                have this length, dtype or attention.
+                have this length, dtype, attention or pooling.
         """
-        for name, value, allowed in (("dtype", dtype, Dtype), ("attention", attention, Attention)):
+        choices = (
+            ("dtype", dtype, Dtype),
+            ("attention", attention, Attention),
+            ("pooling_mode", pooling_mode, PoolingMode),
+        )
+        for name, value, allowed in choices:
             if value not in get_args(allowed):
                 raise InputError(f"{name} is {value!r}; allowed are {', '.join(map(repr, get_args(allowed)))}.")
         tokenizer = load_tokenizer(name_or_path, revision=revision, max_seq_length=max_seq_length)
@@ -141,7 +148,7 @@ class LLMSentenceTransformer(SentenceTransformer):
             )
         transformer.max_seq_length = max_seq_length
         transformer.config.pad_token_id = tokenizer.pad_token_id
-        pooling = LastTokenPooling(transformer.get_embedding_dimension(), pooling_mode="lasttoken")
+        pooling = LastTokenPooling(transformer.get_embedding_dimension(), pooling_mode=pooling_mode)
         model = cls(modules=[transformer, pooling, Normalize()], device=device, prompts=dict(PUBLISHED_PROMPTS))
         check_eos(model)
         return model

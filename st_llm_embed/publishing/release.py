@@ -51,7 +51,8 @@ def write_release(
         RuntimeError: the released folder, loaded anew, gives other vectors.
     """
     trained = LLMSentenceTransformer(str(training_dir / "model"))
-    trained.prompts |= mteb_prompts()
+    if recipe.base.instructions == "natural":
+        trained.prompts |= mteb_prompts()
     trained.save_pretrained(str(output_dir), create_model_card=False)
     released = SentenceTransformer(str(output_dir))
     check_eos(released)

@@ -193,6 +193,20 @@ def embedding_bytes(hidden_size: int, texts: int, texts_of_all: int, element_siz
     return hidden_size * (3 * element_size * texts + 4 * 4 * texts_of_all)
 
 
+def disk_bytes(decoder: Decoder, optimizer: str, *, model_bytes: int, checkpoints: int) -> float:
+    """Give the bytes that a run leaves on disk, rows and logs not counted.
+
+    Args:
+        decoder: what is trained.
+        optimizer: its name in transformers.
+        model_bytes: of all weights in the type they are saved in; the trained model and the release have them.
+        checkpoints: how many are kept, each with the trained weights and the optimizer's states.
+    """
+    trained = decoder.trainable_bytes
+    adapter = trained if decoder.trainable < decoder.parameters else 0
+    return 2 * model_bytes + adapter + checkpoints * (trained + state_bytes(decoder, optimizer))
+
+
 def step_peak(model: PreTrainedModel, texts: int, width: int, *, autocast: torch.dtype | None = None) -> int:
     """Give the bytes that one pass forward and back holds at its height, beside weights and their gradients.
 
@@ -206,7 +220,7 @@ def step_peak(model: PreTrainedModel, texts: int, width: int, *, autocast: torch
         autocast: the type that matrices are multiplied in, if it is not the weights'.
     """
     with FakeTensorMode(allow_non_fake_inputs=True), torch.autocast("cpu", autocast, enabled=autocast is not None):
-        _without_content(model)
+        without_content(model)
         weights = [*model.parameters(), *model.buffers()]
         for weight in model.parameters():
             weight.grad = torch.empty_like(weight) if weight.requires_grad else None
@@ -251,7 +265,7 @@ class _Allocations(TorchDispatchMode):
         self.now -= size
 
 
-def _without_content(model: PreTrainedModel) -> None:
+def without_content(model: PreTrainedModel) -> None:
     """Put tensors without content, which pass for a CPU's, into the place of a model's own."""
     for module in model.modules():
         for name, weight in list(module.named_parameters(recurse=False)):

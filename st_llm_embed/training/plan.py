@@ -18,6 +18,7 @@ import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.training_args import MultiDatasetBatchSamplers
 from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.trainer_utils import SaveStrategy
 
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.modules import base_path, load_tokenizer
@@ -31,6 +32,7 @@ from st_llm_embed.training.cost import (
     Flops,
     Memory,
     Tokens,
+    disk_bytes,
     embedding_bytes,
     flops,
     state_bytes,
@@ -39,6 +41,7 @@ from st_llm_embed.training.cost import (
 from st_llm_embed.training.loss import SCORED_ROWS
 from st_llm_embed.training.mini_batches import cut
 from st_llm_embed.training.planned_rows import PlannedRows, planned_set
+from st_llm_embed.training.rehearsal import rehearse_first_step
 from st_llm_embed.training.untrained import BASE_ADVICE
 
 GIB = 2**30
@@ -85,6 +88,10 @@ class Plan:
     sharded: bool
     device_memory: float | None
     """Bytes; None where it was not said."""
+    disk: float
+    """Bytes of checkpoints, model and release."""
+    rehearsed: int
+    """Weights and biases that the first step moves, gone through on tensors without content."""
     largest_mini_batch: int | None
     """The largest power of two for loss.mini_batch_num_tokens that fits the device; None where it was not asked."""
     notes: list[str]
@@ -155,6 +162,9 @@ def plan_training(
     columns = max(part.columns for part in rows.configurations)
     device = _Device(recipe, model, decoder, str(arguments.optim), batch, columns, devices, sharded)
     memory = device.memory(recipe.loss.mini_batch_num_tokens)
+    checkpoints = 0 if arguments.save_strategy == SaveStrategy.NO else arguments.save_total_limit
+    if checkpoints is None:
+        checkpoints = math.ceil(steps / arguments.save_steps) if arguments.save_steps >= 1 else steps
     available = None if device_memory is None else device_memory * GIB
     return Plan(
         recipe=recipe.name,
@@ -178,6 +188,13 @@ def plan_training(
         memory=memory,
         sharded=sharded,
         device_memory=available,
+        disk=disk_bytes(
+            decoder,
+            str(arguments.optim),
+            model_bytes=decoder.parameters * model.dtype.itemsize,
+            checkpoints=checkpoints,
+        ),
+        rehearsed=rehearse_first_step(model, recipe, arguments),
         largest_mini_batch=None if available is None else device.largest_mini_batch(memory, available),
         notes=rows.notes,
     )

@@ -15,9 +15,9 @@ from st_llm_embed.data import load_split, read_rows, rows_file, split_of
 from st_llm_embed.data.dataset import config_of, negative_columns
 from st_llm_embed.data.rows import Row, embedded_rows
 from st_llm_embed.data.sources import read_source
-from st_llm_embed.instructions import format_query
+from st_llm_embed.instructions import format_query, instruction_of
 from st_llm_embed.recipe import Recipe
-from st_llm_embed.sections import SYNTHESIS
+from st_llm_embed.sections import SYNTHESIS, Instructions
 
 SAMPLED_ROWS = 2_000
 """Rows whose texts are counted in tokens, of all configurations together."""
@@ -58,7 +58,7 @@ def planned_set(recipe: Recipe, output_dir: Path, tokenizer: PreTrainedTokenizer
     """
     texts: dict[str, _Texts] = {}
     notes: list[str] = []
-    dataset = _dataset(output_dir / "dataset")
+    dataset = _dataset(output_dir / "dataset", recipe.base.instructions)
     if dataset:
         texts |= dataset
         notes.append(f"Rows are those of {output_dir / 'dataset'}.")
@@ -70,7 +70,8 @@ def planned_set(recipe: Recipe, output_dir: Path, tokenizer: PreTrainedTokenizer
         )
     else:
         rows = read_rows(rows_file(recipe.data.rows))
-        texts |= _of_rows(row for row in rows if split_of(row, recipe.data.validation_fraction) == "train")
+        trained_on = (row for row in rows if split_of(row, recipe.data.validation_fraction) == "train")
+        texts |= _of_rows(trained_on, recipe.base.instructions)
     if recipe.data.mining is not None and not dataset:
         for part in texts.values():
             part.add_negatives(recipe.data.mining.num_negatives)
@@ -121,26 +122,28 @@ class _Texts:
         return [[next(counts) for _ in row] for row in some]
 
 
-def _of_rows(rows: Iterable[Row]) -> dict[str, _Texts]:
+def _of_rows(rows: Iterable[Row], instructions: Instructions) -> dict[str, _Texts]:
     parts: dict[str, _Texts] = {}
     for row in rows:
-        parts.setdefault(config_of(row), _Texts()).add(_texts_of(row))
+        parts.setdefault(config_of(row), _Texts()).add(_texts_of(row, instructions))
     return parts
 
 
-def _texts_of(row: Row) -> list[str]:
+def _texts_of(row: Row, instructions: Instructions) -> list[str]:
     negatives = [] if row.negative is None else [row.negative]
-    return [format_query(row.instruction, row.anchor), row.positive, *negatives]
+    instruction = instruction_of(instructions, row.instruction, row.task_type)
+    return [format_query(instruction, row.anchor), row.positive, *negatives]
 
 
-def _dataset(folder: Path) -> dict[str, _Texts]:
+def _dataset(folder: Path, instructions: Instructions) -> dict[str, _Texts]:
     """Take the training rows that a run has written."""
     parts = {}
     for name, dataset in load_split(folder, "train").items():
         texts = _Texts()
         columns = ["positive", *negative_columns(dataset.column_names)]
         for row in _records(dataset):
-            texts.add([format_query(row["instruction"], row["anchor"]), *(row[column] for column in columns)])
+            instruction = instruction_of(instructions, row["instruction"], row["task_type"])
+            texts.add([format_query(instruction, row["anchor"]), *(row[column] for column in columns)])
         parts[name] = texts
     return parts
 
@@ -154,7 +157,7 @@ def _synthesized(recipe: Recipe) -> dict[str, _Texts]:
     """Take the package's sample for rows that nobody has asked for, in the plan's shares of task types."""
     assert recipe.synthesis is not None  # noqa: S101 - the recipe's own check
     plan = recipe.synthesis.plan
-    parts = _of_rows(read_rows(embedded_rows()))
+    parts = _of_rows(read_rows(embedded_rows()), recipe.base.instructions)
     shares = {name: float(plan.task_types.get(name, 0)) for name in parts}
     if not any(shares.values()):
         shares = {name: float(part.rows) for name, part in parts.items()}
@@ -166,7 +169,7 @@ def _synthesized(recipe: Recipe) -> dict[str, _Texts]:
 
 def _sources(recipe: Recipe, output_dir: Path, notes: list[str]) -> dict[str, _Texts]:
     """Take the sources that a run has written, or that are files; those of the Hub are not downloaded for a plan."""
-    written = _dataset(output_dir / "sources")
+    written = _dataset(output_dir / "sources", recipe.base.instructions)
     if written:
         return written
     parts: dict[str, _Texts] = {}
@@ -177,7 +180,8 @@ def _sources(recipe: Recipe, output_dir: Path, notes: list[str]) -> dict[str, _T
             continue
         for row in read_source(name, source):
             lacks = row.negative is None and "negative" in source.columns
-            parts.setdefault(f"{name}-pairs" if lacks else name, _Texts()).add(_texts_of(row))
+            texts = _texts_of(row, recipe.base.instructions)
+            parts.setdefault(f"{name}-pairs" if lacks else name, _Texts()).add(texts)
     if unknown:
         notes.append(
             f"{', '.join(unknown)} of data.sources are on the Hub and not read yet, so their rows are not counted: "

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 from transformers.trainer_utils import IntervalStrategy
@@ -16,8 +16,10 @@ from transformers.trainer_utils import IntervalStrategy
 from st_llm_embed.data import is_text_column, load_split, to_training
 from st_llm_embed.data.dataset import negative_columns
 from st_llm_embed.errors import InputError
+from st_llm_embed.instructions import instruction_of
 from st_llm_embed.modules import DecoderTransformer, LLMSentenceTransformer
 from st_llm_embed.recipe import Recipe
+from st_llm_embed.sections import Instructions
 from st_llm_embed.training.adapter import merge_adapter, prepare_adapter, save_adapter
 from st_llm_embed.training.arguments import training_arguments
 from st_llm_embed.training.batches import TaskBatchSampler, TellEpoch
@@ -56,7 +58,7 @@ def train(
     Raises:
         InputError: a row lacks a text, rows cannot fill a batch, or the trained model is not in order.
     """
-    rows = training_set(dataset_dirs, configurations)
+    rows = training_set(dataset_dirs, configurations, recipe.base.instructions)
     if not hard_negatives:
         rows = DatasetDict(
             {name: part.remove_columns(negative_columns(part.column_names)) for name, part in rows.items()}
@@ -100,20 +102,37 @@ def _state_dimensions(model: LLMSentenceTransformer, dimensions: Sequence[int]) 
         del config.matryoshka_dimensions
 
 
-def training_set(folders: Iterable[Path], configurations: Collection[str] | None = None) -> DatasetDict:
+def training_set(
+    folders: Iterable[Path], configurations: Collection[str] | None = None, instructions: Instructions = "natural"
+) -> DatasetDict:
     """Load the training rows of datasets by configuration, all or some, checked.
+
+    Args:
+        folders: of the datasets.
+        configurations: those to load; None for all.
+        instructions: what the column `instruction` gets.
 
     Raises:
         InputError: a row lacks a text.
     """
     return DatasetDict(
         {
-            name: to_training(rows)
+            name: _instructed(to_training(rows), rows, instructions)
             for folder in folders
             for name, rows in load_split(folder, "train").items()
             if configurations is None or name in configurations
         }
     )
+
+
+def _instructed(texts: Dataset, rows: Dataset, instructions: Instructions) -> Dataset:
+    if instructions == "natural":
+        return texts
+    own = [
+        instruction_of(instructions, instruction, task_type)
+        for instruction, task_type in zip(rows["instruction"], rows["task_type"], strict=True)
+    ]
+    return texts.remove_columns("instruction").add_column("instruction", own)
 
 
 def build_trainer(

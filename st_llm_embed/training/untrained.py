@@ -10,6 +10,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import BitsAndBytesConfig, set_seed
 
 from st_llm_embed.errors import InputError, explained
+from st_llm_embed.instructions import published_prompts
 from st_llm_embed.modules import LLMSentenceTransformer, base_path
 from st_llm_embed.recipe import Recipe
 from st_llm_embed.sections import EMBEDDED, Dtype
@@ -52,14 +53,17 @@ def base_embedder(
     """
     set_seed(recipe.seed)
     with explained(f"The base model {recipe.base.name_or_path!r} cannot be loaded", BASE_ADVICE):
-        return LLMSentenceTransformer.from_base(
+        model = LLMSentenceTransformer.from_base(
             recipe.base.name_or_path,
             max_seq_length=recipe.base.max_seq_length,
             revision=recipe.base.revision,
             random_init=recipe.base.random_init,
             dtype=dtype or recipe.base.dtype,
             quantization_config=quantization_config,
+            pooling_mode=recipe.base.pooling_mode,
         )
+    model.prompts.update(published_prompts(recipe.base.instructions))
+    return model
 
 
 def quantization_config(recipe: Recipe) -> BitsAndBytesConfig | None:

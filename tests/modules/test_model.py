@@ -28,6 +28,31 @@ def test_vectors_are_the_hidden_state_of_the_last_token(tiny_base: Path, tmp_pat
         np.testing.assert_allclose(vector, (last / last.norm()).numpy(), atol=1e-6)
 
 
+@pytest.mark.parametrize("pooling_mode", ["mean", "weightedmean"])
+def test_a_mean_is_over_all_tokens_with_eos_and_is_saved(pooling_mode: str, tiny_base: Path, tmp_path: Path) -> None:
+    """Against transformers alone; the weights of a weighted mean are the positions, from 1 (arXiv 2202.08904)."""
+    model = LLMSentenceTransformer.from_base(
+        str(tiny_base), max_seq_length=32, pooling_mode=pooling_mode, device="cpu"
+    )
+    model.save_pretrained(str(tmp_path))
+    tokenizer, backbone = AutoTokenizer.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)
+    vectors = model.encode(TEXTS)
+    for text, vector in zip(TEXTS, vectors, strict=True):
+        ids = tokenizer(text, truncation=True, max_length=32, return_tensors="pt")
+        assert ids["input_ids"][0, -1] == tokenizer.eos_token_id
+        with torch.no_grad():
+            hidden = backbone(**ids).last_hidden_state[0]
+        weights = torch.ones(len(hidden)) if pooling_mode == "mean" else torch.arange(1, len(hidden) + 1)
+        mean = (weights[:, None] * hidden).sum(dim=0) / weights.sum()
+        np.testing.assert_allclose(vector, (mean / mean.norm()).numpy(), atol=1e-6)
+    for loaded in (
+        SentenceTransformer(str(tmp_path), device="cpu"),
+        LLMSentenceTransformer(str(tmp_path), device="cpu"),
+    ):
+        np.testing.assert_array_equal(loaded.encode(TEXTS), vectors)
+        assert loaded.max_seq_length == 32
+
+
 @pytest.mark.parametrize("name", ["tiny", "embedded"])
 def test_a_saved_model_gives_the_same_vectors(name: str, tiny_base: Path, tmp_path: Path) -> None:
     model = LLMSentenceTransformer.from_base(
@@ -91,7 +116,7 @@ def test_stock_modules_are_refused(tiny_base: Path) -> None:
     np.testing.assert_array_equal(again.encode(TEXTS), ours.encode(TEXTS))
 
 
-@pytest.mark.parametrize("option", [{"attention": "both"}, {"dtype": "foo"}])
+@pytest.mark.parametrize("option", [{"attention": "both"}, {"dtype": "foo"}, {"pooling_mode": "cls"}])
 def test_unknown_options_of_from_base_are_refused(option: dict[str, str], tiny_base: Path) -> None:
     [(name, value)] = option.items()
     with pytest.raises(InputError, match=f"{name} is '{value}'; allowed are '"):

@@ -146,3 +146,39 @@ def test_what_cannot_be_planned_is_one_message(
     assert outcome.err.startswith("Error: ")
     assert told in outcome.err
     assert len(outcome.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "moved"),
+    [
+        ([], 2 * 7 * 32),
+        (["lora=null", "base.pooling_mode=mean"], 32 * 9 + 2),
+    ],
+)
+def test_a_base_of_seven_billion_goes_through_its_first_step_without_weights(
+    overrides: list[str], moved: int, tiny_base: Path, tmp_path: Path
+) -> None:
+    """The shape of Mistral-7B with a small tokenizer; no weight of it is ever there."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_base / name, tmp_path / name)
+    MistralConfig(sliding_window=4096, max_position_embeddings=32768).save_pretrained(tmp_path)
+    small_data = ["data.rows=embedded", "synthesis=null", "data.sources={}", "data.mining=null"]
+    small_data.append("training.per_device_train_batch_size=128")
+    recipe = Recipe.load("e5-mistral-7b", [*small_data, f"base.name_or_path={tmp_path}", *overrides])
+    plan = plan_training(recipe, tmp_path / "out", devices=8, sharded=True)
+    assert plan.decoder.parameters - (plan.decoder.trainable if recipe.lora else 0) == 7_110_660_096
+    assert plan.rehearsed == moved
+    weights = plan.decoder.parameters * 2
+    if recipe.lora is None:
+        # Two checkpoints of weights and two states each, the model and the release.
+        assert plan.disk == 2 * 3 * weights + 2 * weights
+    else:
+        assert 2 * weights < plan.disk < 2.1 * weights
+
+
+def test_a_price_gives_a_cost(run_cli: RunCli, tiny_recipe: Path, tmp_path: Path) -> None:
+    planned = run_cli("plan", tiny_recipe, "--output-dir", tmp_path / "out", "--usd-per-hour", "3")
+    assert planned.code == 0, planned.err
+    assert "USD at 3 for an hour of one device" in planned.out
+    assert "disk: checkpoints, model, release" in planned.out
+    assert "cost" not in run_cli("plan", tiny_recipe, "--output-dir", tmp_path / "out").out

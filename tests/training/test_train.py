@@ -18,8 +18,9 @@ from transformers import Trainer
 
 from st_llm_embed import InputError, Recipe
 from st_llm_embed.data import read_rows, write_dataset
+from st_llm_embed.sections import Instructions
 from st_llm_embed.training import load_adapter, train, training_arguments, training_set, untrained_embedder
-from st_llm_embed.training.train import last_complete_checkpoint
+from st_llm_embed.training.train import build_trainer, last_complete_checkpoint
 from st_llm_embed.training.trainer import EmbedderTrainer
 
 TEXTS = ["a question", "Instruct: x\nQuery: y", ""]
@@ -98,6 +99,25 @@ def test_a_batch_holds_one_task_type(dataset: Path) -> None:
     triplet = ["anchor", "positive", "negative", "instruction"]
     pair = ["anchor", "positive", "instruction"]
     assert columns == {"bitext": triplet, "short-long": triplet, "short-short": pair, "sts": triplet}
+
+
+@pytest.mark.parametrize("instructions", ["natural", "task_type", "none"])
+def test_a_batch_is_tokenized_under_what_the_recipe_has_for_instructions(
+    instructions: Instructions, tiny_recipe: Path, dataset: Path, tmp_path: Path
+) -> None:
+    recipe = Recipe.load(str(tiny_recipe), [f"base.instructions={instructions}"])
+    model = untrained_embedder(recipe)
+    rows = training_set([dataset], instructions=instructions)
+    trainer = build_trainer(recipe, model, rows, training_arguments(recipe, tmp_path / "checkpoints"))
+    batch = next(iter(trainer.get_train_dataloader()))
+    texts = model.tokenizer.batch_decode(batch["anchor_input_ids"], skip_special_tokens=True)
+    begins = {
+        "natural": ("Instruct: ",),
+        "task_type": tuple(f"Instruct: {name}\nQuery: question " for name in rows),
+        "none": ("question ",),
+    }[instructions]
+    assert texts
+    assert all(text.lstrip().startswith(begins) for text in texts), texts
 
 
 def test_the_trainer_saves_through_the_method_that_one_process_alone_may_run() -> None:

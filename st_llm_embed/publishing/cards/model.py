@@ -60,6 +60,8 @@ def model_card(recipe: Recipe, model_dir: Path, dataset_dir: Path, evaluation_di
         description=recipe.description,
         model=read_saved_model(model_dir),
         base_model=base_model,
+        instructions=recipe.base.instructions,
+        pooling_mode=recipe.base.pooling_mode,
         rows=f"{sum(len(dataset) for dataset in training_rows.values()):,}",
         task_types=", ".join(training_rows),
         generators=", ".join(generators),

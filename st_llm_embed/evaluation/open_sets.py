@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 
-from st_llm_embed.instructions import PUBLISHED_PROMPTS
+from st_llm_embed.errors import InputError
 
 STS = ("stsb_multi_mt/en/test", "sts16/test_not_in_stsb", "korsts/test")
 RETRIEVAL = {"xquad/en": "validation", "xquad/zh": "validation", "jaquad": "validation", "cosqa_dev": "dev"}
@@ -33,29 +33,65 @@ QUERIES = 1_000
 
 
 def score_open_sets(
-    model: SentenceTransformer, data: Path, prompts: Mapping[str, str] = PUBLISHED_PROMPTS
+    model: SentenceTransformer, data: Path, prompts: Mapping[str, str] | None = None
 ) -> dict[str, float]:
     """Score a model.
 
     Args:
         model: any sentence-transformers model.
         data: the folder of the sets.
-        prompts: what stands before a query, a document, and the texts of STS and BitextMining.
+        prompts: what stands before a query, a document, and the texts of STS and BitextMining, by these names; those
+            saved with the model if not given.
 
     Returns:
         By `<task type>: <set>`, in 0..1: the Spearman correlation for STS, instruction on both sides; nDCG@10 for
         retrieval, instruction on the queries; accuracy for bitext into English, instruction on both sides.
+
+    Raises:
+        InputError: a set is not there.
     """
-
-    def encode(texts: list[str], prompt: str) -> NDArray[np.float32]:
-        # An asymmetric pair of models has a side for documents.
-        side = model.encode_document if prompt == "document" else model.encode_query
-        return side(texts, prompt=prompts[prompt], batch_size=64, normalize_embeddings=True)
-
+    check_open_sets(data)
+    encode = _encoder(model, prompts)
     scores = {f"STS: {name}": _sts(encode, _read(data / f"{name}.jsonl.gz")) for name in STS}
     scores |= {f"retrieval: {name}": _retrieval(encode, data / name, split) for name, split in RETRIEVAL.items()}
     scores |= {f"bitext: {name}": _bitext(encode, *_sentence_pairs(data, name)) for name in BITEXT}
     return scores
+
+
+def retrieval_score(model: SentenceTransformer, folder: Path, split: str) -> float:
+    """Give nDCG@10 on one retrieval set, instruction on the queries."""
+    return _retrieval(_encoder(model, None), folder, split)
+
+
+def check_open_sets(data: Path) -> None:
+    """Check that every set is there.
+
+    Raises:
+        InputError: one is not.
+    """
+    files = [f"{name}.jsonl.gz" for name in (*STS, *BITEXT, "ntrex/eng")]
+    files += [
+        f"{name}/{part}.jsonl.gz"
+        for name, split in RETRIEVAL.items()
+        for part in ("corpus", "queries", f"qrels.{split}")
+    ]
+    if missing := [name for name in files if not (data / name).is_file()]:
+        raise InputError(
+            f"The folder of open evaluation sets {data} lacks {', '.join(missing)}. Put them there "
+            "(st_llm_embed/evaluation/open_sets.py says how they are written), or leave the folder out: the held-out "
+            "rows are scored in any case."
+        )
+
+
+def _encoder(model: SentenceTransformer, prompts: Mapping[str, str] | None) -> Encode:
+    known = model.prompts if prompts is None else prompts
+
+    def encode(texts: list[str], prompt: str) -> NDArray[np.float32]:
+        # An asymmetric pair of models has a side for documents.
+        side = model.encode_document if prompt == "document" else model.encode_query
+        return side(texts, prompt=known[prompt] or "", batch_size=64, normalize_embeddings=True)
+
+    return encode
 
 
 def _sts(encode: Encode, rows: list[dict]) -> float:

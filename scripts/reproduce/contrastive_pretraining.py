@@ -1,0 +1,43 @@
+"""Table 7: is contrastive pre-training needed? A pretrained or fresh base, with or without such a stage before.
+
+    python scripts/training_pairs.py --to data
+    python scripts/reproduce/contrastive_pretraining.py [--scale tiny|small|full] [--pairs data] [--open-sets FOLDER]
+
+The paper's pre-training is that of mE5 on about a billion pairs. Here the stage takes as many steps as the training
+after it, on the public pairs of the recipe demo-real with the negatives of the batch alone; where they have not been
+downloaded, on the rows themselves without their hard negatives, which is less of a test. full takes MS MARCO for the
+stage. Those that skip the stage have half of the steps. Runs: tiny 12, small 12, full 4; docs/reproduction.md says
+what each takes.
+"""
+
+from __future__ import annotations
+
+from scales import PAIRS, SCALES, TASK_TYPES, ablate, arguments, pairs_are_there, sources, stages
+
+TRAINING = {"name": "training", "configurations": TASK_TYPES}
+
+
+if __name__ == "__main__":
+    given = arguments(__doc__)
+    scale, pretraining_on = SCALES[given.scale], TASK_TYPES
+    if given.scale == "full":
+        pretraining_on = ["msmarco"]
+    elif pairs_are_there(given.pairs):
+        scale = scale.with_overrides(sources("demo-real", *PAIRS, pairs=given.pairs))
+        pretraining_on = list(PAIRS)
+    pretraining = {"name": "pretraining", "configurations": pretraining_on, "hard_negatives": False}
+    if given.scale == "tiny":
+        # Hardness is that of hard negatives, which this stage has none of.
+        pretraining |= {"loss": {"hardness_strength": {}}}
+    axes = {
+        "base": {"pretrained base": (), "fresh weights": ("base.random_init=true",)},
+        "stages": {
+            "training alone": (stages(TRAINING),),
+            "contrastive pre-training before": (stages(pretraining, TRAINING),),
+        },
+    }
+    if given.scale != "tiny":
+        # An adapter cannot make up for weights that nothing was learnt into: fresh ones are trained whole.
+        axes["base"]["fresh weights"] = ("base.random_init=true", "lora=null")
+    question = "Contrastive pre-training before the training, from pretrained and from fresh weights (paper, table 7)."
+    ablate(given, "contrastive-pretraining", question, axes, scale)

@@ -1,0 +1,67 @@
+"""Tables 2 and 6: retrieval by language, in groups of high and low resources.
+
+    python scripts/reproduce/multilingual.py --open-sets FOLDER [--scale tiny|small|full] [--runs FOLDER ...]
+
+Where the paper takes MIRACL, this takes XQuAD's validation passages in twelve languages (FOLDER/xquad/<language>).
+They are translations of each other, so that languages differ in nothing else: nDCG@10 of the first 1,000 questions,
+before and after training, over the runs that are named. High-resource languages are those that get more than an equal
+share of the synthetic rows (st_llm_embed.languages). full runs `evaluate --tasks MIRACLRetrieval` instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from statistics import mean
+
+from models import add_arguments, releases, st_llm_embed, write
+
+from st_llm_embed import LLMSentenceTransformer, Recipe
+from st_llm_embed.ablation.table import spread
+from st_llm_embed.evaluation.open_sets import retrieval_score
+from st_llm_embed.languages import HIGH_RESOURCE_ISO639_3, LANGUAGE_CODES
+from st_llm_embed.training import untrained_embedder
+
+LANGUAGES = ("ar", "de", "el", "en", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh")
+HIGH = {LANGUAGE_CODES[name] for name in HIGH_RESOURCE_ISO639_3.values()}
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    parser.add_argument("--open-sets", type=Path)
+    given = parser.parse_args()
+    folder = (given.output_dir or Path("runs/reproduce") / f"multilingual-{given.scale}").resolve()
+    models = releases(given, folder)
+    if given.scale == "full":
+        command = ("--tasks", "MIRACLRetrieval", "--prompts", "paper", "--max-seq-length", "512")
+        print(st_llm_embed("evaluate", models[0].resolve(), *command, "--output-dir", folder / "mteb"))
+        return
+    if given.open_sets is None or not (given.open_sets / "xquad" / "en").is_dir():
+        raise SystemExit(
+            "Give --open-sets FOLDER with xquad/<language>/ in it; the report of the run has held-out rows."
+        )
+    start = untrained_embedder(Recipe.load(str(models[0].parent / "recipe.yaml")))
+    before = {language: score(start, given.open_sets, language) for language in LANGUAGES}
+    after: dict[str, list[float]] = {language: [] for language in LANGUAGES}
+    for model in models:
+        trained = LLMSentenceTransformer(str(model))
+        for language in LANGUAGES:
+            after[language].append(score(trained, given.open_sets, language))
+    lines = ["| nDCG@10, XQuAD | before | after |", "|---|---|---|"]
+    for label, group in (("high", set(LANGUAGES) & HIGH), ("low", set(LANGUAGES) - HIGH)):
+        by_run = [mean(after[language][run] for language in group) for run in range(len(models))]
+        named = ", ".join(sorted(group))
+        lines.append(f"| {label} resources ({named}) | {mean(before[x] for x in group):.3f} | {spread(by_run)} |")
+    lines += [f"| {language} | {before[language]:.3f} | {spread(after[language])} |" for language in LANGUAGES]
+    write(folder, {"before": before, "after": after}, "\n".join(lines) + "\n")
+
+
+def score(model: LLMSentenceTransformer, data: Path, language: str) -> float:
+    """Give nDCG@10 in one language."""
+    return retrieval_score(model, data / "xquad" / language, "validation")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""Table 5, pooling: the last token, the mean, or a mean whose weights rise with the position.
+
+    python scripts/reproduce/pooling.py [--scale tiny|small|full] [--open-sets FOLDER]
+
+EOS is appended with each; means are over all tokens, the instruction's included. Runs: tiny 9, small 9, full 3;
+docs/reproduction.md says what each takes.
+"""
+
+from __future__ import annotations
+
+from scales import ablate, arguments
+
+AXES = {
+    "pooling": {
+        "last token": (),
+        "mean": ("base.pooling_mode=mean",),
+        "weighted mean": ("base.pooling_mode=weightedmean",),
+    }
+}
+
+if __name__ == "__main__":
+    ablate(arguments(__doc__), "pooling", "What is made a text's vector (paper, table 5).", AXES)

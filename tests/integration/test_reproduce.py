@@ -1,0 +1,104 @@
+"""The scripts of docs/reproduction.md: what can be run of them without a GPU and without the Hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import example_rows, write_rows
+from transformers import MistralConfig
+
+from st_llm_embed.ablation import Grid
+from st_llm_embed.data import load_split, read_rows, write_dataset
+
+pytestmark = pytest.mark.integration
+
+SCRIPTS = Path(__file__).parents[2] / "scripts" / "reproduce"
+ABLATIONS = ("instruction", "pooling", "lora_rank", "contrastive_pretraining", "main_table")
+
+
+def run(script: str, *options: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, SCRIPTS / f"{script}.py", *map(str, options)]
+    environment = os.environ | {"PYTHONPATH": str(SCRIPTS.parents[1]), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, check=False, capture_output=True, text=True, cwd=cwd, env=environment)
+
+
+@pytest.fixture(scope="module")
+def seven_billion(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shape of Mistral-7B and a small tokenizer, without weights."""
+    folder = tmp_path_factory.mktemp("shape")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_base / name, folder / name)
+    MistralConfig(sliding_window=4096, max_position_embeddings=32768).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("script", ABLATIONS)
+def test_every_setting_of_a_full_scale_script_goes_through_its_first_step(
+    script: str, seven_billion: Path, tmp_path: Path
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", example_rows(240))
+    overrides = (f"base.name_or_path={seven_billion}", "training.per_device_train_batch_size=16", "data.mining=null")
+    options = [part for override in overrides for part in ("--set", override)]
+    done = run(script, "--scale", "full", "--rows", rows, *options, "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    settings = [line for line in done.stdout.splitlines() if "tensors moved in the first step" in line]
+    assert len(settings) >= 3
+    assert all(" 448 tensors" in line or " 290 tensors" in line for line in settings), settings
+    assert not (tmp_path / "runs").exists()
+
+
+def test_full_scale_without_rows_is_refused(tmp_path: Path) -> None:
+    done = run("pooling", "--scale", "full", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "needs --rows FILE.jsonl" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("script", [*ABLATIONS, "base_model"])
+def test_a_tiny_script_runs_from_the_package_alone(script: str, tmp_path: Path) -> None:
+    done = run(script, "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    text = done.stdout[done.stdout.index("name: ") :]
+    (tmp_path / "grid.yaml").write_text(text, encoding="utf-8")
+    assert Grid.load(tmp_path / "grid.yaml").seeds == (1, 2, 3)
+
+
+def test_a_tiny_script_ends_with_a_table_that_the_document_is_filled_from(tiny_base: Path, tmp_path: Path) -> None:
+    small = (f"base.name_or_path={tiny_base}", "training.max_steps=2", "training.per_device_train_batch_size=4")
+    options = [part for override in (*small, "base.max_seq_length=48") for part in ("--set", override)]
+    done = run("base_model", *options, "--jobs", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "6 of 6 runs" in done.stdout
+    (tmp_path / "docs").mkdir()
+    document = tmp_path / "docs" / "reproduction.md"
+    document.write_text("before\n<!-- base-model -->\nwhat stood here\n<!-- end -->\nafter\n", encoding="utf-8")
+    for _ in range(2):
+        filled = run("report", "--commit", "abc1234", cwd=tmp_path)
+        assert filled.returncode == 0, filled.stderr
+        text = document.read_text(encoding="utf-8")
+        assert text.startswith("before\n<!-- base-model -->\nThe paper")
+        assert text.endswith("commit abc1234.\n<!-- end -->\nafter\n")
+        assert "what stood here" not in text
+        assert "| synthetic + MS MARCO, LLaMA-2 7B as the base (paper) | 76.2 |" in text
+    assert (tmp_path / "docs" / "reproduction" / "base-model-tiny.png").is_file()
+
+
+def test_rows_of_a_dataset_are_made_into_a_file_as_the_document_says(tmp_path: Path) -> None:
+    given = list(read_rows(write_rows(tmp_path / "given.jsonl", example_rows(48))))
+    write_dataset(given, tmp_path / "dataset", 0.4)
+    parts = []
+    for split in ("train", "validation"):
+        for name, rows in load_split(tmp_path / "dataset", split).items():
+            part = tmp_path / f"rows-{split}-{name}.jsonl"
+            rows.to_json(part, force_ascii=False)
+            parts.append(part.read_text(encoding="utf-8"))
+    (tmp_path / "rows.jsonl").write_text("".join(parts), encoding="utf-8")
+    again = read_rows(tmp_path / "rows.jsonl")
+    assert sorted(again, key=lambda row: row.key) == sorted(given, key=lambda row: row.key)
+    assert json.loads(parts[0].splitlines()[0])["anchor"]
