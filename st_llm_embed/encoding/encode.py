@@ -67,6 +67,11 @@ def encode(job: Job, *, engine: Engine = "local", processes: int = 1, devices: l
     """
     if engine == "ray":
         require_ray()
+    if Path(job.texts.path).is_dir() and job.folder.resolve().is_relative_to(Path(job.texts.path).resolve()):
+        raise InputError(
+            f"--to {job.folder} lies inside {job.texts.path}, whose files are read: the vectors would be read as "
+            "texts. Choose a folder elsewhere."
+        )
     if devices is None:
         devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     # On the CPU: this process must not take memory of a device that another one needs.

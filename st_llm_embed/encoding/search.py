@@ -120,6 +120,11 @@ def query_embedder(index: VectorIndex, model: str | None) -> Embedder:
     made_by = index.manifest
     revision = None if model is not None or Path(made_by.model).is_dir() else made_by.model_revision
     dimension = made_by.dimension
+    if model is None and Path(made_by.model).is_absolute() and not Path(made_by.model).is_dir():
+        raise InputError(
+            f"The model that made {index.folder} is no longer at {made_by.model}. Say where it is, or name another "
+            "one of the same space, with --model."
+        )
     embedder = Embedder(model or made_by.model, "query", revision=revision, dimension=dimension, device=None)
     if model is None and model_identity(made_by.model, revision=revision)[1] != made_by.model_revision:
         raise InputError(

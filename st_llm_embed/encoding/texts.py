@@ -60,7 +60,13 @@ class Texts:
                     "column with --column."
                 )
             if self.id_column is not None:
-                name = str(self._value(record, self.id_column))
+                given = self._value(record, self.id_column)
+                if given is None:
+                    raise InputError(
+                        f"Record {place} of {self.path} has no name in the column {self.id_column!r}. Fill it, or "
+                        "leave --id away: texts are then numbered."
+                    )
+                name = str(given)
             yield name, text
 
     def _records(self, path: Path) -> Iterable[dict[str, Any]]:

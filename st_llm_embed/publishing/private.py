@@ -83,10 +83,12 @@ def _read(folder: Path, secrets: set[str], own: re.Pattern[str], names: re.Patte
             continue
         with explained(f"{path} cannot be read", "Make it readable."):
             content = path.read_bytes()
-        if b"\0" in content[:4096]:
-            continue
         is_content = path.name in CONTENT or path.suffix in CONTENT_SUFFIXES
         patterns = [own] if is_content else [own, PATHS, *([names] if names else [])]
+        if b"\0" in content:
+            # UTF-16 is text with a zero beside each letter; anything else is searched for keys alone.
+            content = content.replace(b"\0", b"")
+            patterns = []
         for number, line in enumerate(content.decode(errors="replace").splitlines(), 1):
             if TOKENS.search(line) or any(secret in line for secret in secrets):
                 yield Found(path, number, "what looks like a token or key (not shown)")

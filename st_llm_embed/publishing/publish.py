@@ -12,6 +12,7 @@ from huggingface_hub.utils import filter_repo_objects
 from st_llm_embed.errors import InputError
 from st_llm_embed.publishing.cards import Link, adapter_card, folder_card, renewed_card, renewed_dataset_card
 from st_llm_embed.publishing.doctor import doctor
+from st_llm_embed.publishing.doctor.repository import NoDecoderError
 from st_llm_embed.publishing.publishable import NEVER_SENT
 from st_llm_embed.publishing.push import (
     Destination,
@@ -139,8 +140,11 @@ def _parts(folder: Path, to: str, scratch: Path) -> tuple[Recipe | None, list[Pa
 
 
 def _check_health(folder: Path) -> None:
-    """Refuse a model that doctor finds an error in."""
-    findings = doctor(str(folder))
+    """Refuse a decoder that doctor finds an error in."""
+    try:
+        findings = doctor(str(folder))
+    except NoDecoderError:
+        return
     errors = [finding for finding in findings if finding.severity == "error"]
     if errors:
         shown = "; ".join(f"{one.name}: {one.message} {one.fix}" for one in errors)

@@ -11,10 +11,11 @@ from huggingface_hub import RepoCard
 
 from st_llm_embed.errors import InputError
 
-PICKLED_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".dill")
+"""Suffixes of files that are, or may hold, pickles."""
 
-NEVER_SENT = ("*.lock", "*.partial", "*.partial/*", "manifests/*")
-"""What a run writes for itself."""
+NEVER_SENT = ("*.lock", "*.partial", "*.partial/*", "manifests/*", ".env*", "*/.env*", ".git/*", "*/.git/*")
+"""What a run writes for itself, and what people keep beside their files for themselves."""
 
 PLACEHOLDERS = {"", "unknown", "todo", "tbd", "none", "license", "licence", "unlicensed", "more information needed"}
 
@@ -72,7 +73,12 @@ def check_model(folder: Path) -> RepoCard | None:
             f"{folder} is no saved sentence-transformers model: it lacks {' and '.join(missing)}. Give the release "
             "folder of a run, or one that `model.save_pretrained` wrote."
         )
-    pickled = sorted(path.name for pattern in PICKLED_WEIGHTS for path in folder.rglob(pattern))
+    # The .bin of OpenVINO, beside its .xml, holds plain numbers.
+    pickled = sorted(
+        path.name
+        for path in folder.rglob("*")
+        if path.suffix.lower() in PICKLES and not path.with_suffix(".xml").is_file()
+    )
     if pickled:
         raise InputError(
             f"{folder} holds {', '.join(pickled)}: files that can run code when they are loaded. Only safetensors "

@@ -88,3 +88,15 @@ def test_what_is_not_sent_and_what_is_no_text_is_not_read(tmp_path: Path) -> Non
     (tmp_path / "model.safetensors").write_bytes(b"/home/ada/x")
     (tmp_path / "blob").write_bytes(b"\0 /home/ada/x")
     check_nothing_private(tmp_path, "lab", TOKEN)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+def test_a_key_in_utf_16_is_found(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("key: hf_abcdefghijklmnopqrstuvwxyz", encoding=encoding)
+    with pytest.raises(InputError, match=r"notes\.txt line 1 holds what looks like a token"):
+        check_nothing_private(tmp_path, "lab", TOKEN)
+
+
+def test_a_file_of_the_environment_is_not_sent_and_so_not_read(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("KEY=hf_abcdefghijklmnopqrstuvwxyz")
+    check_nothing_private(tmp_path, "lab", TOKEN)

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from st_llm_embed import InputError
-from st_llm_embed.publishing.publishable import check_dataset
+from st_llm_embed.publishing.publishable import check_dataset, check_model
 
 
 def dataset(folder: Path, **front_matter: Any) -> Path:
@@ -57,3 +57,19 @@ def test_a_placeholder_is_no_licence(tmp_path: Path, licence: Any) -> None:
     folder = dataset(tmp_path, license=licence, configs=[{"config_name": "sts", "data_files": "sts/*"}])
     with pytest.raises(InputError, match="names no license"):
         check_dataset(folder)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "x.joblib", "emb.npy", "weights.BIN", "sub/x.Pkl"])
+def test_pickles_are_refused_by_any_of_their_names(name: str, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for file in ("modules.json", "config.json", name):
+        (tmp_path / file).write_text("[]")
+    with pytest.raises(InputError, match=f"holds {Path(name).name}: files that can run code"):
+        check_model(tmp_path)
+
+
+def test_the_weights_of_openvino_are_no_pickle(tmp_path: Path) -> None:
+    (tmp_path / "openvino").mkdir()
+    for file in ("modules.json", "config.json", "openvino/openvino_model.xml", "openvino/openvino_model.bin"):
+        (tmp_path / file).write_text("[]")
+    assert check_model(tmp_path) is None

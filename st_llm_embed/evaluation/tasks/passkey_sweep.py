@@ -161,7 +161,7 @@ def _check_positions(name_or_path: str, config: PreTrainedConfig, lengths: Seque
     if wrong or not lengths:
         raise InputError(
             f"--lengths has {', '.join(map(str, wrong)) or 'no length'}; {name_or_path} has positions for "
-            f"{most or 'any number of'} tokens. Give --lengths up to that. If the model's positions are rotary, "
+            f"{most or 'any number of'} tokens. Give --lengths from 1 to that. If the model's positions are rotary, "
             "max_position_embeddings in its config.json may be raised to see how it does beyond."
         )
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from st_llm_embed.errors import explained
 from st_llm_embed.publishing.doctor.checks import adapter, layout, prompts, special_tokens, tokenizer, training
 from st_llm_embed.publishing.doctor.finding import Check, Diagnosis, Finding, NotCheckedError, Reading
 from st_llm_embed.publishing.doctor.readers import read_all
-from st_llm_embed.publishing.doctor.repository import Repository
+from st_llm_embed.publishing.doctor.repository import WRONG_FILES, Repository
 
 StaticCheck = Callable[[Repository, list[Reading]], list[Finding]]
 
@@ -52,14 +53,17 @@ def diagnose(
     Raises:
         InputError: there is no such repository, or it is no decoder embedding model.
     """
-    repository = Repository(model, revision=revision)
-    diagnosis = Diagnosis(model, read_all(repository))
+    wrong_files = f"The files of {model} cannot be understood", WRONG_FILES
+    with explained(*wrong_files):
+        repository = Repository(model, revision=revision)
+        diagnosis = Diagnosis(model, read_all(repository))
     for trap, what, check in STATIC_CHECKS:
-        try:
-            diagnosis.findings += check(repository, diagnosis.readings)
-            reason = None
-        except NotCheckedError as error:
-            reason = str(error)
+        reason = None
+        with explained(*wrong_files):
+            try:
+                diagnosis.findings += check(repository, diagnosis.readings)
+            except NotCheckedError as error:
+                reason = str(error)
         diagnosis.checks.append(Check(trap, what, live=False, not_checked=reason))
     if live or (live is None and _weights_lie_here(repository)):
         from st_llm_embed.publishing.doctor.live import check_live
@@ -84,4 +88,4 @@ def _weights_lie_here(repository: Repository) -> bool:
         return False
     if repository.adapter:
         return "adapter_model.safetensors" in repository.files and repository.base is not None
-    return bool({"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"} & repository.files)
+    return bool({"model.safetensors", "model.safetensors.index.json"} & repository.files)

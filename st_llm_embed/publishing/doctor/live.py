@@ -40,7 +40,7 @@ class LiveModel:
         if not repository.local:
             folder = snapshot_download(repository.name, revision=repository.revision, ignore_patterns=NO_PICKLES)
         with explained(f"{repository.name} cannot be loaded by sentence-transformers", "Mend what the message names."):
-            self.model = SentenceTransformer(str(folder), device=device)
+            self.model = SentenceTransformer(str(folder), device=device, model_kwargs={"use_safetensors": True})
             # Longer than any text here, and short enough for every machine.
         self.max_seq_length = self.model.max_seq_length
         self.sixteen_bits = next(self.model.parameters()).dtype in (torch.bfloat16, torch.float16)

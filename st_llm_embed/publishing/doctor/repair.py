@@ -14,10 +14,10 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from tokenizers.processors import TemplateProcessing
 
-from st_llm_embed.errors import InputError
+from st_llm_embed.errors import InputError, explained
 from st_llm_embed.publishing.doctor.checks.layout import ABSOLUTE
 from st_llm_embed.publishing.doctor.readers import POOLING_MODES, around, read_all, rope_of_transformers_5
-from st_llm_embed.publishing.doctor.repository import Repository
+from st_llm_embed.publishing.doctor.repository import WRONG_FILES, Repository
 
 SETTINGS = "sentence_bert_config.json"
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".onnx_data")
@@ -43,12 +43,15 @@ def repair(model: str, out: Path, *, revision: str | None = None) -> list[str]:
         raise InputError(f"{out} exists already. Give a folder that does not, for the repaired copy.")
     repository = Repository(model, revision=revision)
     source = repository.folder if repository.local else Path(snapshot_download(model, revision=revision))
+    if out.resolve().is_relative_to(source.resolve()):
+        raise InputError(f"{out} lies inside {source}, which is to be copied. Give a folder elsewhere.")
     out.parent.mkdir(parents=True, exist_ok=True)
     # Renamed when it is whole, so that a stop leaves no half copy under the name.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
         copy = Path(temporary) / "copy"
         shutil.copytree(source, copy, copy_function=_link_weights)
-        changed = [line for mend in MENDS if (line := mend(Repository(str(copy)))) is not None]
+        with explained(f"The files of {model} cannot be understood", WRONG_FILES):
+            changed = [line for mend in MENDS if (line := mend(Repository(str(copy)))) is not None]
         copy.rename(out)
     return changed
 
@@ -80,7 +83,7 @@ def _module_paths(repository: Repository) -> str | None:
 def _pooling(repository: Repository) -> str | None:
     module = repository.module("Pooling")
     mode = read_all(repository)[0].pooling
-    if module is None or mode not in POOLING_MODES.values():
+    if module is None or mode not in POOLING_MODES.values() or repository.file_of(module) not in repository.files:
         return None
     old = repository.table(repository.file_of(module))
     size = old.get("word_embedding_dimension", old.get("embedding_dimension"))

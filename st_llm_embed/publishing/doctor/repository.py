@@ -7,13 +7,19 @@ import struct
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import yaml
 from huggingface_hub import HfApi, hf_hub_download, parse_safetensors_file_metadata
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
@@ -38,6 +44,10 @@ SMALL_FILES = (
 )
 """What the static checks read, besides the configuration of each module."""
 
+WRONG_FILES = (
+    "A value in config.json, tokenizer_config.json or modules.json is not of the kind it should be; save it again."
+)
+
 ENCODERS = (
     *("albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet"),
     *("new", "nomic_bert", "roberta", "xlm-roberta", "xlm-roberta-xl", "t5", "mt5", "umt5", "bart", "xlnet"),
@@ -49,6 +59,10 @@ FLOATS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 """numpy's types of the data types in safetensors files."""
 
 
+class NoDecoderError(InputError):
+    """A repository that the traps of decoders do not concern."""
+
+
 class Repository:
     """The files of one embedding repository.
 
@@ -57,11 +71,13 @@ class Repository:
         revision: branch, tag or commit of a Hub repository.
 
     Raises:
-        InputError: there is no such repository, it holds no embedding model, or an encoder.
+        InputError: there is no such repository.
+        NoDecoderError: it holds no transformer, or an encoder.
     """
 
-    def __init__(self, name_or_path: str, *, revision: str | None = None) -> None:
+    def __init__(self, name_or_path: str, *, revision: str | None = None, is_base: bool = False) -> None:
         self.name = name_or_path
+        self.is_base = is_base
         self.revision = revision
         folder = Path(name_or_path)
         self.local = folder.is_dir()
@@ -75,13 +91,13 @@ class Repository:
                 paths = [hf_hub_download(name_or_path, name, revision=revision) for name in sorted(wanted)]
             self.folder = Path(paths[0]).parents[sorted(wanted)[0].count("/")] if paths else Path()
         if not {"config.json", "adapter_config.json"} & self.files:
-            raise InputError(
+            raise NoDecoderError(
                 f"{name_or_path} holds neither config.json nor adapter_config.json, so it is no model. Give the "
                 "folder or the Hub id of an embedding model."
             )
         kind = self.config.get("model_type")
         if kind in ENCODERS or self.config.get("is_encoder_decoder"):
-            raise InputError(
+            raise NoDecoderError(
                 f"{name_or_path} is of type {kind!r}, an encoder, and what doctor looks for are the traps of "
                 "decoders: EOS, last-token pooling, padding, adapters. Nothing was checked; give a decoder."
             )
@@ -170,8 +186,11 @@ class Repository:
     def modules(self) -> list[dict[str, Any]]:
         """modules.json; empty if there is none."""
         content = self.json("modules.json")
-        if content is not None and not (isinstance(content, list) and all("type" in one for one in content)):
-            raise InputError(f"{self.name}: modules.json has to be a list of modules with a type each. Save it again.")
+        if content is not None and not (isinstance(content, list) and all(map(_is_module, content))):
+            raise InputError(
+                f"{self.name}: modules.json has to be a list of modules, each with a type and a path inside the "
+                "repository. Save it again."
+            )
         return content or []
 
     def module(self, kind: str) -> dict[str, Any] | None:
@@ -197,10 +216,11 @@ class Repository:
     def base(self) -> Repository | None:
         """The base of an adapter, if it can be reached."""
         name = self.table("adapter_config.json").get("base_model_name_or_path")
-        if not isinstance(name, str) or not name:
+        # The base of a base is not followed: adapters could name each other.
+        if not isinstance(name, str) or not name or self.is_base:
             return None
         try:
-            return Repository(name, revision=self.adapter.get("revision"))
+            return Repository(name, revision=self.adapter.get("revision"), is_base=True)
         except InputError:
             return None
 
@@ -268,6 +288,14 @@ class Repository:
         return frozenset(self.tensors("model.safetensors")) if "model.safetensors" in self.files else frozenset()
 
 
+def _is_module(entry: object) -> bool:
+    """Whether an entry of modules.json has a type, and a path that does not lead out of the repository."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("type"), str):
+        return False
+    path = entry.get("path", "")
+    return isinstance(path, str) and not PurePosixPath(path).is_absolute() and ".." not in PurePosixPath(path).parts
+
+
 @contextmanager
 def _asking_the_hub(repo_id: str) -> Generator[None]:
     try:
@@ -280,6 +308,11 @@ def _asking_the_hub(repo_id: str) -> Generator[None]:
         raise InputError(
             f"{repo_id!r} is no folder, and the environment variable HF_HUB_OFFLINE forbids asking the Hub for it. "
             "Give a folder, or unset the variable."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise InputError(
+            f"{repo_id!r} has no such branch, tag or commit. Its page on the Hub lists them; leave --revision away "
+            "for the main branch."
         ) from error
     except (HfHubHTTPError, OSError) as error:
         raise InputError(f"The Hub did not answer for {repo_id!r}: {error}. Check the network.") from error

@@ -121,6 +121,7 @@ def export(
         InputError: a name is wrong, a package is missing, a folder exists already, the model is none that can be
             exported, or an export gives other vectors than the model. Then nothing of that export is left.
     """
+    to = list(dict.fromkeys(to))
     name = Path(model).name or "model"
     target = Path(output_dir) if output_dir is not None else Path("runs") / "export" / name
     _check_names(to, quantize, rows)

@@ -71,6 +71,20 @@ def test_what_stock_saved_gives_the_same_vectors_after_the_repair(spoilt: Path, 
     np.testing.assert_array_equal(one.encode_query(texts), other.encode_query(texts))
 
 
+def test_a_copy_inside_of_what_is_copied_is_refused(spoilt: Path) -> None:
+    with pytest.raises(InputError, match="lies inside"):
+        repair(str(spoilt), spoilt / "fixed")
+    assert not (spoilt / "fixed").exists()
+
+
+def test_a_pooling_that_is_gone_is_not_guessed(spoilt: Path, tmp_path: Path) -> None:
+    no_probe(spoilt)
+    (spoilt / "1_Pooling" / "config.json").unlink()
+    repair(str(spoilt), tmp_path / "fixed")
+    assert not (tmp_path / "fixed" / "1_Pooling" / "config.json").exists()
+    assert doctor(str(tmp_path / "fixed"), live=False)
+
+
 def test_an_existing_folder_is_never_written_to(spoilt: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     with pytest.raises(InputError, match="exists already"):

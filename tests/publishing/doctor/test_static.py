@@ -363,7 +363,12 @@ def test_a_repository_without_a_probe_is_examined(spoilt: Path) -> None:
     [
         ("config.json", '{"model_type": "bert"}', r"of type 'bert', an encoder"),
         ("config.json", "{", r"config\.json cannot be read as JSON"),
+        ("config.json", '{"model_type": "mistral", "architectures": 5}', r"cannot be understood"),
+        ("config.json", '{"model_type": "mistral", "rope_parameters": "x"}', r"cannot be understood"),
         ("modules.json", "{}", r"modules\.json has to be a list of modules"),
+        ("modules.json", "[1]", r"modules\.json has to be a list of modules"),
+        ("modules.json", '[{"type": "a.Pooling", "path": "../other"}]', r"a path inside the repository"),
+        ("modules.json", '[{"type": "a.Pooling", "path": "/other"}]', r"a path inside the repository"),
         ("tokenizer.json", '{"version": "1.0"}', r"tokenizer\.json cannot be read"),
         ("probe.json", '{"version": 1}', r"probe\.json is no probe that can be read"),
         ("tokenizer_config.json", "[]", r"tokenizer_config\.json holds a list"),
@@ -382,6 +387,25 @@ def test_files_that_cannot_be_read_are_named(name: str, content: str, message: s
 def test_a_model_that_is_not_there_is_named(model: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         doctor(model)
+
+
+def test_an_instruction_may_speak_of_a_query(spoilt: Path) -> None:
+    no_probe(spoilt)
+    prompts(spoilt, query="Instruct: Given a search query: find passages that answer it\nQuery: ")
+    assert not [finding for finding in doctor(str(spoilt), live=False) if "twice" in finding.message]
+
+
+def test_an_adapter_that_names_itself_as_its_base_is_no_endless_search(tmp_path: Path) -> None:
+    config = {"base_model_name_or_path": str(tmp_path), "peft_type": "LORA"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert doctor(str(tmp_path), live=False)
+
+
+def test_weights_that_are_pickles_alone_are_told_and_not_loaded(spoilt: Path) -> None:
+    no_probe(spoilt)
+    (spoilt / "model.safetensors").rename(spoilt / "pytorch_model.bin")
+    [finding] = [one for one in doctor(str(spoilt)) if one.file == "pytorch_model.bin"]
+    assert "can run code" in finding.message
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from st_llm_embed.publishing.doctor.finding import Finding, NotCheckedError, Reading
 from st_llm_embed.publishing.doctor.readers import rope_of_transformers_4, rope_of_transformers_5
 from st_llm_embed.publishing.doctor.repository import Repository
@@ -10,9 +12,11 @@ ABSOLUTE = ("gpt2", "gpt_neo", "opt", "gpt_bigcode", "xglm")
 """Model types whose positions are counted from the first column of a batch."""
 
 
+PICKLES = ("pytorch_model", "adapter_model.bin")
+
+
 def refused(repository: Repository, readings: list[Reading]) -> list[Finding]:
-    """Name the libraries that stop with an error."""
-    del repository
+    """Name the libraries that stop with an error, and weights that are pickles alone."""
     files = {"tokenizer": "tokenizer_config.json", "extra_special": "tokenizer_config.json", "params": "params.json"}
     files |= {"Transformer.__init__": "sentence_bert_config.json", "sentence_bert": "sentence_bert_config.json"}
     files |= {"`config.json`": "config.json"}
@@ -20,17 +24,30 @@ def refused(repository: Repository, readings: list[Reading]) -> list[Finding]:
     for one in readings:
         if one.refuses is not None and not _stops_at_pooling(one):
             by_reason.setdefault(one.refuses, []).append(one.reader)
-    return [
-        Finding(
-            "layout",
-            "error",
-            next((file for word, file in files.items() if word.lower() in reason.lower()), "modules.json"),
-            f"{', '.join(readers)} cannot read the repository: {reason}.",
-            "Write the legacy layout, which all of them read (doctor --fix does).",
-            tuple(readers),
+    pickles = sorted(file for file in repository.files if Path(file).name.startswith(PICKLES))
+    found = []
+    if pickles and not any(file.endswith(".safetensors") for file in repository.files):
+        found.append(
+            Finding(
+                "layout",
+                "error",
+                pickles[0],
+                "The weights are pickles, which can run code when they are loaded; doctor does not load them.",
+                "Save the model with safetensors: model.save_pretrained(folder).",
+            )
         )
-        for reason, readers in by_reason.items()
-    ]
+    for reason, readers in by_reason.items():
+        found.append(
+            Finding(
+                "layout",
+                "error",
+                next((file for word, file in files.items() if word.lower() in reason.lower()), "modules.json"),
+                f"{', '.join(readers)} cannot read the repository: {reason}.",
+                "Write the legacy layout, which all of them read (doctor --fix does).",
+                tuple(readers),
+            )
+        )
+    return found
 
 
 def pooling(repository: Repository, readings: list[Reading]) -> list[Finding]:

@@ -10,7 +10,7 @@ from st_llm_embed.publishing.doctor.repository import Repository
 
 FILE = "config_sentence_transformers.json"
 TRAINED = re.compile(re.escape(INSTRUCTION_TEMPLATE).replace(re.escape("{instruction}"), "[^\n]+"))
-PIECES = re.compile(r"Instruct: ?|\n?Query: ?|query: ?|passage: ?", re.IGNORECASE)
+PIECES = re.compile(r"^(?:Instruct|Query|passage): ?", re.IGNORECASE | re.MULTILINE)
 LABEL = re.compile(r"[^\n:]*:\s*")
 """What a prompt is made of besides the instruction."""
 
