@@ -207,6 +207,6 @@ def test_what_is_compared_is_trained_scored_saved_and_said_on_the_card(
         assert next(module for module in released if hasattr(module, "pooling_mode")).pooling_mode == "mean"
     card = (out / "release" / "README.md").read_text(encoding="utf-8")
     assert told in card
-    assert ("Given a claim" in card) == (prompt is None)
+    assert ("Given a claim" in card) == (prompt != "")
     run_pipeline(Recipe.load(str(tiny_recipe), ["training.max_steps=2"]), out)
     assert len(list(out.glob("training.*/model"))) == 1, "the key is an input of the training"

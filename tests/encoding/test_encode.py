@@ -214,6 +214,11 @@ def test_what_cannot_be_used_is_said_before_anything_is_written(
         refused = run_cli("encode", texts, *(part for option in options.items() for part in option))
         assert (refused.code, message in refused.err) == (2, True), refused
         assert not to.exists()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.jsonl").write_text('{"text": "a text"}\n')
+    inside = run_cli("encode", tmp_path / "texts", "--model", tiny_model, "--to", tmp_path / "texts" / "vectors")
+    assert (inside.code, "lies inside" in inside.err) == (2, True)
+    assert [path.name for path in (tmp_path / "texts").iterdir()] == ["a.jsonl"]
     to.mkdir()
     (to / "mine.part").write_text("mine")
     refused = run_cli("encode", texts, "--model", tiny_model, "--to", to)
