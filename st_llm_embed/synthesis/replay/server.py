@@ -152,8 +152,9 @@ class ReplayServer:
                     writer.write(head + reply.body[: len(reply.body) // 2])
                     await writer.drain()
                     return False
-            await _deliver(reply, writer)
+            # Counted first: whoever has the answer may ask for the counts at once.
             ledger.answered += 1
+            await _deliver(reply, writer)
         finally:
             ledger.in_flight -= 1
         return True
