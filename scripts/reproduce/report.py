@@ -73,7 +73,8 @@ def filled(name: str, folder: Path, scale: str, commit: str) -> str:
         shutil.copy(folder / "plot.png", picture)
         parts.append(f"![{name}: each seed, mean, and lowest to highest](reproduction/{picture.name})")
     script = name.replace("-", "_")
-    parts.append(f"`python scripts/reproduce/{script}.py --scale {scale}`, commit {commit}.")
+    options = " --open-sets FOLDER" if "open set" in ours or "XQuAD" in ours else ""
+    parts.append(f"`python scripts/reproduce/{script}.py --scale {scale}{options}`, commit {commit}.")
     return "\n\n".join(parts) + "\n"
 
 

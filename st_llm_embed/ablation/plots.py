@@ -37,7 +37,6 @@ def plot_table(table: Table, path: Path) -> None:
             axes.set_ylim(len(labels) - 0.5, -0.5)
             axes.set(title=name.replace(", ", "\n", 1), xlabel="score (0 to 1, higher is better)")
             axes.margins(x=0.1)
-            # Scores with four digits need the room of fewer ticks.
             axes.locator_params(axis="x", nbins=5)
             axes.grid(axis="x", alpha=0.3)
         panels[0].plot([], [], "o", color=AFTER, markersize=4, fillstyle="none", label="one seed")
