@@ -1,0 +1,51 @@
+"""What all sections share: names of choices, and the way their keys are checked."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+
+TaskType = Literal["short-long", "long-short", "short-short", "long-long", "sts", "bitext"]
+"""The paper's six task types (section 3.1): four asymmetric, by the length of query and document, two symmetric."""
+
+TASK_TYPES: tuple[TaskType, ...] = get_args(TaskType)
+
+Direction = Literal["query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"]
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+PoolingMode = Literal["lasttoken", "mean", "weightedmean"]
+
+Instructions = Literal["natural", "task_type", "none"]
+
+EMBEDDED = "embedded"
+"""Value of ``base.name_or_path``, ``data.rows`` and ``synthesis.plan.tasks`` for what ships with the package."""
+
+SYNTHESIS = "synthesis"
+"""Value of ``data.rows`` for the rows that an LLM writes by the recipe's ``synthesis`` section."""
+
+BASE = "base"
+"""Value of ``data.mining.model`` for the recipe's own base before training."""
+
+TRAINED = "trained"
+"""Value of ``distillation.teacher.name_or_path`` for the model that the recipe itself trains."""
+
+REPLAY = "replay"
+"""Value of ``synthesis.endpoint.base_url`` for the server inside the package, which gives recorded answers."""
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+class Section(BaseModel):
+    """Common to all parts of a recipe: immutable, unknown keys refused, docstrings as help."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # Python, and pydantic with it, takes true for 1.
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("true and false are allowed for switches only")
+        return value
