@@ -57,6 +57,26 @@ class RequestKeys:
         return (request.index < len(keys) and keys[request.index] == number) or number in self._earlier
 
 
+def take_lock(lock: FileLock, folder: Path) -> None:
+    """Make a journal's folder and take its lock.
+
+    Raises:
+        InputError: another process has it, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(
+            f"Another process is writing to {folder}. Wait for it to end, or choose another folder."
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"The journal's folder {folder} cannot be written to: {error.strerror}. Choose another --output-dir, or "
+            "change its permissions."
+        ) from error
+
+
 class Journal:
     """The answers in one folder; a context manager that holds the folder's lock.
 
@@ -89,18 +109,7 @@ class Journal:
         Raises:
             InputError: another process has the journal, a line inside it is damaged, or the folder cannot be written.
         """
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire()
-        except Timeout as error:
-            raise InputError(
-                f"Another process is writing to {self.path.parent}. Wait for it to end, or choose another folder."
-            ) from error
-        except OSError as error:
-            raise InputError(
-                f"The journal's folder {self.path.parent} cannot be written to: {error.strerror}. Choose another "
-                "--output-dir, or change its permissions."
-            ) from error
+        take_lock(self._lock, self.path.parent)
         try:
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             _mend_last_line(self._fd)

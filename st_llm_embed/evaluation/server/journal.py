@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from st_llm_embed.errors import InputError
 from st_llm_embed.synthesis.budget import Cost
+from st_llm_embed.synthesis.journal import take_lock
 
 KEYS_AT_ONCE = 500
 
@@ -53,18 +54,7 @@ class VectorJournal:
         Raises:
             InputError: another process has the journal, or it cannot be read or written.
         """
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire()
-        except Timeout as error:
-            raise InputError(
-                f"Another process is writing to {self.path.parent}. Wait for it to end, or choose another folder."
-            ) from error
-        except OSError as error:
-            raise InputError(
-                f"The folder {self.path.parent} cannot be written to: {error.strerror}. Choose another --output-dir, "
-                "or change its permissions."
-            ) from error
+        take_lock(self._lock, self.path.parent)
         try:
             with self._explained():
                 self._database = sqlite3.connect(self.path, isolation_level=None)
