@@ -7,6 +7,7 @@ they are stripped, an over-long one where it is cut elsewhere, and so on.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -81,7 +82,8 @@ class Probe:
 
     model: str | None
     """Name on the Hub."""
-    max_seq_length: int
+    max_seq_length: int | None
+    """Tokens at which texts are cut; None for a static model, which cuts none."""
     dimension: int
     dtype: str
     """Data type that the vectors were computed in."""
@@ -103,6 +105,8 @@ def make_probe(model: SentenceTransformer, name: str | None = None) -> Probe:
     limit = _length(model)
     prompts = {role: model.prompts.get(role) or "" for role in ("query", "document")}
     texts = [_text(model, *one) for one in _canaries(model, prompts, limit)]
+    # To a static model a text without tokens has no vector.
+    texts = [text for text in texts if text.ids]
     return Probe(
         model=name,
         max_seq_length=limit,
@@ -186,7 +190,7 @@ class _File(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
     version: Literal[1]
     model: str | None
-    max_seq_length: Annotated[int, Field(ge=1)]
+    max_seq_length: Annotated[int, Field(ge=1)] | None
     dimension: Annotated[int, Field(ge=1)]
     dtype: str
     prompts: dict[str, str]
@@ -197,7 +201,9 @@ def _is_unit(vector: NDArray[np.float32]) -> bool:
     return bool(abs(np.linalg.norm(vector) - 1) < 1e-3)
 
 
-def _length(model: SentenceTransformer) -> int:
+def _length(model: SentenceTransformer) -> int | None:
+    if model.max_seq_length == math.inf:
+        return None
     if model.max_seq_length is None:
         raise InputError(
             "The model states no longest text (max_seq_length), so that no probe can be made of where it cuts texts. "
@@ -206,15 +212,19 @@ def _length(model: SentenceTransformer) -> int:
     return int(model.max_seq_length)
 
 
-def _canaries(model: SentenceTransformer, prompts: dict[str, str], limit: int) -> list[tuple[str, Role, str, str]]:
+def _canaries(
+    model: SentenceTransformer, prompts: dict[str, str], limit: int | None
+) -> list[tuple[str, Role, str, str]]:
     """Give name, role, text and prompt of each canary."""
-    end = model.tokenizer.eos_token or model.tokenizer.sep_token or "</s>"
-    long = _long_text(model, min(limit, LONGEST_PROBE))
-    documents = DOCUMENTS | {
-        "end of text inside": f"Before the token {end} and after it.",
-        "over-long": long + TAIL,
-        "over-long without its tail": long,
-    }
+    documents = DOCUMENTS
+    if limit is not None:
+        end = model.tokenizer.eos_token or model.tokenizer.sep_token or "</s>"
+        long = _long_text(model, min(limit, LONGEST_PROBE))
+        documents = DOCUMENTS | {
+            "end of text inside": f"Before the token {end} and after it.",
+            "over-long": long + TAIL,
+            "over-long without its tail": long,
+        }
     canaries: list[tuple[str, Role, str, str]] = [
         (name, "document", text, prompts["document"]) for name, text in documents.items()
     ]
@@ -242,7 +252,7 @@ def _long_text(model: SentenceTransformer, limit: int) -> str:
 
 def _text(model: SentenceTransformer, name: str, role: Role, text: str, prompt: str) -> ProbeText:
     whole = prompt + text
-    ids = model.preprocess([whole])["input_ids"][0].tolist()
+    ids = model.preprocess([whole])["input_ids"].flatten().tolist()
     # Alone, so that no padding has a part in it; the empty prompt keeps a default one away.
     [vector] = model.encode([whole], prompt="", normalize_embeddings=True, show_progress_bar=False)
     return ProbeText(name, role, text, prompt, tuple(ids), vector.astype(np.float32))

@@ -63,7 +63,7 @@ def write_release(
         )
     probed = SentenceTransformer(str(output_dir), device="cpu", model_kwargs={"dtype": torch.float32})
     write_probe(make_probe(probed, recipe.publishing.repo_id), output_dir / PROBE_FILE)
-    (output_dir / "recipe.yaml").write_text(_without_local_places(recipe), encoding="utf-8")
+    (output_dir / "recipe.yaml").write_text(without_local_places(recipe), encoding="utf-8")
     card = model_card(recipe, output_dir, dataset_dir, evaluation_dir)
     (output_dir / "README.md").write_text(card, encoding="utf-8")
 
@@ -120,7 +120,7 @@ def _adapter_config(adapter_dir: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _without_local_places(recipe: Recipe) -> str:
+def without_local_places(recipe: Recipe) -> str:
     """Give the recipe as YAML, with the file's name in place of each path and localhost for hosts of a local network.
 
     What remains says what was chosen; where it lay on this machine is nobody else's business.

@@ -17,9 +17,11 @@ from st_llm_embed.distillation import distillation_of
 from st_llm_embed.distillation.precision import RANGES_FILE
 from st_llm_embed.distillation.report import INDEX_HEADER, cost_rows, index_rows, kept, quality_rows
 from st_llm_embed.modules.portable import make_portable
+from st_llm_embed.publishing.cards import renewed_card
 from st_llm_embed.publishing.cards.dataset import languages
+from st_llm_embed.publishing.cards.renewed import UNNAMED
 from st_llm_embed.publishing.cards.templates import template
-from st_llm_embed.publishing.release import PROBES
+from st_llm_embed.publishing.release import PROBES, without_local_places
 from st_llm_embed.recipe import Recipe
 from st_llm_embed.sections import TRAINED
 
@@ -74,7 +76,7 @@ def _finish(
     recipe: Recipe, dataset_dir: Path, student_dir: Path, report_dir: Path, output_dir: Path, *, kind: str
 ) -> None:
     shutil.copyfile(student_dir / RANGES_FILE, output_dir / RANGES_FILE)
-    recipe.save(output_dir / "recipe.yaml")
+    (output_dir / "recipe.yaml").write_text(without_local_places(recipe), encoding="utf-8")
     (output_dir / "README.md").write_text(
         _student_card(recipe, dataset_dir, report_dir, output_dir, kind), encoding="utf-8"
     )
@@ -127,4 +129,4 @@ def _student_card(recipe: Recipe, dataset_dir: Path, report_dir: Path, output_di
         limitations=recipe.publishing.limitations if teacher is not None and teacher.name_or_path == TRAINED else (),
         ranges_file=RANGES_FILE,
     )
-    return str(card)
+    return renewed_card(str(card), output_dir, UNNAMED)

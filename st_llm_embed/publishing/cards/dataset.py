@@ -13,7 +13,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from st_llm_embed.data import Split
 from st_llm_embed.data.dataset import MINING_REPORT
 from st_llm_embed.instructions import INSTRUCTION_TEMPLATE
-from st_llm_embed.publishing.cards.renewed import renewed_dataset_card
+from st_llm_embed.publishing.cards.renewed import UNNAMED, renewed_dataset_card
 from st_llm_embed.publishing.cards.templates import template
 from st_llm_embed.recipe import Recipe
 from st_llm_embed.sections import BASE
@@ -58,7 +58,7 @@ def dataset_card(recipe: Recipe, dataset_dir: Path, counts: Counter[tuple[str, S
         mining=_mining(recipe, dataset_dir),
         **_origin(recipe, dataset_dir),
     )
-    return renewed_dataset_card(str(card), recipe.publishing.dataset_repo_id or "path/to/this/folder")
+    return renewed_dataset_card(str(card), recipe.publishing.dataset_repo_id or UNNAMED)
 
 
 def _mining(recipe: Recipe, dataset_dir: Path) -> dict[str, Any] | None:

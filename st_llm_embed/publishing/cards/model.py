@@ -13,13 +13,12 @@ from st_llm_embed.data import load_split
 from st_llm_embed.evaluation import headline_rows
 from st_llm_embed.evaluation.report import HEADLINES
 from st_llm_embed.publishing.cards.dataset import languages
-from st_llm_embed.publishing.cards.renewed import renewed_card
+from st_llm_embed.publishing.cards.renewed import UNNAMED, renewed_card
 from st_llm_embed.publishing.cards.saved_model import read_saved_model
 from st_llm_embed.publishing.cards.templates import template
 from st_llm_embed.recipe import Recipe
 from st_llm_embed.sections import EMBEDDED, Source
 
-UNNAMED = "path/to/this/folder"
 TAGS = ["sentence-transformers", "feature-extraction", "text-embeddings", "st_llm_embed"]
 
 
@@ -118,7 +117,7 @@ def adapter_card(recipe: Recipe, adapter_dir: Path, name: str, merged: str) -> s
         revision=config["revision"],
         lora=_lora(recipe),
     )
-    return renewed_card(str(card), adapter_dir, name)
+    return str(card)
 
 
 def hub_base_model(recipe: Recipe) -> str | None:

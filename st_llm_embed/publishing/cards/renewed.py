@@ -20,6 +20,9 @@ from st_llm_embed.publishing.cards.templates import render
 
 EVAL_RESULTS = ".eval_results"
 
+UNNAMED = "path/to/this/folder"
+"""Stands on a card where the model's name on the Hub will."""
+
 
 class Link(NamedTuple):
     """A repository that is published together with the one whose card it is on."""
@@ -38,11 +41,11 @@ def renewed_card(card: str, folder: Path, name: str, links: Sequence[Link] = ())
         name: what the model is called on the Hub.
         links: what is published with it; datasets go into the front matter, too.
     """
-    model = read_saved_model(folder)
+    card = card.replace(UNNAMED, name)
     for part, text in {
-        "usage": usage(model, name),
+        "usage": usage(read_saved_model(folder), name),
         "mteb": mteb_results(folder),
-        "links": render("links.md", links=[link._asdict() for link in links]),
+        "links": render("links.md", links=links),
     }.items():
         card = _replaced(card, part, text)
     datasets = [link.repo_id for link in links if link.what == "dataset"]
@@ -61,7 +64,7 @@ def renewed_dataset_card(card: str, name: str, links: Sequence[Link] = ()) -> st
     configs = DatasetCard(card).data.to_dict().get("configs") or [{}]
     load = render("load.md", name=name, config=configs[0].get("config_name"))
     card = _replaced(card, "load", load)
-    return _replaced(card, "links", render("links.md", links=[link._asdict() for link in links]))
+    return _replaced(card, "links", render("links.md", links=links))
 
 
 def usage(model: SavedModel, name: str) -> str:

@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from st_llm_embed.errors import InputError
+from st_llm_embed.publishing.cards.templates import render
 from st_llm_embed.publishing.export.gguf import quantized_weights, write_gguf
 from st_llm_embed.publishing.export.onnx import OPSET, write_onnx
 from st_llm_embed.publishing.export.openvino import write_openvino
@@ -31,6 +31,9 @@ from st_llm_embed.publishing.export.quantize import (
 )
 from st_llm_embed.publishing.export.source import (
     check_installed,
+    graph_tokenizer,
+    is_last_token_decoder,
+    is_static,
     load_source,
     longest_text,
     transformer_of,
@@ -55,6 +58,12 @@ FORMATS = ("portable", "onnx", "openvino", "gguf")
 
 QUANTIZATIONS = {"int8": "onnx", "q8_0": "gguf", "q4_0": "gguf"}
 """Kinds of quantized weights, and the format that has them."""
+
+OF_DECODERS = ("portable", "gguf")
+"""Formats of decoders with last-token pooling; the others also have encoders and static models."""
+
+PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino", "gguf": "gguf"}
+"""Whose version is written down."""
 
 MINIMUM_COSINE = {"portable": 0.9999, "onnx": 0.99999, "openvino": 0.99999, "gguf": 0.9999}
 """What an export has to reach to be kept."""
@@ -132,8 +141,15 @@ def export(
                 f"{target / one} exists already, and an export overwrites nothing. Remove it, or choose another "
                 "folder with --output-dir."
             )
-    retrieval = None if rows is None else read_retrieval(Path(rows))
     source = load_source(str(model), dtype="float32")
+    refused = [one for one in to if one in OF_DECODERS]
+    if refused and not is_last_token_decoder(source):
+        raise InputError(
+            f"{str(model)!r} is no decoder whose embedding is the last token's hidden state, and {', '.join(refused)} "
+            "is for such alone. Models of another kind are exported with --to onnx,openvino."
+        )
+    instructed = bool(source.prompts.get("query"))
+    retrieval = None if rows is None else read_retrieval(Path(rows), instructed=instructed)
     request = _Request(source, make_probe(source), name, str(model), quantize, retrieval)
     exported = []
     for one in to:
@@ -167,14 +183,14 @@ def _check_names(to: Sequence[str], quantize: Sequence[str], rows: object) -> No
 @contextmanager
 def _put_in_place(folder: Path) -> Generator[Path]:
     """Give a folder to write into, which gets its name when all of it is there, and vanishes otherwise."""
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    unfinished = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
     try:
-        yield partial
-        partial.rename(folder)
+        yield unfinished
+        unfinished.rename(folder)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _portable(request: _Request, folder: Path) -> tuple[Verification, dict[str, Loss]]:
@@ -192,7 +208,7 @@ def _onnx(request: _Request, folder: Path) -> tuple[Verification, dict[str, Loss
     if "int8" in request.quantize and request.retrieval is not None:
         quantized = onnx_runtime(quantize_onnx(folder / "model.onnx"))
         losses["int8"] = measure_loss(request.retrieval, encoder(runtime), encoder(quantized))
-    _describe(folder, settings | {"file": "model.onnx", "opset": OPSET}, "onnxruntime", verification, losses)
+    _describe(folder, "onnx", settings | {"file": "model.onnx", "opset": OPSET}, verification, losses)
     return verification, losses
 
 
@@ -201,7 +217,7 @@ def _openvino(request: _Request, folder: Path) -> tuple[Verification, dict[str, 
     with TemporaryDirectory(dir=folder) as scratch:
         path = write_openvino(write_onnx(request.model, Path(scratch)), folder)
     verification = request.check("openvino", openvino_runtime(path))
-    _describe(folder, settings | {"file": path.name}, "openvino", verification, {})
+    _describe(folder, "openvino", settings | {"file": path.name}, verification, {})
     return verification, {}
 
 
@@ -225,7 +241,7 @@ def _gguf(request: _Request, folder: Path) -> tuple[Verification | None, dict[st
         if QUANTIZATIONS[one] == "gguf" and request.retrieval is not None:
             write_gguf(request.model, folder / f"{request.name}-{one.upper()}.gguf", one.upper(), request.name)
             losses[one] = measure_loss(request.retrieval, request.encode, partial(_with_weights, request, one))
-    _describe(folder, settings | {"file": path.name, "differences": differences}, "gguf", verification, losses)
+    _describe(folder, "gguf", settings | {"file": path.name, "differences": differences}, verification, losses)
     return verification, losses
 
 
@@ -259,36 +275,30 @@ def _settings(request: _Request) -> dict[str, Any]:
     return {
         "model": request.name,
         "dimension": model.get_embedding_dimension(),
-        "max_seq_length": longest_text(model),
+        "max_seq_length": None if is_static(model) else longest_text(model),
         "prompts": model.prompts,
-        "pad_token_id": model.tokenizer.pad_token_id or 0,
-        "split_special_tokens": bool(transformer_of(model).text_options.get("split_special_tokens", False)),
+        "pad_token_id": 0 if is_static(model) else model.tokenizer.pad_token_id or 0,
+        "split_special_tokens": not is_static(model)
+        and bool(transformer_of(model).text_options.get("split_special_tokens", False)),
     }
 
 
 def _write_texts_side(request: _Request, folder: Path) -> dict[str, Any]:
     """Write tokenizer and probe; give the settings."""
-    tokenizer = request.model.tokenizer.backend_tokenizer
-    # In place of what the last call has set.
-    tokenizer.enable_truncation(longest_text(request.model))
-    tokenizer.no_padding()
-    tokenizer.save(str(folder / "tokenizer.json"))
+    graph_tokenizer(request.model).save(str(folder / "tokenizer.json"))
     write_probe(request.probe, folder / PROBE_FILE)
     return _settings(request)
 
 
 def _describe(
-    folder: Path, settings: dict[str, Any], package: str, verification: Verification | None, losses: dict[str, Loss]
+    folder: Path, form: str, settings: dict[str, Any], verification: Verification | None, losses: dict[str, Loss]
 ) -> None:
     """Write export.json and README.md."""
+    package = PACKAGES[form]
     content = settings | {
         "made_with": {name: version(name) for name in ("st_llm_embed", "torch", "transformers", package)},
         "verification": None if verification is None else verification.to_json(),
         "quantized": {kind: loss._asdict() for kind, loss in losses.items()},
     }
     (folder / "export.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    form = folder.name.removesuffix(".partial")
-    usage = (files("st_llm_embed") / "publishing" / "export" / "usage" / f"{form}.md").read_text(encoding="utf-8")
-    for key in ("model", "file", "max_seq_length"):
-        usage = usage.replace(f"{{{key}}}", str(settings[key]))
-    (folder / "README.md").write_text(usage, encoding="utf-8")
+    (folder / "README.md").write_text(render(f"export_{form}.md", **settings) + "\n", encoding="utf-8")

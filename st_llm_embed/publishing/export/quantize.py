@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from st_llm_embed.data import Row, read_rows
 from st_llm_embed.errors import InputError
+from st_llm_embed.evaluation.held_out import load_held_out, ndcg_at_10, retrieval_ranks
 from st_llm_embed.instructions import format_query
 from st_llm_embed.publishing.verify import Runtime
 
@@ -28,7 +29,7 @@ class Retrieval(NamedTuple):
     """Queries with one relevant document each."""
 
     queries: list[str]
-    """With their instructions in front."""
+    """With their instructions in front, if the model takes any."""
     documents: list[str]
     """Every distinct positive and negative."""
     positive: list[int]
@@ -48,23 +49,25 @@ class Loss(NamedTuple):
     """Of a text's two vectors."""
 
 
-def read_retrieval(path: Path) -> Retrieval:
+def read_retrieval(path: Path, *, instructed: bool) -> Retrieval:
     """Read rows, or the held-out rows of a dataset folder, as queries and documents.
+
+    Args:
+        path: file or folder.
+        instructed: whether the row's instruction stands before a query.
 
     Raises:
         InputError: they cannot be read, or are too few to tell a loss.
     """
     if path.is_dir():
-        from st_llm_embed.evaluation.held_out import load_held_out
-
-        held_out = load_held_out(path)
+        held_out = load_held_out(path, "natural" if instructed else "none")
         found = Retrieval(held_out.queries, held_out.documents, held_out.positive.tolist())
     else:
         rows: Sequence[Row] = list(read_rows(path))
         texts = [text for row in rows for text in (row.positive, row.negative) if text]
         documents = list(dict.fromkeys(texts))
         place = {text: number for number, text in enumerate(documents)}
-        queries = [format_query(row.instruction, row.anchor) for row in rows]
+        queries = [format_query(row.instruction, row.anchor) if instructed else row.anchor for row in rows]
         found = Retrieval(queries, documents, [place[row.positive] for row in rows])
     if len(found.queries) < FEWEST_QUERIES or len(found.documents) <= FEWEST_QUERIES:
         raise InputError(
@@ -125,8 +128,5 @@ def quantize_onnx(path: Path) -> Path:
 
 def _scores(queries: Vectors, documents: Vectors, positive: Sequence[int]) -> tuple[float, float]:
     """Give recall@10 and nDCG@10."""
-    similarity = queries @ documents.T
-    own = similarity[np.arange(len(positive)), list(positive)]
-    # The positive itself is counted, too: ranks begin with 1.
-    ranks = (similarity >= own[:, None]).sum(axis=1)
-    return float((ranks <= 10).mean()), float(np.where(ranks <= 10, 1 / np.log2(ranks + 1), 0).mean())
+    ranks = retrieval_ranks(queries, documents, np.asarray(positive))
+    return float((ranks < 10).mean()), float(ndcg_at_10(ranks).mean())

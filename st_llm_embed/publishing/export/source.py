@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 from st_llm_embed.errors import InputError, explained
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from st_llm_embed.modules import DecoderTransformer, LLMSentenceTransformer
 
 EXTRAS = {"onnx": ("onnx", "onnxruntime"), "openvino": ("openvino", "onnx"), "gguf": ("gguf",)}
@@ -36,12 +38,13 @@ def load_source(model: str, *, dtype: str) -> LLMSentenceTransformer:
         dtype: data type of the weights, or `auto` for the one that they are saved in.
 
     Raises:
-        InputError: there is none, or it is not a decoder with last-token pooling and unit length, merged.
+        InputError: there is none, or it is neither a transformer with pooling nor a static model, or its vectors are
+            not of unit length, or it is an adapter beside its base.
     """
     import torch
-    from sentence_transformers.sentence_transformer.modules import Normalize
+    from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
-    from st_llm_embed.modules import DecoderTransformer, LastTokenPooling, LLMSentenceTransformer
+    from st_llm_embed.modules import LLMSentenceTransformer
 
     with explained(
         f"{model!r} cannot be loaded",
@@ -49,19 +52,42 @@ def load_source(model: str, *, dtype: str) -> LLMSentenceTransformer:
     ):
         kind = dtype if dtype == "auto" else getattr(torch, dtype)
         loaded = LLMSentenceTransformer(model, device="cpu", model_kwargs={"dtype": kind})
-    names = [type(module) for module in loaded]
-    if not loaded.reads_last_token or names != [DecoderTransformer, LastTokenPooling, Normalize]:
+    first, *others = loaded
+    pooled = isinstance(first, Transformer) and bool(others) and isinstance(others[0], Pooling)
+    behind = others[1:] if pooled else others
+    if (
+        not (pooled or is_static(loaded))
+        or not all(isinstance(module, Dense | Normalize) for module in behind)
+        or not isinstance([*loaded][-1], Normalize)
+    ):
         raise InputError(
-            f"{model!r} consists of {', '.join(name.__name__ for name in names)}. Exported are decoders whose "
-            "embedding is the last token's hidden state, normalised: a Transformer, a Pooling with lasttoken, a "
-            "Normalize. Save the model so, as LLMSentenceTransformer.from_base makes it, and export that."
+            f"{model!r} consists of {', '.join(type(module).__name__ for module in loaded)}. Exported are a "
+            "Transformer with a Pooling, or a StaticEmbedding, with a Normalize at the end. Of an asymmetric pair "
+            "export each model by itself; add a Normalize to what has none, and save it again."
         )
-    if getattr(decoder_of(loaded), "_hf_peft_config_loaded", False):
+    if not is_static(loaded) and getattr(transformer_of(loaded).model, "_hf_peft_config_loaded", False):
         raise InputError(
             f"{model!r} is an adapter beside its base, and an export holds one set of weights. Export the merged "
             "model: that is the release folder of a run."
         )
     return loaded
+
+
+def is_static(model: LLMSentenceTransformer) -> bool:
+    """Whether a text's vector is the mean of its tokens' vectors."""
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    return isinstance(model[0], StaticEmbedding)
+
+
+def is_last_token_decoder(model: LLMSentenceTransformer) -> bool:
+    """Whether a model is nothing but a decoder whose embedding is the last token's hidden state, normalised."""
+    from sentence_transformers.sentence_transformer.modules import Normalize
+
+    from st_llm_embed.modules import DecoderTransformer, LastTokenPooling
+
+    kinds = [type(module) for module in model]
+    return model.reads_last_token and kinds == [DecoderTransformer, LastTokenPooling, Normalize]
 
 
 def transformer_of(model: LLMSentenceTransformer) -> DecoderTransformer:
@@ -77,3 +103,21 @@ def decoder_of(model: LLMSentenceTransformer) -> Any:
 def longest_text(model: LLMSentenceTransformer) -> int:
     """Give the number of tokens, special ones included, at which texts are cut off."""
     return model.max_seq_length or model.tokenizer.model_max_length
+
+
+def graph_tokenizer(model: LLMSentenceTransformer) -> Tokenizer:
+    """Give a tokenizer that by itself makes the token ids that a model's graph wants; the model's own stays as it is.
+
+    It cuts texts where the model does, and pads none. A static model has no special tokens and cuts nothing.
+    """
+    from tokenizers import Tokenizer
+
+    own: Any = model.tokenizer
+    copy = Tokenizer.from_str((own if isinstance(own, Tokenizer) else own.backend_tokenizer).to_str())
+    copy.no_padding()
+    if is_static(model):
+        copy.no_truncation()
+        copy.post_processor = None
+    else:
+        copy.enable_truncation(longest_text(model))
+    return copy

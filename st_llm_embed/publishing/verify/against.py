@@ -70,7 +70,7 @@ def runtime_of(against: str | Path, probe: Probe) -> Runtime:
         return onnx_runtime(path)
     if path.is_file() and path.suffix == ".xml":
         return openvino_runtime(path)
-    if path.is_file() and path.suffix == ".gguf":
+    if path.is_file() and path.suffix == ".gguf" and probe.max_seq_length is not None:
         return llama_cpp_runtime(path, probe.max_seq_length)
     raise InputError(
         f"{against} is nothing to compare a model with. Allowed are the folder of a sentence-transformers model, an "

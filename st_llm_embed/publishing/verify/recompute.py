@@ -35,18 +35,24 @@ POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {
 class Reference:
     """The model itself, stock and in float32, to be used wrongly on purpose."""
 
-    def __init__(self, model: SentenceTransformer, probe: Probe) -> None:
+    def __init__(self, model: SentenceTransformer, probe: Probe, limit: int) -> None:
         self._decoder = cast(Transformer, model[0]).model.eval()
         self._tokenizer = cast(PreTrainedTokenizerBase, model.tokenizer)
         self._probe = probe
+        self._limit = limit
         self._hidden: dict[tuple[int, ...], Tensor] = {}
 
     @classmethod
     def load(cls, weights: str | Path, probe: Probe) -> Self | None:
-        """Load a model; None if it is more than a decoder, pooling and normalisation."""
+        """Load a model; None if it is more than a transformer, last-token pooling and normalisation."""
+        if probe.max_seq_length is None:
+            return None
         model = load_stock(weights)
         kinds = [type(module) for module in model]
-        return cls(model, probe) if kinds[:2] == [Transformer, Pooling] and set(kinds[2:]) <= {Normalize} else None
+        if kinds[:2] != [Transformer, Pooling] or not set(kinds[2:]) <= {Normalize}:
+            return None
+        reads_last_token = cast(Pooling, model[1]).pooling_mode == "lasttoken"
+        return cls(model, probe, probe.max_seq_length) if reads_last_token else None
 
     def traps(self, alone: Pairs, minimum_cosine: float) -> list[tuple[str, str]]:
         """Find the mistakes that give the vectors of all texts, each embedded alone.
@@ -107,7 +113,7 @@ class Reference:
 
     def _mistakes(self) -> Iterator[tuple[str, str, ToIds]]:
         """Give ways to make tokens of a text: name of the trap, addition to its sentence, the way."""
-        limit, query_prompt = self._probe.max_seq_length, self._probe.prompts.get("query", "")
+        limit, query_prompt = self._limit, self._probe.prompts.get("query", "")
         begins, ends = ({text.ids[place] for text in self._probe.texts} for place in (0, -1))
         yield "", "", lambda text: text.ids
         if len(ends) == 1:

@@ -45,7 +45,7 @@ def sentence_transformers_runtime(folder: str | Path) -> Runtime:
 
     def embed(texts: Sequence[str]) -> list[Embedding]:
         vectors = model.encode(list(texts), prompt="", batch_size=len(texts), show_progress_bar=False)
-        ids = [model.preprocess([text])["input_ids"][0].tolist() for text in texts]
+        ids = [model.preprocess([text])["input_ids"].flatten().tolist() for text in texts]
         return [Embedding(own, vector) for own, vector in zip(ids, vectors, strict=True)]
 
     return embed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -146,8 +147,14 @@ def test_other_models_are_refused(model: Path, tmp_path: Path) -> None:
     flags = json.loads(pooling.read_text(encoding="utf-8"))
     flags |= {"pooling_mode_lasttoken": False, "pooling_mode_mean_tokens": True}
     pooling.write_text(json.dumps(flags), encoding="utf-8")
-    with pytest.raises(InputError, match="last token's hidden state"):
-        export(tmp_path / "mean", ["onnx"], tmp_path / "out")
+    for form in ("portable", "gguf"):
+        with pytest.raises(InputError, match=rf"last token's hidden state, and {form} is for such alone"):
+            export(tmp_path / "mean", [form], tmp_path / "out")
+    shutil.copytree(tmp_path / "mean", tmp_path / "long")
+    modules = json.loads((tmp_path / "long" / "modules.json").read_text(encoding="utf-8"))
+    (tmp_path / "long" / "modules.json").write_text(json.dumps(modules[:2]), encoding="utf-8")
+    with pytest.raises(InputError, match="with a Normalize at the end"):
+        export(tmp_path / "long", ["onnx"], tmp_path / "out")
     with pytest.raises(InputError, match="cannot be loaded"):
         export(tmp_path / "nothing", ["onnx"], tmp_path / "out")
     assert not (tmp_path / "out").exists()

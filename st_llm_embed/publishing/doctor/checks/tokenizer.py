@@ -133,7 +133,8 @@ def probe_tokens(repository: Repository, readings: list[Reading]) -> list[Findin
                 "Save the prompts that the model was published with, or make probe.json anew.",
             )
         )
-    repository.tokenizer.enable_truncation(probe.max_seq_length)
+    if probe.max_seq_length is not None:
+        repository.tokenizer.enable_truncation(probe.max_seq_length)
     try:
         other = [one for one in probe.texts if repository.tokenizer.encode(one.prompt + one.text).ids != list(one.ids)]
     finally:
