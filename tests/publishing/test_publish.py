@@ -170,6 +170,7 @@ def test_a_new_version_is_one_commit_without_the_files_of_the_old(hub: Hub, push
     release = changed / "release"
     (release / "onnx").mkdir()
     (release / "onnx" / "model.onnx").write_bytes(b"a graph")
+    (release / "onnx" / "tokenizer.json").write_text("{}", encoding="utf-8")
     pusher.publish(changed, "lab/next", tag="v1")
     assert "onnxruntime" in read(hub, "models/lab/next", "README.md")
     shutil.rmtree(release / "onnx")

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from publishing.tiny_embedders import CONFIGS, save_tiny_embedder
 from sentence_transformers import SentenceTransformer
 
-from st_llm_embed import LLMSentenceTransformer
-from st_llm_embed.publishing.export.onnx import write_onnx
+from st_llm_embed import export
 
 CLIENTS = Path(__file__).parents[2] / ".venv-clients" / "bin" / "python"
 QUERY = "how to fix a slow database query"
@@ -113,8 +112,7 @@ def test_the_client_of_servers(card: Card) -> None:
 @pytest.mark.integration
 def test_onnx_runtime(hub: Hub, tiny_base: Path, tmp_path: Path) -> None:
     folder = save_tiny_embedder("mistral", tiny_base, tmp_path)
-    (folder / "onnx").mkdir()
-    write_onnx(LLMSentenceTransformer(str(folder), device="cpu"), folder / "onnx")
+    export(folder, ["onnx"], folder)
     pusher = Pusher(hub)
     pusher.publish(folder, "lab/with-onnx")
     pusher.close()
