@@ -34,6 +34,14 @@ RARE = 1e-3
 COUNTED_TEXTS = 20_000
 """Texts whose tokens are counted for that."""
 
+import os
+SCALE = float(os.environ.get("SCALE", 0.1))
+LEAST_WEIGHT = 1e-4
+"""Of a token in the mean that a fresh encoder begins as, as a share of the greatest weight."""
+
+MEAN_OVER_OWN = 4.0
+"""How much larger the mean is than a token's own vector in what a fresh encoder begins with."""
+
 NO_PROMPTS = {"query": "", "document": ""}
 
 
@@ -68,7 +76,10 @@ def build_student(
     elif student.kind == "encoder":
         model = _fresh_encoder(student, tokenizer)
         if start is not None:
-            _start_embeddings(model, _weighted(start(tokenizer, _hidden_size(model)), tokenizer, texts))
+            transformer = cast(Any, model[0]).model
+            # Two dimensions are for the weights.
+            vectors = start(tokenizer, transformer.config.hidden_size - 2)
+            _start_as_weighted_mean(transformer, _weighted(vectors, tokenizer, texts, special_tokens=True))
     else:
         model = _static(student, tokenizer, start, texts, teacher_dimension)
     instructed = student.instructions
@@ -202,27 +213,51 @@ def _static(
 
 
 def _weighted(
-    vectors: NDArray[np.float32], tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]
+    vectors: NDArray[np.float32],
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[str],
+    *,
+    special_tokens: bool = False,
 ) -> NDArray[np.float32]:
     """Make the vectors of frequent tokens shorter: what all texts have says nothing of one."""
     counts: Counter[int] = Counter()
     for text, _ in zip(texts, range(COUNTED_TEXTS), strict=False):
-        counts.update(tokenizer(text, add_special_tokens=False)["input_ids"])
+        counts.update(tokenizer(text, add_special_tokens=special_tokens)["input_ids"])
     share = np.array([counts[number] for number in range(len(vectors))]) / max(counts.total(), 1)
     return (vectors * (RARE / (RARE + share))[:, None]).astype(np.float32)
 
 
-def _hidden_size(model: SentenceTransformer) -> int:
-    return _embeddings(model).embedding_dim
+def _start_as_weighted_mean(bert: Any, vectors: NDArray[np.float32]) -> None:
+    """Make a fresh BERT begin as the mean of token vectors, each weighted by its length.
 
+    Layer normalisation makes all token vectors equally long, so the weights go another way: the first layer's
+    attention looks at each token by the logarithm of its length, which stands in the last two dimensions (twice, with
+    both signs, so that normalisation changes nothing), and adds what it sees to every token. All other weights stay as
+    drawn.
 
-def _embeddings(model: SentenceTransformer) -> nn.Embedding:
-    return cast(Any, model[0]).model.get_input_embeddings()
-
-
-def _start_embeddings(model: SentenceTransformer, vectors: NDArray[np.float32]) -> None:
-    """Begin with the teacher's token vectors, as large as the weights that they replace."""
-    embeddings = _embeddings(model)
+    Args:
+        bert: whose weights are set.
+        vectors: of the tokens, shape (tokens, hidden size - 2).
+    """
+    config = bert.config
+    size, head = config.hidden_size, config.hidden_size // config.num_attention_heads
+    lengths = np.linalg.norm(vectors, axis=1)
+    logarithms = np.log(np.maximum(lengths, lengths.max() * LEAST_WEIGHT))
+    scale = float(np.abs(logarithms - logarithms.mean()).max())
+    weights = (logarithms - logarithms.mean()) / scale
+    directions = vectors - vectors.mean(axis=1, keepdims=True)
+    directions /= np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-12)
+    directions *= np.sqrt(size - 2 * weights**2)[:, None]
+    tokens = np.concatenate([directions, weights[:, None], -weights[:, None]], axis=1)
+    first = bert.encoder.layer[0].attention
     with torch.no_grad():
-        scale = float(embeddings.weight.std()) / max(float(vectors.std()), 1e-8)
-        embeddings.weight[: len(vectors), : vectors.shape[1]] = torch.from_numpy(vectors * scale)
+        bert.embeddings.word_embeddings.weight[: len(tokens)] = SCALE * torch.from_numpy(tokens.astype(np.float32))
+        bert.embeddings.position_embeddings.weight.zero_()
+        bert.embeddings.token_type_embeddings.weight.zero_()
+        first.self.query.weight[::head] = 0
+        first.self.query.bias[::head] = scale * head**0.5
+        first.self.key.weight[::head] = 0
+        first.self.key.weight[::head, -2] = 1
+        first.self.value.weight.copy_(torch.eye(size))
+        first.output.dense.weight.copy_(MEAN_OVER_OWN * torch.eye(size))
+        first.output.dense.weight[-2:] = 0
