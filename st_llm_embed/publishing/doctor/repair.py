@@ -101,19 +101,15 @@ def _settings(repository: Repository) -> str | None:
     old = repository.table(SETTINGS)
     limit = read_all(repository)[0].max_length
     processing = dict(old.get("processing_kwargs") or {})
-    text = {key: value for key, value in (processing.get("text") or {}).items() if key not in ("truncation",)}
-    processing = (
-        {**processing, "text": text} if text else {key: processing[key] for key in processing if key != "text"}
-    )
-    kept = {key: value for key, value in old.items() if key not in (*NEW_SETTINGS, "processing_kwargs")}
-    new = (
-        {"max_seq_length": limit, "do_lower_case": False}
-        | kept
-        | ({"processing_kwargs": processing} if processing else {})
-    )
+    text = {key: value for key, value in (processing.pop("text", None) or {}).items() if key != "truncation"}
+    if text:
+        processing["text"] = text
+    new = {key: value for key, value in old.items() if key not in (*NEW_SETTINGS, "processing_kwargs")}
+    new |= {"max_seq_length": limit, "do_lower_case": bool(old.get("do_lower_case"))}
+    if processing:
+        new["processing_kwargs"] = processing
     if limit is None:
-        new.pop("max_seq_length")
-    new["do_lower_case"] = bool(old.get("do_lower_case"))
+        del new["max_seq_length"]
     return _written(repository, SETTINGS, new, "the length under max_seq_length, no new keys")
 
 
