@@ -126,6 +126,9 @@ class _Server:
         if not self._is_tei:
             body["model"] = self._model()
         status, answer = self._post(f"{self._root}/tokenize", body)
+        if status in REFUSED:
+            # This text alone; the others are asked for all the same.
+            return None
         ids = _token_ids(_json(answer)) if status == 200 else None
         self._has_ids = ids is not None
         if ids is None or (self._max_seq_length is not None and len(ids) > self._max_seq_length):
