@@ -12,7 +12,7 @@ from st_llm_embed.publishing.doctor.repository import Repository
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+|gpt2[\w-]*")
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 KEY = re.compile(
     r"base_model\.model\.(?P<module>.+)\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)(?:\.weight)?"
