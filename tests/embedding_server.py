@@ -29,7 +29,7 @@ class EmbeddingServer:
         fault: given the number of a request, from 0, and its texts, may answer in place of the model: a status with
             headers and a JSON body, or a list of vectors as JSON; None lets the model answer.
         base64_vectors: whether vectors come as asked for, or always as lists of numbers.
-        tokenize: gives the token ids of a text; None for a server without /tokenize.
+        tokenize: gives the token ids of a text, or None to refuse it; None for a server without /tokenize.
         dialect: whose form the answer of /tokenize has.
     """
 
@@ -39,7 +39,7 @@ class EmbeddingServer:
         *,
         fault: Callable[[int, list[str]], Any] = lambda _number, _texts: None,
         base64_vectors: bool = True,
-        tokenize: Callable[[str], list[int]] | None = None,
+        tokenize: Callable[[str], list[int] | None] | None = None,
         dialect: Literal["vllm", "tei", "llama.cpp"] = "vllm",
     ) -> None:
         self.embed, self.fault, self.base64_vectors = embed, fault, base64_vectors
@@ -54,14 +54,16 @@ class EmbeddingServer:
         """Every text that was asked for, as often as it was."""
         return [text for texts in self.requests for text in texts]
 
-    def tokens(self, body: dict[str, Any]) -> Any:
+    def tokens(self, body: dict[str, Any]) -> tuple[int, dict[str, str], Any]:
         """Answer /tokenize in the dialect's form, reading its own field alone."""
-        assert self.tokenize is not None
+        if self.tokenize is None:
+            return 404, {}, {}
+        ids = self.tokenize(body[{"vllm": "prompt", "tei": "inputs", "llama.cpp": "content"}[self.dialect]])
+        if ids is None:
+            return error(422, "the input is empty")
         if self.dialect == "tei":
-            ids = self.tokenize(body["inputs"])
-            return [[{"id": one, "text": "", "special": False, "start": 0, "stop": 0} for one in ids]]
-        ids = self.tokenize(body["prompt" if self.dialect == "vllm" else "content"])
-        return {"tokens": ids, "count": len(ids)}
+            return 200, {}, [[{"id": one, "text": "", "special": False, "start": 0, "stop": 0} for one in ids]]
+        return 200, {}, {"tokens": ids, "count": len(ids)}
 
     def __enter__(self) -> Self:
         lock = threading.Lock()
@@ -73,8 +75,7 @@ class EmbeddingServer:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 if self.path == "/tokenize":
-                    known = outer.tokenize is not None
-                    self.answer(200 if known else 404, {}, outer.tokens(body) if known else {})
+                    self.answer(*outer.tokens(body))
                     return
                 if self.path == "/embed":
                     body = {"input": body["inputs"], "model": ""}

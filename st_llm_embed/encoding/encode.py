@@ -90,13 +90,15 @@ def encode(job: Job, *, engine: Engine = "local", processes: int = 1, devices: l
     )
     del embedder
     _check_folder(job.folder, manifest)
-    with explained(f"{job.folder} cannot be made", "Choose another folder with --to."):
-        job.folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(job.folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(f"Another process encodes into {job.folder}. Wait for it, or choose another --to.") from None
+    with explained(f"{job.folder} cannot be written to", "Choose another folder with --to, or mend this one."):
+        job.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(
+                f"Another process encodes into {job.folder}. Wait for it, or choose another --to."
+            ) from None
     with lock:
         # Again, now that nobody else can begin the folder.
         _check_folder(job.folder, manifest)

@@ -27,6 +27,16 @@ def require_ray() -> None:
         )
 
 
+def device_of_actors(devices: Sequence[str]) -> str | None:
+    """Give the device that every actor is told; None for the best there is.
+
+    Ray shows an actor its own GPU alone, under the number 0, whichever it is.
+    """
+    if any(device.startswith("cuda") for device in devices):
+        return "cuda"
+    return devices[0] if devices else None
+
+
 def encode_with_ray(
     job: Job, todo: Sequence[Shard], shards: int, processes: int, devices: Sequence[str]
 ) -> Iterator[Shard]:
@@ -40,9 +50,8 @@ def encode_with_ray(
         devices: ``cuda`` gives each actor a GPU; without one it gets a core.
 
     Raises:
-        InputError: Ray is not installed, or an actor found that something of the user's cannot be used.
+        InputError: an actor found that something of the user's cannot be used.
     """
-    require_ray()
     # Ray reports its use unless it is told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
@@ -52,15 +61,15 @@ def encode_with_ray(
         # RAY_ADDRESS names a cluster; without it Ray starts on this machine.
         ray.init(**({} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}))
     by_number = {shard.number: shard for shard in todo}
-    on_gpu = any(device.startswith("cuda") for device in devices)
+    device = device_of_actors(devices)
     rows = [{"number": shard.number, "rows": shard.rows, "digest": shard.digest} for shard in todo]
     done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _Actor,
-        fn_constructor_args=(job, shards, devices[0] if devices else None),
+        fn_constructor_args=(job, shards, device),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=processes),
         num_cpus=1,
-        num_gpus=1 if on_gpu else None,
+        num_gpus=1 if device == "cuda" else None,
     )
     for row in done.iter_rows():
         if row["refusal"]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,12 +97,19 @@ class VectorIndex:
                     best += [(1 - float(one.distance), -number, -(start + int(one.key))) for one in found]
                     start += len(vectors)
             best = heapq.nlargest(k, best)
-        return [self._hit(score, -number, -row) for score, number, row in best]
+        records = self._records([(-number, -row) for _, number, row in best])
+        return [
+            Hit(score, record["id"], record.get("text")) for (score, _, _), record in zip(best, records, strict=True)
+        ]
 
-    def _hit(self, score: float, number: int, row: int) -> Hit:
+    def _records(self, places: list[tuple[int, int]]) -> list[dict[str, Any]]:
+        """Read ids and texts by shard and row, each shard once."""
         columns = ["id", "text"] if self.manifest.keep_text else ["id"]
-        record = pq.read_table(self._paths[number], columns=columns).slice(row, 1).to_pylist()[0]
-        return Hit(score, record["id"], record.get("text"))
+        found: dict[tuple[int, int], dict[str, Any]] = {}
+        for number, group in groupby(sorted(places), key=itemgetter(0)):
+            table = pq.read_table(self._paths[number], columns=columns)
+            found |= {place: table.slice(place[1], 1).to_pylist()[0] for place in group}
+        return [found[place] for place in places]
 
 
 def query_embedder(index: VectorIndex, model: str | None) -> Embedder:

@@ -104,7 +104,12 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest of a folder, whole or not at all."""
+    """Write the manifest of a folder, whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     part = folder / f"{MANIFEST}{UNFINISHED}"
-    part.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    part.replace(folder / MANIFEST)
+    with explained(f"{part} cannot be written", "Make room or mend the folder, and give the command again."):
+        part.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        part.replace(folder / MANIFEST)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from ipaddress import ip_address
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -19,6 +18,7 @@ from st_llm_embed.errors import InputError, explained
 from st_llm_embed.evaluation import mteb_prompts
 from st_llm_embed.modules import LLMSentenceTransformer, check_eos
 from st_llm_embed.publishing.cards import model_card
+from st_llm_embed.publishing.doctor.checks.adapter import COMMIT, HUB_ID
 from st_llm_embed.publishing.probe import PROBE_FILE, make_probe, write_probe
 from st_llm_embed.recipe import Recipe
 
@@ -111,7 +111,7 @@ def has_public_base(adapter_dir: Path) -> bool:
         return False
     config = _adapter_config(adapter_dir)
     base, revision = config.get("base_model_name_or_path") or "", config.get("revision") or ""
-    return bool(re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", base) and re.fullmatch(r"[0-9a-f]{40}", revision))
+    return bool(HUB_ID.fullmatch(base) and COMMIT.fullmatch(revision))
 
 
 def _adapter_config(adapter_dir: Path) -> dict[str, Any]:

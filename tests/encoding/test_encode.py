@@ -226,6 +226,17 @@ def test_what_cannot_be_used_is_said_before_anything_is_written(
     assert [path.name for path in to.iterdir()] == ["mine.part"]
 
 
+@pytest.mark.parametrize("name", [".lock", "_manifest.json.part"])
+def test_a_folder_that_cannot_be_written_to_is_refused(
+    name: str, texts: Path, tiny_model: Path, tmp_path: Path, run_cli: Cli
+) -> None:
+    """A folder in the place of a file, since permissions do not bind root."""
+    (tmp_path / "to" / name).mkdir(parents=True)
+    refused = run_cli("encode", texts, "--model", tiny_model, "--to", tmp_path / "to")
+    assert (refused.code, "cannot be written" in refused.err) == (2, True), refused
+    assert not list((tmp_path / "to").glob("shard-*"))
+
+
 def test_two_runs_never_write_into_one_folder(encoded: Path, same_job: tuple[Path | str, ...], run_cli: Cli) -> None:
     with FileLock(encoded / ".lock"):
         refused = run_cli("encode", *same_job)

@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Outcome
 
+from st_llm_embed.encoding.ray_actors import device_of_actors
+
 HAS_RAY = importlib.util.find_spec("ray") is not None
 
 
@@ -53,6 +55,14 @@ def test_ray_gives_the_same_vectors_and_goes_on_where_processes_stopped(tiny_mod
     assert "1 encoded now, 4 kept" in " ".join(done.stdout.split()), done.stderr
     assert kept.stat().st_mtime_ns == before
     assert pq.read_table(by_ray / names[3]).equals(pq.read_table(by_processes / names[3]))
+
+
+def test_an_actor_is_told_no_number_of_a_gpu() -> None:
+    """It sees its own alone, as number 0."""
+    assert device_of_actors(["cuda:1"]) == "cuda"
+    assert device_of_actors(["cuda:0", "cuda:1"]) == "cuda"
+    assert device_of_actors(["cpu"]) == "cpu"
+    assert device_of_actors([]) is None
 
 
 @pytest.mark.skipif(HAS_RAY, reason="Ray is installed")

@@ -111,6 +111,19 @@ def test_a_server_that_does_it_right_is_the_same(
     assert verification.explanations == ()
 
 
+@pytest.mark.parametrize("path", ["/v1", "/embed"])
+def test_a_text_that_tokenize_refuses_takes_no_other_texts_ids_away(path: str, mistral: Path) -> None:
+    one = served(mistral)
+
+    def tokenize(text: str) -> list[int] | None:
+        return one.tokenize(text) if text else None
+
+    with EmbeddingServer(one.embed, tokenize=tokenize, dialect="tei") as server:
+        runtime = server_runtime(server.base_url.removesuffix("/v1") + path)
+        ids = [embedding.ids for embedding in runtime(["a", "", "b"])]
+    assert ids == [one.tokenize("a"), None, one.tokenize("b")]
+
+
 def test_every_family_is_the_same_whichever_side_is_padded(released: Path) -> None:
     for side in ("right", "left"):
         verification = asked(released, served(released).but(padding=side), ids=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 from typing import cast
 
 import numpy as np
 import torch
-from huggingface_hub import snapshot_download
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
@@ -23,7 +23,8 @@ from st_llm_embed.publishing.doctor.finding import Check, Diagnosis, Finding, No
 from st_llm_embed.publishing.doctor.repository import Repository
 from st_llm_embed.publishing.probe import MINIMUM_COSINE, Probe
 
-NO_PICKLES = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.onnx", "*.onnx_data", "*.gguf", "openvino/*"]
+NOT_LOADED = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.onnx", "*.onnx_data", "*.gguf", "openvino/*"]
+"""Pickles, which are never loaded, and formats of other libraries."""
 TEXTS = ("", " ", "a", "two words", " edges \n", "Ünïcödé 文字 текст 🎈", "one two three four five six seven " * 4)
 SAME = 0.9999
 """Cosine similarity of two vectors that differ by rounding alone."""
@@ -34,15 +35,10 @@ CUT_AT = 64
 class LiveModel:
     """A repository loaded by stock sentence-transformers."""
 
-    def __init__(self, repository: Repository, device: str | None) -> None:
+    def __init__(self, repository: Repository, folder: Path, device: str | None) -> None:
         self.repository = repository
-        folder = repository.folder
-        if not repository.local:
-            folder = snapshot_download(repository.name, revision=repository.revision, ignore_patterns=NO_PICKLES)
         with explained(f"{repository.name} cannot be loaded by sentence-transformers", "Mend what the message names."):
             self.model = SentenceTransformer(str(folder), device=device, model_kwargs={"use_safetensors": True})
-            # Longer than any text here, and short enough for every machine.
-        self.max_seq_length = self.model.max_seq_length
         self.sixteen_bits = next(self.model.parameters()).dtype in (torch.bfloat16, torch.float16)
 
     @cached_property
@@ -87,9 +83,13 @@ def check_live(repository: Repository, diagnosis: Diagnosis, *, device: str | No
     """Make the live checks and add them, and what they find, to a diagnosis.
 
     A repository that sentence-transformers cannot load is a finding, too.
+
+    Raises:
+        InputError: it cannot be downloaded.
     """
+    folder = repository.whole_folder(NOT_LOADED)
     try:
-        model = LiveModel(repository, device)
+        model = LiveModel(repository, folder, device)
     except InputError as error:
         diagnosis.findings.append(_stops(error))
         diagnosis.checks.append(Check("layout", "live checks", live=True, not_checked="it cannot be loaded"))
@@ -180,7 +180,7 @@ def _doubled(model: LiveModel, diagnosis: Diagnosis) -> list[Finding]:
 
 def _cut(model: LiveModel, diagnosis: Diagnosis) -> list[Finding]:
     end = _end(model, diagnosis)
-    longest = min(model.max_seq_length or CUT_AT, CUT_AT)
+    longest = min(model.model.max_seq_length or CUT_AT, CUT_AT)
     [ids] = model.attended(["word " * (4 * longest)], longest)
     if ids[-1] != end:
         return [

@@ -9,9 +9,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from st_llm_embed.errors import InputError
+from st_llm_embed.errors import explained
 from st_llm_embed.modules import base_path
-from st_llm_embed.publishing.doctor.checks.adapter import KEY, WEIGHTS
+from st_llm_embed.publishing.doctor.checks.adapter import KEY, WEIGHTS, plain_name
 from st_llm_embed.publishing.doctor.finding import Finding, NotCheckedError
 from st_llm_embed.publishing.doctor.repository import Repository
 from st_llm_embed.sections import EMBEDDED
@@ -48,10 +48,10 @@ def check_merge(repository: Repository) -> list[Finding]:
     off, unmerged, names = 0, 0, [key for key in lora if ".lora_A." in key]
     for key in names:
         match = KEY.fullmatch(key)
-        if match is None or _plain(match["module"]) not in merged.keys() & original.keys():
+        if match is None or plain_name(match["module"]) not in merged.keys() & original.keys():
             raise NotCheckedError(f"{key} of the adapter belongs to no weight of both models")
         second, first = lora[key.replace("lora_A", "lora_B")].float(), lora[key].float()
-        found, start = merged[_plain(match["module"])], original[_plain(match["module"])].float()
+        found, start = merged[plain_name(match["module"])], original[plain_name(match["module"])].float()
         wanted = (start + scale * (second @ first)).to(found.dtype)
         if found.dtype == torch.float32:
             same = float((found - wanted).abs().max()) <= ROUNDING * float(wanted.abs().max())
@@ -107,17 +107,12 @@ def _all_weights(repository: Repository) -> dict[str, Tensor]:
     files = sorted(set(index.values())) if index else ["model.safetensors"]
     if not repository.files.issuperset(files):
         raise NotCheckedError(f"{repository.name} has no safetensors")
-    return {_plain(key): weight for file in files for key, weight in _weights(repository, file).items()}
+    return {plain_name(key): weight for file in files for key, weight in _weights(repository, file).items()}
 
 
 def _weights(repository: Repository, name: str) -> dict[str, Tensor]:
-    try:
-        with safe_open(repository.folder / name, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except Exception as error:
-        # safetensors raises an Exception of its own.
-        raise InputError(f"{repository.name}: {name} cannot be read ({error}). Save or download it again.") from error
-
-
-def _plain(name: str) -> str:
-    return name.removesuffix(".weight").removeprefix("model.").removeprefix("transformer.")
+    with (
+        explained(f"{repository.name}: {name} cannot be read", "Save or download it again."),
+        safe_open(repository.folder / name, framework="pt") as file,
+    ):
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118

@@ -11,12 +11,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
 from tokenizers.processors import TemplateProcessing
 
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.publishing.doctor.checks.layout import ABSOLUTE
-from st_llm_embed.publishing.doctor.readers import POOLING_MODES, around, read_all, rope_of_transformers_5
+from st_llm_embed.publishing.doctor.readers import (
+    POOLING_MODES,
+    around,
+    rope_of_transformers_5,
+    sentence_transformers_6,
+)
 from st_llm_embed.publishing.doctor.repository import WRONG_FILES, Repository
 
 SETTINGS = "sentence_bert_config.json"
@@ -37,12 +41,12 @@ def repair(model: str, out: Path, *, revision: str | None = None) -> list[str]:
         What was changed, a sentence each.
 
     Raises:
-        InputError: `out` exists, or there is no such repository.
+        InputError: `out` exists, there is no such repository, or it cannot be downloaded.
     """
     if out.exists():
         raise InputError(f"{out} exists already. Give a folder that does not, for the repaired copy.")
     repository = Repository(model, revision=revision)
-    source = repository.folder if repository.local else Path(snapshot_download(model, revision=revision))
+    source = repository.whole_folder()
     if out.resolve().is_relative_to(source.resolve()):
         raise InputError(f"{out} lies inside {source}, which is to be copied. Give a folder elsewhere.")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +86,7 @@ def _module_paths(repository: Repository) -> str | None:
 
 def _pooling(repository: Repository) -> str | None:
     module = repository.module("Pooling")
-    mode = read_all(repository)[0].pooling
+    mode = sentence_transformers_6(repository).pooling
     if module is None or mode not in POOLING_MODES.values() or repository.file_of(module) not in repository.files:
         return None
     old = repository.table(repository.file_of(module))
@@ -99,27 +103,23 @@ def _settings(repository: Repository) -> str | None:
     if not repository.modules:
         return None
     old = repository.table(SETTINGS)
-    limit = read_all(repository)[0].max_length
+    limit = sentence_transformers_6(repository).max_length
     processing = dict(old.get("processing_kwargs") or {})
-    text = {key: value for key, value in (processing.get("text") or {}).items() if key not in ("truncation",)}
-    processing = (
-        {**processing, "text": text} if text else {key: processing[key] for key in processing if key != "text"}
-    )
-    kept = {key: value for key, value in old.items() if key not in (*NEW_SETTINGS, "processing_kwargs")}
-    new = (
-        {"max_seq_length": limit, "do_lower_case": False}
-        | kept
-        | ({"processing_kwargs": processing} if processing else {})
-    )
+    text = {key: value for key, value in (processing.pop("text", None) or {}).items() if key != "truncation"}
+    if text:
+        processing["text"] = text
+    new = {key: value for key, value in old.items() if key not in (*NEW_SETTINGS, "processing_kwargs")}
+    new |= {"max_seq_length": limit, "do_lower_case": bool(old.get("do_lower_case"))}
+    if processing:
+        new["processing_kwargs"] = processing
     if limit is None:
-        new.pop("max_seq_length")
-    new["do_lower_case"] = bool(old.get("do_lower_case"))
+        del new["max_seq_length"]
     return _written(repository, SETTINGS, new, "the length under max_seq_length, no new keys")
 
 
 def _post_processor(repository: Repository) -> str | None:
     """Let the post-processor put BOS, if the tokenizer has it in front, and EOS around a text, once each."""
-    if repository.tokenizer is None or read_all(repository)[0].pooling != "lasttoken":
+    if repository.tokenizer is None or sentence_transformers_6(repository).pooling != "lasttoken":
         return None
     before, after = around(repository)
     eos = repository.token_id("eos")
@@ -148,7 +148,7 @@ def _tokenizer_json(repository: Repository) -> str | None:
     content = dict(repository.tokenizer_json)
     truncation, padding = content.get("truncation"), content.get("padding")
     if truncation is not None:
-        length = read_all(repository)[0].max_length or truncation["max_length"]
+        length = sentence_transformers_6(repository).max_length or truncation["max_length"]
         content["truncation"] = truncation | {"direction": "Right", "max_length": length}
     if padding is not None:
         side = _side(repository)
@@ -168,7 +168,7 @@ def _tokenizer_config(repository: Repository) -> str | None:
     names = old.get("model_input_names")
     if isinstance(names, list) and "attention_mask" not in names:
         new.pop("model_input_names")
-    limit = read_all(repository)[0].max_length
+    limit = sentence_transformers_6(repository).max_length
     if repository.modules and limit is not None:
         new["model_max_length"] = limit
     if repository.token_id("pad") is None and old.get("eos_token"):

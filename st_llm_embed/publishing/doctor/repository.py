@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import yaml
-from huggingface_hub import HfApi, hf_hub_download, parse_safetensors_file_metadata
+from huggingface_hub import HfApi, hf_hub_download, parse_safetensors_file_metadata, snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -23,7 +24,7 @@ from huggingface_hub.errors import (
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from st_llm_embed.errors import InputError
+from st_llm_embed.errors import InputError, explained
 from st_llm_embed.publishing.probe import PROBE_FILE, Probe, read_probe
 
 SMALL_FILES = (
@@ -102,6 +103,23 @@ class Repository:
                 "decoders: EOS, last-token pooling, padding, adapters. Nothing was checked; give a decoder."
             )
 
+    def whole_folder(self, without: Sequence[str] = ()) -> Path:
+        """Give the folder with all files, weights included; those of a Hub repository are downloaded.
+
+        Args:
+            without: patterns of files that need not be downloaded.
+
+        Raises:
+            InputError: they cannot be.
+        """
+        if self.local:
+            return self.folder
+        with explained(
+            f"{self.name} cannot be downloaded",
+            "Check the network and the room on the disk, and give the command again; finished files are kept.",
+        ):
+            return Path(snapshot_download(self.name, revision=self.revision, ignore_patterns=list(without)))
+
     def json(self, name: str) -> Any:
         """Read a JSON file; None if there is none.
 
@@ -173,11 +191,8 @@ class Repository:
         """
         if "tokenizer.json" not in self.files:
             return None
-        try:
+        with explained(f"{self.name}: tokenizer.json cannot be read", "Save it again."):
             tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
-        except Exception as error:
-            # tokenizers raises Exception itself.
-            raise InputError(f"{self.name}: tokenizer.json cannot be read ({error}). Save it again.") from error
         tokenizer.no_padding()
         tokenizer.no_truncation()
         return tokenizer
@@ -314,5 +329,5 @@ def _asking_the_hub(repo_id: str) -> Generator[None]:
             f"{repo_id!r} has no such branch, tag or commit. Its page on the Hub lists them; leave --revision away "
             "for the main branch."
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except (HTTPError, OSError) as error:
         raise InputError(f"The Hub did not answer for {repo_id!r}: {error}. Check the network.") from error

@@ -21,6 +21,9 @@ WORDING = Wording("embeddings", "--against", "--served-name", "--api-key-env")
 REFUSED = (400, 413, 422, 500)
 """A text, or a batch with it, is empty or too long for a server; llama.cpp says so with 500."""
 
+TIMEOUT_SECONDS = 300.0
+"""Longest wait for one answer."""
+
 
 def server_runtime(
     url: str,
@@ -28,7 +31,6 @@ def server_runtime(
     max_seq_length: int | None = None,
     served_name: str | None = None,
     api_key_env: str = "OPENAI_API_KEY",
-    timeout_seconds: float = 300.0,
 ) -> Runtime:
     """Ask a server for vectors, and for token ids where it has /tokenize (vLLM, TEI, llama.cpp).
 
@@ -37,7 +39,6 @@ def server_runtime(
         max_seq_length: texts of more tokens are cut for their vectors but not by /tokenize, so their ids are left out.
         served_name: the model's name there; without it the first one that /v1/models names.
         api_key_env: environment variable that holds the key; a server on this machine needs none.
-        timeout_seconds: longest wait for one answer.
 
     Raises:
         InputError: the address is none, or the key is missing. The runtime raises it where the server cannot be
@@ -49,13 +50,11 @@ def server_runtime(
             "The address of the server has to begin with http:// or https:// and to hold no user, password, query or "
             "fragment; the key goes into the variable that --api-key-env names."
         )
-    return _Server(url.rstrip("/"), max_seq_length, served_name, api_key_env, timeout_seconds)
+    return _Server(url.rstrip("/"), max_seq_length, served_name, api_key_env)
 
 
 class _Server:
-    def __init__(
-        self, url: str, max_seq_length: int | None, served_name: str | None, api_key_env: str, timeout_seconds: float
-    ) -> None:
+    def __init__(self, url: str, max_seq_length: int | None, served_name: str | None, api_key_env: str) -> None:
         self._is_tei = url.endswith("/embed")
         self._root = url.removesuffix("/embed").removesuffix("/embeddings").removesuffix("/v1")
         self._url = url if self._is_tei else f"{self._root}/v1/embeddings"
@@ -65,7 +64,7 @@ class _Server:
         headers = {"Authorization": f"Bearer {self._key}"}
         # Nothing is kept open between requests, so that nothing has to be closed.
         limits = httpx2.Limits(max_keepalive_connections=0)
-        self._http = httpx2.Client(timeout=timeout_seconds, headers=headers, limits=limits)
+        self._http = httpx2.Client(timeout=TIMEOUT_SECONDS, headers=headers, limits=limits)
 
     def __call__(self, texts: Sequence[str]) -> list[Embedding]:
         answer = self._vectors(texts)
@@ -126,6 +125,9 @@ class _Server:
         if not self._is_tei:
             body["model"] = self._model()
         status, answer = self._post(f"{self._root}/tokenize", body)
+        if status in REFUSED:
+            # This text alone; the others are asked for all the same.
+            return None
         ids = _token_ids(_json(answer)) if status == 200 else None
         self._has_ids = ids is not None
         if ids is None or (self._max_seq_length is not None and len(ids) > self._max_seq_length):

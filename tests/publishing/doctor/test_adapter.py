@@ -14,6 +14,7 @@ from spoil import edit
 
 from st_llm_embed import LLMSentenceTransformer, doctor
 from st_llm_embed.publishing.doctor import diagnose
+from st_llm_embed.publishing.release import has_public_base
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WEIGHTS = "adapter_model.safetensors"
@@ -54,6 +55,13 @@ def test_an_adapter_of_a_pinned_base_on_the_hub_is_healthy_as_far_as_can_be_seen
     reasons = {check.what: check.not_checked for check in diagnosis.checks}
     assert "the base cannot be reached" in str(reasons["the adapter's keys fit its base"])
     assert reasons["the adapter's weights are numbers and not zero"] is None
+
+
+@pytest.mark.parametrize("name", ["lab/base", "distilgpt2"])
+def test_a_base_that_publish_takes_is_no_finding(name: str, adapter: Path) -> None:
+    edit(adapter / "adapter_config.json", base_model_name_or_path=name, revision=COMMIT)
+    assert has_public_base(adapter)
+    assert doctor(str(adapter), live=False) == []
 
 
 @pytest.mark.parametrize(

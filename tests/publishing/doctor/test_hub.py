@@ -33,6 +33,23 @@ print(json.dumps(upload_folder(repo_id=sys.argv[2], folder_path=sys.argv[1]).oid
 """
 
 
+REFUSED = """
+import json, os, sys
+os.environ.update(json.loads(sys.argv[2]))
+from pathlib import Path
+from st_llm_embed import InputError
+from st_llm_embed.publishing.doctor import diagnose
+from st_llm_embed.publishing.doctor.repair import repair
+told = []
+for attempt in (lambda: diagnose(sys.argv[1], live=True), lambda: repair(sys.argv[1], Path("fixed"))):
+    try:
+        attempt()
+    except InputError as error:
+        told.append(str(error))
+print(json.dumps(told))
+"""
+
+
 def push(hub: Hub, folder: Path, name: str) -> str:
     """Upload a folder whatever is in it, and give the commit."""
     return hub.run(UPLOAD, folder, name)
@@ -83,6 +100,19 @@ def test_an_adapter_is_compared_with_the_headers_of_its_base(
     [finding] = hub.run(PROGRAM.format(live=False), "lab/renamed")["findings"]
     assert finding["trap"] == 7
     assert "4 of 4 modules are not in the base" in finding["message"]
+
+
+def test_weights_that_cannot_be_downloaded_are_one_message(hub: Hub, good: Callable[[str], Path]) -> None:
+    push(hub, good("mistral"), "lab/heavy")
+    hub.fail({"method": "HEAD", "path": "/resolve/.*safetensors", "times": 9, "status": 403, "message": "no more"})
+    told = hub.run(REFUSED, "lab/heavy", "{}")
+    assert ["lab/heavy cannot be downloaded" in one for one in told] == [True, True]
+    assert not (hub.folder / "fixed").exists()
+
+
+def test_a_hub_that_cannot_be_reached_is_one_message(hub: Hub) -> None:
+    told = hub.run(REFUSED, "lab/heavy", '{"HF_ENDPOINT": "ftp://127.0.0.1"}')
+    assert ["The Hub did not answer for 'lab/heavy'" in one for one in told] == [True, True]
 
 
 def test_a_repository_that_is_not_there_is_bad_input(hub: Hub) -> None:

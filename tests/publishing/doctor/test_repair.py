@@ -71,6 +71,19 @@ def test_what_stock_saved_gives_the_same_vectors_after_the_repair(spoilt: Path, 
     np.testing.assert_array_equal(one.encode_query(texts), other.encode_query(texts))
 
 
+def test_a_length_of_null_becomes_the_one_that_is_read(spoilt: Path, tmp_path: Path) -> None:
+    content = {"max_seq_length": None, "do_lower_case": False}
+    content |= {"processing_kwargs": {"text": {"truncation": False, "padding": "longest"}, "image": {"size": 8}}}
+    (spoilt / "sentence_bert_config.json").write_text(json.dumps(content), encoding="utf-8")
+    assert SentenceTransformer(str(spoilt), device="cpu").max_seq_length == 48
+    repair(str(spoilt), tmp_path / "fixed")
+    assert json.loads((tmp_path / "fixed" / "sentence_bert_config.json").read_text(encoding="utf-8")) == {
+        "max_seq_length": 48,
+        "do_lower_case": False,
+        "processing_kwargs": {"text": {"padding": "longest"}, "image": {"size": 8}},
+    }
+
+
 def test_a_copy_inside_of_what_is_copied_is_refused(spoilt: Path) -> None:
     with pytest.raises(InputError, match="lies inside"):
         repair(str(spoilt), spoilt / "fixed")

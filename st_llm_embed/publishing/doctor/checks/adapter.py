@@ -12,7 +12,7 @@ from st_llm_embed.publishing.doctor.repository import Repository
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+|gpt2[\w-]*")
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 KEY = re.compile(
     r"base_model\.model\.(?P<module>.+)\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)(?:\.weight)?"
@@ -28,7 +28,7 @@ def applies(repository: Repository, readings: list[Reading]) -> list[Finding]:
     strange = [key for key in keys if not KEY.fullmatch(key) and "modules_to_save" not in key]
     if strange:
         return [_not_applied(f"{len(strange)} of {len(keys)} keys have a name that peft does not read: {strange[0]}")]
-    modules = sorted({_plain(match["module"]) for key in keys if (match := KEY.fullmatch(key))})
+    modules = sorted({plain_name(match["module"]) for key in keys if (match := KEY.fullmatch(key))})
     if not modules:
         return [_not_applied("it holds no LoRA weights")]
     layers = {int(match[1]) for name in modules if (match := LAYER.search(name))}
@@ -90,7 +90,7 @@ def pinned(repository: Repository, readings: list[Reading]) -> list[Finding]:
 def _against_base(repository: Repository, modules: list[str], layers: set[int]) -> list[Finding]:
     if repository.base is None:
         raise NotCheckedError("the base cannot be reached, so that only the form of the adapter's keys was looked at")
-    there = {_plain(name.removesuffix(".weight")) for name in repository.base.weight_names}
+    there = {plain_name(name) for name in repository.base.weight_names}
     if there:
         unmatched = [name for name in modules if name not in there]
         if unmatched:
@@ -103,9 +103,12 @@ def _against_base(repository: Repository, modules: list[str], layers: set[int]) 
     return []
 
 
-def _plain(name: str) -> str:
-    # peft finds its modules with and without the prefix of a causal language model.
-    return re.sub(r"^(model|transformer)\.", "", name)
+def plain_name(name: str) -> str:
+    """Give the name of a module or its weight without the prefixes of a causal language model.
+
+    peft finds its modules with and without them.
+    """
+    return name.removesuffix(".weight").removeprefix("model.").removeprefix("transformer.")
 
 
 def _not_applied(reason: str) -> Finding:
