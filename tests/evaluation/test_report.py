@@ -6,6 +6,7 @@ from pathlib import Path
 from conftest import example_rows, write_rows
 
 from st_llm_embed import Recipe, run_pipeline
+from st_llm_embed.evaluation import write_report
 
 
 def test_a_report_leaves_out_what_there_is_none_of(tiny_recipe: Path, tmp_path: Path) -> None:
@@ -21,3 +22,18 @@ def test_a_report_leaves_out_what_there_is_none_of(tiny_recipe: Path, tmp_path: 
     assert "2 steps, 0.67 epochs, " in text
     assert "loss " not in text.partition("## Training")[2].partition("![")[2].partition(")")[2]
     assert json.dumps(report, allow_nan=False)
+
+
+def test_a_report_names_the_task_that_chose_the_step(tiny_recipe: Path, tmp_path: Path) -> None:
+    out, report = tmp_path / "out", tmp_path / "report"
+    run_pipeline(Recipe.load(str(tiny_recipe), ["training.max_steps=2"]), out)
+    log = json.loads((out / "training" / "log.json").read_text(encoding="utf-8"))
+    log += [{"step": step, "eval_STSBenchmark": score} for step, score in ((1, 0.75), (2, 0.5))]
+    (out / "training" / "log.json").write_text(json.dumps(log), encoding="utf-8")
+    best = ["load_best_model_at_end=true", "metric_for_best_model=STSBenchmark", "eval_strategy=steps", "eval_steps=2"]
+    overrides = ["evaluation.tasks=[STSBenchmark]", *(f"training.{choice}" for choice in best)]
+    report.mkdir()
+    write_report(Recipe.load(str(tiny_recipe), overrides), out / "dataset", out / "training", report)
+    text = (report / "report.md").read_text(encoding="utf-8")
+    assert "STSBenchmark was best at step 1 (0.750); the model has the weights of step 1." in text
+    assert "chosen by the held-out rows" not in text
