@@ -15,7 +15,7 @@ from small_tasks import SmallSTS
 from st_llm_embed import InputError, LLMSentenceTransformer
 from st_llm_embed.evaluation.benchmark.models import load_model
 from st_llm_embed.evaluation.benchmark.run import evaluate
-from st_llm_embed.modules.identity import content_hash
+from st_llm_embed.modules.identity import model_hash
 
 DUPLICATES_PROMPT = (
     "Instruct: Given a question, retrieve detailed question descriptions from Stackexchange that are duplicates to "
@@ -92,10 +92,10 @@ def test_paper_and_mteb_mode_and_another_length_share_no_scores(saved: Path, tmp
 def test_whatever_changes_vectors_changes_the_revision(file: str, saved: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(saved, tmp_path / "copy")
     (copy / "README.md").write_text("Another card.", encoding="utf-8")
-    assert content_hash(copy) == content_hash(saved)
+    assert model_hash(copy) == model_hash(saved)
     with (copy / file).open("ab") as changed:
         changed.write(b" ")
-    assert content_hash(copy) != content_hash(saved)
+    assert model_hash(copy) != model_hash(saved)
 
 
 def test_the_base_of_an_adapter_is_part_of_its_revision(tmp_path: Path) -> None:
@@ -104,9 +104,9 @@ def test_the_base_of_an_adapter_is_part_of_its_revision(tmp_path: Path) -> None:
     adapter.mkdir()
     (base / "model.safetensors").write_bytes(b"one")
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}), encoding="utf-8")
-    before = content_hash(adapter)
+    before = model_hash(adapter)
     (base / "model.safetensors").write_bytes(b"two")
-    assert content_hash(adapter) != before
+    assert model_hash(adapter) != before
 
 
 def test_an_instruction_stands_before_queries_and_never_before_documents(saved: Path) -> None:
