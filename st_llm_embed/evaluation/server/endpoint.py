@@ -242,21 +242,3 @@ def _load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         if isinstance(loaded, PreTrainedTokenizerFast):
             return loaded
         raise InputError(f"--tokenizer {name_or_path} has no tokenizer.json, which is needed to cut texts.")
-
-
-def parsed_parameters(assignments: Sequence[str]) -> dict[str, Any]:
-    """Read `KEY=VALUE` parameters of a request; a value is JSON, or else a text.
-
-    Raises:
-        InputError: one has no equals sign.
-    """
-    parameters: dict[str, Any] = {}
-    for assignment in assignments:
-        key, found, value = assignment.partition("=")
-        if not key or not found:
-            raise InputError(f"--parameter is {assignment!r}; it has to look like dimensions=256.")
-        try:
-            parameters[key] = json.loads(value)
-        except ValueError:
-            parameters[key] = value
-    return parameters
