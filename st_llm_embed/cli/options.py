@@ -70,6 +70,11 @@ def parsed_parameters(assignments: Sequence[str]) -> dict[str, Any]:
     return parameters
 
 
+def run_folder(name: str, output_dir: Path | None) -> Path:
+    """Give the folder of a run: that of --output-dir, or one of the recipe's name."""
+    return output_dir or Path("runs") / name
+
+
 def configure_logging() -> None:
     """Show the package's own progress and the bars of training and encoding; silence those of loading and saving."""
     import datasets
