@@ -18,9 +18,9 @@ from transformers import PreTrainedTokenizerBase
 
 from st_llm_embed.data.vectors import VectorFolder
 from st_llm_embed.errors import InputError, explained
-from st_llm_embed.evaluation.benchmark.prompts import PromptMode, TaskPrompt, task_instruction
+from st_llm_embed.evaluation.benchmark.prompts import PromptMode, TaskPrompt, instructed_prompt
 from st_llm_embed.evaluation.benchmark.saved_prompts import ASYMMETRIC_TYPES
-from st_llm_embed.instructions import INSTRUCTION_TEMPLATE, instruction_prompt
+from st_llm_embed.instructions import INSTRUCTION_TEMPLATE
 from st_llm_embed.modules import LLMSentenceTransformer
 from st_llm_embed.modules.identity import model_identity
 
@@ -100,9 +100,7 @@ class LocalModel(AbsEncoder):
     def task_prompt(self, metadata: TaskMetadata) -> TaskPrompt:
         """Give what stands before the texts of a task."""
         if self._instructed or self.prompt_mode == "none":
-            instruction = task_instruction(self.prompt_mode, metadata)
-            query = instruction_prompt(instruction.text) if instruction.text else ""
-            return TaskPrompt(query, "", instruction.source, instruction.generic)
+            return instructed_prompt(self.prompt_mode, metadata)
         if metadata.type in ASYMMETRIC_TYPES:
             query, document = (self._saved_prompt(metadata, side) for side in (PromptType.query, PromptType.document))
         else:
