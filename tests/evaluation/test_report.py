@@ -6,7 +6,9 @@ from pathlib import Path
 from conftest import example_rows, write_rows
 
 from st_llm_embed import Recipe, run_pipeline
+from st_llm_embed.data import read_rows, write_dataset
 from st_llm_embed.evaluation import write_report
+from st_llm_embed.training import train
 
 
 def test_a_report_leaves_out_what_there_is_none_of(tiny_recipe: Path, tmp_path: Path) -> None:
@@ -25,15 +27,16 @@ def test_a_report_leaves_out_what_there_is_none_of(tiny_recipe: Path, tmp_path: 
 
 
 def test_a_report_names_the_task_that_chose_the_step(tiny_recipe: Path, tmp_path: Path) -> None:
-    out, report = tmp_path / "out", tmp_path / "report"
-    run_pipeline(Recipe.load(str(tiny_recipe), ["training.max_steps=2"]), out)
-    log = json.loads((out / "training" / "log.json").read_text(encoding="utf-8"))
-    log += [{"step": step, "eval_STSBenchmark": score} for step, score in ((1, 0.75), (2, 0.5))]
-    (out / "training" / "log.json").write_text(json.dumps(log), encoding="utf-8")
-    best = ["load_best_model_at_end=true", "metric_for_best_model=STSBenchmark", "eval_strategy=steps", "eval_steps=2"]
-    overrides = ["evaluation.tasks=[STSBenchmark]", *(f"training.{choice}" for choice in best)]
-    report.mkdir()
-    write_report(Recipe.load(str(tiny_recipe), overrides), out / "dataset", out / "training", report)
-    text = (report / "report.md").read_text(encoding="utf-8")
+    dataset, training = tmp_path / "dataset", tmp_path / "training"
+    recipe = Recipe.load(str(tiny_recipe), ["training.max_steps=2", "evaluation.tasks=[STSBenchmark]"])
+    write_dataset(read_rows(Path(str(recipe.data.rows))), dataset, recipe.data.validation_fraction)
+    train(recipe, [dataset], training)
+    log = json.loads((training / "log.json").read_text(encoding="utf-8"))
+    for step, score in ((1, 0.75), (2, 0.5)):
+        log.append({"step": step, "eval_retrieval_ndcg_at_10": 0.25, "eval_STSBenchmark": score})
+    (training / "log.json").write_text(json.dumps(log), encoding="utf-8")
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "STSBenchmark"}
+    write_report(recipe.model_copy(update={"training": recipe.training | best}), dataset, training, tmp_path)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "STSBenchmark was best at step 1 (0.750); the model has the weights of step 1." in text
     assert "chosen by the held-out rows" not in text
