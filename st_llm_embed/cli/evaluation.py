@@ -87,6 +87,7 @@ def evaluate(
                 devices=device or (),
                 vectors_dir=vectors_dir,
             )
+            opened.callback(loaded.close)
         else:
             from st_llm_embed.evaluation.server.client import Server
             from st_llm_embed.evaluation.server.cost import Limits

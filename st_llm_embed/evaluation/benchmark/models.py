@@ -116,6 +116,12 @@ class LocalModel(AbsEncoder):
             "keeps_vectors": self._vectors_dir is not None,
         }
 
+    def close(self) -> None:
+        """Stop the processes on several devices; the next long list of texts starts them anew."""
+        if self._pool is not None:
+            self.model.stop_multi_process_pool(self._pool)
+            self._pool = None
+
     def encode(
         self,
         inputs: DataLoader[Any],

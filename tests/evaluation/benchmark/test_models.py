@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 from pathlib import Path
 
@@ -177,10 +178,12 @@ def test_several_devices_give_the_vectors_of_one(saved: Path, monkeypatch: pytes
     )
     try:
         got = two._encoded(texts, "", None, {"batch_size": 4})
-        assert two._pool is not None
+        assert len(multiprocessing.active_children()) == 2
         np.testing.assert_allclose(got, one._encoded(texts, "", None, {"batch_size": 4}), atol=1e-5)
     finally:
-        two.model.stop_multi_process_pool(two._pool)
+        two.close()
+    assert two._pool is None
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize(
