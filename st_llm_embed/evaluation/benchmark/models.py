@@ -256,6 +256,11 @@ def takes_instructions(model: LLMSentenceTransformer) -> bool:
 
 def _shorten(model: LLMSentenceTransformer, max_seq_length: int) -> None:
     tokenizer = model.tokenizer
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise InputError(
+            f"--max-seq-length is {max_seq_length}, and this model reads texts by a {type(tokenizer).__name__}, not "
+            "by a tokenizer of transformers, so that it cannot be told where to cut them. Leave --max-seq-length away."
+        )
     least = tokenizer.num_special_tokens_to_add() + 1
     most = getattr(cast(Any, model[0]).config.get_text_config(), "max_position_embeddings", None)
     if max_seq_length < least or (most is not None and max_seq_length > most):

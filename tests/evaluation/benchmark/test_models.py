@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from mteb.mocks.mock_tasks import MockRetrievalTask
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, Transformer
 from small_tasks import SmallSTS
+from tokenizers import Tokenizer
 
 from st_llm_embed import InputError, LLMSentenceTransformer
 from st_llm_embed.evaluation.benchmark.models import load_model
@@ -184,6 +185,13 @@ def test_several_devices_give_the_vectors_of_one(saved: Path, monkeypatch: pytes
         two.close()
     assert two._pool is None
     assert not multiprocessing.active_children()
+
+
+def test_no_length_is_set_where_texts_cannot_be_cut(tiny_base: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(tiny_base / "tokenizer.json"))
+    SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)], device="cpu").save(str(tmp_path))
+    with pytest.raises(InputError, match=r"--max-seq-length is 16.*by a Tokenizer.*Leave --max-seq-length away"):
+        load_model(str(tmp_path), prompts="none", max_seq_length=16)
 
 
 @pytest.mark.parametrize(
