@@ -39,17 +39,17 @@ TOKENIZED_AT_ONCE = 4_096
 
 @dataclass
 class Usage:
-    """What one task had a model encode."""
+    """What one task asked a model for, also where its vectors were kept."""
 
     texts: int = 0
     tokens: int = 0
-    """Those that were encoded, prompts and special tokens included."""
+    """Up to max_seq_length of each text, prompts and special tokens included."""
     truncated: int = 0
-    """Texts that were cut off at max_seq_length."""
+    """Texts that are longer than max_seq_length."""
 
 
 class EvaluatedModel(EncoderProtocol, Protocol):
-    """What `evaluate` takes: a model for mteb that knows its name, its prompts, and what it has encoded."""
+    """What `evaluate` takes: a model for mteb that knows its name, its prompts, and what it was asked for."""
 
     mteb_model_meta: ModelMeta
     """Name and revision identify vectors; what else changes them is in `experiment_kwargs`."""
