@@ -58,7 +58,7 @@ def resolve_tasks(names: Sequence[str], benchmark: str | None) -> list[AbsTask]:
     for name in names:
         task_name, _, subset = name.strip().partition(":")
         subsets.setdefault(task_name, []).extend([subset] if subset else [])
-    tasks = list(_benchmark(benchmark).tasks) if benchmark else []
+    tasks = list(find_benchmark(benchmark).tasks) if benchmark else []
     tasks += [_task(name, asked) for name, asked in subsets.items()]
     if not tasks:
         raise InputError(
@@ -152,12 +152,19 @@ def evaluate(
     return results
 
 
-def _benchmark(name: str) -> mteb.Benchmark:
+def find_benchmark(name: str) -> mteb.Benchmark:
+    """Find a benchmark of mteb.
+
+    Raises:
+        InputError: there is none of this name.
+    """
     try:
         return mteb.get_benchmark(name)
     except KeyError:
         known = [one.name for one in mteb.get_benchmarks()]
-        raise InputError(f"mteb has no benchmark {name!r}.{_nearest(name, known)}") from None
+        raise InputError(
+            f"mteb has no benchmark {name!r}.{_nearest(name, known)} `mteb available-benchmarks` lists all."
+        ) from None
 
 
 def _task(name: str, subsets: list[str]) -> AbsTask:

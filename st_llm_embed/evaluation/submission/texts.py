@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from mteb.models import ModelMeta
 
+from st_llm_embed.evaluation.report import markdown_table
+
 
 class Facts(NamedTuple):
     """What the texts say."""
@@ -106,7 +108,7 @@ def checklist_text(facts: Facts, python_file: str) -> str:
 
 
 def _scores(facts: Facts) -> str:
-    return _table(("task", "score"), [(task, f"{score:.4f}") for task, score in facts.scores.items()])
+    return markdown_table(("task", "score"), [(task, f"{score:.4f}") for task, score in facts.scores.items()])
 
 
 def _benchmarks(facts: Facts) -> str:
@@ -114,11 +116,7 @@ def _benchmarks(facts: Facts) -> str:
         (name, f"{scored} of {tasks}", "unknown" if percent is None else f"{percent} %")
         for name, scored, tasks, percent in facts.benchmarks
     ]
-    return _table(("benchmark", "tasks scored", "zero-shot"), rows) if rows else ""
-
-
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, tuple("---" for _ in header), *rows))
+    return markdown_table(("benchmark", "tasks scored", "zero-shot"), rows) if rows else ""
 
 
 def _list(title: str, reasons: dict[str, str]) -> str:

@@ -260,7 +260,7 @@ def test_only_a_commit_on_the_hub_is_submitted(tiny: Tiny, run_cli: Callable[...
         (("lab/tiny", "--results", branch), "has scores of lab/tiny at main"),
         (("lab/tiny", "--results", paper), "--prompts mteb"),
         (("lab/tiny", "--results", other), f"scored on dataset revision {'1' * 40}"),
-        (("lab/tiny", "--results", tiny.results, "--benchmark", "MTEB(none)"), "available-benchmarks"),
+        (("lab/tiny", "--results", tiny.results, "--benchmark", "MTEB(eng,v1)"), "Did you mean MTEB(eng, v1)"),
         (("lab/tiny", "--results", tiny.results, "--trained-on", "SciFct"), "SciFact"),
         (("lab/tiny", "--results", tiny.results, "--overlap", tmp_path / "none.json"), "no contamination analysis"),
         (("lab/tiny", "--results", tiny.results), "HF_HUB_OFFLINE"),
