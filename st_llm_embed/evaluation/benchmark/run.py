@@ -49,7 +49,8 @@ def resolve_tasks(names: Sequence[str], benchmark: str | None) -> list[AbsTask]:
 
     Args:
         names: names of mteb tasks; ``Tatoeba:fra-eng`` for one of its subsets, given again for another.
-        benchmark: name of an mteb benchmark, all of whose tasks are added.
+        benchmark: name of an mteb benchmark, all of whose tasks are added. A task that is also in `names` is taken as
+            the benchmark has it.
 
     Raises:
         InputError: there is no such task, subset or benchmark, a task is not about texts, or nothing is asked for.
@@ -58,8 +59,9 @@ def resolve_tasks(names: Sequence[str], benchmark: str | None) -> list[AbsTask]:
     for name in names:
         task_name, _, subset = name.strip().partition(":")
         subsets.setdefault(task_name, []).extend([subset] if subset else [])
-    tasks = list(find_benchmark(benchmark).tasks) if benchmark else []
-    tasks += [_task(name, asked) for name, asked in subsets.items()]
+    tasks = [_task(name, asked) for name, asked in subsets.items()]
+    # Last, and so instead of a named one: a benchmark without some of its subsets is none.
+    tasks += find_benchmark(benchmark).tasks if benchmark else []
     if not tasks:
         raise InputError(
             "No tasks are given. Name some, --tasks STSBenchmark,Banking77Classification,Tatoeba:fra-eng, or a "
