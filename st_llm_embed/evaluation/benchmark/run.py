@@ -81,7 +81,7 @@ def unfinished(model: EvaluatedModel, tasks: Sequence[AbsTask], output_dir: Path
         # A cache makes its folder.
         return list(tasks)
     cache, meta = ResultCache(output_dir), model.mteb_model_meta
-    _set_torn_files_aside(cache, meta, tasks)
+    set_torn_files_aside(cache, meta, tasks)
     return [task for task in tasks if _missing(cache, meta, task)]
 
 
@@ -220,7 +220,7 @@ def _load(task: AbsTask, without_data: dict[str, str]) -> str | None:
     return None
 
 
-def _set_torn_files_aside(cache: ResultCache, meta: ModelMeta, tasks: Sequence[AbsTask]) -> None:
+def set_torn_files_aside(cache: ResultCache, meta: ModelMeta, tasks: Sequence[AbsTask]) -> None:
     """Rename files that a kill cut off in the middle; mteb writes them in place and cannot read the halves."""
     folder = cache.get_task_result_path("any", meta).parent
     for path in [*(folder / f"{task.metadata.name}.json" for task in tasks), folder / "run_settings.jsonl"]:
