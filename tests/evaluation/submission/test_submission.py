@@ -63,6 +63,28 @@ content["training_datasets"].sort()
 print(json.dumps([mteb.__file__, content == given, sent["status"], sent["result_count"]]))
 """
 
+MAKE = """
+from huggingface_hub import create_repo
+create_repo("lab/bare")
+create_repo("lab/pairs", repo_type="dataset")
+print("null")
+"""
+
+ASK = """
+import json, sys, time
+from st_llm_embed import InputError
+from st_llm_embed.evaluation.submission.leaderboard_entry import _public_dataset, recipe_on_hub
+
+def told(ask, *arguments):
+    try:
+        return ask(*arguments)
+    except InputError as error:
+        return str(error)
+
+time.sleep = lambda _: None  # between the tries of huggingface_hub
+print(json.dumps([told(recipe_on_hub, "lab/bare", "main"), *(told(_public_dataset, name) for name in sys.argv[1:])]))
+"""
+
 
 class Tiny(NamedTuple):
     """A model on the Hub with scores."""
@@ -188,6 +210,19 @@ def test_a_submission_is_prepared_and_mteb_takes_it(tiny: Tiny, tmp_path: Path) 
     assert in_mteb == [str(tmp_path / "site/mteb/__init__.py"), True, "ready_for_submission", 1]
     sent = git("show", "--name-only", "--format=", "HEAD", cwd=tiny.prepared / "remote").split()
     assert sorted(sent) == sorted(str(path.relative_to(tiny.prepared)) for path in copies.iterdir())
+
+
+def test_only_what_the_hub_says_is_not_there_is_left_out(hub: Hub) -> None:
+    hub.run(MAKE)
+    assert hub.run(ASK, "lab/nowhere", "lab/pairs") == [None, None, "https://huggingface.co/datasets/lab/pairs"]
+    hub.fail(
+        {"method": "HEAD", "path": "/recipe.yaml", "times": 99, "status": 500},
+        {"method": "GET", "path": "/api/datasets/lab/pairs", "times": 99, "status": 500},
+    )
+    recipe, dataset = hub.run(ASK, "lab/pairs")
+    hub.fail()
+    assert "The Hub cannot tell of recipe.yaml in lab/bare" in recipe
+    assert "The Hub cannot tell of the dataset lab/pairs" in dataset
 
 
 def git(*arguments: str, cwd: Path) -> str:
