@@ -34,7 +34,7 @@ def mteb_text(facts: Facts) -> str:
     """Give the body of the pull request that adds the model to embeddings-benchmark/mteb."""
     entry = facts.entry
     trained = "unknown" if entry.training_datasets is None else ", ".join(sorted(entry.training_datasets)) or "none"
-    loaded = "x" if not facts.missing else " "
+    filled = "x" if not facts.missing else " "
     return _joined(
         f"Adds [{facts.name}]({entry.reference}), commit `{facts.revision}`"
         + (f", made of {entry.adapted_from}." if entry.adapted_from else "."),
@@ -42,8 +42,7 @@ def mteb_text(facts: Facts) -> str:
         "Each query gets `Instruct: {instruction}\\nQuery: ` with the instruction that mteb has for the task; a "
         f"document gets none. mteb's tasks that it was trained on: {trained}.",
         _scores(facts),
-        "No scores of this model have been published that these could be compared with.",
-        f"- [{loaded}] I have filled out the ModelMeta object to the extent possible\n"
+        f"- [{filled}] I have filled out the ModelMeta object to the extent possible\n"
         "- [ ] I have ensured that my model can be loaded using\n"
         "  - [ ] `mteb.get_model(model_name, revision)` and\n"
         "  - [ ] `mteb.get_model_meta(model_name, revision)`\n"
@@ -51,7 +50,8 @@ def mteb_text(facts: Facts) -> str:
         "- [x] The model is public, i.e., is available either as an API or the weights are publicly available to "
         "download\n"
         "- [ ] I reproduced results from the original paper (if applicable) on at least one benchmark, and I am "
-        "including the results in the PR description.",
+        "including the results in the PR description.\n"
+        "- [ ] Scores of this model that are published elsewhere are beside these, or there are none.",
     )
 
 

@@ -18,10 +18,11 @@ import pytest
 from conftest import Outcome
 from hub import Hub, Pusher
 from mteb.mocks import ALL_MOCK_TASK_TEST_GRID
-from mteb.models import SentenceTransformerEncoderWrapper
+from mteb.models import ModelMeta, SentenceTransformerEncoderWrapper
 from mteb_data import write_scifact, write_stsbenchmark
 
 from st_llm_embed import LLMSentenceTransformer, Recipe
+from st_llm_embed.evaluation.submission.texts import Facts, mteb_text
 
 CLICKS = '{path: org/our-clicks, columns: {anchor: a, positive: b}, license: mit, instruction: "Find."}'
 NQ = "{path: Tevatron/wikipedia-nq, columns: {anchor: query, positive: text}, license: cc-by-sa-3.0}"
@@ -223,6 +224,27 @@ def test_only_what_the_hub_says_is_not_there_is_left_out(hub: Hub) -> None:
     hub.fail()
     assert "The Hub cannot tell of recipe.yaml in lab/bare" in recipe
     assert "The Hub cannot tell of the dataset lab/pairs" in dataset
+
+
+def test_boxes_are_ticked_where_they_are_known_to_be_true() -> None:
+    facts = Facts(
+        name="lab/tiny",
+        revision="0" * 40,
+        description="",
+        entry=ModelMeta.create_empty({"name": "lab/tiny", "revision": "0" * 40}),
+        scores={"STSBenchmark": 0.5},
+        mteb_versions=["2.26.24"],
+        benchmarks=[],
+        dropped={},
+        incomplete={},
+        missing=[],
+        compared=False,
+    )
+    text = mteb_text(facts)
+    assert "- [x] I have filled out the ModelMeta" in text
+    assert "- [ ] I have filled out the ModelMeta" in mteb_text(facts._replace(missing=["license is empty."]))
+    assert "- [ ] Scores of this model that are published elsewhere are beside these, or there are none." in text
+    assert "| STSBenchmark | 0.5000 |" in text
 
 
 def git(*arguments: str, cwd: Path) -> str:
