@@ -51,9 +51,10 @@ def check_inputs(recipe: Recipe) -> None:
     check_data(recipe)
     if recipe.evaluation.tasks:
         # Importing mteb takes seconds.
-        from st_llm_embed.evaluation.benchmark.run import resolve_tasks
+        from st_llm_embed.evaluation.benchmark.task_score import scored_task
 
-        resolve_tasks(recipe.evaluation.tasks, None)
+        for name in recipe.evaluation.tasks:
+            scored_task(name)
     if recipe.data.rows != SYNTHESIS:
         rows, fraction = read_rows(rows_file(recipe.data.rows)), recipe.data.validation_fraction
         held_out = {row.task_type for row in rows if split_of(row, fraction) == "validation"}

@@ -210,3 +210,12 @@ def test_what_is_compared_is_trained_scored_saved_and_said_on_the_card(
     assert ("Given a claim" in card) == (prompt != "")
     run_pipeline(Recipe.load(str(tiny_recipe), ["training.max_steps=2"]), out)
     assert len(list(out.glob("training.*/model"))) == 1, "the key is an input of the training"
+
+
+def test_an_aggregate_is_refused_as_a_task_before_anything_is_written(tiny_recipe: Path, tmp_path: Path) -> None:
+    recipe = Recipe.load(str(tiny_recipe), ["evaluation.tasks=[STSBenchmark, CQADupstackRetrieval]"])
+    with pytest.raises(
+        InputError, match=r"CQADupstackRetrieval, which is the mean of 12 .* CQADupstack\w+Retrieval\."
+    ):
+        run_pipeline(recipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from st_llm_embed.cli.options import configure_logging
+from st_llm_embed.cli.options import configure_logging, run_folder
 
 app = typer.Typer()
 
@@ -34,7 +34,7 @@ def ablate(
     configure_logging()
     from st_llm_embed.ablation.run import check_grid, run_grid
 
-    folder = output_dir or Path("runs") / resolved.name
+    folder = run_folder(resolved.name, output_dir)
     if dry_run:
         check_grid(resolved, open_sets)
         for seed in resolved.seeds:

@@ -8,7 +8,15 @@ from typing import Any
 
 import typer
 
-from st_llm_embed.cli.options import DryRun, OutputDir, Overrides, RecipeArgument, configure_logging, required
+from st_llm_embed.cli.options import (
+    DryRun,
+    OutputDir,
+    Overrides,
+    RecipeArgument,
+    configure_logging,
+    required,
+    run_folder,
+)
 from st_llm_embed.recipe import Recipe
 
 app = typer.Typer()
@@ -41,7 +49,7 @@ def distill(
         check_student_inputs(resolved)
         sys.stdout.write(resolved.to_yaml())
         return
-    folder = output_dir or Path("runs") / resolved.name
+    folder = run_folder(resolved.name, output_dir)
     _print_outcome(run_distillation(resolved, folder), folder)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from st_llm_embed.cli.options import configure_logging, listed, log_to_stderr, one_of, whole_numbers
+from st_llm_embed.cli.options import configure_logging, listed, log_to_stderr, one_of, parsed_parameters
 from st_llm_embed.errors import InputError
 
 if TYPE_CHECKING:
@@ -87,10 +87,11 @@ def evaluate(
                 devices=device or (),
                 vectors_dir=vectors_dir,
             )
+            opened.callback(loaded.close)
         else:
             from st_llm_embed.evaluation.server.client import Server
             from st_llm_embed.evaluation.server.cost import Limits
-            from st_llm_embed.evaluation.server.endpoint import open_endpoint, parsed_parameters
+            from st_llm_embed.evaluation.server.endpoint import open_endpoint
 
             loaded = opened.enter_context(
                 open_endpoint(
@@ -137,7 +138,7 @@ def passkey(
     ),
 ) -> None:
     """Score how far a model sees: whose pass key stands in which long text. Run it again to go on after a stop."""
-    tokens = whole_numbers(lengths)
+    tokens = _lengths(lengths)
     from st_llm_embed.evaluation.tasks import run_passkey, swept_settings
 
     configure_logging()
@@ -193,6 +194,16 @@ def submit(
     typer.echo(f"{submission.folder}  the files of both pull requests")
     if create_pr:
         typer.echo(open_results_pull_request(submission))
+
+
+def _lengths(numbers: str) -> list[int]:
+    """Read the value of --lengths."""
+    try:
+        return sorted({int(number) for number in numbers.split(",")})
+    except ValueError:
+        raise InputError(
+            f"--lengths is {numbers!r}; give whole numbers of tokens with commas between: --lengths 256,512,1024."
+        ) from None
 
 
 def _print_preflight(planned: list[PlannedTask], count: int) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -50,14 +52,27 @@ def listed(names: str | None) -> list[str]:
     return [name.strip() for name in (names or "").split(",") if name.strip()]
 
 
-def whole_numbers(lengths: str) -> list[int]:
-    """Read the value of --lengths."""
-    try:
-        return sorted({int(number) for number in lengths.split(",")})
-    except ValueError:
-        raise InputError(
-            f"--lengths is {lengths!r}; give whole numbers of tokens with commas between: --lengths 256,512,1024."
-        ) from None
+def parsed_parameters(assignments: Sequence[str]) -> dict[str, Any]:
+    """Read `KEY=VALUE` parameters of a request; a value is JSON, or else a text.
+
+    Raises:
+        InputError: one has no equals sign.
+    """
+    parameters: dict[str, Any] = {}
+    for assignment in assignments:
+        key, found, value = assignment.partition("=")
+        if not key or not found:
+            raise InputError(f"--parameter is {assignment!r}; it has to look like dimensions=256.")
+        try:
+            parameters[key] = json.loads(value)
+        except ValueError:
+            parameters[key] = value
+    return parameters
+
+
+def run_folder(name: str, output_dir: Path | None) -> Path:
+    """Give the folder of a run: that of --output-dir, or one of the recipe's name."""
+    return output_dir or Path("runs") / name
 
 
 def configure_logging() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from st_llm_embed.cli.options import log_to_stderr
+from st_llm_embed.cli.options import log_to_stderr, run_folder
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import Recipe
 
@@ -49,7 +49,7 @@ def _folder(source: str) -> Path:
     """Find the folder; of a recipe the one that a run without --output-dir writes."""
     if Path(source).is_dir():
         return Path(source)
-    folder = Path("runs") / Recipe.load(source).name
+    folder = run_folder(Recipe.load(source).name, None)
     if not folder.is_dir():
         raise InputError(
             f"{source} was not run here: there is no {folder}. Run it first (st-llm-embed run {source}), or give the "

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from st_llm_embed.cli.options import DryRun, OutputDir, Overrides, RecipeArgument, configure_logging, required
+from st_llm_embed.cli.options import (
+    DryRun,
+    OutputDir,
+    Overrides,
+    RecipeArgument,
+    configure_logging,
+    required,
+    run_folder,
+)
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import Recipe
 
@@ -50,7 +58,7 @@ def run(
         check_inputs(resolved)
         sys.stdout.write(resolved.to_yaml())
         return
-    folder = output_dir or Path("runs") / resolved.name
+    folder = run_folder(resolved.name, output_dir)
     report = run_pipeline(resolved, folder)
     if is_first_process():
         _print_outcome(report, folder, training_folders(resolved))
@@ -75,7 +83,7 @@ def build_data(
         check_data(resolved)
         sys.stdout.write(resolved.to_yaml())
         return
-    folder = output_dir or Path("runs") / resolved.name
+    folder = run_folder(resolved.name, output_dir)
     run_build_data(resolved, folder)
     _print_contents(folder, "dataset", "sources", "journal")
 
@@ -99,7 +107,7 @@ def train(
         check_inputs(resolved)
         sys.stdout.write(resolved.to_yaml())
         return
-    folder = output_dir or Path("runs") / resolved.name
+    folder = run_folder(resolved.name, output_dir)
     run_training(resolved, folder)
     if is_first_process():
         *former, last = training_folders(resolved)
@@ -108,7 +116,7 @@ def train(
 
 @app.command()
 def plan(
-    recipe: Annotated[str | None, typer.Argument(help="A shipped recipe's name, or the path of a .yaml file.")] = None,
+    recipe: RecipeArgument = None,
     output_dir: OutputDir = None,
     overrides: Overrides = None,
     *,
@@ -132,7 +140,7 @@ def plan(
 
     planned = plan_training(
         resolved,
-        output_dir or Path("runs") / resolved.name,
+        run_folder(resolved.name, output_dir),
         devices=devices,
         sharded=sharded,
         device_memory=device_memory,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from st_llm_embed.cli.options import OutputDir, Overrides, RecipeArgument, log_to_stderr, required
+from st_llm_embed.cli.options import OutputDir, Overrides, RecipeArgument, log_to_stderr, required, run_folder
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import Recipe
 
@@ -46,7 +46,7 @@ def synthesize(
             "for each step, 20 or more for a useful projection, and no --dry-run, which sends nothing."
         )
     log_to_stderr()
-    folder = output_dir or Path("runs") / resolved.name
+    folder = run_folder(resolved.name, output_dir)
     from st_llm_embed.pipeline import check_data, planned_prompts, run_estimate, run_synthesis
 
     if dry_run:
@@ -71,7 +71,7 @@ def reparse(
     """Make the dataset anew of the answers in the journal, with this recipe's filters. No LLM is asked or paid."""
     resolved = _recipe_to_push(required(recipe, "reparse"), overrides, push_to)
     log_to_stderr()
-    folder = output_dir or Path("runs") / resolved.name
+    folder = run_folder(resolved.name, output_dir)
     from st_llm_embed.pipeline import run_synthesis
 
     _print_statistics(run_synthesis(resolved, folder, ask=False), folder)

@@ -31,17 +31,17 @@ class Encode(Protocol):
 class VectorFolder:
     """A folder of vectors, each file named by the model and by the texts that it holds."""
 
-    def __init__(self, folder: Path, encode: Encode, encoder: str, dtype: np.dtype[Any] | None = None) -> None:
+    def __init__(self, folder: Path, encode: Encode, encoder: str, dtype: np.dtype[Any] = DTYPE) -> None:
         """Keep vectors in a folder.
 
         Args:
             folder: created when needed; holds nothing but what this class writes.
             encode: makes the vectors.
             encoder: identifies what `encode` does: model, revision, prompts.
-            dtype: of the numbers on disk; None: DTYPE.
+            dtype: of the numbers on disk.
         """
         self._folder, self._encode, self._encoder = folder, encode, encoder
-        self._dtype = dtype or DTYPE
+        self._dtype = dtype
         self._ending = f"f{self._dtype.itemsize * 8}"
         self._used: set[Path] = set()
 

@@ -137,12 +137,13 @@ def _markdown(recipe: Recipe, report: dict[str, Any], before: Scores, after: Sco
         f"{training['seconds']:.0f} s on {report['hardware']}. Seed {recipe.seed}.",
     ]
     if training["best_step"] is not None:
+        metric = training["best_metric"]  # a score of the held-out rows, or an mteb task
         sections += [
             "![Held-out scores by step](scores.png)",
-            f"{HEADLINES[training['best_metric']]} was best at step {training['best_step']} "
+            f"{HEADLINES.get(metric, metric)} was best at step {training['best_step']} "
             f"({training['best_score']:.3f}); the model has the weights of step {training['kept_step']}.",
         ]
-        if training["kept_step"] == training["best_step"] != training["steps"]:
+        if metric in HEADLINES and training["kept_step"] == training["best_step"] != training["steps"]:
             sections.append(
                 "The step was chosen by the held-out rows, so that their scores after training are a little better "
                 "than those of rows that chose nothing."

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from importlib.resources import files
 from pathlib import Path
 from typing import cast
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub import hf_hub_download, is_offline_mode
+from huggingface_hub.errors import (
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -20,6 +26,8 @@ from transformers import (
 from st_llm_embed.errors import InputError
 from st_llm_embed.modules.eos import append_eos
 from st_llm_embed.sections import EMBEDDED
+
+logger = logging.getLogger(__name__)
 
 SENTENCEPIECE_FILE = "tokenizer.model"
 
@@ -46,7 +54,17 @@ def sentencepiece_file(name_or_path: str, revision: str | None = None) -> Path |
         return path if path.is_file() else None
     try:
         return Path(hf_hub_download(name_or_path, SENTENCEPIECE_FILE, revision=revision))
-    except (HfHubHTTPError, HFValidationError, OSError):
+    except LocalEntryNotFoundError as error:
+        # Offline nobody can tell whether the model has one that is not in the cache.
+        if not is_offline_mode():
+            logger.warning(
+                "The Hub cannot tell whether %s has a %s, which is left out: %s",
+                name_or_path,
+                SENTENCEPIECE_FILE,
+                error.__cause__ or error,
+            )
+        return None
+    except (RemoteEntryNotFoundError, RepositoryNotFoundError, HFValidationError):
         return None
 
 

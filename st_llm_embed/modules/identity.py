@@ -23,10 +23,10 @@ def model_identity(name_or_path: str, *, revision: str | None = None, name: str 
     folder = Path(name_or_path)
     if not folder.is_dir():
         return name_or_path, _commit(name_or_path, revision)
-    return name or f"local/{re.sub(r'[^A-Za-z0-9._-]', '_', folder.resolve().name) or 'model'}", content_hash(folder)
+    return name or f"local/{re.sub(r'[^A-Za-z0-9._-]', '_', folder.resolve().name) or 'model'}", model_hash(folder)
 
 
-def content_hash(folder: Path) -> str:
+def model_hash(folder: Path) -> str:
     """Hash what the vectors of a model folder depend on: weights, adapter, tokenizer, prompts, configurations.
 
     The base of an adapter is part of it, if it is a local folder.
@@ -41,7 +41,7 @@ def content_hash(folder: Path) -> str:
     adapter = folder / "adapter_config.json"
     base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"] if adapter.is_file() else ""
     if base and Path(base).is_dir():
-        digest.update(content_hash(Path(base)).encode())
+        digest.update(model_hash(Path(base)).encode())
     return digest.hexdigest()[:40]
 
 

@@ -10,16 +10,36 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from modules.test_families import save_base
+from families import save_base
+from hub import Hub
 from peft import LoraConfig
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from st_llm_embed import LLMSentenceTransformer
+from st_llm_embed.modules.base import sentencepiece_file
 
 TEXTS = ["", "a", "several words here", "Instruct: Find it\nQuery: where?", "long " * 300]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+FIND = """
+import json, logging, sys, time
+from st_llm_embed.modules.base import sentencepiece_file
+
+logged = []
+logging.getLogger("st_llm_embed").addHandler(logging.Handler())
+logging.getLogger("st_llm_embed").handlers[0].emit = lambda record: logged.append(record.getMessage())
+
+def found(name, revision=None):
+    try:
+        return sentencepiece_file(name, revision)
+    except OSError as error:
+        return type(error).__name__
+
+time.sleep = lambda _: None  # between the tries of huggingface_hub
+print(json.dumps([found(*one.split("@")) for one in sys.argv[1:]] + logged))
+"""
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -121,6 +141,20 @@ def test_an_adapter_without_tokenizer_model_takes_that_of_its_base(with_sentence
 def test_a_base_without_tokenizer_model_gets_none(tiny_base: Path, tmp_path: Path) -> None:
     LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=32, device="cpu").save_pretrained(str(tmp_path))
     assert not (tmp_path / "tokenizer.model").exists()
+
+
+def test_a_tokenizer_model_is_missed_where_the_hub_says_so(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
+    hub.run("from huggingface_hub import create_repo; create_repo('lab/without'); print('null')")
+    asked = ("lab/without", "lab/absent", "no/name/of/the/hub", "lab/without@v9")
+    assert hub.run(FIND, *asked) == [None, None, None, "RevisionNotFoundError"]
+    hub.fail({"method": "HEAD", "path": "/tokenizer.model", "times": 99, "status": 500})
+    found, logged = hub.run(FIND, "lab/without")
+    hub.fail()
+    assert found is None
+    assert "cannot tell whether lab/without has a tokenizer.model" in logged
+    # Offline, as here, nobody can tell.
+    assert sentencepiece_file("lab/without") is None
+    assert not caplog.records
 
 
 def test_the_data_type_of_the_weights_is_kept(tiny_base: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from modules.test_families import save_base
+from families import save_base
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from transformers import AutoModel

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from embedding_server import EmbeddingServer, error
+from families import save_base
 from misbehaving import Served
-from modules.test_families import save_base
 from sentence_transformers import SentenceTransformer
 from transformers import AutoTokenizer
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from modules.test_families import TEXTS, TOKENIZERS, save_base
+from families import TOKENIZERS, save_base
+from modules.test_families import TEXTS
 
 from st_llm_embed import LLMSentenceTransformer
 from st_llm_embed.modules import DecoderTransformer

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from modules.test_families import MODELS
+from families import MODELS
 from peft import LoraConfig
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
 from transformers import AutoModel, MistralConfig, MistralForCausalLM, MixtralConfig, PreTrainedConfig, PreTrainedModel

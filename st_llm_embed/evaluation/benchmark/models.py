@@ -18,9 +18,9 @@ from transformers import PreTrainedTokenizerBase
 
 from st_llm_embed.data.vectors import VectorFolder
 from st_llm_embed.errors import InputError, explained
-from st_llm_embed.evaluation.benchmark.prompts import PromptMode, TaskPrompt, task_instruction
+from st_llm_embed.evaluation.benchmark.prompts import PromptMode, TaskPrompt, instructed_prompt
 from st_llm_embed.evaluation.benchmark.saved_prompts import ASYMMETRIC_TYPES
-from st_llm_embed.instructions import INSTRUCTION_TEMPLATE, instruction_prompt
+from st_llm_embed.instructions import INSTRUCTION_TEMPLATE
 from st_llm_embed.modules import LLMSentenceTransformer
 from st_llm_embed.modules.identity import model_identity
 
@@ -39,17 +39,17 @@ TOKENIZED_AT_ONCE = 4_096
 
 @dataclass
 class Usage:
-    """What one task had a model encode."""
+    """What one task asked a model for, also where its vectors were kept."""
 
     texts: int = 0
     tokens: int = 0
-    """Those that were encoded, prompts and special tokens included."""
+    """Up to max_seq_length of each text, prompts and special tokens included."""
     truncated: int = 0
-    """Texts that were cut off at max_seq_length."""
+    """Texts that are longer than max_seq_length."""
 
 
 class EvaluatedModel(EncoderProtocol, Protocol):
-    """What `evaluate` takes: a model for mteb that knows its name, its prompts, and what it has encoded."""
+    """What `evaluate` takes: a model for mteb that knows its name, its prompts, and what it was asked for."""
 
     mteb_model_meta: ModelMeta
     """Name and revision identify vectors; what else changes them is in `experiment_kwargs`."""
@@ -100,9 +100,7 @@ class LocalModel(AbsEncoder):
     def task_prompt(self, metadata: TaskMetadata) -> TaskPrompt:
         """Give what stands before the texts of a task."""
         if self._instructed or self.prompt_mode == "none":
-            instruction = task_instruction(self.prompt_mode, metadata)
-            query = instruction_prompt(instruction.text) if instruction.text else ""
-            return TaskPrompt(query, "", instruction.source, instruction.generic)
+            return instructed_prompt(self.prompt_mode, metadata)
         if metadata.type in ASYMMETRIC_TYPES:
             query, document = (self._saved_prompt(metadata, side) for side in (PromptType.query, PromptType.document))
         else:
@@ -117,6 +115,12 @@ class LocalModel(AbsEncoder):
             "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
             "keeps_vectors": self._vectors_dir is not None,
         }
+
+    def close(self) -> None:
+        """Stop the processes on several devices; the next long list of texts starts them anew."""
+        if self._pool is not None:
+            self.model.stop_multi_process_pool(self._pool)
+            self._pool = None
 
     def encode(
         self,
@@ -252,6 +256,11 @@ def takes_instructions(model: LLMSentenceTransformer) -> bool:
 
 def _shorten(model: LLMSentenceTransformer, max_seq_length: int) -> None:
     tokenizer = model.tokenizer
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise InputError(
+            f"--max-seq-length is {max_seq_length}, and this model reads texts by a {type(tokenizer).__name__}, not "
+            "by a tokenizer of transformers, so that it cannot be told where to cut them. Leave --max-seq-length away."
+        )
     least = tokenizer.num_special_tokens_to_add() + 1
     most = getattr(cast(Any, model[0]).config.get_text_config(), "max_position_embeddings", None)
     if max_seq_length < least or (most is not None and max_seq_length > most):

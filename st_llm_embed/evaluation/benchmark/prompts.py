@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from st_llm_embed.evaluation.benchmark.saved_prompts import parent_instruction
+from st_llm_embed.instructions import instruction_prompt
 
 if TYPE_CHECKING:
     from mteb import TaskMetadata
@@ -46,6 +47,13 @@ class Instruction(NamedTuple):
     source: Source
     generic: bool = False
     """Whether it is a default for the type that says nothing about the task."""
+
+
+def instructed_prompt(mode: PromptMode, metadata: TaskMetadata) -> TaskPrompt:
+    """Give what stands before the texts of one task for a model that takes instructions: none before documents."""
+    instruction = task_instruction(mode, metadata)
+    query = instruction_prompt(instruction.text) if instruction.text else ""
+    return TaskPrompt(query, "", instruction.source, instruction.generic)
 
 
 def task_instruction(mode: PromptMode, metadata: TaskMetadata) -> Instruction:

@@ -49,7 +49,8 @@ def resolve_tasks(names: Sequence[str], benchmark: str | None) -> list[AbsTask]:
 
     Args:
         names: names of mteb tasks; ``Tatoeba:fra-eng`` for one of its subsets, given again for another.
-        benchmark: name of an mteb benchmark, all of whose tasks are added.
+        benchmark: name of an mteb benchmark, all of whose tasks are added. A task that is also in `names` is taken as
+            the benchmark has it.
 
     Raises:
         InputError: there is no such task, subset or benchmark, a task is not about texts, or nothing is asked for.
@@ -58,8 +59,9 @@ def resolve_tasks(names: Sequence[str], benchmark: str | None) -> list[AbsTask]:
     for name in names:
         task_name, _, subset = name.strip().partition(":")
         subsets.setdefault(task_name, []).extend([subset] if subset else [])
-    tasks = list(_benchmark(benchmark).tasks) if benchmark else []
-    tasks += [_task(name, asked) for name, asked in subsets.items()]
+    tasks = [_task(name, asked) for name, asked in subsets.items()]
+    # Last, and so instead of a named one: a benchmark without some of its subsets is none.
+    tasks += find_benchmark(benchmark).tasks if benchmark else []
     if not tasks:
         raise InputError(
             "No tasks are given. Name some, --tasks STSBenchmark,Banking77Classification,Tatoeba:fra-eng, or a "
@@ -79,7 +81,7 @@ def unfinished(model: EvaluatedModel, tasks: Sequence[AbsTask], output_dir: Path
         # A cache makes its folder.
         return list(tasks)
     cache, meta = ResultCache(output_dir), model.mteb_model_meta
-    _set_torn_files_aside(cache, meta, tasks)
+    set_torn_files_aside(cache, meta, tasks)
     return [task for task in tasks if _missing(cache, meta, task)]
 
 
@@ -152,12 +154,19 @@ def evaluate(
     return results
 
 
-def _benchmark(name: str) -> mteb.Benchmark:
+def find_benchmark(name: str) -> mteb.Benchmark:
+    """Find a benchmark of mteb.
+
+    Raises:
+        InputError: there is none of this name.
+    """
     try:
         return mteb.get_benchmark(name)
     except KeyError:
         known = [one.name for one in mteb.get_benchmarks()]
-        raise InputError(f"mteb has no benchmark {name!r}.{_nearest(name, known)}") from None
+        raise InputError(
+            f"mteb has no benchmark {name!r}.{_nearest(name, known)} `mteb available-benchmarks` lists all."
+        ) from None
 
 
 def _task(name: str, subsets: list[str]) -> AbsTask:
@@ -211,7 +220,7 @@ def _load(task: AbsTask, without_data: dict[str, str]) -> str | None:
     return None
 
 
-def _set_torn_files_aside(cache: ResultCache, meta: ModelMeta, tasks: Sequence[AbsTask]) -> None:
+def set_torn_files_aside(cache: ResultCache, meta: ModelMeta, tasks: Sequence[AbsTask]) -> None:
     """Rename files that a kill cut off in the middle; mteb writes them in place and cannot read the halves."""
     folder = cache.get_task_result_path("any", meta).parent
     for path in [*(folder / f"{task.metadata.name}.json" for task in tasks), folder / "run_settings.jsonl"]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import mteb
 from mteb.models import ModelMeta
 
-from st_llm_embed.errors import explained
+from st_llm_embed.errors import InputError, explained
 from st_llm_embed.evaluation.benchmark.models import LocalModel
 from st_llm_embed.evaluation.benchmark.run import resolve_tasks
 from st_llm_embed.modules import LLMSentenceTransformer
+
+if TYPE_CHECKING:
+    from mteb.abstasks import AbsTask
 
 
 class TaskScore:
@@ -19,11 +24,11 @@ class TaskScore:
         batch_size: texts per forward pass.
 
     Raises:
-        InputError: there is no such task, or its data cannot be loaded.
+        InputError: of `scored_task`, or the data of the task cannot be loaded.
     """
 
     def __init__(self, name: str, *, batch_size: int) -> None:
-        [self._task] = resolve_tasks([name], None)
+        self._task = scored_task(name)
         self._batch_size = batch_size
         with explained(
             f"The data of the task {name} cannot be loaded", "Check the network, or take it out of evaluation.tasks."
@@ -43,3 +48,18 @@ class TaskScore:
             show_progress_bar=False,
         )
         return result.task_results[0].get_score()
+
+
+def scored_task(name: str) -> AbsTask:
+    """Find a task of `evaluation.tasks`.
+
+    Raises:
+        InputError: there is no such task, or it is an aggregate, the mean of others.
+    """
+    *parts, task = resolve_tasks([name], None)
+    if parts:
+        raise InputError(
+            f"evaluation.tasks has {name}, which is the mean of {len(parts)} tasks, and a model that trains is scored "
+            f"on single ones. Name one of them, such as {parts[0].metadata.name}."
+        )
+    return task

@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.evaluation.benchmark.models import Usage
-from st_llm_embed.evaluation.benchmark.prompts import PromptMode, TaskPrompt, task_instruction
+from st_llm_embed.evaluation.benchmark.prompts import PromptMode, TaskPrompt, instructed_prompt
 from st_llm_embed.evaluation.server.client import WORDING, EmbeddingClient, Server
 from st_llm_embed.evaluation.server.cost import EmbeddingBudget, Estimate, Limits, estimate
 from st_llm_embed.evaluation.server.journal import VectorJournal
-from st_llm_embed.instructions import instruction_prompt
 from st_llm_embed.synthesis.budget import Cost
 from st_llm_embed.synthesis.exchange import read_api_key
 
@@ -72,9 +71,7 @@ class EndpointModel(AbsEncoder):
 
     def task_prompt(self, metadata: TaskMetadata) -> TaskPrompt:
         """Give what stands before the texts of a task."""
-        instruction = task_instruction(self.prompt_mode, metadata)
-        query = instruction_prompt(instruction.text) if instruction.text else ""
-        return TaskPrompt(query, "", instruction.source, instruction.generic)
+        return instructed_prompt(self.prompt_mode, metadata)
 
     def settings(self) -> dict[str, Any]:
         """Give address, parameters, length and what was spent so far."""
@@ -242,21 +239,3 @@ def _load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         if isinstance(loaded, PreTrainedTokenizerFast):
             return loaded
         raise InputError(f"--tokenizer {name_or_path} has no tokenizer.json, which is needed to cut texts.")
-
-
-def parsed_parameters(assignments: Sequence[str]) -> dict[str, Any]:
-    """Read `KEY=VALUE` parameters of a request; a value is JSON, or else a text.
-
-    Raises:
-        InputError: one has no equals sign.
-    """
-    parameters: dict[str, Any] = {}
-    for assignment in assignments:
-        key, found, value = assignment.partition("=")
-        if not key or not found:
-            raise InputError(f"--parameter is {assignment!r}; it has to look like dimensions=256.")
-        try:
-            parameters[key] = json.loads(value)
-        except ValueError:
-            parameters[key] = value
-    return parameters

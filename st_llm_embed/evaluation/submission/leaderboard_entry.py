@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HTTPError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from mteb.models import ModelMeta
 from mteb.models.instruct_wrapper import InstructSentenceTransformerModel
 
@@ -66,12 +72,13 @@ def check_on_hub(name: str, revision: str) -> None:
 
 
 def recipe_on_hub(name: str, revision: str) -> Recipe | None:
-    """Read the recipe that a released model carries; None where it has none."""
-    try:
-        path = hf_hub_download(name, "recipe.yaml", revision=revision)
-    except EntryNotFoundError:
-        return None
-    return Recipe.load(path)
+    """Read the recipe that a released model carries; None where it has none.
+
+    Raises:
+        InputError: the Hub cannot be asked, or it is no recipe.
+    """
+    path = _file(name, revision, "recipe.yaml")
+    return None if path is None else Recipe.load(str(path))
 
 
 def leaderboard_entry(
@@ -139,18 +146,25 @@ def _variable(entry: ModelMeta) -> str:
 
 
 def _max_seq_length(name: str, revision: str) -> int | None:
-    try:
-        path = hf_hub_download(name, "sentence_bert_config.json", revision=revision)
-    except EntryNotFoundError:
-        return None
-    return json.loads(Path(path).read_text(encoding="utf-8")).get("max_seq_length")
+    path = _file(name, revision, "sentence_bert_config.json")
+    return None if path is None else json.loads(path.read_text(encoding="utf-8")).get("max_seq_length")
+
+
+def _file(name: str, revision: str, file: str) -> Path | None:
+    """Download a file of a commit; None where the commit has none of this name."""
+    with explained(f"The Hub cannot tell of {file} in {name}", "Try again later."):
+        try:
+            return Path(hf_hub_download(name, file, revision=revision))
+        except RemoteEntryNotFoundError:
+            return None
 
 
 def _public_dataset(repo_id: str | None) -> str | None:
     if repo_id is None:
         return None
-    try:
-        HfApi().dataset_info(repo_id, token=False)
-    except HfHubHTTPError:
-        return None
+    with explained(f"The Hub cannot tell of the dataset {repo_id}", "Try again later."):
+        try:
+            HfApi().dataset_info(repo_id, token=False)
+        except RepositoryNotFoundError:
+            return None
     return f"https://huggingface.co/datasets/{repo_id}"

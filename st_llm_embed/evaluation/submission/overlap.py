@@ -25,6 +25,7 @@ from st_llm_embed.data import read_rows, rows_file
 from st_llm_embed.data.contamination import EvaluationTexts, Match, strings_in
 from st_llm_embed.data.dataset import is_text_column
 from st_llm_embed.errors import InputError, explained, shown
+from st_llm_embed.evaluation.report import markdown_table
 from st_llm_embed.evaluation.submission.training_datasets import trained_on
 from st_llm_embed.recipe import Recipe
 from st_llm_embed.sections import EMBEDDED
@@ -126,11 +127,10 @@ def overlap_markdown(overlap: Overlap) -> str:
         )
         for row in overlap.tasks
     ]
-    lines = [f"| {' | '.join(cells)} |" for cells in (header, tuple("---" for _ in header), *rows)]
     entries = ", ".join(overlap.training_datasets) or "none"
     below = [f"Entries for mteb's `training_datasets`: {entries}."]
     below += [f"Not compared: {name}. {reason}" for name, reason in overlap.not_compared.items()]
-    return "\n".join(lines) + "\n\n" + "\n\n".join(below) + "\n"
+    return "\n\n".join((markdown_table(header, rows), *below)) + "\n"
 
 
 def overlap_json(overlap: Overlap) -> str:

@@ -21,6 +21,7 @@ from mteb.models import ModelMeta
 from mteb.results import TaskResult
 
 from st_llm_embed.errors import InputError, explained, shown
+from st_llm_embed.evaluation.benchmark.run import find_benchmark
 from st_llm_embed.evaluation.submission.leaderboard_entry import (
     check_on_hub,
     entry_as_json,
@@ -163,7 +164,7 @@ def _evaluated_revision(name: str, results_dir: Path) -> str:
 
 
 def _choose(scores: Path, benchmark: str | None) -> Choice:
-    wanted = None if benchmark is None else {task.metadata.name: task for task in _benchmark_tasks(benchmark)}
+    wanted = None if benchmark is None else {task.metadata.name: task for task in find_benchmark(benchmark).tasks}
     choice = Choice({}, {}, {})
     for path in sorted(scores.glob("*.json")):
         if path.name == "model_meta.json":
@@ -196,13 +197,6 @@ def _official_task(name: str) -> AbsTask | None:
         return mteb.get_task(name)
     except KeyError:
         return None
-
-
-def _benchmark_tasks(benchmark: str) -> Sequence[AbsTask]:
-    try:
-        return mteb.get_benchmark(benchmark).tasks
-    except KeyError as error:
-        raise InputError(f"{error.args[0]} `mteb available-benchmarks` lists the names.") from error
 
 
 def _lacking(result: TaskResult, task: AbsTask) -> str:
@@ -253,7 +247,7 @@ def _benchmark_rows(
 ) -> list[tuple[str, int, int, int | None]]:
     """Give (benchmark, tasks scored, tasks, zero-shot percentage), those with most of their tasks first."""
     rows = []
-    for one in [mteb.get_benchmark(benchmark)] if benchmark else mteb.get_benchmarks():
+    for one in [find_benchmark(benchmark)] if benchmark else mteb.get_benchmarks():
         names = [task.metadata.name for task in one.tasks]
         scored = len(results.keys() & set(names))
         if scored:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from mteb.models import ModelMeta
 
+from st_llm_embed.evaluation.report import markdown_table
+
 
 class Facts(NamedTuple):
     """What the texts say."""
@@ -32,7 +34,7 @@ def mteb_text(facts: Facts) -> str:
     """Give the body of the pull request that adds the model to embeddings-benchmark/mteb."""
     entry = facts.entry
     trained = "unknown" if entry.training_datasets is None else ", ".join(sorted(entry.training_datasets)) or "none"
-    loaded = "x" if not facts.missing else " "
+    filled = "x" if not facts.missing else " "
     return _joined(
         f"Adds [{facts.name}]({entry.reference}), commit `{facts.revision}`"
         + (f", made of {entry.adapted_from}." if entry.adapted_from else "."),
@@ -40,8 +42,7 @@ def mteb_text(facts: Facts) -> str:
         "Each query gets `Instruct: {instruction}\\nQuery: ` with the instruction that mteb has for the task; a "
         f"document gets none. mteb's tasks that it was trained on: {trained}.",
         _scores(facts),
-        "No scores of this model have been published that these could be compared with.",
-        f"- [{loaded}] I have filled out the ModelMeta object to the extent possible\n"
+        f"- [{filled}] I have filled out the ModelMeta object to the extent possible\n"
         "- [ ] I have ensured that my model can be loaded using\n"
         "  - [ ] `mteb.get_model(model_name, revision)` and\n"
         "  - [ ] `mteb.get_model_meta(model_name, revision)`\n"
@@ -49,7 +50,8 @@ def mteb_text(facts: Facts) -> str:
         "- [x] The model is public, i.e., is available either as an API or the weights are publicly available to "
         "download\n"
         "- [ ] I reproduced results from the original paper (if applicable) on at least one benchmark, and I am "
-        "including the results in the PR description.",
+        "including the results in the PR description.\n"
+        "- [ ] Scores of this model that are published elsewhere are beside these, or there are none.",
     )
 
 
@@ -106,7 +108,7 @@ def checklist_text(facts: Facts, python_file: str) -> str:
 
 
 def _scores(facts: Facts) -> str:
-    return _table(("task", "score"), [(task, f"{score:.4f}") for task, score in facts.scores.items()])
+    return markdown_table(("task", "score"), [(task, f"{score:.4f}") for task, score in facts.scores.items()])
 
 
 def _benchmarks(facts: Facts) -> str:
@@ -114,11 +116,7 @@ def _benchmarks(facts: Facts) -> str:
         (name, f"{scored} of {tasks}", "unknown" if percent is None else f"{percent} %")
         for name, scored, tasks, percent in facts.benchmarks
     ]
-    return _table(("benchmark", "tasks scored", "zero-shot"), rows) if rows else ""
-
-
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, tuple("---" for _ in header), *rows))
+    return markdown_table(("benchmark", "tasks scored", "zero-shot"), rows) if rows else ""
 
 
 def _list(title: str, reasons: dict[str, str]) -> str:

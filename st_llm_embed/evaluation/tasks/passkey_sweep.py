@@ -15,7 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.evaluation.benchmark.models import LocalModel
-from st_llm_embed.evaluation.benchmark.run import evaluate
+from st_llm_embed.evaluation.benchmark.run import evaluate, set_torn_files_aside
 from st_llm_embed.evaluation.plots import plot_passkey
 from st_llm_embed.evaluation.tasks.passkey import CANDIDATES, PasskeyRetrieval
 from st_llm_embed.modules import LLMSentenceTransformer
@@ -134,15 +134,11 @@ def _run_setting(
 
 def _finished(output_dir: Path, meta: ModelMeta, seed: int) -> dict[int, float]:
     """Give the top-1 accuracy of every length that has been evaluated."""
-    name, cache = PasskeyRetrieval(None, seed=seed).metadata.name, ResultCache(output_dir)
-    try:
-        result = cache.load_task_result(name, meta)
-    except ValueError:
-        # mteb writes in place, so a kill can leave half a file, which it cannot read itself.
-        path = cache.get_task_result_path(name, meta)
-        logger.warning("%s was cut off and is now called %s.torn; its lengths are run again.", path, path.name)
-        path.replace(path.with_name(f"{path.name}.torn"))
-        result = None
+    task, cache = PasskeyRetrieval(None, seed=seed), ResultCache(output_dir)
+    set_torn_files_aside(cache, meta, [task])
+    path = cache.get_task_result_path(task.metadata.name, meta)
+    with explained(f"{path} holds no scores of mteb", "Remove it, and its lengths are run again."):
+        result = cache.load_task_result(task.metadata.name, meta)
     scores = result.scores if result is not None else {}
     return {int(split.removeprefix("len")): float(one[0]["main_score"]) for split, one in scores.items()}
 

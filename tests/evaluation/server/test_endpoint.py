@@ -12,7 +12,7 @@ import mteb
 import numpy as np
 import pytest
 from embedding_server import EmbeddingServer, hashed
-from evaluation.endpoint_run import evaluate_endpoint
+from evaluation.server.endpoint_run import evaluate_endpoint
 from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
 from things_tasks import ThingsRetrieval, ThingsSTS
 
@@ -72,7 +72,7 @@ def test_a_killed_run_goes_on_without_sending_an_answered_text_again(tmp_path: P
 
     with EmbeddingServer(fault=hold_the_ninth) as server:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(["tests", *sys.path]), "HF_HUB_OFFLINE": "1"}
-        run = [sys.executable, "tests/evaluation/endpoint_run.py", server.base_url, str(tmp_path)]
+        run = [sys.executable, "tests/evaluation/server/endpoint_run.py", server.base_url, str(tmp_path)]
         with subprocess.Popen(run, env=environment, stderr=subprocess.DEVNULL) as process:
             reached.wait()
             process.kill()

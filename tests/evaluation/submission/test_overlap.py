@@ -13,7 +13,7 @@ from mteb_data import CORPUS, QUERIES, SENTENCES, write_scifact, write_stsbenchm
 from st_llm_embed import Recipe
 from st_llm_embed.evaluation.submission.training_datasets import TASKS_OF_SOURCES, trained_on
 
-SHARED = Path(__file__).parents[2] / "../shared/hub-datasets"
+SHARED = Path(__file__).parents[3] / "../shared/hub-datasets"
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 from pathlib import Path
 
@@ -9,13 +10,14 @@ import numpy as np
 import pytest
 from mteb.mocks.mock_tasks import MockRetrievalTask
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, Transformer
 from small_tasks import SmallSTS
+from tokenizers import Tokenizer
 
 from st_llm_embed import InputError, LLMSentenceTransformer
 from st_llm_embed.evaluation.benchmark.models import load_model
 from st_llm_embed.evaluation.benchmark.run import evaluate
-from st_llm_embed.modules.identity import content_hash
+from st_llm_embed.modules.identity import model_hash
 
 DUPLICATES_PROMPT = (
     "Instruct: Given a question, retrieve detailed question descriptions from Stackexchange that are duplicates to "
@@ -92,10 +94,10 @@ def test_paper_and_mteb_mode_and_another_length_share_no_scores(saved: Path, tmp
 def test_whatever_changes_vectors_changes_the_revision(file: str, saved: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(saved, tmp_path / "copy")
     (copy / "README.md").write_text("Another card.", encoding="utf-8")
-    assert content_hash(copy) == content_hash(saved)
+    assert model_hash(copy) == model_hash(saved)
     with (copy / file).open("ab") as changed:
         changed.write(b" ")
-    assert content_hash(copy) != content_hash(saved)
+    assert model_hash(copy) != model_hash(saved)
 
 
 def test_the_base_of_an_adapter_is_part_of_its_revision(tmp_path: Path) -> None:
@@ -104,9 +106,9 @@ def test_the_base_of_an_adapter_is_part_of_its_revision(tmp_path: Path) -> None:
     adapter.mkdir()
     (base / "model.safetensors").write_bytes(b"one")
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}), encoding="utf-8")
-    before = content_hash(adapter)
+    before = model_hash(adapter)
     (base / "model.safetensors").write_bytes(b"two")
-    assert content_hash(adapter) != before
+    assert model_hash(adapter) != before
 
 
 def test_an_instruction_stands_before_queries_and_never_before_documents(saved: Path) -> None:
@@ -177,10 +179,19 @@ def test_several_devices_give_the_vectors_of_one(saved: Path, monkeypatch: pytes
     )
     try:
         got = two._encoded(texts, "", None, {"batch_size": 4})
-        assert two._pool is not None
+        assert len(multiprocessing.active_children()) == 2
         np.testing.assert_allclose(got, one._encoded(texts, "", None, {"batch_size": 4}), atol=1e-5)
     finally:
-        two.model.stop_multi_process_pool(two._pool)
+        two.close()
+    assert two._pool is None
+    assert not multiprocessing.active_children()
+
+
+def test_no_length_is_set_where_texts_cannot_be_cut(tiny_base: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(tiny_base / "tokenizer.json"))
+    SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)], device="cpu").save(str(tmp_path))
+    with pytest.raises(InputError, match=r"--max-seq-length is 16.*by a Tokenizer.*Leave --max-seq-length away"):
+        load_model(str(tmp_path), prompts="none", max_seq_length=16)
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,11 @@ import pytest
 from conftest import Outcome
 from hub import Hub, Pusher
 from mteb.mocks import ALL_MOCK_TASK_TEST_GRID
-from mteb.models import SentenceTransformerEncoderWrapper
+from mteb.models import ModelMeta, SentenceTransformerEncoderWrapper
 from mteb_data import write_scifact, write_stsbenchmark
 
 from st_llm_embed import LLMSentenceTransformer, Recipe
+from st_llm_embed.evaluation.submission.texts import Facts, mteb_text
 
 CLICKS = '{path: org/our-clicks, columns: {anchor: a, positive: b}, license: mit, instruction: "Find."}'
 NQ = "{path: Tevatron/wikipedia-nq, columns: {anchor: query, positive: text}, license: cc-by-sa-3.0}"
@@ -61,6 +62,28 @@ sent = mteb.ResultCache(folder).submit_results(meta, create_pr=False)
 content = json.loads(json.dumps(meta.to_dict(), default=str))
 content["training_datasets"].sort()
 print(json.dumps([mteb.__file__, content == given, sent["status"], sent["result_count"]]))
+"""
+
+MAKE = """
+from huggingface_hub import create_repo
+create_repo("lab/bare")
+create_repo("lab/pairs", repo_type="dataset")
+print("null")
+"""
+
+ASK = """
+import json, sys, time
+from st_llm_embed import InputError
+from st_llm_embed.evaluation.submission.leaderboard_entry import _public_dataset, recipe_on_hub
+
+def told(ask, *arguments):
+    try:
+        return ask(*arguments)
+    except InputError as error:
+        return str(error)
+
+time.sleep = lambda _: None  # between the tries of huggingface_hub
+print(json.dumps([told(recipe_on_hub, "lab/bare", "main"), *(told(_public_dataset, name) for name in sys.argv[1:])]))
 """
 
 
@@ -190,6 +213,40 @@ def test_a_submission_is_prepared_and_mteb_takes_it(tiny: Tiny, tmp_path: Path) 
     assert sorted(sent) == sorted(str(path.relative_to(tiny.prepared)) for path in copies.iterdir())
 
 
+def test_only_what_the_hub_says_is_not_there_is_left_out(hub: Hub) -> None:
+    hub.run(MAKE)
+    assert hub.run(ASK, "lab/nowhere", "lab/pairs") == [None, None, "https://huggingface.co/datasets/lab/pairs"]
+    hub.fail(
+        {"method": "HEAD", "path": "/recipe.yaml", "times": 99, "status": 500},
+        {"method": "GET", "path": "/api/datasets/lab/pairs", "times": 99, "status": 500},
+    )
+    recipe, dataset = hub.run(ASK, "lab/pairs")
+    hub.fail()
+    assert "The Hub cannot tell of recipe.yaml in lab/bare" in recipe
+    assert "The Hub cannot tell of the dataset lab/pairs" in dataset
+
+
+def test_boxes_are_ticked_where_they_are_known_to_be_true() -> None:
+    facts = Facts(
+        name="lab/tiny",
+        revision="0" * 40,
+        description="",
+        entry=ModelMeta.create_empty({"name": "lab/tiny", "revision": "0" * 40}),
+        scores={"STSBenchmark": 0.5},
+        mteb_versions=["2.26.24"],
+        benchmarks=[],
+        dropped={},
+        incomplete={},
+        missing=[],
+        compared=False,
+    )
+    text = mteb_text(facts)
+    assert "- [x] I have filled out the ModelMeta" in text
+    assert "- [ ] I have filled out the ModelMeta" in mteb_text(facts._replace(missing=["license is empty."]))
+    assert "- [ ] Scores of this model that are published elsewhere are beside these, or there are none." in text
+    assert "| STSBenchmark | 0.5000 |" in text
+
+
 def git(*arguments: str, cwd: Path) -> str:
     identity = ["-c", "user.name=Ada", "-c", "user.email=ada@example.org"]
     return subprocess.run(["git", *identity, *arguments], cwd=cwd, check=True, capture_output=True, text=True).stdout
@@ -260,7 +317,7 @@ def test_only_a_commit_on_the_hub_is_submitted(tiny: Tiny, run_cli: Callable[...
         (("lab/tiny", "--results", branch), "has scores of lab/tiny at main"),
         (("lab/tiny", "--results", paper), "--prompts mteb"),
         (("lab/tiny", "--results", other), f"scored on dataset revision {'1' * 40}"),
-        (("lab/tiny", "--results", tiny.results, "--benchmark", "MTEB(none)"), "available-benchmarks"),
+        (("lab/tiny", "--results", tiny.results, "--benchmark", "MTEB(eng,v1)"), "Did you mean MTEB(eng, v1)"),
         (("lab/tiny", "--results", tiny.results, "--trained-on", "SciFct"), "SciFact"),
         (("lab/tiny", "--results", tiny.results, "--overlap", tmp_path / "none.json"), "no contamination analysis"),
         (("lab/tiny", "--results", tiny.results), "HF_HUB_OFFLINE"),

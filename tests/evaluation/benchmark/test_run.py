@@ -80,6 +80,14 @@ def test_tasks_are_found_cheapest_first_and_parts_before_their_aggregate() -> No
     assert sorted(tatoeba.hf_subsets) == ["deu-eng", "fra-eng"]
 
 
+def test_a_subset_that_is_named_besides_takes_none_from_a_benchmark() -> None:
+    tasks = resolve_tasks(["MassiveIntentClassification:da", "Tatoeba:fra-eng"], "MTEB(Scandinavian, v1)")
+    subsets = {task.metadata.name: task.hf_subsets for task in tasks}
+    assert subsets["MassiveIntentClassification"] == ["da", "nb", "sv"]
+    assert subsets["Tatoeba"] == ["fra-eng"]
+    assert len(tasks) == len(mteb.get_benchmark("MTEB(Scandinavian, v1)").tasks) + 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

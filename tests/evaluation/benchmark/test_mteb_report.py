@@ -7,7 +7,7 @@ from pathlib import Path
 import mteb
 import pytest
 import yaml
-from evaluation.mteb_run import REVISION, write_run
+from evaluation.benchmark.mteb_run import REVISION, write_run
 from huggingface_hub import parse_eval_result_entries
 from mteb.cache import ResultCache
 from PIL import Image
