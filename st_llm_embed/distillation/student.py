@@ -35,6 +35,7 @@ COUNTED_TEXTS = 20_000
 """Texts whose tokens are counted for that."""
 
 import os
+
 SCALE = float(os.environ.get("SCALE", 0.1))
 LEAST_WEIGHT = 1e-4
 """Of a token in the mean that a fresh encoder begins as, as a share of the greatest weight."""
