@@ -21,7 +21,7 @@ from st_llm_embed.ablation.run import check_grid
 from st_llm_embed.cli.options import configure_logging
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import Recipe
-from st_llm_embed.training.plan import GIB, hours, plan_training
+from st_llm_embed.training.plan import GIB, hours, plan_trainings
 
 ScaleName = Literal["tiny", "small", "full"]
 
@@ -172,11 +172,11 @@ def ablate(given: argparse.Namespace, name: str, description: str, axes: Axes, s
 def print_plans(grid: Grid, folder: Path, devices: int) -> None:
     """Print what each setting takes, with its first step gone through on tensors without content."""
     for variant in grid.variants():
-        for recipe in grid.recipe_of(variant, grid.seeds[0]).trainings():
-            plan = plan_training(recipe, folder, devices=devices, sharded=True)
+        recipe = grid.recipe_of(variant, grid.seeds[0])
+        for plan in plan_trainings(recipe, folder, devices=devices, sharded=True):
             operations = plan.flops_per_step.total * plan.steps
             print(
-                f"{variant.label} ({recipe.name}): {plan.rows:,} rows at most, {plan.steps:,} steps, "
+                f"{variant.label} ({plan.recipe}): {plan.rows:,} rows at most, {plan.steps:,} steps, "
                 f"{plan.tokens_per_step * plan.steps:,.0f} tokens, {hours(operations):,.1f} hours of one device "
                 f"at 100 TFLOP/s, {plan.memory.total / GIB:,.1f} GiB on each of {devices}, {plan.disk / GIB:,.1f} GiB "
                 f"on disk, {plan.rehearsed:,} tensors moved in the first step"
