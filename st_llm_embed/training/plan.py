@@ -23,9 +23,9 @@ from transformers.trainer_utils import SaveStrategy
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.modules import base_path, load_tokenizer
 from st_llm_embed.recipe import Recipe
-from st_llm_embed.sections import Loss
-from st_llm_embed.training.adapter import check_adapter
-from st_llm_embed.training.arguments import lora_config, training_arguments
+from st_llm_embed.sections import Loss, TrainingStage
+from st_llm_embed.training.adapter import add_without_weights
+from st_llm_embed.training.arguments import training_arguments
 from st_llm_embed.training.cost import (
     SCORE_COPIES,
     Decoder,
@@ -328,15 +328,7 @@ def _model(recipe: Recipe, arguments: SentenceTransformerTrainingArguments) -> P
     with explained(f"The base model {name!r} cannot be loaded", BASE_ADVICE), torch.device("meta"):
         config = AutoConfig.from_pretrained(base_path(name), revision=recipe.base.revision)
         model = cast(PreTrainedModel, AutoModel.from_config(config, dtype=getattr(torch, recipe.base.dtype)))
-    adapter = lora_config(recipe)
-    if recipe.base.adapter is not None:
-        adapter = check_adapter(recipe.base.adapter, name)
-        adapter.inference_mode = False
-    if adapter is not None:
-        # Other ways to draw an adapter's first values compute them from the weights.
-        adapter.init_lora_weights = True
-        with explained(f"Recipe {recipe.name}: the lora section is refused", "Change what the message names."):
-            model.add_adapter(adapter)
+    add_without_weights(model, recipe)
     if arguments.activation_checkpointing:
         model.activation_checkpointing_enable(cast(Any, arguments.activation_checkpointing_kwargs))
     return model.train()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import Outcome
+from peft import LoraConfig
 from transformers import MistralConfig
 
 from st_llm_embed import InputError, Recipe
@@ -91,7 +92,6 @@ def test_json_has_the_numbers_and_nothing_is_written(run_cli: RunCli, tiny_recip
     assert f"--set loss.mini_batch_num_tokens={plan['largest_mini_batch']}" in table
 
 
-def test_rows_that_nobody_has_asked_for_are_said_to_be_a_bound(run_cli: RunCli, tmp_path: Path) -> None:
 def with_stages(path: Path, *stages: dict[str, object], **sections: object) -> Path:
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     content["loss"]["hardness_strength"] = {}
@@ -140,6 +140,7 @@ def test_a_stages_rows_that_are_not_known_yet_are_said_to_be_left_out(tiny_recip
     assert unknown.notes[1].endswith("they are taken to be bitext, short-long, short-short, sts.")
 
 
+def test_rows_that_nobody_has_asked_for_are_said_to_be_a_bound(run_cli: RunCli, tmp_path: Path) -> None:
     plan = json.loads(run_cli("plan", "demo", "--json", "--output-dir", tmp_path).out)
     assert plan["rows"] == pytest.approx(1_920 * 0.8, abs=3)
     assert "upper bound" in plan["notes"][0]
@@ -194,6 +195,17 @@ def test_what_cannot_be_planned_is_one_message(
     assert outcome.err.startswith("Error: ")
     assert told in outcome.err
     assert len(outcome.err.strip().splitlines()) == 1
+
+
+def test_an_adapter_at_fault_is_named_in_place_of_the_lora_section(
+    run_cli: RunCli, tiny_recipe: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    adapter = LoraConfig(r=4, target_modules=["nothing"], base_model_name_or_path=str(tiny_base))
+    adapter.save_pretrained(str(tmp_path / "adapter"))
+    for command in ("plan", "run"):
+        outcome = run_cli(command, tiny_recipe, "--set", f"base.adapter={tmp_path / 'adapter'}")
+        assert outcome.code == 2
+        assert "base.adapter is refused" in outcome.err
 
 
 @pytest.mark.parametrize(
