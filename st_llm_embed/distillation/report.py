@@ -18,7 +18,7 @@ from st_llm_embed.distillation.plots import plot_cost_and_quality, plot_index
 from st_llm_embed.distillation.precision import RANGES_FILE, index_costs
 from st_llm_embed.distillation.speed import Encoders, measure_speed
 from st_llm_embed.distillation.teacher import load_teacher
-from st_llm_embed.distillation.train import distillation_of
+from st_llm_embed.distillation.train import distillation_of, teacher_instructions
 from st_llm_embed.evaluation.held_out import HeldOut, load_held_out, score_held_out
 from st_llm_embed.evaluation.report import HEADLINES, VERSIONS_SHOWN, markdown_table
 from st_llm_embed.recipe import Recipe
@@ -52,7 +52,7 @@ def write_student_report(
         output_dir: gets report.json, report.md and its pictures.
     """
     distillation = distillation_of(recipe)
-    rows, batch = load_held_out(dataset_dir), recipe.evaluation.batch_size
+    rows, batch = load_held_out(dataset_dir, teacher_instructions(recipe)), recipe.evaluation.batch_size
     measured: dict[str, Measured] = {}
     if distillation.teacher is not None and teacher_path is not None:
         teacher = load_teacher(distillation.teacher, teacher_path)

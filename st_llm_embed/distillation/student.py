@@ -22,9 +22,9 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerBase, set_seed
 
 from st_llm_embed.errors import InputError, explained, shown
-from st_llm_embed.instructions import PUBLISHED_PROMPTS
+from st_llm_embed.instructions import published_prompts
 from st_llm_embed.modules.base import is_decoder_only
-from st_llm_embed.sections import Student
+from st_llm_embed.sections import Instructions, Student
 
 STUDENT_ADVICE = "Give the Hub id or folder of an encoder such as BERT, XLM-R or MiniLM as distillation.student."
 
@@ -44,6 +44,7 @@ def build_student(
     texts: Iterable[str],
     *,
     teacher_dimension: int | None,
+    instructions: Instructions,
     seed: int,
 ) -> SentenceTransformer:
     """Build the student that training starts from; the same weights each time.
@@ -55,6 +56,7 @@ def build_student(
             for; None draws all from chance.
         texts: whose tokens say which are frequent.
         teacher_dimension: length of the teacher's vectors; None without a teacher.
+        instructions: what a student that gets instructions has before its queries.
         seed: of what is drawn.
 
     Raises:
@@ -71,8 +73,7 @@ def build_student(
             _start_embeddings(model, _weighted(start(tokenizer, _hidden_size(model)), tokenizer, texts))
     else:
         model = _static(student, tokenizer, start, texts, teacher_dimension)
-    instructed = student.instructions
-    model.prompts = dict(PUBLISHED_PROMPTS if instructed else NO_PROMPTS)
+    model.prompts = dict(published_prompts(instructions) if student.instructions else NO_PROMPTS)
     model.default_prompt_name = None
     model.similarity_fn_name = "cosine"
     return model

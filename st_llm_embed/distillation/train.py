@@ -26,7 +26,7 @@ from st_llm_embed.distillation.teacher import (
 from st_llm_embed.distillation.texts import UNLABELLED, check_texts, student_set
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import Recipe
-from st_llm_embed.sections import Distillation
+from st_llm_embed.sections import TRAINED, Distillation, Instructions
 from st_llm_embed.training import training_arguments
 from st_llm_embed.training.batches import TellEpoch
 from st_llm_embed.training.train import last_complete_checkpoint
@@ -54,6 +54,12 @@ def distillation_of(recipe: Recipe) -> Distillation:
             "show demo-distill."
         )
     return recipe.distillation
+
+
+def teacher_instructions(recipe: Recipe) -> Instructions:
+    """Give what a recipe has before queries: of a teacher that it trains, what that was trained with."""
+    teacher = distillation_of(recipe).teacher
+    return recipe.base.instructions if teacher is not None and teacher.name_or_path == TRAINED else "natural"
 
 
 def check_distillation(recipe: Recipe) -> None:
@@ -89,7 +95,8 @@ def train_student(
         InputError: teacher, student or rows cannot be used, or the student's vectors are not finite.
     """
     distillation = distillation_of(recipe)
-    rows, texts = student_set(distillation, dataset_dirs)
+    instructions = teacher_instructions(recipe)
+    rows, texts = student_set(distillation, dataset_dirs, instructions)
     vectors, start, tokenizer = None, None, None
     if teacher is not None and distillation.teacher is not None:
         section, (path, identity) = distillation.teacher, teacher
@@ -107,6 +114,7 @@ def train_student(
         start,
         (*texts.documents, *(anchor for _, anchor in texts.queries)),
         teacher_dimension=None if vectors is None else vectors.dimension,
+        instructions=instructions,
         seed=recipe.seed,
     )
     _check_lengths(distillation, model, vectors)

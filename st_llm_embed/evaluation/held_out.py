@@ -26,10 +26,11 @@ class HeldOut(NamedTuple):
     """The held-out rows as queries and documents; all arrays have shape (number of queries,)."""
 
     queries: list[str]
-    """Anchors with their instructions."""
+    """Anchors with what stands before them."""
     anchors: list[str]
     """The same without."""
     instructions: list[str]
+    """Of each query; empty where there is none."""
     documents: list[str]
     """Every distinct positive and negative."""
     positive: NDArray[np.int64]
@@ -63,13 +64,12 @@ def load_held_out(dataset_dir: Path, instructions: Instructions = "natural") -> 
     texts = [row["positive"] for row in rows] + [text for text in negatives if text is not None]
     documents = list(dict.fromkeys(texts))
     index = {text: position for position, text in enumerate(documents)}
+    anchors = [row["anchor"] for row in rows]
+    own = [instruction_of(instructions, row["instruction"], row["task_type"]) for row in rows]
     return HeldOut(
-        queries=[
-            format_query(instruction_of(instructions, row["instruction"], row["task_type"]), row["anchor"])
-            for row in rows
-        ],
-        anchors=[row["anchor"] for row in rows],
-        instructions=[row["instruction"] for row in rows],
+        queries=[format_query(instruction, anchor) for instruction, anchor in zip(own, anchors, strict=True)],
+        anchors=anchors,
+        instructions=own,
         documents=documents,
         positive=np.array([index[row["positive"]] for row in rows]),
         negative=np.array([-1 if text is None else index[text] for text in negatives]),
