@@ -17,7 +17,7 @@ from st_llm_embed.pipeline import build_data, check_data, check_inputs, content_
 from st_llm_embed.publishing.student_release import write_query_release, write_student_release
 from st_llm_embed.recipe import Recipe
 from st_llm_embed.sections import TRAINED, Teacher
-from st_llm_embed.stage import build_stage, file_hash
+from st_llm_embed.stage import build_stage, file_hash, file_hashes
 
 NOT_THE_MODEL = ("README.md", "recipe.yaml")
 """Files of a release that may change without its vectors."""
@@ -111,7 +111,5 @@ def _trains_the_teacher(recipe: Recipe) -> bool:
 def _identified(teacher: Teacher, output_dir: Path) -> tuple[str, str]:
     """Give where the teacher is, and what names its weights."""
     path = str(output_dir / "release") if teacher.name_or_path == TRAINED else teacher.name_or_path
-    folder = Path(path)
-    found = sorted(file for file in folder.rglob("*") if file.is_file() and file.name not in NOT_THE_MODEL)
-    hashes = {file.relative_to(folder).as_posix(): file_hash(file) for file in found} if folder.is_dir() else {}
+    hashes = file_hashes(Path(path), without=NOT_THE_MODEL)
     return path, json.dumps(hashes or {"name": path, "revision": teacher.revision}, sort_keys=True)
