@@ -166,9 +166,10 @@ def run_synthesis(recipe: Recipe, output_dir: Path, *, ask: bool = True) -> dict
 
 def run_estimate(recipe: Recipe, output_dir: Path, requests: int) -> list[Projection]:
     """Send a few of the planned requests and project what all of them will take; as `run_synthesis` otherwise."""
+    synthesis = _synthesis_of(recipe)
     check_data(recipe)
     with run_in(output_dir, recipe):
-        return estimate(_synthesis_of(recipe), output_dir / "journal", requests)
+        return estimate(synthesis, output_dir / "journal", requests)
 
 
 def planned_prompts(recipe: Recipe) -> list[str]:
