@@ -29,6 +29,7 @@ from st_llm_embed.recipe import Recipe
 from st_llm_embed.sections import TRAINED, Distillation, Instructions
 from st_llm_embed.training import training_arguments
 from st_llm_embed.training.batches import TellEpoch
+from st_llm_embed.training.reporting import check_reporting, reporting_into
 from st_llm_embed.training.train import last_complete_checkpoint
 from st_llm_embed.training.trainer import EmbedderTrainer
 
@@ -82,7 +83,7 @@ def train_student(
     """Train the recipe's student and save it.
 
     Writes ``start/`` (the student before training), ``checkpoints/`` on the way, and at the end ``log.json``, the
-    ranges for int8 vectors, and ``model/``.
+    ranges for int8 vectors, and ``model/``; ``logs/`` where TensorBoard or W&B is asked for.
 
     Args:
         recipe: all choices.
@@ -126,9 +127,10 @@ def train_student(
         )
         for name in rows
     }
-    trainer = StudentTrainer(model=model, args=arguments, train_dataset=rows, loss=losses, callbacks=[TellEpoch()])
-    checkpoint = last_complete_checkpoint(output_dir / "checkpoints")
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with reporting_into(output_dir / "logs", arguments):
+        trainer = StudentTrainer(model=model, args=arguments, train_dataset=rows, loss=losses, callbacks=[TellEpoch()])
+        checkpoint = last_complete_checkpoint(output_dir / "checkpoints")
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     (output_dir / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1), encoding="utf-8")
     documents = texts.documents[:CALIBRATION_TEXTS]
     if distillation.student.kind == "static-query" and vectors is not None:
@@ -162,6 +164,7 @@ def _arguments(recipe: Recipe, folder: Path) -> SentenceTransformerTrainingArgum
             f"A student is trained by one process, and this is one of {arguments.world_size}. Run st-llm-embed "
             "distill without torchrun."
         )
+    check_reporting(arguments, "distillation.training")
     return arguments
 
 

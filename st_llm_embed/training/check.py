@@ -82,7 +82,7 @@ def _rehearse_trainer(recipe: Recipe) -> None:
     with TemporaryDirectory() as folder:
         arguments = training_arguments(recipe, Path(folder))
         arguments.push_to_hub = False
-        check_reporting(arguments)
+        check_reporting(arguments, "training")
         model = LLMSentenceTransformer.from_base(EMBEDDED, max_seq_length=16)
         # Where the card has examples, the trainer computes none, with a progress bar of its own.
         model.model_card_data.widget = [{"text": "a"}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,11 @@ ENCODER = {"kind": "encoder", "bert": BERT}
     ],
 )
 def test_what_cannot_be_used_is_named(
+        pytest.param(
+            {"training": TRAINING | {"report_to": "wandb"}},
+            "distillation.training.report_to names wandb, which is not installed",
+            marks=pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed"),
+        ),
     section: dict[str, Any], told: str, make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=told) as error:
