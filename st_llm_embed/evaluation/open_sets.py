@@ -70,18 +70,23 @@ def check_open_sets(data: Path) -> None:
     Raises:
         InputError: one is not.
     """
+    if missing := [name for name in open_set_files() if not (data / name).is_file()]:
+        raise InputError(
+            f"The folder of open evaluation sets {data} lacks {', '.join(missing)}. Put them there "
+            "(st_llm_embed/evaluation/open_sets.py says how they are written), or leave the folder out: the held-out "
+            "rows are scored in any case."
+        )
+
+
+def open_set_files() -> list[str]:
+    """Give the path of every file of the sets in their folder."""
     files = [f"{name}.jsonl.gz" for name in (*STS, *BITEXT, "ntrex/eng")]
     files += [
         f"{name}/{part}.jsonl.gz"
         for name, split in RETRIEVAL.items()
         for part in ("corpus", "queries", f"qrels.{split}")
     ]
-    if missing := [name for name in files if not (data / name).is_file()]:
-        raise InputError(
-            f"The folder of open evaluation sets {data} lacks {', '.join(missing)}. Put them there "
-            "(st_llm_embed/evaluation/open_sets.py says how they are written), or leave the folder out: the held-out "
-            "rows are scored in any case."
-        )
+    return files
 
 
 def _encoder(model: SentenceTransformer, prompts: Mapping[str, str] | None) -> Encode:
