@@ -125,6 +125,9 @@ def quality_table(reports: dict[tuple[str, str], list[dict]]) -> str:
 
 def cost_table(reports: dict[tuple[str, str], list[dict]]) -> str:
     """Give size and speed, and how the student compares with its teacher, timed in turn in one run."""
+    # Importing it takes seconds.
+    from st_llm_embed.distillation.report import kept, megabytes
+
     lines = ["| student | parameters | MB | query p50 ms | p95 ms | documents/s | kept | smaller | faster |"]
     lines.append("|---|---|---|---|---|---|---|---|---|")
     for (student, way), runs in reports.items():
@@ -136,27 +139,15 @@ def cost_table(reports: dict[tuple[str, str], list[dict]]) -> str:
                 spread([run["speed"][model][key] for run in runs], "{:.1f}")
                 for key in ("query_p50_ms", "query_p95_ms", "documents_per_second")
             ]
-            ratios = [spread([ratio(run, model) for run in runs], "{:.2f}") for ratio in (kept, smaller, faster)]
+            ratios = ["", "", ""]
+            if model == "student":
+                shares = [kept(run) for run in runs]
+                ratios = [spread([of[key] for of in shares], "{:.2f}") for key in ("quality", "smaller", "faster")]
             lines.append(
-                f"| {student}, {model} | {cost['parameters']:,} | {cost['bytes_on_disk'] / 1e6:.1f} | "
+                f"| {student}, {model} | {cost['parameters']:,} | {megabytes(cost['bytes_on_disk'], '{:.1f}')} | "
                 f"{' | '.join(speed + ratios)} |"
             )
     return "\n".join(lines)
-
-
-def kept(run: dict, model: str) -> float:
-    """Share of the teacher's nDCG@10."""
-    return run["scores"][model]["retrieval_ndcg_at_10"] / run["scores"]["teacher"]["retrieval_ndcg_at_10"]
-
-
-def smaller(run: dict, model: str) -> float:
-    """How many times as few parameters."""
-    return run["costs"]["teacher"]["parameters"] / run["costs"][model]["parameters"]
-
-
-def faster(run: dict, model: str) -> float:
-    """How many times as fast a single query is, p50."""
-    return run["speed"]["teacher"]["query_p50_ms"] / run["speed"][model]["query_p50_ms"]
 
 
 def index_table(reports: dict[tuple[str, str], list[dict]]) -> str:

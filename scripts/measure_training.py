@@ -5,9 +5,9 @@
 Trains the recipe's base with each setting and seed and scores it on open sets (`st_llm_embed.evaluation.open_sets`)
 and on the recipe's held-out rows. `ours` is the recipe with batches and loss as below; the others differ from it in
 what their name says; `stock` is sentence-transformers' trainer, samplers and MultipleNegativesRankingLoss, on the same
-rows with the instruction folded into the anchor. FOLDER holds the evaluation sets and, as
-train_<source>/train.jsonl.gz, the recipe's sources. Each run is kept as <setting>-<seed>.json, so it can be stopped
-and started again.
+rows with the instruction folded into the anchor. FOLDER holds the evaluation sets and, as train_<source>.jsonl, the
+recipe's sources (scripts/training_pairs.py writes them). Each run is kept as <setting>-<seed>.json, so it can be
+stopped and started again.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from sentence_transformers import SentenceTransformerTrainer, SentenceTransforme
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from st_llm_embed import LLMSentenceTransformer, Recipe
+from st_llm_embed.ablation.table import spread
 from st_llm_embed.data import read_rows, rows_file, write_dataset
 from st_llm_embed.data.dataset import write_source
 from st_llm_embed.data.sources import read_source
@@ -86,7 +87,7 @@ def main() -> None:
 def with_sources(recipe: Recipe, data: Path) -> Recipe:
     """Take the recipe's sources from the folder."""
     sources = {
-        name: source.model_copy(update={"path": str(data / f"train_{name}" / "train.jsonl.gz")})
+        name: source.model_copy(update={"path": str(data / f"train_{name}.jsonl")})
         for name, source in recipe.data.sources.items()
     }
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": sources})})
@@ -159,7 +160,7 @@ def summary(runs: dict[str, list[dict]]) -> str:
     """One row for each setting: the mean over the sets of a group, and over the seeds (lowest to highest)."""
     lines = [f"| | {' | '.join(GROUPS)} | CPU seconds |", "|---" * (len(GROUPS) + 2) + "|"]
     for setting, results in runs.items():
-        cells = [cell([mean(of_group(result, group)) for result in results]) for group in GROUPS]
+        cells = [spread([mean(of_group(result, group)) for result in results]) for group in GROUPS]
         seconds = [f"{result['seconds']:.0f}" for result in results if "seconds" in result]
         lines.append(f"| {setting} | {' | '.join(cells)} | {', '.join(seconds)} |")
     return "\n".join(lines)
@@ -169,7 +170,7 @@ def by_set(runs: dict[str, list[dict]]) -> str:
     """One row for each set."""
     lines = [f"| | {' | '.join(runs)} |", "|---" * (len(runs) + 1) + "|"]
     for name in next(iter(runs.values()))[0]["scores"]:
-        cells = [cell([result["scores"][name] for result in results]) for results in runs.values()]
+        cells = [spread([result["scores"][name] for result in results]) for results in runs.values()]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -177,13 +178,6 @@ def by_set(runs: dict[str, list[dict]]) -> str:
 def of_group(result: dict, group: str) -> list[float]:
     """Give a result's scores of the sets of a group."""
     return [score for name, score in result["scores"].items() if name.startswith(f"{group}:")]
-
-
-def cell(values: list[float]) -> str:
-    """Write mean (lowest to highest), or the one value there is."""
-    if len(values) == 1:
-        return f"{values[0]:.3f}"
-    return f"{mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 if __name__ == "__main__":

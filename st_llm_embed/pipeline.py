@@ -28,7 +28,7 @@ from st_llm_embed.publishing.cards import dataset_card
 from st_llm_embed.publishing.release import write_release
 from st_llm_embed.recipe import Recipe
 from st_llm_embed.sections import BASE, SYNTHESIS, Base, Mining, Synthesis
-from st_llm_embed.stage import TRAINING_STAGE, build_stage, file_hash, full_disk_explained, owned_folder
+from st_llm_embed.stage import TRAINING_STAGE, build_stage, file_hash, file_hashes, full_disk_explained, owned_folder
 from st_llm_embed.synthesis.generate import Projection, check_synthesis, estimate, generate
 from st_llm_embed.synthesis.output import write_synthetic_dataset
 from st_llm_embed.synthesis.plan import RequestPlan
@@ -167,9 +167,10 @@ def run_synthesis(recipe: Recipe, output_dir: Path, *, ask: bool = True) -> dict
 
 def run_estimate(recipe: Recipe, output_dir: Path, requests: int) -> list[Projection]:
     """Send a few of the planned requests and project what all of them will take; as `run_synthesis` otherwise."""
+    synthesis = _synthesis_of(recipe)
     check_data(recipe)
     with run_in(output_dir, recipe):
-        return estimate(_synthesis_of(recipe), output_dir / "journal", requests)
+        return estimate(synthesis, output_dir / "journal", requests)
 
 
 def planned_prompts(recipe: Recipe) -> list[str]:
@@ -361,10 +362,7 @@ def _mining_model(recipe: Recipe, mining: Mining) -> dict[str, Any]:
     """Identify the mining model as `_base_hash` does the base."""
     if mining.model == BASE:
         return _base_hash(recipe) | ({"seed": recipe.seed} if recipe.base.random_init else {})
-    folder = Path(mining.model)
-    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
-    hashes = {path.relative_to(folder).as_posix(): file_hash(path) for path in files}
-    return {"name_or_path": hashes or mining.model, "revision": mining.revision}
+    return {"name_or_path": file_hashes(Path(mining.model)) or mining.model, "revision": mining.revision}
 
 
 def _base_hash(recipe: Recipe) -> dict[str, Any]:
@@ -375,7 +373,6 @@ def _base_hash(recipe: Recipe) -> dict[str, Any]:
         if base[key] == Base.model_fields[key].default:
             del base[key]
     for key in ("name_or_path", "adapter"):
-        folder = Path(base_path(base[key] or ""))
-        if base[key] is not None and folder.is_dir():
-            base[key] = {path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.is_file()}
+        if base[key] is not None:
+            base[key] = file_hashes(Path(base_path(base[key])), "*") or base[key]
     return base

@@ -248,6 +248,21 @@ def full_disk_explained(output_dir: Path) -> Generator[None]:
         raise
 
 
+def file_hashes(folder: Path, pattern: str = "**/*", *, without: Collection[str] = ()) -> dict[str, str]:
+    """Hash the files of a folder by their paths in it; empty where there is no such folder.
+
+    Args:
+        folder: what is hashed.
+        pattern: of the paths.
+        without: names of files that do not count.
+    """
+    return {
+        path.relative_to(folder).as_posix(): file_hash(path)
+        for path in folder.glob(pattern)
+        if path.is_file() and path.name not in without
+    }
+
+
 def file_hash(path: Path) -> str:
     """Give the SHA-256 of a file's content."""
     with path.open("rb") as file:

@@ -6,12 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from st_llm_embed.distillation import check_distillation, distillation_of, train_student, write_student_report
+from st_llm_embed.distillation import (
+    check_distillation,
+    distillation_of,
+    teacher_instructions,
+    train_student,
+    write_student_report,
+)
 from st_llm_embed.pipeline import build_data, check_data, check_inputs, content_hash, run_in, run_pipeline
 from st_llm_embed.publishing.student_release import write_query_release, write_student_release
 from st_llm_embed.recipe import Recipe
 from st_llm_embed.sections import TRAINED, Teacher
-from st_llm_embed.stage import build_stage, file_hash
+from st_llm_embed.stage import build_stage, file_hash, file_hashes
 
 NOT_THE_MODEL = ("README.md", "recipe.yaml")
 """Files of a release that may change without its vectors."""
@@ -46,10 +52,12 @@ def run_distillation(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
         InputError: something given cannot be used, the output folder holds what no run wrote, or the disk is full;
             finished stages are kept.
     """
-    check_student_inputs(recipe)
-    distillation = distillation_of(recipe)
+    distillation, instructions = distillation_of(recipe), teacher_instructions(recipe)
+    check_distillation(recipe)
     if _trains_the_teacher(recipe):
         run_pipeline(recipe, output_dir)
+    else:
+        check_data(recipe)
     with run_in(output_dir, recipe):
         data = build_data(recipe, output_dir)
         teacher = None if distillation.teacher is None else _identified(distillation.teacher, output_dir)
@@ -66,6 +74,8 @@ def run_distillation(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
                     mode="json", exclude={"texts": True, "teacher": {"batch_size"}}
                 ),
                 "seed": recipe.seed,
+                # Finished runs without this key had natural ones.
+                **({} if instructions == "natural" else {"instructions": instructions}),
             },
             lambda folder: train_student(recipe, list(data), teacher, output_dir / "teacher", folder),
             resumable=True,
@@ -101,7 +111,5 @@ def _trains_the_teacher(recipe: Recipe) -> bool:
 def _identified(teacher: Teacher, output_dir: Path) -> tuple[str, str]:
     """Give where the teacher is, and what names its weights."""
     path = str(output_dir / "release") if teacher.name_or_path == TRAINED else teacher.name_or_path
-    folder = Path(path)
-    found = sorted(file for file in folder.rglob("*") if file.is_file() and file.name not in NOT_THE_MODEL)
-    hashes = {file.relative_to(folder).as_posix(): file_hash(file) for file in found} if folder.is_dir() else {}
+    hashes = file_hashes(Path(path), without=NOT_THE_MODEL)
     return path, json.dumps(hashes or {"name": path, "revision": teacher.revision}, sort_keys=True)

@@ -80,6 +80,12 @@ def test_numbers_that_yaml_reads_as_text_reach_the_trainer_as_numbers(tmp_path: 
         ("loss.temperature=.inf", ["loss.temperature is inf", "finite"]),
         ("loss.temperature=true", ["loss.temperature is True", "switches only"]),
         ("seed=true", ["seed is True", "switches only"]),
+        (
+            "synthesis.plan.attributes={sts: {formal: {yes: 1, no: 1}}}",
+            ["synthesis.plan.attributes.sts.formal", "as switches; put quotes"],
+        ),
+        ("synthesis.budget.usd=.inf", ["synthesis.budget.usd is inf", "finite"]),
+        ("synthesis.endpoint.timeout_seconds=.nan", ["synthesis.endpoint.timeout_seconds is nan", "finite"]),
         ("base.name_or_path=''", ["base.name_or_path is ''", "at least 1 character"]),
         ("training.run_name=2024-01-01", ["training.run_name is datetime.date(2024, 1, 1)", "JSON"]),
         ("training.learning_rate=.nan", ["training.learning_rate", "finite"]),

@@ -12,7 +12,9 @@ what each takes.
 
 from __future__ import annotations
 
-from scales import PAIRS, SCALES, TASK_TYPES, ablate, arguments, pairs_are_there, sources, stages
+from scales import PAIRS, SCALES, ablate, arguments, pairs_are_there, sources, stages
+
+from st_llm_embed.sections import TASK_TYPES
 
 TRAINING = {"name": "training", "configurations": TASK_TYPES}
 

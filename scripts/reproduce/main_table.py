@@ -11,9 +11,10 @@ docs/reproduction.md says what each takes.
 
 from __future__ import annotations
 
-from scales import PAIRS, SCALES, TASK_TYPES, ablate, arguments, pairs_are_there, sources, stages
+from scales import PAIRS, SCALES, ablate, arguments, pairs_are_there, sources, stages
 
 from st_llm_embed import Recipe
+from st_llm_embed.sections import TASK_TYPES
 
 if __name__ == "__main__":
     given = arguments(__doc__)
@@ -26,13 +27,14 @@ if __name__ == "__main__":
         scale, one = scale.with_overrides(sources("demo-real", *every, pairs=given.pairs)), "jaquad"
     else:
         every, one = [], ""
-    mixes = {
-        "full data": [*TASK_TYPES, *every],
-        "synthetic alone": TASK_TYPES,
-        f"synthetic and {one}": [*TASK_TYPES, one],
-        "public sets alone": every,
-    }
-    if not every:
+    if every:
+        mixes = {
+            "full data": [*TASK_TYPES, *every],
+            "synthetic alone": TASK_TYPES,
+            f"synthetic and {one}": [*TASK_TYPES, one],
+            "public sets alone": every,
+        }
+    else:
         mixes = {
             "all task types": TASK_TYPES,
             "two-step types": TASK_TYPES[:4],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,11 +36,17 @@ def st_llm_embed(*arguments: str | Path, hub_datasets: Path | None = None) -> st
     Args:
         *arguments: of the command line; paths have to be absolute.
         hub_datasets: folder that holds datasets as <organisation>/<name>/, for machines without the Hub.
+
+    Raises:
+        SystemExit: it did not finish, or lacks some of what was asked for.
     """
     command = [sys.executable, "-m", "st_llm_embed.cli", *map(str, arguments)]
-    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True, cwd=hub_datasets, env=os.environ)
-    if done.returncode not in (0, 2):
-        raise SystemExit(f"{' '.join(command)} ended with code {done.returncode}")
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True, cwd=hub_datasets)
+    if done.returncode:
+        raise SystemExit(
+            f"{' '.join(command)} ended with code {done.returncode}, so there is no table. What it finished is kept: "
+            "mend what it names and run this again."
+        )
     return done.stdout
 
 

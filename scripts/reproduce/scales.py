@@ -9,6 +9,7 @@ docs/reproduction.md says what each takes.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from st_llm_embed.ablation.run import check_grid
 from st_llm_embed.cli.options import configure_logging
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import Recipe
-from st_llm_embed.training.plan import GIB, hours, plan_training
+from st_llm_embed.training.plan import GIB, hours, plan_trainings
 
 ScaleName = Literal["tiny", "small", "full"]
 
@@ -29,8 +30,6 @@ Axes = Mapping[str, Mapping[str, Sequence[str]]]
 
 PAIRS = ("jaquad", "cmrc_trial", "afriqa", "epqa")
 """Sources of the recipe demo-real."""
-
-TASK_TYPES = ["short-long", "long-short", "short-short", "long-long", "sts", "bitext"]
 
 EMBEDDED_ROWS = ("data.rows=embedded", "synthesis=null")
 
@@ -117,13 +116,18 @@ def arguments(document: str) -> argparse.Namespace:
     parser.add_argument("--open-sets", type=Path, help="folder of open STS, retrieval and bitext sets to score on")
     parser.add_argument("--pairs", type=Path, default=Path("data"), help="folder that training_pairs.py wrote")
     parser.add_argument("--rows", help=".jsonl file of rows to train on; full needs one")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument(
+        "--jobs", type=int, help="runs at a time; default: at tiny one for each processor core, at small and full 1"
+    )
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--devices", type=int, default=8, help="GPUs of a full run, for --dry-run")
     parser.add_argument(
         "--dry-run", action="store_true", help="check the grid and write nothing; full: a plan of each"
     )
-    return parser.parse_args()
+    given = parser.parse_args()
+    if given.jobs is None:
+        given.jobs = (os.cpu_count() or 1) if given.scale == "tiny" else 1
+    return given
 
 
 def ablate(given: argparse.Namespace, name: str, description: str, axes: Axes, scale: Scale | None = None) -> None:
@@ -172,11 +176,11 @@ def ablate(given: argparse.Namespace, name: str, description: str, axes: Axes, s
 def print_plans(grid: Grid, folder: Path, devices: int) -> None:
     """Print what each setting takes, with its first step gone through on tensors without content."""
     for variant in grid.variants():
-        for recipe in grid.recipe_of(variant, grid.seeds[0]).trainings():
-            plan = plan_training(recipe, folder, devices=devices, sharded=True)
+        recipe = grid.recipe_of(variant, grid.seeds[0])
+        for plan in plan_trainings(recipe, folder, devices=devices, sharded=True):
             operations = plan.flops_per_step.total * plan.steps
             print(
-                f"{variant.label} ({recipe.name}): {plan.rows:,} rows at most, {plan.steps:,} steps, "
+                f"{variant.label} ({plan.recipe}): {plan.rows:,} rows at most, {plan.steps:,} steps, "
                 f"{plan.tokens_per_step * plan.steps:,.0f} tokens, {hours(operations):,.1f} hours of one device "
                 f"at 100 TFLOP/s, {plan.memory.total / GIB:,.1f} GiB on each of {devices}, {plan.disk / GIB:,.1f} GiB "
                 f"on disk, {plan.rehearsed:,} tensors moved in the first step"

@@ -16,10 +16,10 @@ def main() -> None:
     recipe, folder, *open_sets = sys.argv[1:]
     try:
         report = run_pipeline(Recipe.load(recipe), Path(folder))
+        score_run(Path(folder), report, Path(open_sets[0]) if open_sets else None)
     except InputError as error:
         sys.stderr.write(f"Error: {error}\n")
         sys.exit(2)
-    score_run(Path(folder), report, Path(open_sets[0]) if open_sets else None)
 
 
 if __name__ == "__main__":

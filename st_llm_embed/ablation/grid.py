@@ -8,18 +8,14 @@ from pathlib import Path
 from typing import Annotated, NamedTuple, Self
 
 import yaml
-from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from st_llm_embed.errors import InputError, explained, shown
 from st_llm_embed.recipe import Recipe
-from st_llm_embed.sections import NAME_PATTERN, Section
+from st_llm_embed.sections import NAME_PATTERN, Label, Section
 
-Label = Annotated[
-    str,
-    BeforeValidator(lambda value: f"{value:g}" if isinstance(value, int | float) else value),
-    StringConstraints(pattern=r"^[^|\n]+$"),
-]
-"""What stands in the table; YAML reads some as numbers."""
+Heading = Annotated[Label, StringConstraints(pattern=r"^[^|\n]+$")]
+"""What stands in the table."""
 
 Override = Annotated[str, StringConstraints(pattern=r"^[^=]+=")]
 """`section.key=value`, as for --set."""
@@ -44,7 +40,7 @@ class Grid(Section):
     """A shipped recipe's name, or the path of a .yaml file."""
     set: tuple[Override, ...] = ()
     """`section.key=value` each, set over the recipe in every run."""
-    axes: dict[Label, dict[Label, tuple[Override, ...]]] = Field(min_length=1)
+    axes: dict[Heading, dict[Heading, tuple[Override, ...]]] = Field(min_length=1)
     """By the axis' name its settings, and by the setting's name what is set over the recipe. The first setting of each
     axis is what the others are compared with."""
     seeds: tuple[Annotated[int, Field(strict=True, ge=0, lt=2**32)], ...] = Field(min_length=1)

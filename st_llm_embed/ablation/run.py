@@ -59,10 +59,10 @@ def run_grid(grid: Grid, output_dir: Path, *, jobs: int = 1, open_sets: Path | N
             except BaseException:
                 stopped.set()
                 raise
-            _write(collect(grid, output_dir), output_dir)
+            table = collect(grid, output_dir)
+            _write(table, output_dir)
             logger.info("%s: finished, %d of %d", name, number, len(planned))
-    table = collect(grid, output_dir)
-    _write(table, output_dir)
+    # A grid has one run at the least.
     return table
 
 

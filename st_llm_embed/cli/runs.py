@@ -132,13 +132,13 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Print what training a recipe takes: steps, tokens, negatives, operations, memory. Writes nothing."""
+    """Print what each training of a recipe takes: steps, tokens, negatives, operations, memory. Writes nothing."""
     resolved = Recipe.load(required(recipe, "plan"), overrides or [])
     if device_memory is not None and not 0 < device_memory < float("inf"):
         raise InputError(f"--device-memory is {device_memory}; give the memory of one device in GiB, such as 80.")
-    from st_llm_embed.training.plan import plan_training
+    from st_llm_embed.training.plan import plan_trainings
 
-    planned = plan_training(
+    plans = plan_trainings(
         resolved,
         run_folder(resolved.name, output_dir),
         devices=devices,
@@ -146,8 +146,10 @@ def plan(
         device_memory=device_memory,
     )
     if as_json:
-        typer.echo(json.dumps(planned.to_dict(), indent=2))
-    else:
+        content = [planned.to_dict() for planned in plans]
+        typer.echo(json.dumps(content if resolved.stages else content[0], indent=2))
+        return
+    for planned in plans:
         _print_plan(planned, usd_per_hour)
 
 

@@ -18,7 +18,7 @@ from st_llm_embed.distillation.plots import plot_cost_and_quality, plot_index
 from st_llm_embed.distillation.precision import RANGES_FILE, index_costs
 from st_llm_embed.distillation.speed import Encoders, measure_speed
 from st_llm_embed.distillation.teacher import load_teacher
-from st_llm_embed.distillation.train import distillation_of
+from st_llm_embed.distillation.train import distillation_of, teacher_instructions
 from st_llm_embed.evaluation.held_out import HeldOut, load_held_out, score_held_out
 from st_llm_embed.evaluation.report import HEADLINES, VERSIONS_SHOWN, markdown_table
 from st_llm_embed.recipe import Recipe
@@ -35,8 +35,8 @@ class Measured(NamedTuple):
     documents: NDArray[np.float32]
     encoders: Encoders
     parameters: int
-    bytes_on_disk: int
-    """Of what encodes queries: of a static query tower without the teacher."""
+    bytes_on_disk: int | None
+    """Of what encodes queries: of a static query tower without the teacher; None of a model on the Hub."""
 
 
 def write_student_report(
@@ -52,7 +52,7 @@ def write_student_report(
         output_dir: gets report.json, report.md and its pictures.
     """
     distillation = distillation_of(recipe)
-    rows, batch = load_held_out(dataset_dir), recipe.evaluation.batch_size
+    rows, batch = load_held_out(dataset_dir, teacher_instructions(recipe)), recipe.evaluation.batch_size
     measured: dict[str, Measured] = {}
     if distillation.teacher is not None and teacher_path is not None:
         teacher = load_teacher(distillation.teacher, teacher_path)
@@ -133,11 +133,16 @@ def cost_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     costs, speed = report["costs"].values(), report["speed"].values()
     return [
         ("Parameters", *(f"{part['parameters']:,}" for part in costs)),
-        ("MB on disk", *(f"{part['bytes_on_disk'] / 1e6:,.1f}" for part in costs)),
+        ("MB on disk", *(megabytes(part["bytes_on_disk"], "{:,.1f}") for part in costs)),
         ("One query, p50 ms", *(f"{part['query_p50_ms']:,.2f}" for part in speed)),
         ("One query, p95 ms", *(f"{part['query_p95_ms']:,.2f}" for part in speed)),
         ("Documents a second", *(f"{part['documents_per_second']:,.0f}" for part in speed)),
     ]
+
+
+def megabytes(count: int | None, form: str) -> str:
+    """Write a number of bytes; nothing where it is not known."""
+    return "" if count is None else form.format(count / 1e6)
 
 
 def index_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -216,8 +221,14 @@ def _measured(
     folder: Path,
 ) -> Measured:
     parameters = sum(weights.numel() for weights in model.parameters())
-    on_disk = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
-    return Measured(score_held_out(rows, *vectors).summary, *vectors, encoders, parameters, on_disk)
+    return Measured(score_held_out(rows, *vectors).summary, *vectors, encoders, parameters, bytes_on_disk(folder))
+
+
+def bytes_on_disk(folder: Path) -> int | None:
+    """Give the size of a model's folder; None where a model is a name on the Hub."""
+    if not folder.is_dir():
+        return None
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _quiet(encode: Callable[..., Any], prompt: str | None) -> Callable[[list[str]], Any]:

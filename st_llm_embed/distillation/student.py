@@ -22,9 +22,9 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerBase, set_seed
 
 from st_llm_embed.errors import InputError, explained, shown
-from st_llm_embed.instructions import PUBLISHED_PROMPTS
+from st_llm_embed.instructions import published_prompts
 from st_llm_embed.modules.base import is_decoder_only
-from st_llm_embed.sections import Student
+from st_llm_embed.sections import Instructions, Student
 
 STUDENT_ADVICE = "Give the Hub id or folder of an encoder such as BERT, XLM-R or MiniLM as distillation.student."
 
@@ -53,6 +53,7 @@ def build_student(
     texts: Iterable[str],
     *,
     teacher_dimension: int | None,
+    instructions: Instructions,
     seed: int,
 ) -> SentenceTransformer:
     """Build the student that training starts from; the same weights each time.
@@ -64,16 +65,15 @@ def build_student(
             for; None draws all from chance.
         texts: whose tokens say which are frequent.
         teacher_dimension: length of the teacher's vectors; None without a teacher.
+        instructions: what a student that gets instructions has before its queries.
         seed: of what is drawn.
 
     Raises:
         InputError: the checkpoint or what is said of it cannot be used.
     """
     set_seed(seed)
-    if student.name_or_path is not None:
+    if tokenizer is None:
         model = _checkpoint(student)
-    elif tokenizer is None:
-        raise InputError("A student with fresh weights needs a tokenizer. Set distillation.student.tokenizer.")
     elif student.kind == "encoder":
         model = _fresh_encoder(student, tokenizer)
         if start is not None:
@@ -83,8 +83,7 @@ def build_student(
             _start_as_weighted_mean(transformer, _weighted(vectors, tokenizer, texts, special_tokens=True))
     else:
         model = _static(student, tokenizer, start, texts, teacher_dimension)
-    instructed = student.instructions
-    model.prompts = dict(PUBLISHED_PROMPTS if instructed else NO_PROMPTS)
+    model.prompts = dict(published_prompts(instructions) if student.instructions else NO_PROMPTS)
     model.default_prompt_name = None
     model.similarity_fn_name = "cosine"
     return model
@@ -202,8 +201,7 @@ def _static(
     teacher_dimension: int | None,
 ) -> SentenceTransformer:
     dimensions = student.dimensions or teacher_dimension
-    if dimensions is None:
-        raise InputError("Without a teacher, distillation.student.dimensions has to say how long a vector is.")
+    assert dimensions is not None  # noqa: S101 - the recipe's own check
     if start is None:
         drawn = np.random.default_rng(torch.initial_seed() % 2**32)
         vectors = drawn.normal(scale=dimensions**-0.5, size=(len(tokenizer), dimensions)).astype(np.float32)

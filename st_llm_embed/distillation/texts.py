@@ -10,8 +10,8 @@ from datasets import Dataset, DatasetDict
 
 from st_llm_embed.data.dataset import negative_columns
 from st_llm_embed.errors import InputError, explained, shown
-from st_llm_embed.instructions import RETRIEVAL_INSTRUCTION, format_query
-from st_llm_embed.sections import Distillation
+from st_llm_embed.instructions import RETRIEVAL_INSTRUCTION, format_query, instruction_of
+from st_llm_embed.sections import Distillation, Instructions
 from st_llm_embed.training import training_set
 
 UNLABELLED = "texts"
@@ -45,7 +45,7 @@ class StudentTexts:
 
 
 def student_set(
-    distillation: Distillation, dataset_dirs: Sequence[Path], texts: StudentTexts | None = None
+    distillation: Distillation, dataset_dirs: Sequence[Path], instructions: Instructions
 ) -> tuple[DatasetDict, StudentTexts]:
     """Make the training set of a student.
 
@@ -55,7 +55,7 @@ def student_set(
     Args:
         distillation: all choices.
         dataset_dirs: folders of the rows to train on.
-        texts: those that are counted already.
+        instructions: what stands before a query; see `teacher_instructions`.
 
     Returns:
         The rows by configuration, and what their numbers mean.
@@ -63,23 +63,24 @@ def student_set(
     Raises:
         InputError: a row lacks a text, or there are no unlabelled texts where some were named.
     """
-    numbered = texts or StudentTexts()
+    numbered = StudentTexts()
     columns: dict[str, dict[str, list[str]]] = {}
     numbers: dict[str, list[list[tuple[bool, int]]]] = {}
-    for name, part in (training_set(dataset_dirs) if distillation.rows else DatasetDict()).items():
+    rows = training_set(dataset_dirs, instructions=instructions) if distillation.rows else DatasetDict()
+    for name, part in rows.items():
         names = ["positive", *negative_columns(part.column_names)]
         columns[str(name)] = {column: [] for column in ("anchor", *names)}
         numbers[str(name)] = []
         for row in part:
-            given = format_query(row["instruction"], row["anchor"]) if distillation.student.instructions else None
-            columns[str(name)]["anchor"].append(given or row["anchor"])
+            given = format_query(row["instruction"], row["anchor"])
+            columns[str(name)]["anchor"].append(given if distillation.student.instructions else row["anchor"])
             query = numbered.add_query(row["instruction"], row["anchor"])
             documents = [numbered.add_document(row[column]) for column in names]
             for column in names:
                 columns[str(name)][column].append(row[column])
             numbers[str(name)].append([(True, query), *((False, number) for number in documents)])
     if distillation.texts:
-        columns[UNLABELLED], numbers[UNLABELLED] = _unlabelled(distillation, numbered)
+        columns[UNLABELLED], numbers[UNLABELLED] = _unlabelled(distillation, numbered, instructions)
     if distillation.student.kind == "static-query":
         columns = {name: {"anchor": part["anchor"]} for name, part in columns.items()}
     queries = len(numbered.queries)
@@ -131,13 +132,14 @@ def check_texts(distillation: Distillation) -> None:
 
 
 def _unlabelled(
-    distillation: Distillation, numbered: StudentTexts
+    distillation: Distillation, numbered: StudentTexts, instructions: Instructions
 ) -> tuple[dict[str, list[str]], list[list[tuple[bool, int]]]]:
     """Give the columns of unlabelled texts and their numbers."""
     # Repeated texts would be each other's negatives.
     texts = list(dict.fromkeys(text for name in distillation.texts for text in read_texts(Path(name))))
     if distillation.student.kind == "static-query":
-        both = [(numbered.add_query(RETRIEVAL_INSTRUCTION, text), numbered.add_document(text)) for text in texts]
+        instruction = instruction_of(instructions, RETRIEVAL_INSTRUCTION, "short-long")
+        both = [(numbered.add_query(instruction, text), numbered.add_document(text)) for text in texts]
         return {"anchor": texts}, [[(True, query), (False, document)] for query, document in both]
     documents = [(False, numbered.add_document(text)) for text in texts]
     if distillation.teacher is not None:

@@ -26,9 +26,10 @@ from st_llm_embed.distillation.teacher import (
 from st_llm_embed.distillation.texts import UNLABELLED, check_texts, student_set
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import Recipe
-from st_llm_embed.sections import Distillation
+from st_llm_embed.sections import TRAINED, Distillation, Instructions
 from st_llm_embed.training import training_arguments
 from st_llm_embed.training.batches import TellEpoch
+from st_llm_embed.training.reporting import check_reporting, reporting_into
 from st_llm_embed.training.train import last_complete_checkpoint
 from st_llm_embed.training.trainer import EmbedderTrainer
 
@@ -56,6 +57,12 @@ def distillation_of(recipe: Recipe) -> Distillation:
     return recipe.distillation
 
 
+def teacher_instructions(recipe: Recipe) -> Instructions:
+    """Give what a recipe has before queries: of a teacher that it trains, what that was trained with."""
+    teacher = distillation_of(recipe).teacher
+    return recipe.base.instructions if teacher is not None and teacher.name_or_path == TRAINED else "natural"
+
+
 def check_distillation(recipe: Recipe) -> None:
     """Check in seconds what a distillation needs, before anything is written.
 
@@ -76,7 +83,7 @@ def train_student(
     """Train the recipe's student and save it.
 
     Writes ``start/`` (the student before training), ``checkpoints/`` on the way, and at the end ``log.json``, the
-    ranges for int8 vectors, and ``model/``.
+    ranges for int8 vectors, and ``model/``; ``logs/`` where TensorBoard or W&B is asked for.
 
     Args:
         recipe: all choices.
@@ -89,7 +96,8 @@ def train_student(
         InputError: teacher, student or rows cannot be used, or the student's vectors are not finite.
     """
     distillation = distillation_of(recipe)
-    rows, texts = student_set(distillation, dataset_dirs)
+    instructions = teacher_instructions(recipe)
+    rows, texts = student_set(distillation, dataset_dirs, instructions)
     vectors, start, tokenizer = None, None, None
     if teacher is not None and distillation.teacher is not None:
         section, (path, identity) = distillation.teacher, teacher
@@ -107,6 +115,7 @@ def train_student(
         start,
         (*texts.documents, *(anchor for _, anchor in texts.queries)),
         teacher_dimension=None if vectors is None else vectors.dimension,
+        instructions=instructions,
         seed=recipe.seed,
     )
     _check_lengths(distillation, model, vectors)
@@ -118,9 +127,10 @@ def train_student(
         )
         for name in rows
     }
-    trainer = StudentTrainer(model=model, args=arguments, train_dataset=rows, loss=losses, callbacks=[TellEpoch()])
-    checkpoint = last_complete_checkpoint(output_dir / "checkpoints")
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with reporting_into(output_dir / "logs", arguments):
+        trainer = StudentTrainer(model=model, args=arguments, train_dataset=rows, loss=losses, callbacks=[TellEpoch()])
+        checkpoint = last_complete_checkpoint(output_dir / "checkpoints")
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     (output_dir / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1), encoding="utf-8")
     documents = texts.documents[:CALIBRATION_TEXTS]
     if distillation.student.kind == "static-query" and vectors is not None:
@@ -154,6 +164,7 @@ def _arguments(recipe: Recipe, folder: Path) -> SentenceTransformerTrainingArgum
             f"A student is trained by one process, and this is one of {arguments.world_size}. Run st-llm-embed "
             "distill without torchrun."
         )
+    check_reporting(arguments, "distillation.training")
     return arguments
 
 

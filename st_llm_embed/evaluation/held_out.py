@@ -26,10 +26,11 @@ class HeldOut(NamedTuple):
     """The held-out rows as queries and documents; all arrays have shape (number of queries,)."""
 
     queries: list[str]
-    """Anchors with their instructions."""
+    """Anchors with what stands before them."""
     anchors: list[str]
     """The same without."""
     instructions: list[str]
+    """Of each query; empty where there is none."""
     documents: list[str]
     """Every distinct positive and negative."""
     positive: NDArray[np.int64]
@@ -63,13 +64,12 @@ def load_held_out(dataset_dir: Path, instructions: Instructions = "natural") -> 
     texts = [row["positive"] for row in rows] + [text for text in negatives if text is not None]
     documents = list(dict.fromkeys(texts))
     index = {text: position for position, text in enumerate(documents)}
+    anchors = [row["anchor"] for row in rows]
+    own = [instruction_of(instructions, row["instruction"], row["task_type"]) for row in rows]
     return HeldOut(
-        queries=[
-            format_query(instruction_of(instructions, row["instruction"], row["task_type"]), row["anchor"])
-            for row in rows
-        ],
-        anchors=[row["anchor"] for row in rows],
-        instructions=[row["instruction"] for row in rows],
+        queries=[format_query(instruction, anchor) for instruction, anchor in zip(own, anchors, strict=True)],
+        anchors=anchors,
+        instructions=own,
         documents=documents,
         positive=np.array([index[row["positive"]] for row in rows]),
         negative=np.array([-1 if text is None else index[text] for text in negatives]),
@@ -116,7 +116,7 @@ def score_held_out(rows: HeldOut, queries: NDArray[np.float32], documents: NDArr
     sts = (rows.task_type[has_negative] == "sts").nonzero()[0]
     bitext = (rows.task_type == "bitext").nonzero()[0]
     # As in mteb's bitext mining: the nearest among the translations of all bitext rows.
-    bitext_ranks = _ranks(queries[bitext] @ documents[rows.positive[bitext]].T, np.arange(len(bitext)))
+    bitext_ranks = similarity_ranks(queries[bitext] @ documents[rows.positive[bitext]].T, np.arange(len(bitext)))
     summary = {
         **_retrieval(ranks),
         "sts_triplet_accuracy": _mean(positive_similarity[has_negative][sts] > negative_similarity[sts]),
@@ -140,10 +140,18 @@ def retrieval_ranks(
     """Give the rank, from 0, of each query's relevant document by the dot product, some queries at a time."""
     return np.concatenate(
         [
-            _ranks(queries[start : start + QUERIES_AT_ONCE] @ documents.T, relevant[start : start + QUERIES_AT_ONCE])
+            similarity_ranks(
+                queries[start : start + QUERIES_AT_ONCE] @ documents.T, relevant[start : start + QUERIES_AT_ONCE]
+            )
             for start in range(0, len(queries), QUERIES_AT_ONCE)
         ]
     )
+
+
+def similarity_ranks(similarity: NDArray[np.float32], relevant: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Give the rank, from 0, of each query's relevant document; similarity has shape (queries, documents)."""
+    own = np.take_along_axis(similarity, relevant[:, None], axis=1)
+    return (similarity >= own).sum(axis=1) - 1
 
 
 def ndcg_at_10(ranks: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -162,12 +170,6 @@ def _encode(model: SentenceTransformer, texts: list[str], batch_size: int) -> ND
             "lower training.learning_rate, use bf16 instead of fp16, and train again."
         )
     return vectors
-
-
-def _ranks(similarity: NDArray[np.float32], relevant: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Give the rank, from 0, of each query's relevant document; similarity has shape (queries, documents)."""
-    own = np.take_along_axis(similarity, relevant[:, None], axis=1)
-    return (similarity >= own).sum(axis=1) - 1
 
 
 def _retrieval(ranks: NDArray[np.int64]) -> dict[str, Any]:

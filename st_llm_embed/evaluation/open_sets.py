@@ -17,6 +17,7 @@ from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 
 from st_llm_embed.errors import InputError
+from st_llm_embed.evaluation.held_out import ndcg_at_10, similarity_ranks
 
 STS = ("stsb_multi_mt/en/test", "sts16/test_not_in_stsb", "korsts/test")
 RETRIEVAL = {"xquad/en": "validation", "xquad/zh": "validation", "jaquad": "validation", "cosqa_dev": "dev"}
@@ -69,18 +70,23 @@ def check_open_sets(data: Path) -> None:
     Raises:
         InputError: one is not.
     """
+    if missing := [name for name in open_set_files() if not (data / name).is_file()]:
+        raise InputError(
+            f"The folder of open evaluation sets {data} lacks {', '.join(missing)}. Put them there "
+            "(st_llm_embed/evaluation/open_sets.py says how they are written), or leave the folder out: the held-out "
+            "rows are scored in any case."
+        )
+
+
+def open_set_files() -> list[str]:
+    """Give the path of every file of the sets in their folder."""
     files = [f"{name}.jsonl.gz" for name in (*STS, *BITEXT, "ntrex/eng")]
     files += [
         f"{name}/{part}.jsonl.gz"
         for name, split in RETRIEVAL.items()
         for part in ("corpus", "queries", f"qrels.{split}")
     ]
-    if missing := [name for name in files if not (data / name).is_file()]:
-        raise InputError(
-            f"The folder of open evaluation sets {data} lacks {', '.join(missing)}. Put them there "
-            "(st_llm_embed/evaluation/open_sets.py says how they are written), or leave the folder out: the held-out "
-            "rows are scored in any case."
-        )
+    return files
 
 
 def _encoder(model: SentenceTransformer, prompts: Mapping[str, str] | None) -> Encode:
@@ -105,8 +111,8 @@ def _retrieval(encode: Encode, folder: Path, split: str) -> float:
     relevant = {row["query-id"]: place[row["corpus-id"]] for row in _read(folder / f"qrels.{split}.jsonl.gz")}
     documents = encode([row["text"] for row in corpus], "document")
     asked = encode([row["text"] for row in queries], "query")
-    ranks = _ranks(asked @ documents.T, np.array([relevant[row["_id"]] for row in queries]))
-    return float(np.where(ranks < 10, 1 / np.log2(ranks + 2), 0).mean())
+    ranks = similarity_ranks(asked @ documents.T, np.array([relevant[row["_id"]] for row in queries]))
+    return float(ndcg_at_10(ranks).mean())
 
 
 def _sentence_pairs(data: Path, name: str) -> tuple[list[str], list[str]]:
@@ -120,12 +126,7 @@ def _sentence_pairs(data: Path, name: str) -> tuple[list[str], list[str]]:
 
 def _bitext(encode: Encode, foreign: list[str], english: list[str]) -> float:
     similarity = encode(foreign, "BitextMining") @ encode(english, "BitextMining").T
-    return float((_ranks(similarity, np.arange(len(foreign))) == 0).mean())
-
-
-def _ranks(similarity: NDArray[np.float32], relevant: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Count the other documents that score at least as high, so that equal vectors get nothing."""
-    return (similarity >= np.take_along_axis(similarity, relevant[:, None], axis=1)).sum(axis=1) - 1
+    return float((similarity_ranks(similarity, np.arange(len(foreign))) == 0).mean())
 
 
 def _read(path: Path) -> list[dict]:

@@ -107,6 +107,10 @@ class Distillation(Section):
                 raise ValueError("texts teach a static student only what a teacher says of them, and teacher is null")
             if self.student.name_or_path is None and self.student.tokenizer is None:
                 raise ValueError("without a teacher, student.tokenizer has to name the tokenizer")
+            if kind == "static" and self.student.dimensions is None:
+                raise ValueError(
+                    "without a teacher, student.dimensions has to say how long a static student's vectors are"
+                )
             if not loss.contrastive:
                 raise ValueError("without a teacher, loss.contrastive is all there is, and it is 0")
         elif not (loss.scores or loss.embedding or (loss.contrastive and self.rows)):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, field_validator
 
 TaskType = Literal["short-long", "long-short", "short-short", "long-long", "sts", "bitext"]
 """The paper's six task types (section 3.1): four asymmetric, by the length of query and document, two symmetric."""
@@ -35,6 +35,17 @@ REPLAY = "replay"
 """Value of ``synthesis.endpoint.base_url`` for the server inside the package, which gives recorded answers."""
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, bool):
+        # Python takes true for 1.
+        raise ValueError("YAML reads yes, no, on, off, true and false as switches; put quotes around the word")  # noqa: TRY004 - pydantic's
+    return f"{value:g}" if isinstance(value, int | float) else value
+
+
+Label = Annotated[str, BeforeValidator(_as_text)]
+"""What goes into a prompt or a table; YAML reads some as numbers."""
 
 
 class Section(BaseModel):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, StringConstraints, field_validator, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from st_llm_embed.sections.section import REPLAY, Section, TaskType
+from st_llm_embed.sections.section import REPLAY, Label, Section, TaskType
 
 
 def is_plain_address(value: str) -> bool:
@@ -41,9 +41,9 @@ class Endpoint(Section):
     """None: the limit the server states in its headers, if it does."""
     tokens_per_minute: int | None = Field(default=None, ge=1)
     """None: the limit the server states in its headers, if it does."""
-    timeout_seconds: float = Field(default=600, gt=0, allow_inf_nan=False)
+    timeout_seconds: float = Field(default=600, gt=0)
     """Longest wait for one answer. What times out may have been paid; it is asked once more at the most."""
-    give_up_after_minutes: float = Field(default=15, gt=0, allow_inf_nan=False)
+    give_up_after_minutes: float = Field(default=15, gt=0)
     """Stop, to be resumed later, when the server has given no answer for so long."""
 
     @field_validator("base_url")
@@ -68,12 +68,6 @@ class Endpoint(Section):
         return value
 
 
-AttributeValue = Annotated[
-    str, BeforeValidator(lambda value: f"{value:g}" if isinstance(value, int | float) else value)
-]
-"""What goes into a prompt; YAML reads some as numbers."""
-
-
 class Plan(Section):
     """What is asked for (paper, section 3.1 and appendix C)."""
 
@@ -90,7 +84,7 @@ class Plan(Section):
     one object a line. Request i takes line i and starts again from the top; `embedded` is the demo's."""
     task_types: dict[TaskType, Annotated[float, Field(ge=0)]] = {}
     """Custom: shares of the task types."""
-    attributes: dict[TaskType, dict[str, dict[AttributeValue, Annotated[float, Field(ge=0)]]]] = {}
+    attributes: dict[TaskType, dict[str, dict[Label, Annotated[float, Field(ge=0)]]]] = {}
     """Custom: for a task type's attribute, its values and their weights; `unspecified` leaves it out of the prompt."""
     languages: dict[str, Annotated[float, Field(ge=0)]] = {}
     """Custom: English names of languages and their weights."""
@@ -112,16 +106,16 @@ class Plan(Section):
 class Price(Section):
     """USD per million tokens."""
 
-    input: float = Field(ge=0, allow_inf_nan=False)
-    output: float = Field(ge=0, allow_inf_nan=False)
-    cached_input: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
+    cached_input: float | None = Field(default=None, ge=0)
     """Tokens read from the server's prompt cache; None: as `input`."""
 
 
 class Budget(Section):
     """Limits that are never passed: the worst case of a request is set aside before it is sent."""
 
-    usd: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    usd: float | None = Field(default=None, gt=0)
     """Most to spend over all runs in one output folder; needs a price for every model."""
     tokens: int | None = Field(default=None, gt=0)
     """Most tokens, prompts and answers, over all runs; the only limit where a price is unknown."""

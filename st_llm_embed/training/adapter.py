@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, prepare_model_for_kbit_training
 from sentence_transformers.sentence_transformer.modules import Transformer
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.modules import LLMSentenceTransformer, base_path
@@ -43,6 +44,24 @@ def prepare_adapter(model: LLMSentenceTransformer, recipe: Recipe) -> bool:
     for config in decoder.peft_config.values():
         config.base_model_name_or_path = str(base_snapshot(recipe) or base_path(recipe.base.name_or_path))
     return True
+
+
+def add_without_weights(decoder: PreTrainedModel, recipe: Recipe) -> None:
+    """Add the recipe's adapter, new or trained, if it has one, to a base on the meta device, ready for training.
+
+    Raises:
+        InputError: the section lora, or the adapter of the base, cannot be used.
+    """
+    adapter, named = lora_config(recipe), "lora section"
+    if recipe.base.adapter is not None:
+        adapter, named = check_adapter(recipe.base.adapter, recipe.base.name_or_path), "base.adapter"
+        adapter.inference_mode = False
+    if adapter is None:
+        return
+    # Other ways to draw an adapter's first values compute them from the weights.
+    adapter.init_lora_weights = True
+    with explained(f"Recipe {recipe.name}: the {named} is refused", "Change what the message names."):
+        decoder.add_adapter(adapter)
 
 
 def save_adapter(model: LLMSentenceTransformer, recipe: Recipe, folder: Path) -> None:

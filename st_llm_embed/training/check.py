@@ -15,8 +15,8 @@ from st_llm_embed.errors import InputError, explained
 from st_llm_embed.modules import LLMSentenceTransformer, base_path, load_tokenizer
 from st_llm_embed.recipe import Recipe
 from st_llm_embed.sections import EMBEDDED
-from st_llm_embed.training.adapter import check_adapter
-from st_llm_embed.training.arguments import lora_config, training_arguments
+from st_llm_embed.training.adapter import add_without_weights
+from st_llm_embed.training.arguments import training_arguments
 from st_llm_embed.training.reporting import check_reporting
 from st_llm_embed.training.train import build_trainer
 from st_llm_embed.training.untrained import BASE_ADVICE, quantization_config
@@ -29,9 +29,6 @@ def check_training(recipe: Recipe) -> None:
         InputError: the base, its tokenizer, or the lora or training section cannot be used.
     """
     quantization_config(recipe)
-    adapter = lora_config(recipe)
-    if recipe.base.adapter is not None:
-        adapter = check_adapter(recipe.base.adapter, recipe.base.name_or_path)
     trainings = recipe.trainings()
     for training in trainings:
         _rehearse_trainer(training)
@@ -54,12 +51,7 @@ def check_training(recipe: Recipe) -> None:
                 f"{name!r} have {dimensions} dimensions. The largest number has to be that, so that whole vectors are "
                 "trained, too."
             )
-    if adapter is not None:
-        # Other ways to draw an adapter's first values compute them from the weights.
-        adapter.init_lora_weights = True
-        section = "lora" if recipe.base.adapter is None else "adapter of the base"
-        with explained(f"Recipe {recipe.name}: the {section} section is refused", "Change what the message names."):
-            decoder.add_adapter(adapter)
+    add_without_weights(decoder, recipe)
 
 
 def _decoder_without_weights(recipe: Recipe) -> PreTrainedModel:
@@ -90,7 +82,7 @@ def _rehearse_trainer(recipe: Recipe) -> None:
     with TemporaryDirectory() as folder:
         arguments = training_arguments(recipe, Path(folder))
         arguments.push_to_hub = False
-        check_reporting(arguments)
+        check_reporting(arguments, "training")
         model = LLMSentenceTransformer.from_base(EMBEDDED, max_seq_length=16)
         # Where the card has examples, the trainer computes none, with a progress bar of its own.
         model.model_card_data.widget = [{"text": "a"}]

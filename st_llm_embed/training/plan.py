@@ -23,9 +23,9 @@ from transformers.trainer_utils import SaveStrategy
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.modules import base_path, load_tokenizer
 from st_llm_embed.recipe import Recipe
-from st_llm_embed.sections import Loss
-from st_llm_embed.training.adapter import check_adapter
-from st_llm_embed.training.arguments import lora_config, training_arguments
+from st_llm_embed.sections import Loss, TrainingStage
+from st_llm_embed.training.adapter import add_without_weights
+from st_llm_embed.training.arguments import training_arguments
 from st_llm_embed.training.cost import (
     SCORE_COPIES,
     Decoder,
@@ -119,19 +119,36 @@ def hours(operations: float) -> float:
     return operations / 1e14 / 3600
 
 
-def plan_training(
+def plan_trainings(
     recipe: Recipe,
     output_dir: Path,
     *,
     devices: int = 1,
     sharded: bool = False,
     device_memory: float | None = None,
+) -> list[Plan]:
+    """Work out what each stage of a recipe takes, or its one training; arguments and errors as of `plan_training`."""
+    return [
+        plan_training(training, output_dir, stage=stage, devices=devices, sharded=sharded, device_memory=device_memory)
+        for training, stage in zip(recipe.trainings(), recipe.stages or (None,), strict=True)
+    ]
+
+
+def plan_training(
+    recipe: Recipe,
+    output_dir: Path,
+    *,
+    stage: TrainingStage | None = None,
+    devices: int = 1,
+    sharded: bool = False,
+    device_memory: float | None = None,
 ) -> Plan:
-    """Work out what training a recipe takes.
+    """Work out what one training takes.
 
     Args:
-        recipe: all choices.
+        recipe: all choices; of a stage, one of `Recipe.trainings`.
         output_dir: of the run; rows that are there already are counted.
+        stage: says which rows are trained on; None: all.
         devices: processes that train together, one device each.
         sharded: weights, gradients and optimizer states are spread over the devices (ZeRO-3, FSDP); always so where
             the training section has `fsdp` or `deepspeed`.
@@ -147,7 +164,7 @@ def plan_training(
     arguments = _arguments(recipe)
     model = _model(recipe, arguments)
     decoder = Decoder.of(model, quantized=recipe.base.quantization is not None)
-    rows = planned_set(recipe, output_dir, tokenizer)
+    rows = planned_set(recipe, output_dir, tokenizer, stage)
     batch = arguments.per_device_train_batch_size
     steps, rows_per_step = _steps(recipe, arguments, rows.configurations, devices)
     real = padded = pairs = 0.0
@@ -311,15 +328,7 @@ def _model(recipe: Recipe, arguments: SentenceTransformerTrainingArguments) -> P
     with explained(f"The base model {name!r} cannot be loaded", BASE_ADVICE), torch.device("meta"):
         config = AutoConfig.from_pretrained(base_path(name), revision=recipe.base.revision)
         model = cast(PreTrainedModel, AutoModel.from_config(config, dtype=getattr(torch, recipe.base.dtype)))
-    adapter = lora_config(recipe)
-    if recipe.base.adapter is not None:
-        adapter = check_adapter(recipe.base.adapter, name)
-        adapter.inference_mode = False
-    if adapter is not None:
-        # Other ways to draw an adapter's first values compute them from the weights.
-        adapter.init_lora_weights = True
-        with explained(f"Recipe {recipe.name}: the lora section is refused", "Change what the message names."):
-            model.add_adapter(adapter)
+    add_without_weights(model, recipe)
     if arguments.activation_checkpointing:
         model.activation_checkpointing_enable(cast(Any, arguments.activation_checkpointing_kwargs))
     return model.train()

@@ -17,7 +17,8 @@ from st_llm_embed.data.rows import Row, embedded_rows
 from st_llm_embed.data.sources import read_source
 from st_llm_embed.instructions import format_query, instruction_of
 from st_llm_embed.recipe import Recipe
-from st_llm_embed.sections import SYNTHESIS, Instructions
+from st_llm_embed.sections import SYNTHESIS, Instructions, TrainingStage
+from st_llm_embed.training.stages import takes
 
 SAMPLED_ROWS = 2_000
 """Rows whose texts are counted in tokens, of all configurations together."""
@@ -48,10 +49,18 @@ class PlannedSet:
         return sum(part.rows for part in self.configurations)
 
 
-def planned_set(recipe: Recipe, output_dir: Path, tokenizer: PreTrainedTokenizerBase) -> PlannedSet:
+def planned_set(
+    recipe: Recipe, output_dir: Path, tokenizer: PreTrainedTokenizerBase, stage: TrainingStage | None = None
+) -> PlannedSet:
     """Count the rows of a run and the tokens of a sample of their texts.
 
     What a run has written to `output_dir` already comes first; then the file of rows, then the plan of synthesis.
+
+    Args:
+        recipe: all choices.
+        output_dir: of the run.
+        tokenizer: the base's.
+        stage: takes some of the configurations, with or without their negatives; None takes all.
 
     Raises:
         InputError: a file of rows or a local source cannot be read.
@@ -76,7 +85,15 @@ def planned_set(recipe: Recipe, output_dir: Path, tokenizer: PreTrainedTokenizer
         for part in texts.values():
             part.add_negatives(recipe.data.mining.num_negatives)
         notes.append("Every row is taken to get its mined negatives, as long as its positive.")
-    texts |= _sources(recipe, output_dir, notes)
+    sources, unread = _sources(recipe, output_dir)
+    texts |= sources
+    if unread := [name for name in unread if stage is None or takes(stage, name)]:
+        notes.append(
+            f"{', '.join(unread)} of data.sources are on the Hub and not read yet, so their rows are not counted: "
+            "a run takes longer than this by their share, unless training.max_steps is set."
+        )
+    if stage is not None:
+        texts = _of_stage(stage, texts, notes)
     counted = sum(part.rows for part in texts.values())
     return PlannedSet(
         [
@@ -107,6 +124,10 @@ class _Texts:
     def add_negatives(self, count: int) -> None:
         """Give every row that has fewer than `count` negatives the text of its positive in their place."""
         self.sample = [row + [row[1]] * (2 + count - len(row)) for row in self.sample]
+
+    def remove_negatives(self) -> None:
+        """Leave every row its anchor and its positive."""
+        self.sample = [row[:2] for row in self.sample]
 
     @property
     def columns(self) -> int:
@@ -167,24 +188,40 @@ def _synthesized(recipe: Recipe) -> dict[str, _Texts]:
     return {name: part for name, part in parts.items() if part.rows}
 
 
-def _sources(recipe: Recipe, output_dir: Path, notes: list[str]) -> dict[str, _Texts]:
-    """Take the sources that a run has written, or that are files; those of the Hub are not downloaded for a plan."""
+def _of_stage(stage: TrainingStage, texts: dict[str, _Texts], notes: list[str]) -> dict[str, _Texts]:
+    """Take what a stage trains on; where none of it is known yet, all others stand for it."""
+    chosen = {name: part for name, part in texts.items() if takes(stage, name)} or texts
+    unknown = [begin for begin in stage.configurations if not any(name.startswith(begin) for name in texts)]
+    if unknown:
+        others = (
+            "are not counted"
+            if len(unknown) < len(stage.configurations)
+            else f"are taken to be {', '.join(sorted(texts))}"
+        )
+        notes.append(f"Stage {stage.name}: no rows of {', '.join(unknown)} are known yet; they {others}.")
+    if not stage.hard_negatives:
+        for part in chosen.values():
+            part.remove_negatives()
+    return chosen
+
+
+def _sources(recipe: Recipe, output_dir: Path) -> tuple[dict[str, _Texts], list[str]]:
+    """Take the sources that a run has written, or that are files; those of the Hub are not downloaded for a plan.
+
+    Returns:
+        The rows, and the names of the sources that were not read.
+    """
     written = _dataset(output_dir / "sources", recipe.base.instructions)
     if written:
-        return written
+        return written, []
     parts: dict[str, _Texts] = {}
-    unknown = []
+    unread = []
     for name, source in recipe.data.sources.items():
         if not Path(source.path).is_file():
-            unknown.append(name)
+            unread.append(name)
             continue
         for row in read_source(name, source):
             lacks = row.negative is None and "negative" in source.columns
             texts = _texts_of(row, recipe.base.instructions)
             parts.setdefault(f"{name}-pairs" if lacks else name, _Texts()).add(texts)
-    if unknown:
-        notes.append(
-            f"{', '.join(unknown)} of data.sources are on the Hub and not read yet, so their rows are not counted: "
-            "a run takes longer than this by their share, unless training.max_steps is set."
-        )
-    return parts
+    return parts, unread

@@ -19,8 +19,12 @@ FOLDERS = {"tensorboard": "TENSORBOARD_LOGGING_DIR", "wandb": "WANDB_DIR"}
 """The variables by which the two are told where to write."""
 
 
-def check_reporting(arguments: SentenceTransformerTrainingArguments) -> None:
+def check_reporting(arguments: SentenceTransformerTrainingArguments, section: str) -> None:
     """Check that what `report_to` names is installed and, with W&B, that there is a key.
+
+    Args:
+        arguments: the trainer's.
+        section: of the recipe that they are from, for messages.
 
     Raises:
         InputError: it is not.
@@ -28,15 +32,15 @@ def check_reporting(arguments: SentenceTransformerTrainingArguments) -> None:
     for name in arguments.report_to or ():
         if name in PACKAGES and not PACKAGES[name]():
             raise InputError(
-                f"training.report_to names {name}, which is not installed. Install it (pip install {name}), or set "
-                "report_to to none: training/log.json and the report have the scores anyhow."
+                f"{section}.report_to names {name}, which is not installed. Install it (pip install {name}), or set "
+                "report_to to none: log.json in the training's folder has its losses and scores anyhow."
             )
     if "wandb" not in (arguments.report_to or ()) or os.environ.get("WANDB_MODE", "online") != "online":
         return
     if not import_module("wandb").login(prompt=False, verify=False):
         raise InputError(
-            "training.report_to names wandb, and there is no key for it. Run wandb login, set the variable "
-            "WANDB_API_KEY, or set WANDB_MODE=offline to keep the records in training/logs."
+            f"{section}.report_to names wandb, and there is no key for it. Run wandb login, set the variable "
+            "WANDB_API_KEY, or set WANDB_MODE=offline to keep the records in logs/ of the training's folder."
         )
 
 

@@ -40,4 +40,9 @@ def configurations_of(stage: TrainingStage, names: Iterable[str]) -> list[str]:
             f"on: there are {', '.join(names)}. Give beginnings of these names in the stage's configurations, or "
             "leave that key out for all."
         )
-    return [name for name in names if not stage.configurations or name.startswith(stage.configurations)]
+    return [name for name in names if takes(stage, name)]
+
+
+def takes(stage: TrainingStage, configuration: str) -> bool:
+    """Whether a stage trains on a configuration of that name."""
+    return not stage.configurations or configuration.startswith(stage.configurations)

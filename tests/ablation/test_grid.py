@@ -57,6 +57,7 @@ def test_a_saved_grid_is_read_back_equal(tmp_path: Path) -> None:
         ({"axes": {"rank": {"a b": [], "a-b": []}}}, ["'a-b'", "give them other names"]),
         ({"axes": {"rank": {"8": ["lora"]}}}, ["axes.rank.8.0", "pattern"]),
         ({"axes": {"rank": {"a|b": []}}}, ["axes.rank"]),
+        ({"axes": {"lora": {True: []}}}, ["axes.lora", "as switches; put quotes"]),
         ({"seeds": []}, ["seeds", "at least 1"]),
         ({"seeds": [1, 1]}, ["seeds", "twice"]),
         ({"seeds": [True]}, ["seeds"]),

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from open_sets import write_open_sets
 
-from st_llm_embed import InputError
+from st_llm_embed import InputError, LLMSentenceTransformer
 from st_llm_embed.ablation import Grid, run_grid
+from st_llm_embed.ablation.scores import HELD_OUT, score_run
+from st_llm_embed.evaluation.open_sets import STS
 
 
 @pytest.fixture
@@ -50,6 +55,13 @@ def test_a_grid_is_run_in_processes_and_not_again(grid: Path, tmp_path: Path, ru
     assert second.code == 0, second.err
     assert "3 of 3 runs" in second.out
     assert all(path.stat().st_mtime_ns == moment for path, moment in manifests.items())
+
+    command = [sys.executable, "-m", "st_llm_embed.ablation", out / "logs" / "last-seed1.yaml"]
+    unscored = subprocess.run(
+        [*command, out / "runs" / "last-seed1", tmp_path / "nowhere"], check=False, capture_output=True, text=True
+    )
+    assert unscored.returncode == 2
+    assert unscored.stderr.splitlines()[-1].startswith("Error: The folder of open evaluation sets")
 
 
 def test_a_dry_run_lists_the_runs_and_writes_nothing(grid: Path, tmp_path: Path, run_cli: Callable[..., Any]) -> None:
@@ -104,3 +116,21 @@ def test_open_sets_that_are_not_there_are_named(grid: Path, tmp_path: Path) -> N
     with pytest.raises(InputError, match=r"lacks stsb_multi_mt/en/test\.jsonl\.gz"):
         run_grid(Grid.load(grid), tmp_path / "out", open_sets=tmp_path / "sets")
     assert not (tmp_path / "out").exists()
+
+
+def test_kept_scores_are_those_of_the_open_sets_that_were_given(tiny_base: Path, tmp_path: Path) -> None:
+    run, sets, task = tmp_path / "run", write_open_sets(tmp_path / "sets"), f"STS: {STS[0]}"
+    model = LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=48)
+    model.save_pretrained(str(run / "release"), create_model_card=False)
+    (run / "manifests").mkdir()
+    (run / "manifests" / "release.json").write_text('{"fingerprint": "abc"}', encoding="utf-8")
+    (run / "recipe.yaml").write_text("name: tiny", encoding="utf-8")
+    scores = dict.fromkeys(HELD_OUT, 0.5)
+    report = {"before": scores, "after": scores, "training": {"steps": 2, "seconds": 1.0}}
+    first = score_run(run, report, sets)
+    (run / "release").rename(run / "moved")
+    assert score_run(run, report, sets) == first, "the model is not loaded again"
+    (run / "moved").rename(run / "release")
+    other = score_run(run, report, write_open_sets(tmp_path / "others", falling=True))
+    assert other.open_sets[task] == pytest.approx(-first.open_sets[task]) != 0
+    assert score_run(run, report, None).open_sets == {}

@@ -12,7 +12,8 @@ import pytest
 from st_llm_embed import Recipe
 from st_llm_embed.data.sources import read_source
 
-SETS = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "training_pairs.py"))["SETS"]
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+SETS = runpy.run_path(str(SCRIPTS / "training_pairs.py"))["SETS"]
 PRODUCT = {"qid": "1", "question": "does it fit?", "ASIN": "B1", "title": "Drawer"}
 
 
@@ -70,4 +71,12 @@ def test_the_recipe_has_the_sets_of_the_script() -> None:
     sources = Recipe.load("demo-real").data.sources
     assert {name: Path(source.path) for name, source in sources.items()} == {
         name: Path(f"data/train_{name}.jsonl") for name in SETS
+    }
+
+
+def test_the_measurement_of_training_takes_the_files_that_the_script_writes(tmp_path: Path) -> None:
+    with_sources = runpy.run_path(str(SCRIPTS / "measure_training.py"))["with_sources"]
+    sources = with_sources(Recipe.load("demo-real"), tmp_path).data.sources
+    assert {name: Path(source.path) for name, source in sources.items()} == {
+        name: tmp_path / f"train_{name}.jsonl" for name in SETS
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ ENCODER = {"kind": "encoder", "bert": BERT}
         ({"student": ENCODER | {"layers": 1}}, "layers is for a checkpoint"),
         ({"teacher": None, "student": {"kind": "static-query"}}, "embeds documents with the teacher"),
         ({"teacher": None}, "student.tokenizer has to name"),
+        (
+            {"teacher": None, "student": {"kind": "static", "tokenizer": "embedded"}},
+            "student.dimensions has to say how long",
+        ),
         ({"rows": False}, "rows is false and there are no texts"),
         ({"student": {"kind": "encoder", "bert": {"hidden_sizes": 8}}}, "hidden_sizes is no argument"),
         ({"student": {"kind": "encoder", "bert": BERT | {"num_attention_heads": 3}}}, "bert is refused"),
@@ -30,6 +35,11 @@ ENCODER = {"kind": "encoder", "bert": BERT}
         ({"student": {"kind": "encoder", "name_or_path": "nowhere"}}, "The student 'nowhere' cannot be loaded"),
         ({"texts": ["nowhere.txt"]}, "which is no .txt or .jsonl file"),
         ({"training": TRAINING | {"learning_rates": 1}}, "did you mean learning_rate"),
+        pytest.param(
+            {"training": TRAINING | {"report_to": "wandb"}},
+            "distillation.training.report_to names wandb, which is not installed",
+            marks=pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed"),
+        ),
         ({"training": TRAINING | {"eval_strategy": "steps", "eval_steps": 2}}, "scores on the way"),
     ],
 )

@@ -13,13 +13,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import INSTRUCTIONS
+from conftest import INSTRUCTIONS, example_rows
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util.quantization import quantize_embeddings
 from transformers import AutoModel
 
+from st_llm_embed.data import Row, write_dataset
+from st_llm_embed.distillation import distillation_of, teacher_instructions
+from st_llm_embed.distillation.report import bytes_on_disk, cost_rows
+from st_llm_embed.distillation.texts import student_set
+from st_llm_embed.instructions import RETRIEVAL_INSTRUCTION
 from st_llm_embed.publishing.publishable import check_model
+from st_llm_embed.recipe import Recipe
+from st_llm_embed.sections import Instructions
 from st_llm_embed.student_pipeline import run_distillation
 from tests.distillation.conftest import BERT, TRAINING, MakeRecipe
 
@@ -152,6 +159,47 @@ def test_a_checkpoint_keeps_its_first_and_last_layers(
     for own, old in zip(cut, (whole[0], whole[3]), strict=True):
         assert torch.equal(own.output.dense.weight, old.output.dense.weight)
     assert len(AutoModel.from_pretrained(tmp_path / "out" / "student-release").encoder.layer) == 2
+
+
+def with_instructions(recipe: Recipe, instructions: Instructions) -> Recipe:
+    return recipe.model_copy(update={"base": recipe.base.model_copy(update={"instructions": instructions})})
+
+
+@pytest.mark.parametrize(
+    ("name_or_path", "asked"),
+    [("trained", {"short-long", "sts", "bitext", "short-short"}), ("org/other", set(INSTRUCTIONS))],
+)
+def test_a_teacher_is_asked_with_the_instructions_that_it_was_trained_with(
+    name_or_path: str, asked: set[str], make_recipe: MakeRecipe, texts_file: Path, tmp_path: Path
+) -> None:
+    section = {"teacher": {"name_or_path": name_or_path}, "student": {"kind": "static-query"}}
+    recipe = with_instructions(make_recipe(**section, texts=[str(texts_file)]), "task_type")
+    write_dataset((Row.model_validate(row) for row in example_rows()), tmp_path / "dataset", 0.1)
+    _, texts = student_set(distillation_of(recipe), [tmp_path / "dataset"], teacher_instructions(recipe))
+    of_rows = {instruction for instruction, anchor in texts.queries if anchor.startswith("question")}
+    [of_texts] = {instruction for instruction, anchor in texts.queries if anchor.startswith("a text")}
+    assert of_rows <= asked
+    assert of_texts == ("short-long" if name_or_path == "trained" else RETRIEVAL_INSTRUCTION)
+
+
+def test_a_trained_teacher_has_the_scores_of_its_own_report(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    student = {"kind": "encoder", "bert": BERT, "max_seq_length": 48, "instructions": True}
+    short = TRAINING | {"max_steps": 2}
+    recipe = with_instructions(make_recipe(teacher={}, student=student, training=short), "task_type")
+    report = run_distillation(recipe, tmp_path / "out")
+    of_teacher = json.loads((tmp_path / "out" / "evaluation" / "report.json").read_text(encoding="utf-8"))["after"]
+    for key in ("retrieval_ndcg_at_10", "sts_triplet_accuracy", "bitext_accuracy"):
+        assert report["scores"]["teacher"][key] == pytest.approx(of_teacher[key]), key
+    released = SentenceTransformer(str(tmp_path / "out" / "student-release"))
+    assert released.prompts["query"] == "Instruct: short-long\nQuery: "
+
+
+def test_a_teacher_on_the_hub_has_no_size_on_disk(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(b"0" * 1_500_000)
+    sizes = {"teacher": bytes_on_disk(Path("org/name")), "student": bytes_on_disk(tmp_path)}
+    costs = {name: {"parameters": 1, "bytes_on_disk": size} for name, size in sizes.items()}
+    speed = {name: {"query_p50_ms": 1.0, "query_p95_ms": 1.0, "documents_per_second": 1.0} for name in costs}
+    assert ("MB on disk", "", "1.5") in cost_rows({"costs": costs, "speed": speed})
 
 
 @pytest.mark.parametrize("rows", [True, False])

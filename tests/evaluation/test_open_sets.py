@@ -1,40 +1,19 @@
 from __future__ import annotations
 
-import gzip
-import json
 from pathlib import Path
 
 import pytest
+from open_sets import THINGS, write_open_sets
 from scipy.stats import spearmanr
 
 from st_llm_embed import InputError, LLMSentenceTransformer
 from st_llm_embed.evaluation.open_sets import BITEXT, RETRIEVAL, STS, check_open_sets, score_open_sets
 from st_llm_embed.instructions import published_prompts
 
-THINGS = [f"thing {number} with {'many ' * number}words" for number in range(6)]
-
-
-def write(path: Path, rows: list[dict[str, object]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with gzip.open(path, "wt", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-
 
 @pytest.fixture
 def sets(tmp_path: Path) -> Path:
-    """Small sets of the same form: each query is its document, and each sentence its own translation."""
-    for name in STS:
-        rows = [{"sentence1": THINGS[0], "sentence2": text, "score": place} for place, text in enumerate(THINGS)]
-        write(tmp_path / f"{name}.jsonl.gz", rows)
-    for name, split in RETRIEVAL.items():
-        write(tmp_path / name / "corpus.jsonl.gz", [{"_id": f"d{n}", "text": text} for n, text in enumerate(THINGS)])
-        write(tmp_path / name / "queries.jsonl.gz", [{"_id": f"q{n}", "text": text} for n, text in enumerate(THINGS)])
-        qrels = [{"query-id": f"q{n}", "corpus-id": f"d{n}"} for n in range(len(THINGS))]
-        write(tmp_path / name / f"qrels.{split}.jsonl.gz", qrels)
-    for name in (*BITEXT, "ntrex/eng"):
-        key = "text" if name.startswith("ntrex") else "sentence1"
-        write(tmp_path / f"{name}.jsonl.gz", [{key: text, "sentence2": text} for text in THINGS])
-    return tmp_path
+    return write_open_sets(tmp_path)
 
 
 @pytest.fixture(scope="module")

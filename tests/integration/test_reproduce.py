@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -14,11 +15,12 @@ from conftest import example_rows, write_rows
 from transformers import MistralConfig
 
 from st_llm_embed.ablation import Grid
-from st_llm_embed.data import load_split, read_rows, write_dataset
+from st_llm_embed.data import read_rows, write_dataset
 
 pytestmark = pytest.mark.integration
 
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "reproduce"
+DOCUMENT = SCRIPTS.parents[1] / "docs" / "reproduction.md"
 ABLATIONS = ("instruction", "pooling", "lora_rank", "contrastive_pretraining", "main_table")
 
 
@@ -53,6 +55,26 @@ def test_every_setting_of_a_full_scale_script_goes_through_its_first_step(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_command_that_is_refused_leaves_an_earlier_table_as_it_is(tmp_path: Path) -> None:
+    table = tmp_path / "runs" / "reproduce" / "contamination-tiny" / "table.md"
+    table.parent.mkdir(parents=True)
+    table.write_text("an earlier one", encoding="utf-8")
+    done = run("contamination", "--rows", "nowhere.jsonl", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "ended with code 2, so there is no table" in done.stderr
+    assert table.read_text(encoding="utf-8") == "an earlier one"
+
+
+@pytest.mark.parametrize(
+    ("options", "jobs"), [((), os.cpu_count()), (("--scale", "small"), 1), (("--scale", "full", "--jobs", "3"), 3)]
+)
+def test_runs_at_a_time_are_as_many_as_cores_where_they_are_tiny(
+    options: tuple[str, ...], jobs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["pooling.py", *options])
+    assert runpy.run_path(str(SCRIPTS / "scales.py"))["arguments"]("").jobs == jobs
+
+
 def test_full_scale_without_rows_is_refused(tmp_path: Path) -> None:
     done = run("pooling", "--scale", "full", cwd=tmp_path)
     assert done.returncode == 1
@@ -72,7 +94,7 @@ def test_a_tiny_script_runs_from_the_package_alone(script: str, tmp_path: Path) 
 def test_a_tiny_script_ends_with_a_table_that_the_document_is_filled_from(tiny_base: Path, tmp_path: Path) -> None:
     small = (f"base.name_or_path={tiny_base}", "training.max_steps=2", "training.per_device_train_batch_size=4")
     options = [part for override in (*small, "base.max_seq_length=48") for part in ("--set", override)]
-    done = run("base_model", *options, "--jobs", "2", cwd=tmp_path)
+    done = run("base_model", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "6 of 6 runs" in done.stdout
     (tmp_path / "docs").mkdir()
@@ -91,14 +113,13 @@ def test_a_tiny_script_ends_with_a_table_that_the_document_is_filled_from(tiny_b
 
 def test_rows_of_a_dataset_are_made_into_a_file_as_the_document_says(tmp_path: Path) -> None:
     given = list(read_rows(write_rows(tmp_path / "given.jsonl", example_rows(48))))
-    write_dataset(given, tmp_path / "dataset", 0.4)
-    parts = []
-    for split in ("train", "validation"):
-        for name, rows in load_split(tmp_path / "dataset", split).items():
-            part = tmp_path / f"rows-{split}-{name}.jsonl"
-            rows.to_json(part, force_ascii=False)
-            parts.append(part.read_text(encoding="utf-8"))
-    (tmp_path / "rows.jsonl").write_text("".join(parts), encoding="utf-8")
+    write_dataset(given, tmp_path / "runs" / "e5-mistral-7b" / "dataset", 0.4)
+    blocks = re.findall(r"```sh\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), flags=re.DOTALL)
+    [block] = [block for block in blocks if "rows.jsonl" in block and "load_split" in block]
+    asking, commands = block.split("\n", 1)
+    assert asking == "st-llm-embed synthesize e5-mistral-7b"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(SCRIPTS.parents[1])}
+    subprocess.run(["bash", "-e", "-c", commands], check=True, cwd=tmp_path, env=environment)
     again = read_rows(tmp_path / "rows.jsonl")
     assert sorted(again, key=lambda row: row.key) == sorted(given, key=lambda row: row.key)
-    assert json.loads(parts[0].splitlines()[0])["anchor"]

@@ -115,6 +115,7 @@ def test_an_estimate_sends_k_requests_a_step_and_the_run_uses_their_answers(
         (("synthesize", "--estimate", "3", "--dry-run"), ["--estimate", "--dry-run"]),
         (("reparse",), ["holds no answers"]),
         (("synthesize", "--set", "data.rows=embedded"), ["takes its rows from embedded"]),
+        (("synthesize", "--estimate", "3", "--set", "data.rows=embedded"), ["takes its rows from embedded"]),
         (
             ("synthesize", "--set", "synthesis.budget.prices={}"),
             ["No price is known for m", "synthesis.budget.tokens"],

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import Outcome
+from peft import LoraConfig
 from transformers import MistralConfig
 
 from st_llm_embed import InputError, Recipe
 from st_llm_embed.data import read_rows, write_dataset
 from st_llm_embed.training import training_arguments, training_set, untrained_embedder
-from st_llm_embed.training.plan import USABLE, negatives_per_anchor, plan_training
+from st_llm_embed.training.plan import USABLE, negatives_per_anchor, plan_training, plan_trainings
 from st_llm_embed.training.train import build_trainer
 
 RunCli = Callable[..., Outcome]
@@ -91,6 +92,54 @@ def test_json_has_the_numbers_and_nothing_is_written(run_cli: RunCli, tiny_recip
     assert f"--set loss.mini_batch_num_tokens={plan['largest_mini_batch']}" in table
 
 
+def with_stages(path: Path, *stages: dict[str, object], **sections: object) -> Path:
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content["loss"]["hardness_strength"] = {}
+    path.write_text(yaml.safe_dump(content | sections | {"stages": stages}), encoding="utf-8")
+    return path
+
+
+def test_each_stage_is_planned_with_its_own_rows_loss_and_steps(
+    run_cli: RunCli, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    broad = {
+        "name": "broad",
+        "configurations": ["short", "sts"],
+        "hard_negatives": False,
+        "training": {"max_steps": 3},
+    }
+    path = with_stages(tiny_recipe, broad, {"name": "sharp", "loss": {"mini_batch_num_tokens": 64}})
+    outcome = run_cli("plan", path, "--json", "--output-dir", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    first, last = json.loads(outcome.out)
+    assert (first["recipe"], first["steps"], first["mini_batch_num_tokens"]) == ("tiny, stage broad", 3, None)
+    assert (last["recipe"], last["steps"], last["mini_batch_num_tokens"]) == ("tiny, stage sharp", 6, 64)
+    hard_negatives = [
+        {part["name"]: part["hard_negatives"] for part in plan["configurations"]} for plan in (first, last)
+    ]
+    assert hard_negatives == [
+        {"short-long": 0, "short-short": 0, "sts": 0},
+        {"bitext": 1, "short-long": 1, "short-short": 0, "sts": 1},
+    ]
+    table = run_cli("plan", path, "--output-dir", tmp_path / "out").out
+    assert table.index("tiny, stage broad") < table.index("tiny, stage sharp")
+
+
+def test_a_stages_rows_that_are_not_known_yet_are_said_to_be_left_out(tiny_recipe: Path, tmp_path: Path) -> None:
+    hub = {"path": "org/set", "columns": {"anchor": "a", "positive": "b"}, "instruction": "Find it."}
+    data = yaml.safe_load(tiny_recipe.read_text(encoding="utf-8"))["data"] | {
+        "sources": {"elsewhere": hub | {"task_type": "short-long", "language": "en", "license": "mit"}}
+    }
+    stages = ({"name": "known", "configurations": ["sts"]}, {"name": "both", "configurations": ["sts", "elsewhere"]})
+    path = with_stages(tiny_recipe, *stages, {"name": "unknown", "configurations": ["elsewhere"]}, data=data)
+    known, both, unknown = plan_trainings(Recipe.load(str(path)), tmp_path / "out")
+    assert not known.notes
+    assert both.rows == known.rows < unknown.rows
+    assert [("elsewhere of data.sources" in plan.notes[0]) for plan in (both, unknown)] == [True, True]
+    assert "Stage both: no rows of elsewhere are known yet; they are not counted." in both.notes
+    assert unknown.notes[1].endswith("they are taken to be bitext, short-long, short-short, sts.")
+
+
 def test_rows_that_nobody_has_asked_for_are_said_to_be_a_bound(run_cli: RunCli, tmp_path: Path) -> None:
     plan = json.loads(run_cli("plan", "demo", "--json", "--output-dir", tmp_path).out)
     assert plan["rows"] == pytest.approx(1_920 * 0.8, abs=3)
@@ -146,6 +195,17 @@ def test_what_cannot_be_planned_is_one_message(
     assert outcome.err.startswith("Error: ")
     assert told in outcome.err
     assert len(outcome.err.strip().splitlines()) == 1
+
+
+def test_an_adapter_at_fault_is_named_in_place_of_the_lora_section(
+    run_cli: RunCli, tiny_recipe: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    adapter = LoraConfig(r=4, target_modules=["nothing"], base_model_name_or_path=str(tiny_base))
+    adapter.save_pretrained(str(tmp_path / "adapter"))
+    for command in ("plan", "run"):
+        outcome = run_cli(command, tiny_recipe, "--set", f"base.adapter={tmp_path / 'adapter'}")
+        assert outcome.code == 2
+        assert "base.adapter is refused" in outcome.err
 
 
 @pytest.mark.parametrize(

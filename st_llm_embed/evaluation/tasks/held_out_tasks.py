@@ -24,6 +24,7 @@ from mteb.types import Array, PromptType
 
 from st_llm_embed.errors import InputError
 from st_llm_embed.evaluation.held_out import HeldOut, load_held_out
+from st_llm_embed.sections import Instructions
 
 SPLIT = "validation"
 
@@ -55,11 +56,12 @@ class HeldOutTask(AbsTaskRetrieval):
         return super().evaluate(_AsItStands(model) if isinstance(model, EncoderProtocol) else model, *args, **kwargs)
 
 
-def held_out_tasks(dataset_dir: Path) -> list[HeldOutTask]:
+def held_out_tasks(dataset_dir: Path, instructions: Instructions = "natural") -> list[HeldOutTask]:
     """Make the tasks of a written dataset: retrieval, and STS and bitext where it has such rows.
 
     Args:
         dataset_dir: the folder `write_dataset` wrote, or the `dataset` folder of a run.
+        instructions: what the model was trained with before its queries, a recipe's `base.instructions`.
 
     Returns:
         `HeldOutRetrieval` (main score nDCG@10), `HeldOutSTS` and `HeldOutBitext` (main score nDCG@1, which is accuracy
@@ -74,7 +76,7 @@ def held_out_tasks(dataset_dir: Path) -> list[HeldOutTask]:
             f"{dataset_dir} holds no held-out rows: there is no <task type>/{SPLIT}.parquet in it. Name the dataset "
             "folder of a run, such as runs/demo/dataset."
         )
-    rows = load_held_out(dataset_dir)
+    rows = load_held_out(dataset_dir, instructions)
     sts = np.flatnonzero((rows.task_type == "sts") & (rows.negative >= 0))
     bitext = np.flatnonzero(rows.task_type == "bitext")
     tasks = [

@@ -55,6 +55,11 @@ def test_each_query_has_its_own_instruction_and_no_other(folder: Path) -> None:
     assert all(query.count("Instruct: ") == 1 for query in queries)
 
 
+def test_a_model_trained_without_instructions_is_asked_without(folder: Path) -> None:
+    [retrieval, *_] = held_out_tasks(folder, "none")
+    assert retrieval.data["queries"]["text"] == load_held_out(folder).anchors
+
+
 def test_the_revision_is_the_content_and_is_in_the_name(folder: Path, tmp_path: Path) -> None:
     [again, *_] = held_out_tasks(folder)
     [other, *_] = held_out_tasks(dataset(tmp_path, 40))
