@@ -24,6 +24,13 @@ TASKS = {
     "full": ("--benchmark", "MTEB(eng, v1)"),
 }
 
+
+def table(report: str, title: str) -> str:
+    """Take the table of a section out of a report."""
+    section = report.split(f"## {title}\n", 1)[1].split("\n## ", 1)[0]
+    return "\n".join(line for line in section.splitlines() if line.startswith("|"))
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
@@ -38,5 +45,6 @@ if __name__ == "__main__":
         *("--prompts", "mteb", "--output-dir", folder / "mteb"),
         hub_datasets=given.hub_datasets,
     )
-    report = folder / "mteb" / "report.md"
-    write(folder, {"report": str(report)}, report.read_text(encoding="utf-8"))
+    report = (folder / "mteb" / "report.md").read_text(encoding="utf-8")
+    tables = [table(report, title) for title in ("MTEB(eng, v1) by category", "By task")]
+    write(folder, {"report": str(folder / "mteb" / "report.md")}, "\n\n".join(tables) + "\n")

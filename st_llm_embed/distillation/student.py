@@ -34,9 +34,6 @@ RARE = 1e-3
 COUNTED_TEXTS = 20_000
 """Texts whose tokens are counted for that."""
 
-import os
-
-SCALE = float(os.environ.get("SCALE", 0.1))
 LEAST_WEIGHT = 1e-4
 """Of a token in the mean that a fresh encoder begins as, as a share of the greatest weight."""
 
@@ -236,21 +233,25 @@ def _start_as_weighted_mean(bert: Any, vectors: NDArray[np.float32]) -> None:
 
     Args:
         bert: whose weights are set.
-        vectors: of the tokens, shape (tokens, hidden size - 2).
+        vectors: of the tokens, shape (tokens, hidden size - 2 or less).
     """
     config = bert.config
     size, head = config.hidden_size, config.hidden_size // config.num_attention_heads
     lengths = np.linalg.norm(vectors, axis=1)
     logarithms = np.log(np.maximum(lengths, lengths.max() * LEAST_WEIGHT))
-    scale = float(np.abs(logarithms - logarithms.mean()).max())
-    weights = (logarithms - logarithms.mean()) / scale
+    logarithms -= logarithms.mean()
+    scale = float(np.abs(logarithms).max())
+    weights = logarithms / max(scale, 1e-12)
+    vectors = np.pad(vectors, ((0, 0), (0, size - 2 - vectors.shape[1])))
     directions = vectors - vectors.mean(axis=1, keepdims=True)
     directions /= np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-12)
     directions *= np.sqrt(size - 2 * weights**2)[:, None]
     tokens = np.concatenate([directions, weights[:, None], -weights[:, None]], axis=1)
     first = bert.encoder.layer[0].attention
     with torch.no_grad():
-        bert.embeddings.word_embeddings.weight[: len(tokens)] = SCALE * torch.from_numpy(tokens.astype(np.float32))
+        # Normalisation undoes their size; as small as BERT draws them they move soon enough in training.
+        small = config.initializer_range * torch.from_numpy(tokens.astype(np.float32))
+        bert.embeddings.word_embeddings.weight[: len(tokens)] = small
         bert.embeddings.position_embeddings.weight.zero_()
         bert.embeddings.token_type_embeddings.weight.zero_()
         first.self.query.weight[::head] = 0

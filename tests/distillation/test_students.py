@@ -75,6 +75,23 @@ def test_an_encoder_is_made_whole_and_made_again_only_where_something_changed(
     assert {name for name in first if second[name] != third[name]} == {"student", "student-report", "student-release"}
 
 
+def test_a_fresh_encoder_begins_as_the_weighted_mean_of_the_teachers_token_vectors(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    bert = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 32}
+    students = {
+        "encoder": {"kind": "encoder", "bert": bert, "max_seq_length": 48},
+        "static": {"kind": "static", "dimensions": 30},
+    }
+    similarities = {}
+    for name, student in students.items():
+        run_distillation(make_recipe(student=student), tmp_path / name)
+        start = SentenceTransformer(str(tmp_path / name / "student" / "start"))
+        vectors = start.encode([f"a question about thing {number} and {number * 7}" for number in range(30)])
+        similarities[name] = (vectors @ vectors.T)[np.triu_indices(30, 1)]
+    assert np.corrcoef(similarities["encoder"], similarities["static"])[0, 1] > 0.9
+
+
 def test_a_static_query_tower_shares_the_teachers_documents(
     make_recipe: MakeRecipe, teacher: Path, texts_file: Path, tmp_path: Path
 ) -> None:
