@@ -34,10 +34,10 @@ STUDENTS: dict[str, dict[str, object]] = {
     "demo/static-query": STATIC | {"distillation.student": {"kind": "static-query"}},
     "demo/static": STATIC | {"distillation.student": {"kind": "static"}},
     "minilm/encoder": {
-        "distillation.student": {"kind": "encoder", "name_or_path": "MINILM", "layers": 2, "max_seq_length": 128},
-        "distillation.loss.matryoshka_dims": [384, 192, 96],
+        "distillation.student": {"kind": "encoder", "name_or_path": "MINILM", "layers": 2, "max_seq_length": 64},
+        "distillation.loss.matryoshka_dims": [],
         "distillation.training.learning_rate": 1e-4,
-        "distillation.training.num_train_epochs": 3,
+        "distillation.training.num_train_epochs": 1,
     },
     "minilm/static-query": STATIC | {"distillation.student": {"kind": "static-query"}},
     "minilm/static": STATIC | {"distillation.student": {"kind": "static"}},
