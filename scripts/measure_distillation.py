@@ -26,7 +26,6 @@ MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 STATIC = {
     "distillation.training.learning_rate": 0.01,
     "distillation.training.num_train_epochs": 10,
-    "distillation.loss.matryoshka_dims": [],
 }
 
 STUDENTS: dict[str, dict[str, object]] = {
@@ -35,7 +34,6 @@ STUDENTS: dict[str, dict[str, object]] = {
     "demo/static": STATIC | {"distillation.student": {"kind": "static"}},
     "minilm/encoder": {
         "distillation.student": {"kind": "encoder", "name_or_path": "MINILM", "layers": 2, "max_seq_length": 64},
-        "distillation.loss.matryoshka_dims": [],
         "distillation.training.learning_rate": 1e-4,
         "distillation.training.num_train_epochs": 1,
     },
