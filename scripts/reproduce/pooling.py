@@ -2,8 +2,10 @@
 
     python scripts/reproduce/pooling.py [--scale tiny|small|full] [--open-sets FOLDER]
 
-EOS is appended with each; means are over all tokens, the instruction's included. Runs: tiny 9, small 9, full 3;
-docs/reproduction.md says what each takes.
+EOS is appended with each; means are over all tokens, the instruction's included.
+
+tiny: 9 runs, 22 processor minutes with open sets. small: 9 runs, 0.13 GPU hours, 0.4 USD. full: 3 runs, 69 GPU hours,
+207 USD. scales.py says what one run takes, its memory, and what of that was measured.
 """
 
 from __future__ import annotations
