@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sentence_transformers.base.modules import Router
 from sentence_transformers.sentence_transformer.modules import Normalize
 
 from st_llm_embed.errors import InputError, explained
@@ -44,7 +45,8 @@ class Embedder:
             self.model = LLMSentenceTransformer(name_or_path, revision=revision, device=device)
         self.name_or_path = name_or_path
         self._encode = self.model.encode_query if role == "query" else self.model.encode_document
-        self._normalize = any(isinstance(module, Normalize) for module in self.model)
+        modules = self.model[0].sub_modules[role] if isinstance(self.model[0], Router) else self.model
+        self._normalize = any(isinstance(module, Normalize) for module in modules.children())
         # Encoded, not asked for: an asymmetric model does not know its dimension by itself.
         whole = self._encode(["text"], show_progress_bar=False).shape[1]
         if dimension is not None and not 1 <= dimension <= whole:

@@ -100,13 +100,19 @@ def make_probe(model: SentenceTransformer, name: str | None = None) -> Probe:
         name: the model's name on the Hub.
 
     Raises:
-        InputError: the model reads something else than texts, or has no tokenizer.
+        InputError: the model states no longest text, or its tokenizer has no vocabulary.
     """
     limit = _length(model)
     prompts = {role: model.prompts.get(role) or "" for role in ("query", "document")}
     texts = [_text(model, *one) for one in _canaries(model, prompts, limit)]
     # To a static model a text without tokens has no vector.
     texts = [text for text in texts if text.ids]
+    special = set(getattr(model.tokenizer, "all_special_ids", ()))
+    if all(special.issuperset(text.ids) for text in texts):
+        raise InputError(
+            "The model's tokenizer knows no word of any probe text: its vocabulary is missing. Put tokenizer.json, or "
+            "the files that it is made of, into the model's folder."
+        )
     return Probe(
         model=name,
         max_seq_length=limit,

@@ -124,6 +124,11 @@ def _parts(folder: Path, to: str, scratch: Path) -> tuple[Recipe | None, list[Pa
         )
     recipe = Recipe.load(str(folder / "recipe.yaml"))
     if not (folder / "release" / "modules.json").is_file():
+        if (folder / "student-release" / "modules.json").is_file():
+            raise InputError(
+                f"{folder} is a distillation, and which of its models is meant cannot be told. Name the folder: "
+                f"st-llm-embed publish {folder / 'student-release'} --to {to}."
+            )
         raise InputError(
             f"{folder} has no release yet. Finish the run first: st-llm-embed run {recipe.name} --output-dir "
             f"{folder}, with the recipe and the settings that began it."

@@ -11,8 +11,11 @@ import pytest
 from hub import Hub, Pusher
 from sentence_transformers import SentenceTransformer
 
-from st_llm_embed import export
+from st_llm_embed import InputError, export
+from st_llm_embed.encoding.embedder import Embedder
 from st_llm_embed.publishing.cards.saved_model import read_saved_model
+from st_llm_embed.publishing.doctor import doctor
+from st_llm_embed.publishing.verify import verify
 from st_llm_embed.student_pipeline import run_distillation
 from tests.distillation.conftest import BERT, MakeRecipe
 
@@ -78,5 +81,15 @@ def test_a_pair_and_its_query_tower_go_to_the_hub(hub: Hub, make_recipe: MakeRec
     card = publish(hub, pair, "lab/pair")
     # These would give queries to the model of documents, or know no pair.
     assert not re.search("langchain|llama_index|vllm|AutoModel", card)
+    for one in ("query", "document"):
+        vectors = Embedder(str(pair), one, revision=None, dimension=8, device="cpu").encode(TEXTS)
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6)
+    with pytest.raises(InputError, match="Verify each by itself"):
+        verify(pair, tower)
+    with pytest.raises(InputError, match="a static model or an asymmetric pair"):
+        doctor(str(pair))
+    pusher = Pusher(hub)
+    assert f"publish {pair} --to lab/which" in pusher.publish(tmp_path / "out", "lab/which")
+    pusher.close()
     card = publish(hub, tower, "lab/tower")
     assert "model.encode_document" not in card

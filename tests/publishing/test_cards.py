@@ -136,3 +136,16 @@ def test_the_facts_are_those_of_the_loaded_model(model: Path) -> None:
     assert facts.query_prompt == loaded.prompts["query"]
     assert facts.eos_token == loaded.tokenizer.eos_token
     assert (facts.pooling, facts.normalized, facts.split_special_tokens) == ("lasttoken", True, False)
+
+
+def test_vectors_side_by_side_are_counted_together(model: Path) -> None:
+    path = model / "1_Pooling" / "config.json"
+    path.write_text(json.dumps({"embedding_dimension": 32, "pooling_mode": ["mean", "max"]}), encoding="utf-8")
+    assert (read_saved_model(model).dimension, read_saved_model(model).pooling) == (64, None)
+
+
+def test_a_length_without_a_limit_is_none(model: Path) -> None:
+    path = model / "sentence_bert_config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(content | {"max_seq_length": 10**30}), encoding="utf-8")
+    assert read_saved_model(model).max_seq_length is None

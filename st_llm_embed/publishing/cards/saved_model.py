@@ -11,6 +11,9 @@ from safetensors import safe_open
 
 from st_llm_embed.errors import InputError, explained
 
+NO_LIMIT = 10**7
+"""Tokens; transformers writes 10^30 where a tokenizer has no limit."""
+
 
 @dataclass(frozen=True)
 class SavedModel:
@@ -60,18 +63,22 @@ def read_saved_model(folder: Path) -> SavedModel:
         dense = _read(places["Dense"] / "config.json") if "Dense" in places else {}
         static = _columns(places["StaticEmbedding"] / "model.safetensors") if "StaticEmbedding" in places else None
     dimension = pooling.get("word_embedding_dimension", pooling.get("embedding_dimension"))
+    modes = _pooling_modes(pooling)
+    # Several are put side by side.
+    dimension = dimension and dimension * len(modes)
     dimension = dense.get("out_features") or dimension or static or text_config.get("hidden_size")
     if not isinstance(dimension, int):
         raise InputError(
             f"{folder} does not say how many numbers a vector has: there is neither a pooling module nor hidden_size "
             "in config.json. Save the model again with model.save_pretrained."
         )
+    limit = transformer.get("max_seq_length") or tokenizer.get("model_max_length")
     ggufs = sorted(folder.glob("**/*.gguf"), key=lambda path: path.stat().st_size)
     return SavedModel(
         kind="pair" if is_pair else "transformer" if static is None else "static",
         dimension=dimension,
-        max_seq_length=transformer.get("max_seq_length") or tokenizer.get("model_max_length"),
-        pooling=_pooling_mode(pooling),
+        max_seq_length=limit if limit is not None and limit <= NO_LIMIT else None,
+        pooling=modes[0] if len(modes) == 1 else None,
         normalized="Normalize" in places,
         query_prompt=prompts.get("query") or "",
         document_prompt=prompts.get("document") or "",
@@ -100,14 +107,13 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _pooling_mode(config: dict[str, Any]) -> str | None:
-    """Give the one mode of a pooling configuration in the old spelling, with booleans, or the new one."""
+def _pooling_modes(config: dict[str, Any]) -> list[str]:
+    """Give the modes of a pooling configuration in the old spelling, with booleans, or the new one."""
     prefix = "pooling_mode_"
     modes = [key.removeprefix(prefix).removesuffix("_tokens") for key, on in config.items() if on is True]
     modes = [mode for mode in modes if prefix + mode in config or f"{prefix}{mode}_tokens" in config]
-    if not modes and isinstance(config.get("pooling_mode"), str):
-        modes = [config["pooling_mode"]]
-    return modes[0] if len(modes) == 1 else None
+    stated = config.get("pooling_mode") or []
+    return modes or ([stated] if isinstance(stated, str) else list(stated))
 
 
 def _token(token: str | dict[str, Any] | None) -> str | None:

@@ -91,6 +91,11 @@ class Repository:
                 wanted = [name for name in self.files if name in SMALL_FILES or name.endswith("/config.json")]
                 paths = [hf_hub_download(name_or_path, name, revision=revision) for name in sorted(wanted)]
             self.folder = Path(paths[0]).parents[sorted(wanted)[0].count("/")] if paths else Path()
+        if not {"config.json", "adapter_config.json"} & self.files and "modules.json" in self.files:
+            raise NoDecoderError(
+                f"{name_or_path} has no transformer at its top: it is a static model or an asymmetric pair, and what "
+                "doctor looks for are the traps of decoders. Nothing was checked; give a decoder."
+            )
         if not {"config.json", "adapter_config.json"} & self.files:
             raise NoDecoderError(
                 f"{name_or_path} holds neither config.json nor adapter_config.json, so it is no model. Give the "

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
 
 from st_llm_embed.errors import InputError, explained
+from st_llm_embed.publishing.cards.saved_model import NO_LIMIT
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -53,6 +54,8 @@ def load_source(model: str, *, dtype: str) -> LLMSentenceTransformer:
         kind = dtype if dtype == "auto" else getattr(torch, dtype)
         loaded = LLMSentenceTransformer(model, device="cpu", model_kwargs={"dtype": kind})
     first, *others = loaded
+    classes = [type(module).__mro__ for module in loaded]
+    names = [next((one.__name__ for one in mro if "sentence_transformers" in one.__module__), "") for mro in classes]
     pooled = isinstance(first, Transformer) and bool(others) and isinstance(others[0], Pooling)
     behind = others[1:] if pooled else others
     if (
@@ -61,9 +64,19 @@ def load_source(model: str, *, dtype: str) -> LLMSentenceTransformer:
         or not isinstance([*loaded][-1], Normalize)
     ):
         raise InputError(
-            f"{model!r} consists of {', '.join(type(module).__name__ for module in loaded)}. Exported are a "
-            "Transformer with a Pooling, or a StaticEmbedding, with a Normalize at the end. Of an asymmetric pair "
-            "export each model by itself; add a Normalize to what has none, and save it again."
+            f"{model!r} consists of {', '.join(names)}. Exported are a Transformer with a Pooling, or a "
+            "StaticEmbedding, with a Normalize at the end. Of an asymmetric pair export each model by itself; add a "
+            "Normalize to what has none, and save it again."
+        )
+    if pooled and not others[0].include_prompt and any(loaded.prompts.values()):
+        raise InputError(
+            f"{model!r} leaves the prompt out when it pools (include_prompt is false), and a graph cannot tell the "
+            "prompt from the text. Export a model that pools the prompt with the text, or one without prompts."
+        )
+    if not is_static(loaded) and longest_text(loaded) > NO_LIMIT:
+        raise InputError(
+            f"{model!r} states no longest text, so that an export would not know where to cut. Set "
+            "model.max_seq_length and save it again."
         )
     if not is_static(loaded) and getattr(transformer_of(loaded).model, "_hf_peft_config_loaded", False):
         raise InputError(

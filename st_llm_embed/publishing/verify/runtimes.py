@@ -24,15 +24,22 @@ def load_stock(folder: str | Path) -> SentenceTransformer:
     """Load a model with stock sentence-transformers, in float32 on the CPU.
 
     Raises:
-        InputError: it cannot be loaded.
+        InputError: it cannot be loaded, or it is an asymmetric pair.
     """
     import torch
     from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Router
 
     with explained(
         f"The model {str(folder)!r} cannot be loaded", "Give the folder or Hub id of a sentence-transformers model."
     ):
-        return SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
+        model = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
+    if isinstance(model[0], Router):
+        raise InputError(
+            f"{str(folder)!r} is an asymmetric pair, a model for queries and another for documents. Verify each by "
+            "itself: the folder or Hub id of the query tower, and that of the model of the documents."
+        )
+    return model
 
 
 def sentence_transformers_runtime(folder: str | Path) -> Runtime:

@@ -78,10 +78,11 @@ TRAPS = {
     "revision, an adapter that is not applied, or heavy quantisation.",
     "precision": "Texts of all kinds differ a little, as by rounding in half precision or by quantised weights. If "
     "that is meant, lower the least cosine.",
-    "pooling or weights": "The tokens are the same and the vectors are not: another pooling, or other weights. Verify "
-    "with the folder of the model at hand to have it told which.",
+    "pooling or weights": "The tokens are the same and the vectors are not: another pooling, or other weights. Of a "
+    "decoder with last-token pooling, verify tells which when it is given the folder with the weights.",
     "ends, pooling or weights": "No text has the same vector: BOS or EOS is missing or doubled, the pooling is "
-    "another one, or the weights are. Verify with the folder of the model at hand to have it told which.",
+    "another one, or the weights are. Of a decoder with last-token pooling, verify tells which when it is given the "
+    "folder with the weights.",
     "dimension": "The vectors are cut to their leading dimensions. Ask for all of them, or compare at that size.",
 }
 

@@ -49,11 +49,14 @@ def tokenizer(**options: Any) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, **names, **options)
 
 
-def save_encoder(folder: Path, config: PreTrainedConfig, pooling: str, *behind: nn.Module) -> Path:
+def save_encoder(
+    folder: Path, config: PreTrainedConfig, pooling: str, *behind: nn.Module, include_prompt: bool = True
+) -> Path:
     torch.manual_seed(0)
     AutoModel.from_config(config).save_pretrained(folder / "base")
     tokenizer(model_max_length=48).save_pretrained(folder / "base")
-    modules = [Transformer(str(folder / "base")), Pooling(32, pooling_mode=pooling), *behind, Normalize()]
+    pool = Pooling(32, pooling_mode=pooling, include_prompt=include_prompt)
+    modules = [Transformer(str(folder / "base")), pool, *behind, Normalize()]
     model = SentenceTransformer(modules=modules, device="cpu", prompts={"query": "find: "})
     model.max_seq_length = 48
     model.save_pretrained(str(folder / "model"))
@@ -129,4 +132,33 @@ def test_quantized_weights_are_measured_with_the_models_own_queries(tmp_path: Pa
 def test_formats_of_decoders_are_refused(form: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"{form} is for such alone"):
         export(save_static(tmp_path), [form], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_prompt_that_is_left_out_of_the_pooling_is_refused(tmp_path: Path) -> None:
+    model = save_encoder(tmp_path, CONFIGS["bert"], "mean", include_prompt=False)
+    with pytest.raises(InputError, match="include_prompt is false"):
+        export(model, ["onnx"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_a_vocabulary_or_a_longest_text_is_refused(tmp_path: Path) -> None:
+    model = save_encoder(tmp_path, CONFIGS["bert"], "mean")
+    settings = json.loads((model / "sentence_bert_config.json").read_text(encoding="utf-8"))
+    for name, length in (
+        ("sentence_bert_config.json", "max_seq_length"),
+        ("tokenizer_config.json", "model_max_length"),
+    ):
+        content = json.loads((model / name).read_text(encoding="utf-8"))
+        (model / name).write_text(json.dumps(content | {length: 10**30}), encoding="utf-8")
+    with pytest.raises(InputError, match="states no longest text"):
+        export(model, ["onnx"], tmp_path / "out")
+    (model / "sentence_bert_config.json").write_text(json.dumps(settings | {"max_seq_length": 48}), encoding="utf-8")
+    content = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
+    (model / "tokenizer_config.json").write_text(json.dumps(content | {"model_max_length": 48}), encoding="utf-8")
+    tokens = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
+    tokens["model"] |= {"vocab": {"<unk>": 0, "<s>": 1, "</s>": 2}, "merges": []}
+    (model / "tokenizer.json").write_text(json.dumps(tokens), encoding="utf-8")
+    with pytest.raises(InputError, match="knows no word"):
+        export(model, ["onnx"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
