@@ -41,7 +41,7 @@ STUDENTS: dict[str, dict[str, object]] = {
     "minilm/static": STATIC | {"distillation.student": {"kind": "static"}},
 }
 
-WAYS = {"whole": "teacher and rows", "rows": "rows, no teacher", "texts": "teacher and texts, no rows"}
+WAYS = {"whole": "teacher and rows", "texts": "teacher and texts, no rows", "rows": "rows, no teacher"}
 """How an encoder is trained; the other kinds only the first way."""
 
 NO_PROMPTS = {"query": "", "document": "", "STS": "", "BitextMining": ""}

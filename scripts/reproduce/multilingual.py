@@ -7,7 +7,7 @@ They are translations of each other, so that languages differ in nothing else: n
 before and after training, over the runs that are named. High-resource languages are those that get more than an equal
 share of the synthetic rows (st_llm_embed.languages). full runs `evaluate --tasks MIRACLRetrieval` instead.
 
-tiny: about MULTI processor minutes for three runs, 2 GiB, no money. small and full: not measured.
+tiny: 4 processor minutes for three runs, 2 GiB, no money. small and full: not measured.
 """
 
 from __future__ import annotations
