@@ -110,7 +110,7 @@ def test_a_trap_shows_in_tokens_or_vectors(trap: int | str, spoil: Callable[[Pat
     spoil(spoilt)
     readings = diagnose(str(spoilt), live=False)
     readings.findings.clear()
-    model = LiveModel(Repository(str(spoilt)), "cpu")
+    model = LiveModel(Repository(str(spoilt)), spoilt, "cpu")
     found: set[int | str] = set()
     for checked, _, check in LIVE_CHECKS:
         if checked in (trap, 3, 14):
