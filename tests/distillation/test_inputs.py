@@ -40,6 +40,7 @@ ENCODER = {"kind": "encoder", "bert": BERT}
             "distillation.training.report_to names wandb, which is not installed",
             marks=pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed"),
         ),
+        ({"training": TRAINING | {"per_device_train_batch_size": 0}}, "per_device_train_batch_size is 0"),
         ({"training": TRAINING | {"eval_strategy": "steps", "eval_steps": 2}}, "scores on the way"),
     ],
 )
