@@ -6,8 +6,8 @@ Calls `st-llm-embed evaluate` and shows its report, which has the published scor
 of MTEB. small: seven, one of each category. full: all 56; the paper's authors needed about three days on 8 V100.
 Tasks come from the Hub, or from FOLDER as <organisation>/<name>/. One model is measured, the first that --runs names.
 
-tiny: under a processor minute, 2 GiB, no money. small: not measured. full: the paper's three days on 8 V100 are 576 GPU
-hours, 1,728 USD at 3 an hour.
+tiny: under a processor minute, 2 GiB, no money. small: not measured. full: the paper's three days on 8 V100 are 576
+GPU hours, 1,728 USD at 3 an hour.
 """
 
 from __future__ import annotations

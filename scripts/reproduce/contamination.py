@@ -6,8 +6,8 @@ Calls `st-llm-embed overlap` on the rows of the package, or on others. tiny: two
 MTEB(eng, v1), whose corpora are downloaded (tens of gigabytes). Tasks come from the Hub, or from --hub-datasets as
 <organisation>/<name>/.
 
-tiny: under a processor minute, 1 GiB, no money. small and full: scripts/bench_contamination.py gives the throughput on your
-machine; no GPU.
+tiny: under a processor minute, 1 GiB, no money. small and full: scripts/bench_contamination.py gives the throughput on
+your machine; no GPU.
 """
 
 from __future__ import annotations

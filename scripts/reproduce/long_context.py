@@ -6,8 +6,8 @@ tiny: 64 to 2,048 tokens, the positions that the embedded base has (it was pretr
 and 100,000. small and full: 256 to 32,768 tokens; full sweeps the paper's bases and a sliding window of 4,096 tokens.
 One model is measured, the first that --runs names.
 
-tiny: under three processor minutes, 2 GiB, no money. small and full: not measured; 6.5 million tokens for each setting of
-the sweep (docs/evaluation.md).
+tiny: under three processor minutes, 2 GiB, no money. small and full: not measured; 6.5 million tokens for each setting
+of the sweep (docs/evaluation.md).
 """
 
 from __future__ import annotations

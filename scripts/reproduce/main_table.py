@@ -8,8 +8,8 @@ of MS MARCO; steps are equal, so a mix of more has less of each. Where the pairs
 synthetic rows are compared instead: those of two steps, and sts and bitext.
 
 tiny: 12 runs, 29 processor minutes with open sets. small: 12 runs, 0.2 GPU hours, 0.5 USD. full: 4 runs, 92 GPU hours
-and 276 USD with the synthetic rows alone; --dry-run counts the public sets once they are there. scales.py says what one
-run takes, its memory, and what of that was measured.
+and 276 USD with the synthetic rows alone; --dry-run counts the public sets once they are there. scales.py says what
+one run takes, its memory, and what of that was measured.
 """
 
 from __future__ import annotations
