@@ -36,7 +36,7 @@ from st_llm_embed.synthesis.selection import Similarities
 from st_llm_embed.synthesis.tasks import TaskFile, tasks_path
 from st_llm_embed.training import check_training, is_first_process, train, wait_for_all_processes
 from st_llm_embed.training.hard_negatives import check_mining, mine_hard_negatives
-from st_llm_embed.training.stages import configurations_of, going_on_from
+from st_llm_embed.training.stages import check_configurations, configurations_of, going_on_from
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ def check_inputs(recipe: Recipe) -> None:
     """
     check_training(recipe)
     check_data(recipe)
+    check_configurations(recipe)
     if recipe.evaluation.tasks:
         # Importing mteb takes seconds.
         from st_llm_embed.evaluation.benchmark.task_score import scored_task

@@ -111,7 +111,10 @@ def test_a_dry_run_checks_and_prints_and_writes_nothing(run_cli: RunCli, tiny_re
         (["lora.r=0"], ["lora section", "`r` should be a positive integer"]),
         (["lora.target_modules=[nothing]"], ["lora section", "{'nothing'} not found in the base model"]),
         (["training.learning_rate=-1"], ["training section", "Invalid learning rate: -1.0"]),
-        (["training.per_device_train_batch_size=0"], ["training section", "batch_size should be a positive integer"]),
+        (
+            ["training.per_device_train_batch_size=0"],
+            ["per_device_train_batch_size is 0", "Both have to be 1 or more"],
+        ),
         (["training.eval_strategy=often"], ["training section", "often"]),
         (["training.load_best_model_at_end=true"], ["training section", "save and eval strategy to match"]),
         (["training.save_strategy=best"], ["eval_strategy is no", "steps or epoch"]),

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from scales import SCALES
+from scales import SCALES, refusals_told
 
 from st_llm_embed import Recipe, run_pipeline
 
@@ -21,12 +21,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def releases(given: argparse.Namespace, output_dir: Path) -> list[Path]:
-    """Give the released models of the runs that were named; without, train one by the scale's recipe."""
+    """Give the released models of the runs that were named; without, train one by the scale's recipe.
+
+    Raises:
+        SystemExit: a folder is none of a finished run, or the recipe cannot be run.
+    """
     if given.runs:
+        for run in given.runs:
+            if not (run / "release" / "modules.json").is_file():
+                raise SystemExit(
+                    f"Error: {run} is not the folder of a finished run: it has no release/modules.json. Give folders "
+                    "that st-llm-embed run wrote, or leave --runs out."
+                )
         return [run / "release" for run in given.runs]
     scale = SCALES[given.scale]
     overrides = scale.overrides if given.scale != "full" else ()
-    run_pipeline(Recipe.load(scale.recipe, [*overrides, f"seed={scale.seeds[0]}"]), output_dir / "model")
+    with refusals_told():
+        run_pipeline(Recipe.load(scale.recipe, [*overrides, f"seed={scale.seeds[0]}"]), output_dir / "model")
     return [output_dir / "model" / "release"]
 
 

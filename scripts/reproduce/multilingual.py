@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import mean
 
 from models import add_arguments, releases, st_llm_embed, write
+from scales import refusals_told
 
 from st_llm_embed import LLMSentenceTransformer, Recipe
 from st_llm_embed.ablation.table import spread
@@ -35,15 +36,15 @@ def main() -> None:
     parser.add_argument("--open-sets", type=Path)
     given = parser.parse_args()
     folder = (given.output_dir or Path("runs/reproduce") / f"multilingual-{given.scale}").resolve()
+    if given.scale != "full" and (given.open_sets is None or not (given.open_sets / "xquad" / "en").is_dir()):
+        raise SystemExit(
+            "Error: give --open-sets FOLDER with xquad/<language>/ in it; the report of the run has held-out rows."
+        )
     models = releases(given, folder)
     if given.scale == "full":
         command = ("--tasks", "MIRACLRetrieval", "--prompts", "paper", "--max-seq-length", "512")
         print(st_llm_embed("evaluate", models[0].resolve(), *command, "--output-dir", folder / "mteb"))
         return
-    if given.open_sets is None or not (given.open_sets / "xquad" / "en").is_dir():
-        raise SystemExit(
-            "Give --open-sets FOLDER with xquad/<language>/ in it; the report of the run has held-out rows."
-        )
     start = untrained_embedder(Recipe.load(str(models[0].parent / "recipe.yaml")))
     before = {language: score(start, given.open_sets, language) for language in LANGUAGES}
     after: dict[str, list[float]] = {language: [] for language in LANGUAGES}
@@ -66,4 +67,5 @@ def score(model: LLMSentenceTransformer, data: Path, language: str) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    with refusals_told():
+        main()

@@ -17,6 +17,8 @@ from pathlib import Path
 from st_llm_embed.evaluation import markdown_table
 from st_llm_embed.evaluation.benchmark.references import load_references
 
+ROOT = Path(__file__).resolve().parents[2]
+
 CATEGORIES = ("Classification", "Clustering", "PairClassification", "Reranking", "Retrieval", "STS", "mean")
 
 PAPER = {
@@ -40,9 +42,11 @@ def main() -> None:
     parser.add_argument("--scale", default="tiny")
     parser.add_argument("--commit", help="of the code that ran; default: the one that is checked out")
     given = parser.parse_args()
-    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], check=False, capture_output=True, text=True)
+    head = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], check=False, capture_output=True, text=True, cwd=ROOT
+    )
     commit = given.commit or head.stdout.strip()
-    document = Path("docs/reproduction.md")
+    document = ROOT / "docs" / "reproduction.md"
     text = document.read_text(encoding="utf-8")
     for name in SCRIPTS:
         folder = given.runs / f"{name}-{given.scale}"
@@ -68,7 +72,7 @@ def filled(name: str, folder: Path, scale: str, commit: str) -> str:
     ours = (folder / "table.md").read_text(encoding="utf-8").strip()
     parts += ["Ours:", re.sub(r"\A# .*\n+", "", ours)]
     if (folder / "plot.png").is_file():
-        picture = Path("docs/reproduction") / f"{name}-{scale}.png"
+        picture = ROOT / "docs" / "reproduction" / f"{name}-{scale}.png"
         picture.parent.mkdir(exist_ok=True)
         shutil.copy(folder / "plot.png", picture)
         parts.append(f"![{name}: each seed, mean, and lowest to highest](reproduction/{picture.name})")

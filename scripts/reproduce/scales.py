@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -24,7 +25,7 @@ import yaml
 from st_llm_embed.ablation import Grid, run_grid
 from st_llm_embed.ablation.run import check_grid
 from st_llm_embed.cli.options import configure_logging
-from st_llm_embed.errors import InputError
+from st_llm_embed.errors import InputError, shown
 from st_llm_embed.recipe import Recipe
 from st_llm_embed.training.plan import GIB, hours, plan_trainings
 
@@ -49,6 +50,15 @@ class Scale:
     def with_overrides(self, *overrides: str) -> Scale:
         """Give the scale with more set over its recipe."""
         return replace(self, overrides=(*self.overrides, *overrides))
+
+
+@contextmanager
+def refusals_told() -> Generator[None]:
+    """End with the message of what was refused, without a traceback."""
+    try:
+        yield
+    except InputError as error:
+        raise SystemExit(f"Error: {error}") from error
 
 
 def sources(recipe: str, *names: str, pairs: Path | None = None) -> str:
@@ -131,6 +141,12 @@ def arguments(document: str) -> argparse.Namespace:
     given = parser.parse_args()
     if given.jobs is None:
         given.jobs = (os.cpu_count() or 1) if given.scale == "tiny" else 1
+    for option in ("jobs", "devices"):
+        if getattr(given, option) < 1:
+            raise SystemExit(f"Error: --{option} is {getattr(given, option)}; give 1 or more.")
+    for override in given.overrides:
+        if not override.partition("=")[0] or "=" not in override:
+            raise SystemExit(f"Error: --set is {shown(override)}; it has to look like training.max_steps=10.")
     return given
 
 
@@ -165,7 +181,7 @@ def ablate(given: argparse.Namespace, name: str, description: str, axes: Axes, s
     )
     configure_logging()
     folder = given.output_dir or Path("runs/reproduce") / grid.name
-    try:
+    with refusals_told():
         if given.dry_run and given.scale == "full":
             print_plans(grid, folder, given.devices)
         elif given.dry_run:
@@ -173,8 +189,6 @@ def ablate(given: argparse.Namespace, name: str, description: str, axes: Axes, s
             print(yaml.safe_dump(grid.model_dump(mode="json"), sort_keys=False, width=100))
         else:
             print(run_grid(grid, folder, jobs=given.jobs, open_sets=given.open_sets).to_markdown())
-    except InputError as error:
-        raise SystemExit(f"Error: {error}") from error
 
 
 def print_plans(grid: Grid, folder: Path, devices: int) -> None:

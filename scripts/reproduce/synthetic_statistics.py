@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from models import write
+from scales import refusals_told
 
 from st_llm_embed.data import read_rows, rows_file
 from st_llm_embed.modules import load_tokenizer
@@ -32,7 +33,8 @@ if __name__ == "__main__":
     parser.add_argument("--rows", default=EMBEDDED)
     parser.add_argument("--output-dir", type=Path)
     given = parser.parse_args()
-    rows = list(read_rows(rows_file(given.rows)))
+    with refusals_told():
+        rows = list(read_rows(rows_file(given.rows)))
     types = Counter(row.task_type for row in rows)
     texts = [text for row in rows for text in (row.anchor, row.positive, row.negative) if text is not None]
     tokens = sum(map(len, load_tokenizer(EMBEDDED)(texts)["input_ids"]))

@@ -19,7 +19,7 @@ from sentence_transformers.sentence_transformer.modules import (
     Transformer,
 )
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerBase, set_seed
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerBase, set_seed
 
 from st_llm_embed.errors import InputError, explained, shown
 from st_llm_embed.instructions import published_prompts
@@ -112,15 +112,18 @@ def check_student(student: Student) -> None:
     """Check what is said of the student, without its weights.
 
     Raises:
-        InputError: the checkpoint, its layers or the settings of fresh weights cannot be used.
+        InputError: the checkpoint, its layers, the tokenizer, the settings of fresh weights or the length of texts
+            cannot be used.
     """
+    if student.tokenizer is not None:
+        student_tokenizer(student, None)
     if student.bert is not None:
         with explained("distillation.student.bert is refused", "Change what the message names."):
             known = BertConfig().to_dict()
             if unknown := sorted(student.bert.keys() - known.keys()):
                 raise ValueError(f"{', '.join(unknown)} is no argument of transformers.BertConfig")
             with torch.device("meta"):
-                BertModel(BertConfig(**cast(dict[str, Any], student.bert)))
+                _check_positions(student, BertModel(_bert_config(student)))
     if student.name_or_path is None:
         return
     with explained(f"The student {shown(student.name_or_path)} cannot be loaded", STUDENT_ADVICE):
@@ -135,6 +138,43 @@ def check_student(student: Student) -> None:
             f"distillation.student.layers is {student.layers}, and {student.name_or_path} has "
             f"{most or 'no stack of'} layers. Give a number up to that, or null for all."
         )
+    with (
+        explained(f"The student {shown(student.name_or_path)} cannot be loaded", STUDENT_ADVICE),
+        torch.device("meta"),
+    ):
+        model = AutoModel.from_config(config)
+    _check_positions(student, model)
+    if student.layers is not None:
+        _stack_of_layers(model)
+
+
+def known_dimensions(student: Student) -> int | None:
+    """Give the length of the student's vectors where its section alone says it."""
+    if student.dimensions is None and student.bert is not None:
+        return _bert_config(student).hidden_size
+    return student.dimensions
+
+
+def _bert_config(student: Student, **own: int | None) -> BertConfig:
+    """Give the configuration of fresh weights, with what is not the recipe's to say."""
+    positions = {"max_position_embeddings": max(512, student.max_seq_length)}
+    return BertConfig(**cast(dict[str, Any], positions | (student.bert or {}) | own))
+
+
+def _check_positions(student: Student, model: nn.Module) -> None:
+    """Refuse texts longer than the table of positions; an encoder without such a table has no longest text."""
+    for name, table in model.named_modules():
+        if not isinstance(table, nn.Embedding) or name.rpartition(".")[2] != "position_embeddings":
+            continue
+        # RoBERTa and its kin count from behind the padding's place.
+        most = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+        if student.max_seq_length > most:
+            raise InputError(
+                f"distillation.student.max_seq_length is {student.max_seq_length}, and "
+                f"{student.name_or_path or 'distillation.student.bert'} has {most} positions for tokens. Set "
+                f"max_seq_length to {most} or less"
+                f"{'.' if student.bert is None else ', or bert.max_position_embeddings to more.'}"
+            )
 
 
 def _checkpoint(student: Student) -> SentenceTransformer:
@@ -146,14 +186,7 @@ def _checkpoint(student: Student) -> SentenceTransformer:
 
 
 def _fresh_encoder(student: Student, tokenizer: PreTrainedTokenizerBase) -> SentenceTransformer:
-    config = BertConfig(
-        **cast(
-            dict[str, Any],
-            {"max_position_embeddings": max(512, student.max_seq_length)}
-            | (student.bert or {})
-            | {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id},
-        )
-    )
+    config = _bert_config(student, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
     with TemporaryDirectory() as folder:
         BertModel(config).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -175,19 +208,29 @@ def _finished(student: Student, modules: list[nn.Module]) -> SentenceTransformer
 def _keep_layers(transformer: Transformer, count: int) -> None:
     """Cut the stack of layers down to some, evenly spread from first to last."""
     config: Any = transformer.config
-    total = config.num_hidden_layers
-    stacks = (
-        (module, name, part)
-        for module in transformer.model.modules()
-        for name, part in module.named_children()
-        if isinstance(part, nn.ModuleList) and len(part) == total
-    )
-    parent, name, layers = next(stacks)
-    kept = np.linspace(0, total - 1, count).round().astype(int).tolist()
+    parent, name, layers = _stack_of_layers(transformer.model)
+    kept = np.linspace(0, len(layers) - 1, count).round().astype(int).tolist()
     setattr(parent, name, nn.ModuleList(layers[number] for number in kept))
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[number] for number in kept]
     config.num_hidden_layers = count
+
+
+def _stack_of_layers(model: Any) -> tuple[nn.Module, str, nn.ModuleList]:
+    """Give the stack of an encoder's layers, with the module that holds it and its name there.
+
+    Raises:
+        InputError: it has none, as ALBERT, all of whose layers are the same one.
+    """
+    config = model.config
+    for module in model.modules():
+        for name, part in module.named_children():
+            if isinstance(part, nn.ModuleList) and len(part) == config.num_hidden_layers:
+                return module, name, part
+    raise InputError(
+        f"distillation.student.layers says how many layers to keep, and this encoder, of type {config.model_type!r}, "
+        f"shares its layers: there is no stack of {config.num_hidden_layers} to choose from. Leave layers out."
+    )
 
 
 def _static(

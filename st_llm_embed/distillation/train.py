@@ -15,7 +15,12 @@ from transformers.trainer_utils import IntervalStrategy
 
 from st_llm_embed.distillation.loss import student_loss
 from st_llm_embed.distillation.precision import RANGES_FILE, int8_ranges
-from st_llm_embed.distillation.student import build_student, check_student, student_tokenizer
+from st_llm_embed.distillation.student import (
+    build_student,
+    check_student,
+    known_dimensions,
+    student_tokenizer,
+)
 from st_llm_embed.distillation.teacher import (
     TeacherVectors,
     check_teacher,
@@ -73,6 +78,8 @@ def check_distillation(recipe: Recipe) -> None:
     if distillation.teacher is not None:
         check_teacher(distillation.teacher)
     check_student(distillation.student)
+    if (own := known_dimensions(distillation.student)) is not None:
+        _check_matryoshka(distillation, own)
     check_texts(distillation)
     _arguments(recipe, Path("checkpoints"))
 
@@ -169,13 +176,22 @@ def _arguments(recipe: Recipe, folder: Path) -> SentenceTransformerTrainingArgum
 
 
 def _check_lengths(distillation: Distillation, model: SentenceTransformer, vectors: TeacherVectors | None) -> None:
-    own = int(model.get_embedding_dimension() or 0)
+    own, asked = int(model.get_embedding_dimension() or 0), distillation.student.dimensions
+    if vectors is not None and asked is not None and own < asked:
+        raise InputError(
+            f"distillation.student.dimensions is {asked}, and the teacher's vectors, which those of a static student "
+            f"are made of, have {vectors.dimension}. Set it to {vectors.dimension} or less, or leave it out."
+        )
     if vectors is not None and distillation.loss.embedding and own > vectors.dimension:
         raise InputError(
             f"The student's vectors have {own} dimensions and the teacher's {vectors.dimension}, so that the student "
             f"cannot learn them as they are. Set distillation.student.dimensions to {vectors.dimension} or less, or "
             "distillation.loss.embedding to 0."
         )
+    _check_matryoshka(distillation, own)
+
+
+def _check_matryoshka(distillation: Distillation, own: int) -> None:
     if distillation.loss.matryoshka_dims and max(distillation.loss.matryoshka_dims) != own:
         raise InputError(
             f"distillation.loss.matryoshka_dims is {list(distillation.loss.matryoshka_dims)}, and the student's "

@@ -28,8 +28,8 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> SentenceTransformerT
     """Build the trainer's arguments from ``recipe.training``.
 
     Raises:
-        InputError: a key is unknown or set by the run itself, a value has the wrong type, transformers refuses it, or
-            the best checkpoint could not be told.
+        InputError: a key is unknown or set by the run itself, a value has the wrong type, transformers refuses it, a
+            batch has no row, or the best checkpoint could not be told.
     """
     for key in SET_BY_THE_RUN:
         if key in recipe.training:
@@ -55,6 +55,12 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> SentenceTransformerT
         # transformers would take the loss, which is not computed for rows that are held out.
         arguments.metric_for_best_model = SCORES[0]
         arguments.greater_is_better = checked.get("greater_is_better", True)
+    if arguments.per_device_train_batch_size < 1 or arguments.gradient_accumulation_steps < 1:
+        raise InputError(
+            f"Recipe {recipe.name}: training.per_device_train_batch_size is {arguments.per_device_train_batch_size} "
+            f"and training.gradient_accumulation_steps {arguments.gradient_accumulation_steps}. Both have to be 1 or "
+            "more."
+        )
     _check_best(recipe, arguments)
     return arguments
 

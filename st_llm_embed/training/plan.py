@@ -42,6 +42,7 @@ from st_llm_embed.training.loss import SCORED_ROWS
 from st_llm_embed.training.mini_batches import cut
 from st_llm_embed.training.planned_rows import PlannedRows, planned_set
 from st_llm_embed.training.rehearsal import rehearse_first_step
+from st_llm_embed.training.stages import check_configurations
 from st_llm_embed.training.untrained import BASE_ADVICE
 
 GIB = 2**30
@@ -127,7 +128,11 @@ def plan_trainings(
     sharded: bool = False,
     device_memory: float | None = None,
 ) -> list[Plan]:
-    """Work out what each stage of a recipe takes, or its one training; arguments and errors as of `plan_training`."""
+    """Work out what each stage of a recipe takes, or its one training; arguments and errors as of `plan_training`.
+
+    A stage that names rows which are known not to be there is refused, too.
+    """
+    check_configurations(recipe)
     return [
         plan_training(training, output_dir, stage=stage, devices=devices, sharded=sharded, device_memory=device_memory)
         for training, stage in zip(recipe.trainings(), recipe.stages or (None,), strict=True)
@@ -312,14 +317,7 @@ def _arguments(recipe: Recipe) -> SentenceTransformerTrainingArguments:
     kept = {key: value for key, value in recipe.training.items() if key not in OF_ANOTHER_MACHINE}
     with TemporaryDirectory() as folder:
         portable = recipe.model_copy(update={"training": kept | {"use_cpu": True}})
-        arguments = training_arguments(portable, Path(folder))
-    if arguments.per_device_train_batch_size < 1 or arguments.gradient_accumulation_steps < 1:
-        raise InputError(
-            f"Recipe {recipe.name}: training.per_device_train_batch_size is {arguments.per_device_train_batch_size} "
-            f"and training.gradient_accumulation_steps {arguments.gradient_accumulation_steps}. Both have to be 1 or "
-            "more."
-        )
-    return arguments
+        return training_arguments(portable, Path(folder))
 
 
 def _model(recipe: Recipe, arguments: SentenceTransformerTrainingArguments) -> PreTrainedModel:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from st_llm_embed.data import read_rows, rows_file, split_of
+from st_llm_embed.data.dataset import config_of
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import Recipe
-from st_llm_embed.sections import TrainingStage
+from st_llm_embed.sections import SYNTHESIS, TrainingStage
 
 
 def going_on_from(recipe: Recipe, trained: Path) -> Recipe:
@@ -25,6 +27,21 @@ def going_on_from(recipe: Recipe, trained: Path) -> Recipe:
     else:
         start = {"adapter": str(trained / "adapter")}
     return recipe.model_copy(update={"base": recipe.base.model_copy(update=start), "lora": None})
+
+
+def check_configurations(recipe: Recipe) -> None:
+    """Check what the stages of a recipe are to train on, where that is known before anything is built.
+
+    Raises:
+        InputError: a stage names a configuration that is not there, or the file of rows cannot be read.
+    """
+    data = recipe.data
+    if not recipe.stages or data.rows == SYNTHESIS or data.sources or data.mining is not None:
+        return
+    rows = read_rows(rows_file(data.rows))
+    names = {config_of(row) for row in rows if split_of(row, data.validation_fraction) == "train"}
+    for stage in recipe.stages:
+        configurations_of(stage, names)
 
 
 def configurations_of(stage: TrainingStage, names: Iterable[str]) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AlbertConfig, BertConfig, MPNetConfig, PretrainedConfig, T5Config, XLMRobertaConfig
 
 from st_llm_embed import InputError
 from st_llm_embed.student_pipeline import check_student_inputs, run_distillation
@@ -31,6 +32,17 @@ ENCODER = {"kind": "encoder", "bert": BERT}
         ({"rows": False}, "rows is false and there are no texts"),
         ({"student": {"kind": "encoder", "bert": {"hidden_sizes": 8}}}, "hidden_sizes is no argument"),
         ({"student": {"kind": "encoder", "bert": BERT | {"num_attention_heads": 3}}}, "bert is refused"),
+        (
+            {"student": {"kind": "encoder", "bert": BERT | {"max_position_embeddings": 32}, "max_seq_length": 48}},
+            "max_seq_length is 48, and distillation.student.bert has 32 positions",
+        ),
+        ({"student": ENCODER, "loss": {"matryoshka_dims": [1000, 8]}}, r"\[1000, 8\], and .* have 16 dimensions"),
+        (
+            {"student": {"kind": "static", "dimensions": 24}, "loss": {"matryoshka_dims": [32, 8]}},
+            r"\[32, 8\], and .* have 24 dimensions",
+        ),
+        ({"student": {"kind": "static", "tokenizer": "nowhere"}}, "The tokenizer 'nowhere' cannot be loaded"),
+        ({"student": ENCODER | {"tokenizer": "nowhere"}}, "The tokenizer 'nowhere' cannot be loaded"),
         ({"teacher": {"name_or_path": "nowhere"}}, "no modules.json|cannot be loaded"),
         ({"student": {"kind": "encoder", "name_or_path": "nowhere"}}, "The student 'nowhere' cannot be loaded"),
         ({"texts": ["nowhere.txt"]}, "which is no .txt or .jsonl file"),
@@ -40,6 +52,7 @@ ENCODER = {"kind": "encoder", "bert": BERT}
             "distillation.training.report_to names wandb, which is not installed",
             marks=pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed"),
         ),
+        ({"training": TRAINING | {"per_device_train_batch_size": 0}}, "per_device_train_batch_size is 0"),
         ({"training": TRAINING | {"eval_strategy": "steps", "eval_steps": 2}}, "scores on the way"),
     ],
 )
@@ -62,6 +75,44 @@ def test_a_decoder_is_no_student(make_recipe: MakeRecipe, tiny_base: Path) -> No
 def test_more_layers_than_there_are_cannot_be_kept(make_recipe: MakeRecipe, checkpoint: Path) -> None:
     with pytest.raises(InputError, match=r"layers is 5, and .* has 4 layers"):
         check_student_inputs(make_recipe(student={"kind": "encoder", "name_or_path": str(checkpoint), "layers": 5}))
+
+
+@pytest.mark.parametrize(
+    ("config", "positions"),
+    [
+        (BertConfig(**BERT, max_position_embeddings=64), 64),
+        (XLMRobertaConfig(**BERT, max_position_embeddings=66, pad_token_id=1), 64),
+        (MPNetConfig(**BERT, max_position_embeddings=66), 64),
+    ],
+    ids=["bert", "xlm-roberta", "mpnet"],
+)
+def test_texts_are_no_longer_than_an_encoders_positions(
+    config: PretrainedConfig, positions: int, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    config.save_pretrained(tmp_path / "encoder")
+    student = {"kind": "encoder", "name_or_path": str(tmp_path / "encoder")}
+    check_student_inputs(make_recipe(student=student | {"max_seq_length": positions}))
+    with pytest.raises(InputError, match=f"max_seq_length is {positions + 1}, and .* has {positions} positions"):
+        check_student_inputs(make_recipe(student=student | {"max_seq_length": positions + 1}))
+
+
+def test_encoders_without_a_table_of_positions_take_longer_texts(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2).save_pretrained(tmp_path / "t5")
+    student = {"kind": "encoder", "name_or_path": str(tmp_path / "t5"), "layers": 1, "max_seq_length": 5_000}
+    check_student_inputs(make_recipe(student=student))
+
+
+def test_shared_layers_cannot_be_chosen_from(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    AlbertConfig(**BERT | {"num_hidden_layers": 4}, embedding_size=8).save_pretrained(tmp_path / "albert")
+    student = {"kind": "encoder", "name_or_path": str(tmp_path / "albert")}
+    check_student_inputs(make_recipe(student=student))
+    with pytest.raises(InputError, match=r"'albert', shares its layers.*Leave layers out"):
+        check_student_inputs(make_recipe(student=student | {"layers": 2}))
+
+
+def test_a_static_student_has_no_more_dimensions_than_its_teacher(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"dimensions is 64, and the teacher's vectors.* have 32"):
+        run_distillation(make_recipe(student={"kind": "static", "dimensions": 64}), tmp_path / "out")
 
 
 def test_a_student_longer_than_the_teacher_cannot_learn_its_vectors(make_recipe: MakeRecipe, tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ DOCUMENT = SCRIPTS.parents[1] / "docs" / "reproduction.md"
 ABLATIONS = ("instruction", "pooling", "lora_rank", "contrastive_pretraining", "main_table")
 
 
-def run(script: str, *options: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, SCRIPTS / f"{script}.py", *map(str, options)]
+def run(script: str, *options: str | Path, cwd: Path, scripts: Path = SCRIPTS) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, scripts / f"{script}.py", *map(str, options)]
     environment = os.environ | {"PYTHONPATH": str(SCRIPTS.parents[1]), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, check=False, capture_output=True, text=True, cwd=cwd, env=environment)
 
@@ -97,18 +97,67 @@ def test_a_tiny_script_ends_with_a_table_that_the_document_is_filled_from(tiny_b
     done = run("base_model", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "6 of 6 runs" in done.stdout
-    (tmp_path / "docs").mkdir()
-    document = tmp_path / "docs" / "reproduction.md"
-    document.write_text("before\n<!-- base-model -->\nwhat stood here\n<!-- end -->\nafter\n", encoding="utf-8")
+    repository = copy_of_the_document(tmp_path / "repository")
+    document = repository / "docs" / "reproduction.md"
     for _ in range(2):
-        filled = run("report", "--commit", "abc1234", cwd=tmp_path)
+        filled = run("report", "--commit", "abc1234", cwd=tmp_path, scripts=repository / "scripts" / "reproduce")
         assert filled.returncode == 0, filled.stderr
         text = document.read_text(encoding="utf-8")
         assert text.startswith("before\n<!-- base-model -->\nThe paper")
         assert text.endswith("commit abc1234.\n<!-- end -->\nafter\n")
         assert "what stood here" not in text
         assert "| synthetic + MS MARCO, LLaMA-2 7B as the base (paper) | 76.2 |" in text
-    assert (tmp_path / "docs" / "reproduction" / "base-model-tiny.png").is_file()
+    assert (repository / "docs" / "reproduction" / "base-model-tiny.png").is_file()
+
+
+def test_the_document_is_filled_from_any_folder(tmp_path: Path) -> None:
+    repository = copy_of_the_document(tmp_path / "repository")
+    table = tmp_path / "elsewhere" / "runs" / "reproduce" / "base-model-tiny" / "table.md"
+    table.parent.mkdir(parents=True)
+    table.write_text("# base-model\n\n| ours |\n", encoding="utf-8")
+    filled = run("report", cwd=tmp_path / "elsewhere", scripts=repository / "scripts" / "reproduce")
+    assert filled.returncode == 0, filled.stderr
+    assert "Ours:\n\n| ours |\n" in (repository / "docs" / "reproduction.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "told"),
+    [
+        ("lora_rank", ("--set", "foo", "--dry-run"), "Error: --set is 'foo'; it has to look like"),
+        ("lora_rank", ("--set", "=foo"), "Error: --set is '=foo'; it has to look like"),
+        ("pooling", ("--jobs", "0"), "Error: --jobs is 0; give 1 or more."),
+        ("pooling", ("--devices", "0"), "Error: --devices is 0; give 1 or more."),
+        (
+            "synthetic_statistics",
+            ("--rows", "nowhere.jsonl"),
+            "Error: data.rows is 'nowhere.jsonl', and there is no such file",
+        ),
+        ("multilingual", ("--runs", "nowhere", "--open-sets", "."), "Error: nowhere is not the folder of a finished"),
+        ("multilingual", (), "Error: give --open-sets FOLDER"),
+    ],
+)
+def test_a_slip_is_told_in_one_line_and_nothing_is_written(
+    script: str, options: tuple[str, ...], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "xquad" / "en").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *options])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(SCRIPTS / f"{script}.py"), run_name="__main__")
+    assert told in str(stop.value.code)
+    assert len(str(stop.value.code).splitlines()) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"xquad"}
+
+
+def copy_of_the_document(repository: Path) -> Path:
+    """Make a repository of the script that fills the document and a document with one mark; ours is left alone."""
+    for folder in ("docs", "scripts/reproduce"):
+        (repository / folder).mkdir(parents=True)
+    shutil.copy(SCRIPTS / "report.py", repository / "scripts" / "reproduce")
+    text = "before\n<!-- base-model -->\nwhat stood here\n<!-- end -->\nafter\n"
+    (repository / "docs" / "reproduction.md").write_text(text, encoding="utf-8")
+    return repository
 
 
 def test_rows_of_a_dataset_are_made_into_a_file_as_the_document_says(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from st_llm_embed import InputError, Recipe, run_pipeline
 from st_llm_embed.data import load_split
 from st_llm_embed.training import training_set, untrained_embedder
-from st_llm_embed.training.stages import going_on_from
+from st_llm_embed.training.plan import plan_trainings
+from st_llm_embed.training.stages import check_configurations, going_on_from
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "training.md"
 
@@ -208,6 +209,23 @@ def test_names_that_match_nothing_are_refused_before_anything_trains(tiny_recipe
     content["stages"][1]["configurations"] = ["sts", "fever"]
     tiny_recipe.write_text(yaml.safe_dump(content), encoding="utf-8")
     with pytest.raises(InputError, match=r"Stage sharp names the configurations fever.*bitext, short-long.*sts"):
+        run_pipeline(Recipe.load(str(tiny_recipe)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="Stage sharp names the configurations fever"):
+        plan_trainings(Recipe.load(str(tiny_recipe)), tmp_path / "out")
+
+
+def test_names_that_only_a_source_gives_are_refused_once_its_rows_are_there(tiny_recipe: Path, tmp_path: Path) -> None:
+    """What a source gives is known when it is read."""
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(f'{{"a": "question {n}", "b": "answer {n}"}}\n' for n in range(8)), encoding="utf-8")
+    content = yaml.safe_load(two_stages(tiny_recipe).read_text(encoding="utf-8"))
+    source = {"path": str(pairs), "columns": {"anchor": "a", "positive": "b"}, "instruction": "Find it."}
+    content["data"]["sources"] = {"own": source | {"task_type": "short-long", "language": "en", "license": "mit"}}
+    content["stages"][1]["configurations"] = ["own", "fever"]
+    tiny_recipe.write_text(yaml.safe_dump(content), encoding="utf-8")
+    check_configurations(Recipe.load(str(tiny_recipe)))
+    with pytest.raises(InputError, match=r"Stage sharp names the configurations fever, .*own"):
         run_pipeline(Recipe.load(str(tiny_recipe)), tmp_path / "out")
     assert not list((tmp_path / "out").glob("training*"))
 
