@@ -58,7 +58,9 @@ class TeacherVectors:
 
     def principal_axes(self, dimension: int) -> Tensor:
         """Give the axes that keep most of the dot products, largest first; shape (own dimension, dimension)."""
-        some = np.concatenate([self.queries[:AXES_FROM], self.documents[:AXES_FROM]]).astype(np.float64)
+        # Without rows there are no queries, and their array has no columns.
+        parts = [part[:AXES_FROM] for part in (self.queries, self.documents) if len(part)]
+        some = np.concatenate(parts).astype(np.float64)
         _, axes = np.linalg.eigh(some.T @ some)
         return torch.from_numpy(np.ascontiguousarray(axes[:, ::-1][:, :dimension], dtype=FLOAT32))
 

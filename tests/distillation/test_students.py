@@ -238,6 +238,16 @@ def test_a_student_without_a_teacher_learns_from_rows_or_from_texts_alone(
     assert losses[-1] < losses[0]
 
 
+def test_a_student_learns_from_what_a_longer_teacher_says_of_texts_alone(
+    make_recipe: MakeRecipe, texts_file: Path, tmp_path: Path
+) -> None:
+    report = run_distillation(make_recipe(rows=False, texts=[str(texts_file)]), tmp_path / "out")
+    assert report["index"][0]["length"] == BERT["hidden_size"] < 32
+    log = json.loads((tmp_path / "out" / "student" / "log.json").read_text(encoding="utf-8"))
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    assert losses[-1] < losses[0]
+
+
 def test_a_distillation_killed_in_training_goes_on_and_ends_with_the_same_student(
     make_recipe: MakeRecipe, tiny_recipe: Path, tmp_path: Path
 ) -> None:
