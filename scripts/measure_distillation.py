@@ -44,6 +44,9 @@ STUDENTS: dict[str, dict[str, object]] = {
 WAYS = {"whole": "teacher and rows", "texts": "teacher and texts, no rows", "rows": "rows, no teacher"}
 """How an encoder is trained; the other kinds only the first way."""
 
+STEPS = {"demo/encoder": 216, "minilm/encoder": 27}
+"""What the rows make in the recipe's epochs; the texts get as many."""
+
 NO_PROMPTS = {"query": "", "document": "", "STS": "", "BitextMining": ""}
 
 QUALITY = {
@@ -92,6 +95,7 @@ def choices(student: str, way: str, seed: int, teachers: dict[str, str], texts: 
             own["distillation.student.tokenizer"] = teachers["demo"]
     if way == "texts":
         own |= {"distillation.rows": False, "distillation.texts": [str(texts.resolve())]}
+        own["distillation.training.max_steps"] = STEPS[student]
     return own
 
 
