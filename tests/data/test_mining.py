@@ -201,7 +201,7 @@ def test_the_choice_is_that_of_stock_where_stock_can(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The scores of a random model lie so close together that float16 changes their order.
-    monkeypatch.setattr(vectors, "DTYPE", np.dtype(np.float32))
+    monkeypatch.setattr(vectors.VectorFolder.__init__, "__defaults__", (np.dtype(np.float32),))
     model = LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=48)
     rows = [pair(f"question {n} of {n % 5}", f"reply {n * 7} about {n % 6}") for n in range(40)]
 

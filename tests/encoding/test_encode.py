@@ -157,7 +157,8 @@ def test_one_process_that_dies_takes_no_shard_with_it_and_the_last_is_told(tiny_
     os.kill(workers_of(run)[0], signal.SIGKILL)
     _, printed = run.communicate()
     assert run.returncode == 0, printed
-    assert "A process was killed by SIGKILL while it had shard" in printed
+    # The one that was killed may have been the slower to start.
+    assert re.search("A process was killed by SIGKILL (while it had shard|before it had a shard)", printed)
     table = pq.read_table(sorted((tmp_path / "one").glob("*.parquet")))
     assert table["id"].to_pylist() == [str(number) for number in range(3000)]
 
