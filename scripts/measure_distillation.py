@@ -146,7 +146,7 @@ def cost_table(reports: dict[tuple[str, str], list[dict]]) -> str:
                 shares = [kept(run) for run in runs]
                 ratios = [spread([of[key] for of in shares], "{:.2f}") for key in ("quality", "smaller", "faster")]
             lines.append(
-                f"| {student}, {model} | {cost['parameters']:,} | {megabytes(cost['bytes_on_disk'], '{:.1f}')} | "
+                f"| {student}, {model} | {cost['parameters']:,} | {megabytes(cost['bytes_on_disk'])} | "
                 f"{' | '.join(speed + ratios)} |"
             )
     return "\n".join(lines)

@@ -133,16 +133,16 @@ def cost_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     costs, speed = report["costs"].values(), report["speed"].values()
     return [
         ("Parameters", *(f"{part['parameters']:,}" for part in costs)),
-        ("MB on disk", *(megabytes(part["bytes_on_disk"], "{:,.1f}") for part in costs)),
+        ("MB on disk", *(megabytes(part["bytes_on_disk"]) for part in costs)),
         ("One query, p50 ms", *(f"{part['query_p50_ms']:,.2f}" for part in speed)),
         ("One query, p95 ms", *(f"{part['query_p95_ms']:,.2f}" for part in speed)),
         ("Documents a second", *(f"{part['documents_per_second']:,.0f}" for part in speed)),
     ]
 
 
-def megabytes(count: int | None, form: str) -> str:
+def megabytes(count: int | None) -> str:
     """Write a number of bytes; nothing where it is not known."""
-    return "" if count is None else form.format(count / 1e6)
+    return "" if count is None else f"{count / 1e6:,.1f}"
 
 
 def index_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:

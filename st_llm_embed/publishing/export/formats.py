@@ -294,9 +294,8 @@ def _describe(
     folder: Path, form: str, settings: dict[str, Any], verification: Verification | None, losses: dict[str, Loss]
 ) -> None:
     """Write export.json and README.md."""
-    package = PACKAGES[form]
     content = settings | {
-        "made_with": {name: version(name) for name in ("st_llm_embed", "torch", "transformers", package)},
+        "made_with": {name: version(name) for name in ("st_llm_embed", "torch", "transformers", PACKAGES[form])},
         "verification": None if verification is None else verification.to_json(),
         "quantized": {kind: loss._asdict() for kind, loss in losses.items()},
     }

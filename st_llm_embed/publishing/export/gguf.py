@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from st_llm_embed.errors import InputError
 from st_llm_embed.publishing.export.gguf_tokenizer import GGUFTokenizer, read_tokenizer, write_tokenizer
-from st_llm_embed.publishing.export.source import decoder_of, longest_text
+from st_llm_embed.publishing.export.source import inner_model, longest_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +43,7 @@ def write_gguf(model: LLMSentenceTransformer, path: Path, kind: str, name: str) 
     """
     import gguf
 
-    decoder = decoder_of(model)
+    decoder = inner_model(model)
     config = decoder.config
     architecture = _architecture(config, longest_text(model))
     tokenizer = read_tokenizer(model.tokenizer, decoder.get_input_embeddings().num_embeddings)
@@ -81,7 +81,7 @@ def quantized_weights(model: LLMSentenceTransformer, kind: str) -> Generator[Non
     import gguf
     import torch
 
-    decoder = decoder_of(model)
+    decoder = inner_model(model)
     quantization = gguf.GGMLQuantizationType[kind]
     before = {name: weight.detach().clone() for name, weight in decoder.named_parameters()}
     try:
@@ -130,7 +130,7 @@ def _model_arch(architecture: str) -> Any:
 def _write_settings(writer: Any, model: LLMSentenceTransformer, tokenizer: GGUFTokenizer) -> None:
     import gguf
 
-    config = decoder_of(model).config
+    config = inner_model(model).config
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     # Ollama cuts texts off here; other lengths than the trained one give other vectors of long texts.
     writer.add_context_length(longest_text(model))

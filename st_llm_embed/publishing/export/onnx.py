@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from st_llm_embed.errors import explained
-from st_llm_embed.publishing.export.source import decoder_of, graph_tokenizer, is_static
+from st_llm_embed.publishing.export.source import graph_tokenizer, inner_model, is_static
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,7 @@ def write_onnx(model: LLMSentenceTransformer, folder: Path) -> Path:
     ids = torch.full((2, 5), token)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     dynamic = {0: "batch", 1: "sequence"}
-    kind = "static" if is_static(model) else decoder_of(model).config.model_type
+    kind = "static" if is_static(model) else inner_model(model).config.model_type
     with (
         explained(
             f"A model of type {kind!r} cannot be exported to ONNX",
@@ -97,7 +97,7 @@ def _transformer_graph(model: LLMSentenceTransformer) -> torch.nn.Module:
 
     from st_llm_embed.modules.base import is_decoder_only
 
-    transformer = decoder_of(model)
+    transformer = inner_model(model)
     # Its mask holds finite numbers; a row of padding would be NaN in the others.
     transformer.set_attn_implementation("eager")
     _, pooling, *others = model

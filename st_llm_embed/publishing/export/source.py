@@ -43,7 +43,6 @@ def load_source(model: str, *, dtype: str) -> LLMSentenceTransformer:
             not of unit length, or it is an adapter beside its base.
     """
     import torch
-    from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
     from st_llm_embed.modules import LLMSentenceTransformer
 
@@ -53,36 +52,7 @@ def load_source(model: str, *, dtype: str) -> LLMSentenceTransformer:
     ):
         kind = dtype if dtype == "auto" else getattr(torch, dtype)
         loaded = LLMSentenceTransformer(model, device="cpu", model_kwargs={"dtype": kind})
-    first, *others = loaded
-    classes = [type(module).__mro__ for module in loaded]
-    names = [next((one.__name__ for one in mro if "sentence_transformers" in one.__module__), "") for mro in classes]
-    pooled = isinstance(first, Transformer) and bool(others) and isinstance(others[0], Pooling)
-    behind = others[1:] if pooled else others
-    if (
-        not (pooled or is_static(loaded))
-        or not all(isinstance(module, Dense | Normalize) for module in behind)
-        or not isinstance([*loaded][-1], Normalize)
-    ):
-        raise InputError(
-            f"{model!r} consists of {', '.join(names)}. Exported are a Transformer with a Pooling, or a "
-            "StaticEmbedding, with a Normalize at the end. Of an asymmetric pair export each model by itself; add a "
-            "Normalize to what has none, and save it again."
-        )
-    if pooled and not others[0].include_prompt and any(loaded.prompts.values()):
-        raise InputError(
-            f"{model!r} leaves the prompt out when it pools (include_prompt is false), and a graph cannot tell the "
-            "prompt from the text. Export a model that pools the prompt with the text, or one without prompts."
-        )
-    if not is_static(loaded) and longest_text(loaded) > NO_LIMIT:
-        raise InputError(
-            f"{model!r} states no longest text, so that an export would not know where to cut. Set "
-            "model.max_seq_length and save it again."
-        )
-    if not is_static(loaded) and getattr(transformer_of(loaded).model, "_hf_peft_config_loaded", False):
-        raise InputError(
-            f"{model!r} is an adapter beside its base, and an export holds one set of weights. Export the merged "
-            "model: that is the release folder of a run."
-        )
+    _check_modules(loaded, model)
     return loaded
 
 
@@ -108,7 +78,7 @@ def transformer_of(model: LLMSentenceTransformer) -> DecoderTransformer:
     return cast("DecoderTransformer", model[0])
 
 
-def decoder_of(model: LLMSentenceTransformer) -> Any:
+def inner_model(model: LLMSentenceTransformer) -> Any:
     """Give the transformers model inside."""
     return transformer_of(model).model
 
@@ -134,3 +104,41 @@ def graph_tokenizer(model: LLMSentenceTransformer) -> Tokenizer:
     else:
         copy.enable_truncation(longest_text(model))
     return copy
+
+
+def _check_modules(embedder: LLMSentenceTransformer, name: str) -> None:
+    from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+
+    first, *others = embedder
+    pooled = isinstance(first, Transformer) and bool(others) and isinstance(others[0], Pooling)
+    behind = others[1:] if pooled else others
+    if (
+        not (pooled or is_static(embedder))
+        or not all(isinstance(module, Dense | Normalize) for module in behind)
+        or not isinstance([*embedder][-1], Normalize)
+    ):
+        raise InputError(
+            f"{name!r} consists of {', '.join(map(_stock_name, embedder))}. Exported are a Transformer with a "
+            "Pooling, or a StaticEmbedding, with a Normalize at the end. Of an asymmetric pair export each model by "
+            "itself; add a Normalize to what has none, and save it again."
+        )
+    if pooled and not others[0].include_prompt and any(embedder.prompts.values()):
+        raise InputError(
+            f"{name!r} leaves the prompt out when it pools (include_prompt is false), and a graph cannot tell the "
+            "prompt from the text. Export a model that pools the prompt with the text, or one without prompts."
+        )
+    if not is_static(embedder) and longest_text(embedder) > NO_LIMIT:
+        raise InputError(
+            f"{name!r} states no longest text, so that an export would not know where to cut. Set "
+            "model.max_seq_length and save it again."
+        )
+    if not is_static(embedder) and getattr(inner_model(embedder), "_hf_peft_config_loaded", False):
+        raise InputError(
+            f"{name!r} is an adapter beside its base, and an export holds one set of weights. Export the merged "
+            "model: that is the release folder of a run."
+        )
+
+
+def _stock_name(module: object) -> str:
+    """Give the name of a module's class in sentence-transformers, which ours are derived from."""
+    return next((one.__name__ for one in type(module).__mro__ if "sentence_transformers" in one.__module__), "")
