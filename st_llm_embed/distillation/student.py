@@ -40,6 +40,9 @@ LEAST_WEIGHT = 1e-4
 MEAN_OVER_OWN = 4.0
 """How much larger the mean is than a token's own vector in what a fresh encoder begins with."""
 
+LEAST_HIDDEN_SIZE = 8
+"""Of fresh weights; as many as `dimensions` has at the least."""
+
 NO_PROMPTS = {"query": "", "document": ""}
 
 
@@ -122,8 +125,14 @@ def check_student(student: Student) -> None:
             known = BertConfig().to_dict()
             if unknown := sorted(student.bert.keys() - known.keys()):
                 raise ValueError(f"{', '.join(unknown)} is no argument of transformers.BertConfig")
+            config = _bert_config(student)
+            if config.num_hidden_layers < 1 or config.hidden_size < LEAST_HIDDEN_SIZE:
+                raise ValueError(
+                    f"num_hidden_layers is {config.num_hidden_layers} and hidden_size {config.hidden_size}; allowed "
+                    f"are 1 or more and {LEAST_HIDDEN_SIZE} or more"
+                )
             with torch.device("meta"):
-                _check_positions(student, BertModel(_bert_config(student)))
+                _check_positions(student, BertModel(config))
     if student.name_or_path is None:
         return
     with explained(f"The student {shown(student.name_or_path)} cannot be loaded", STUDENT_ADVICE):

@@ -32,6 +32,8 @@ ENCODER = {"kind": "encoder", "bert": BERT}
         ({"rows": False}, "rows is false and there are no texts"),
         ({"student": {"kind": "encoder", "bert": {"hidden_sizes": 8}}}, "hidden_sizes is no argument"),
         ({"student": {"kind": "encoder", "bert": BERT | {"num_attention_heads": 3}}}, "bert is refused"),
+        ({"student": {"kind": "encoder", "bert": BERT | {"num_hidden_layers": 0}}}, "num_hidden_layers is 0"),
+        ({"student": {"kind": "encoder", "bert": BERT | {"hidden_size": 2}}}, "hidden_size 2; allowed are 1"),
         (
             {"student": {"kind": "encoder", "bert": BERT | {"max_position_embeddings": 32}, "max_seq_length": 48}},
             "max_seq_length is 48, and distillation.student.bert has 32 positions",
