@@ -4,9 +4,9 @@
     python scripts/reproduce/contrastive_pretraining.py [--scale tiny|small|full] [--pairs data] [--open-sets FOLDER]
 
 The paper's pre-training is that of mE5 on about a billion pairs. Here the stage takes as many steps as the training
-after it, on the public pairs of the recipe demo-real with the negatives of the batch alone; where they have not been
-downloaded, on the rows themselves without their hard negatives, which is less of a test. full takes MS MARCO for the
-stage. Those that skip the stage have half of the steps.
+after it, at tiny half as many, on the public pairs of the recipe demo-real with the negatives of the batch alone;
+where they have not been downloaded, on the rows themselves without their hard negatives, which is less of a test. full
+takes MS MARCO for the stage. Those that skip the stage have fewer steps.
 
 tiny: 12 runs, 37 processor minutes with open sets, 25 without. small: 12 runs, 0.3 GPU hours, 0.8 USD. full: 4 runs,
 138 GPU hours, 414 USD. scales.py says what one run takes, its memory, and what of that was measured.
@@ -32,7 +32,7 @@ if __name__ == "__main__":
     pretraining = {"name": "pretraining", "configurations": pretraining_on, "hard_negatives": False}
     if given.scale == "tiny":
         # Hardness is that of hard negatives, which this stage has none of.
-        pretraining |= {"loss": {"hardness_strength": {}}}
+        pretraining |= {"loss": {"hardness_strength": {}}, "training": {"max_steps": 20}}
     axes = {
         "base": {"pretrained base": (), "fresh weights": ("base.random_init=true",)},
         "stages": {
