@@ -49,11 +49,13 @@ def test_a_grid_is_run_in_processes_and_not_again(grid: Path, tmp_path: Path, ru
 
     manifests = {path: path.stat().st_mtime_ns for path in out.rglob("manifests/*.json")}
     content = yaml.safe_load(grid.read_text(encoding="utf-8"))
-    content["axes"]["pooling"]["weighted mean"] = ["base.pooling_mode=weightedmean"]
+    stages = "stages=[{name: one}, {name: two}]"
+    content["axes"]["pooling"]["weighted mean"] = ["base.pooling_mode=weightedmean", stages]
     grid.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     second = run_cli("ablate", grid, "--output-dir", out)
     assert second.code == 0, second.err
     assert "3 of 3 runs" in second.out
+    assert "weighted-mean-seed1: finished, 1 of 3" in second.err, "the longest begins first"
     assert all(path.stat().st_mtime_ns == moment for path, moment in manifests.items())
 
     command = [sys.executable, "-m", "st_llm_embed.ablation", out / "logs" / "last-seed1.yaml"]
