@@ -5,7 +5,7 @@
 At tiny there is one base; it is compared with fresh weights of its own architecture. small: Qwen3-0.6B and
 SmolLM2-360M. LLaMA-2's weights need a consent on the Hub.
 
-tiny: 6 runs, 15 processor minutes with open sets. small: 6 runs, 0.1 GPU hours, 0.3 USD. full: 2 runs, 46 GPU hours,
+tiny: 6 runs, 17 processor minutes with open sets. small: 6 runs, 0.1 GPU hours, 0.3 USD. full: 2 runs, 46 GPU hours,
 138 USD. scales.py says what one run takes, its memory, and what of that was measured.
 """
 

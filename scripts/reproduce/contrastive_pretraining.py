@@ -8,7 +8,7 @@ after it, at tiny half as many, on the public pairs of the recipe demo-real with
 where they have not been downloaded, on the rows themselves without their hard negatives, which is less of a test. full
 takes MS MARCO for the stage. Those that skip the stage have fewer steps.
 
-tiny: 12 runs, 37 processor minutes with open sets, 25 without. small: 12 runs, 0.3 GPU hours, 0.8 USD. full: 4 runs,
+tiny: 12 runs, 38 processor minutes with open sets, 24 without. small: 12 runs, 0.3 GPU hours, 0.8 USD. full: 4 runs,
 138 GPU hours, 414 USD. scales.py says what one run takes, its memory, and what of that was measured.
 """
 

@@ -6,7 +6,7 @@ Training, held-out rows and open sets agree: what a variant was trained with sta
 not print its task-type prefixes; here the name of the row's task type (sts, short-long, ...) takes the place of the
 instruction in the same template.
 
-tiny: 9 runs, 22 processor minutes with open sets. small: 9 runs, 0.13 GPU hours, 0.4 USD. full: 3 runs, 69 GPU hours,
+tiny: 9 runs, 25 processor minutes with open sets. small: 9 runs, 0.13 GPU hours, 0.4 USD. full: 3 runs, 69 GPU hours,
 207 USD. scales.py says what one run takes, its memory, and what of that was measured.
 """
 

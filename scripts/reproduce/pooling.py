@@ -4,7 +4,7 @@
 
 EOS is appended with each; means are over all tokens, the instruction's included.
 
-tiny: 9 runs, 22 processor minutes with open sets. small: 9 runs, 0.13 GPU hours, 0.4 USD. full: 3 runs, 69 GPU hours,
+tiny: 9 runs, 25 processor minutes with open sets. small: 9 runs, 0.13 GPU hours, 0.4 USD. full: 3 runs, 69 GPU hours,
 207 USD. scales.py says what one run takes, its memory, and what of that was measured.
 """
 

@@ -4,7 +4,7 @@ tiny: the embedded base (4.4 M parameters) and rows, on a CPU: 40 steps of 32 ro
 small: Qwen3-0.6B with LoRA on one GPU, on the embedded rows or `--rows`, three seeds. Not run yet.
 full: the recipe e5-mistral-7b. It needs `--rows`, so that an LLM writes them once and not for each run. Not run yet.
 
-What one run takes. tiny, measured on a shared machine: 2.4 processor minutes with open sets, 1.5 without, 1.6 GiB, no
+What one run takes. tiny, measured on a shared machine: 2.8 processor minutes with open sets, 1.8 without, 1.6 GiB, no
 money. small and full, arithmetic at 100 TFLOP/s and 3 USD an hour for the training alone: 0.014 hours and 22 GiB of
 one GPU, 0.04 USD; and 23 hours of one GPU, spread over 8 of 11 GiB each, 69 USD. docs/reproduction.md has the
 reckoning.
