@@ -10,11 +10,13 @@ from st_llm_embed.evaluation.plots import AFTER, LINES, MARKERS, NEGATIVE, figur
 
 def plot_cost_and_quality(report: dict[str, Any], path: Path) -> None:
     """Draw nDCG@10 over the time of a query and over the number of parameters, a point per model, to a PNG file."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
     with figure(path, width=9, columns=2) as panels:
         names = list(report["costs"])
         costs = {
             "one query, p50 (ms)": [report["speed"][name]["query_p50_ms"] for name in names],
-            "parameters": [report["costs"][name]["parameters"] for name in names],
+            "parameters (millions)": [report["costs"][name]["parameters"] / 1e6 for name in names],
         }
         quality = [report["scores"][name]["retrieval_ndcg_at_10"] for name in names]
         for axes, title, (label, values) in zip(panels, ("Speed", "Size"), costs.items(), strict=True):
@@ -23,6 +25,10 @@ def plot_cost_and_quality(report: dict[str, Any], path: Path) -> None:
             ):
                 axes.scatter([cost], [score], color=colour, marker=marker, s=60, label=name)
             axes.set_xscale("log")
+            # Models of one size would have a mark at every digit otherwise, one over the other.
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axes.set_xlim(min(values) / 3, max(values) * 3)
             axes.set_ylim(0, max(quality) * 1.25 or 1)
             axes.set(title=f"{title} and quality", xlabel=label, ylabel="held-out nDCG@10")
