@@ -10,7 +10,7 @@ from st_llm_embed.evaluation.plots import AFTER, LINES, MARKERS, NEGATIVE, figur
 
 def plot_cost_and_quality(report: dict[str, Any], path: Path) -> None:
     """Draw nDCG@10 over the time of a query and over the number of parameters, a point per model, to a PNG file."""
-    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+    from matplotlib.ticker import LogLocator, NullLocator
 
     with figure(path, width=9, columns=2) as panels:
         names = list(report["costs"])
@@ -28,7 +28,7 @@ def plot_cost_and_quality(report: dict[str, Any], path: Path) -> None:
             # Models of one size would have a mark at every digit otherwise, one over the other.
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_minor_locator(NullLocator())
-            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.xaxis.set_major_formatter("{x:g}")
             axes.set_xlim(min(values) / 3, max(values) * 3)
             axes.set_ylim(0, max(quality) * 1.25 or 1)
             axes.set(title=f"{title} and quality", xlabel=label, ylabel="held-out nDCG@10")
@@ -45,6 +45,7 @@ def plot_index(rows: list[dict[str, Any]], path: Path) -> None:
             )
             axes.plot(*zip(*points, strict=True), color=LINES[place], marker=MARKERS[place], label=precision)
         axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.set_ylim(0, max(row["ndcg_at_10"] for row in rows) * 1.25 or 1)
         axes.set(title="Index size and quality", xlabel="bytes a document", ylabel="held-out nDCG@10")
         axes.grid(alpha=0.3)
