@@ -45,9 +45,6 @@ STUDENTS: dict[str, dict[str, object]] = {
 WAYS = {"whole": "teacher and rows", "texts": "teacher and texts, no rows", "rows": "rows, no teacher"}
 """How an encoder is trained; the other kinds only the first way."""
 
-STEPS = {"demo/encoder": 216, "minilm/encoder": 153}
-"""What the rows make in the recipe's epochs; the texts get as many."""
-
 NO_PROMPTS = {"query": "", "document": "", "STS": "", "BitextMining": ""}
 
 QUALITY = {
@@ -75,7 +72,10 @@ def main() -> None:
         for way in WAYS if student.endswith("/encoder") else ("whole",):
             for seed in given.seeds:
                 folder = given.output_dir / student.replace("/", "-") / f"{way}-{seed}"
-                distil(folder, choices(student, way, seed, teachers, given.texts), given.overrides, given.output_dir)
+                chosen = choices(student, way, seed, teachers, given.texts)
+                if way == "texts":
+                    chosen["distillation.training.max_steps"] = steps_of(folder.with_name(f"whole-{seed}"))
+                distil(folder, chosen, given.overrides, given.output_dir)
                 report = json.loads((folder / "student-report" / "report.json").read_text(encoding="utf-8"))
                 reports.setdefault((student, way), []).append(report)
     print(quality_table(reports), cost_table(reports), index_table(reports), sep="\n\n")
@@ -96,8 +96,12 @@ def choices(student: str, way: str, seed: int, teachers: dict[str, str], texts: 
             own["distillation.student.tokenizer"] = teachers["demo"]
     if way == "texts":
         own |= {"distillation.rows": False, "distillation.texts": [str(texts.resolve())]}
-        own["distillation.training.max_steps"] = STEPS[student]
     return own
+
+
+def steps_of(folder: Path) -> int:
+    """Give how many steps a run's student was trained for, which the texts get, too."""
+    return json.loads((folder / "student" / "log.json").read_text(encoding="utf-8"))[-1]["step"]
 
 
 def distil(folder: Path, chosen: dict[str, object], overrides: list[str], output_dir: Path) -> None:

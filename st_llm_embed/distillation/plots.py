@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from matplotlib.ticker import LogLocator
+
 from st_llm_embed.evaluation.plots import AFTER, LINES, MARKERS, NEGATIVE, figure
 
 
 def plot_cost_and_quality(report: dict[str, Any], path: Path) -> None:
     """Draw nDCG@10 over the time of a query and over the number of parameters, a point per model, to a PNG file."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
     with figure(path, width=9, columns=2) as panels:
         names = list(report["costs"])
         costs = {
@@ -27,7 +27,7 @@ def plot_cost_and_quality(report: dict[str, Any], path: Path) -> None:
             axes.set_xscale("log")
             # Models of one size would have a mark at every digit otherwise, one over the other.
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_minor_locator(NullLocator())
+            axes.minorticks_off()
             axes.xaxis.set_major_formatter("{x:g}")
             axes.set_xlim(min(values) / 3, max(values) * 3)
             axes.set_ylim(0, max(quality) * 1.25 or 1)
