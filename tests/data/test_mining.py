@@ -34,12 +34,18 @@ def pair(anchor: str, positive: str, negative: str | None = None, **fields: Any)
     return Row(anchor=anchor, positive=positive, negative=negative, **given)
 
 
-def mined(rows: Sequence[Row], folder: Path, encode: vectors.Encode = directions, **settings: Any) -> dict[str, Any]:
+def mined(
+    rows: Sequence[Row],
+    folder: Path,
+    encode: vectors.Encode = directions,
+    dtype: np.dtype[Any] = vectors.DTYPE,
+    **settings: Any,
+) -> dict[str, Any]:
     """Mine a dataset of training rows; give the report by configuration."""
     shutil.rmtree(folder / "dataset", ignore_errors=True)
     write_dataset(rows, folder / "dataset", 1e-9)
     mining = Mining(model="directions", **settings)
-    counts = mine_dataset(folder / "dataset", mining, VectorFolder(folder / "vectors", encode, "directions"))
+    counts = mine_dataset(folder / "dataset", mining, VectorFolder(folder / "vectors", encode, "directions", dtype))
     assert counts.total() == len(rows)
     return json.loads((folder / "dataset" / "mining.json").read_text(encoding="utf-8"))["configurations"]
 
@@ -197,11 +203,7 @@ def test_random_negatives_keep_the_limits_and_do_not_depend_on_the_order(tmp_pat
     assert all(set(one[anchor]) <= set(allowed[anchor]) for anchor in one)
 
 
-def test_the_choice_is_that_of_stock_where_stock_can(
-    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The scores of a random model lie so close together that float16 changes their order.
-    monkeypatch.setattr(vectors.VectorFolder.__init__, "__defaults__", (np.dtype(np.float32),))
+def test_the_choice_is_that_of_stock_where_stock_can(tmp_path: Path, tiny_base: Path) -> None:
     model = LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=48)
     rows = [pair(f"question {n} of {n % 5}", f"reply {n * 7} about {n % 6}") for n in range(40)]
 
@@ -209,7 +211,8 @@ def test_the_choice_is_that_of_stock_where_stock_can(
         return model.encode_query(texts, instruction=instructions) if instructions else model.encode_document(texts)
 
     settings: dict[str, Any] = {"num_negatives": 3, "range_max": 40, "relative_margin": 0.01}
-    mined(rows, tmp_path, encode, **settings)
+    # The scores of a random model lie so close together that float16 changes their order.
+    mined(rows, tmp_path, encode, np.dtype(np.float32), **settings)
     pairs = Dataset.from_dict({"anchor": [row.anchor for row in rows], "positive": [row.positive for row in rows]})
     prompt = "Instruct: find\nQuery: "
     stock = stock_mining(pairs, model, query_prompt=prompt, output_format="n-tuple", verbose=False, **settings)
