@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from st_llm_embed.data import Row, write_dataset
 from st_llm_embed.data.mining import mine_dataset
 from st_llm_embed.data.vectors import VectorFolder
-from st_llm_embed.sections import Mining
+from st_llm_embed.recipe import Mining
 
 POSITIVE_COSINE = 0.8
 NEARNESS = (0.999, 0.995, 0.99, 0.98)

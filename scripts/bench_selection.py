@@ -24,7 +24,7 @@ from typing import Any
 
 from st_llm_embed.data import read_rows, rows_file
 from st_llm_embed.languages import LANGUAGE_CODES
-from st_llm_embed.sections import Synthesis
+from st_llm_embed.recipe import Synthesis
 from st_llm_embed.synthesis.generate import tasks_file
 from st_llm_embed.synthesis.journal import Journal, request_record
 from st_llm_embed.synthesis.output import write_synthetic_dataset

@@ -26,10 +26,10 @@ from pathlib import Path
 
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
-from st_llm_embed.sections import Synthesis
-from st_llm_embed.synthesis.budget import Budget
-from st_llm_embed.synthesis.client import Client
-from st_llm_embed.synthesis.exchange import request_body
+from st_llm_embed.api.budget import Budget
+from st_llm_embed.api.client import Client
+from st_llm_embed.api.exchange import request_body
+from st_llm_embed.recipe import Synthesis
 from st_llm_embed.synthesis.journal import Journal
 from st_llm_embed.synthesis.plan import Request, RequestPlan
 from st_llm_embed.synthesis.progress import Progress

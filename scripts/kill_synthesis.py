@@ -18,7 +18,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from st_llm_embed.sections import Synthesis
+from st_llm_embed.recipe import Synthesis
 from st_llm_embed.synthesis.generate import generate
 from st_llm_embed.synthesis.plan import RequestPlan
 from st_llm_embed.synthesis.tasks import TaskFile, tasks_path

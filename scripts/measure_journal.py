@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from st_llm_embed.sections import Synthesis
+from st_llm_embed.recipe import Synthesis
 from st_llm_embed.synthesis.journal import Journal, request_record
 from st_llm_embed.synthesis.plan import RequestPlan
 from st_llm_embed.synthesis.tasks import TaskFile, tasks_path

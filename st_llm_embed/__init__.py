@@ -7,13 +7,13 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from st_llm_embed.doctor import doctor
+    from st_llm_embed.doctor.verify import verify
     from st_llm_embed.errors import InputError
+    from st_llm_embed.export import export
     from st_llm_embed.modules import LLMSentenceTransformer
     from st_llm_embed.pipeline import run_pipeline
-    from st_llm_embed.publishing.doctor import doctor
-    from st_llm_embed.publishing.export import export
     from st_llm_embed.publishing.publish import publish
-    from st_llm_embed.publishing.verify import verify
     from st_llm_embed.recipe import Recipe
 
 __version__ = version("st_llm_embed")
@@ -35,10 +35,10 @@ _HOMES = {
     "LLMSentenceTransformer": "st_llm_embed.modules",
     "publish": "st_llm_embed.publishing.publish",
     "Recipe": "st_llm_embed.recipe",
-    "doctor": "st_llm_embed.publishing.doctor",
-    "export": "st_llm_embed.publishing.export",
+    "doctor": "st_llm_embed.doctor",
+    "export": "st_llm_embed.export",
     "run_pipeline": "st_llm_embed.pipeline",
-    "verify": "st_llm_embed.publishing.verify",
+    "verify": "st_llm_embed.doctor.verify",
 }
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import reprlib
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 
 _SHORT = reprlib.Repr()
@@ -42,3 +43,9 @@ def explained(problem: str, advice: str) -> Generator[None]:
 def shown(value: object) -> str:
     """Quote a value for a message, cut where it is long or deep."""
     return _SHORT.repr(value)
+
+
+def did_you_mean(given: str, allowed: Iterable[str]) -> str:
+    """Return " (did you mean x?)" for the closest allowed name, or nothing where none is close."""
+    close = difflib.get_close_matches(given, list(allowed), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

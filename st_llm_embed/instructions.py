@@ -6,7 +6,7 @@ Only the query side carries one; documents are encoded as they are, so an index 
 
 from __future__ import annotations
 
-from st_llm_embed.sections import Instructions, TaskType
+from st_llm_embed.recipe import Instructions, TaskType
 
 INSTRUCTION_TEMPLATE = "Instruct: {instruction}\nQuery: "
 """What stands before a query (paper, section 2.2, equation 1)."""

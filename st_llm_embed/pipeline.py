@@ -20,21 +20,21 @@ from sentence_transformers import SentenceTransformer
 
 from st_llm_embed.data import Row, Split, check_rows, read_rows, rows_file, split_of, write_dataset
 from st_llm_embed.data.dataset import write_source
-from st_llm_embed.data.sources import check_source, read_source
+from st_llm_embed.data.files import check_source, read_source
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.evaluation import check_best_score, held_out_evaluator, write_report
 from st_llm_embed.modules import base_path
+from st_llm_embed.processes import is_first_process, wait_for_all_processes
 from st_llm_embed.publishing.cards import dataset_card
 from st_llm_embed.publishing.release import write_release
-from st_llm_embed.recipe import Recipe
-from st_llm_embed.sections import BASE, SYNTHESIS, Base, Mining, Synthesis
+from st_llm_embed.recipe import BASE, SYNTHESIS, Base, Mining, Recipe, Synthesis
 from st_llm_embed.stage import TRAINING_STAGE, build_stage, file_hash, file_hashes, full_disk_explained, owned_folder
 from st_llm_embed.synthesis.generate import Projection, check_synthesis, estimate, generate
 from st_llm_embed.synthesis.output import write_synthetic_dataset
 from st_llm_embed.synthesis.plan import RequestPlan
 from st_llm_embed.synthesis.selection import Similarities
 from st_llm_embed.synthesis.tasks import TaskFile, tasks_path
-from st_llm_embed.training import check_training, is_first_process, train, wait_for_all_processes
+from st_llm_embed.training import check_training, train
 from st_llm_embed.training.hard_negatives import check_mining, mine_hard_negatives
 from st_llm_embed.training.stages import check_configurations, configurations_of, going_on_from
 

@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 from st_llm_embed.errors import InputError, explained
-from st_llm_embed.training import is_first_process, wait_for_all_processes
+from st_llm_embed.processes import is_first_process, wait_for_all_processes
 
 logger = logging.getLogger(__name__)
 

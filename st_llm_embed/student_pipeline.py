@@ -15,8 +15,7 @@ from st_llm_embed.distillation import (
 )
 from st_llm_embed.pipeline import build_data, check_data, check_inputs, content_hash, run_in, run_pipeline
 from st_llm_embed.publishing.student_release import write_query_release, write_student_release
-from st_llm_embed.recipe import Recipe
-from st_llm_embed.sections import TRAINED, Teacher
+from st_llm_embed.recipe import TRAINED, Recipe, Teacher
 from st_llm_embed.stage import build_stage, file_hash, file_hashes
 
 NOT_THE_MODEL = ("README.md", "recipe.yaml")

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from scales import PAIRS, SCALES, ablate, arguments, pairs_are_there, sources, stages
 
-from st_llm_embed.sections import TASK_TYPES
+from st_llm_embed.recipe import TASK_TYPES
 
 TRAINING = {"name": "training", "configurations": TASK_TYPES}
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from scales import PAIRS, SCALES, ablate, arguments, pairs_are_there, sources, stages
 
 from st_llm_embed import Recipe
-from st_llm_embed.sections import TASK_TYPES
+from st_llm_embed.recipe import TASK_TYPES
 
 if __name__ == "__main__":
     given = arguments(__doc__)

@@ -17,7 +17,7 @@ from scales import refusals_told
 
 from st_llm_embed.data import read_rows, rows_file
 from st_llm_embed.modules import load_tokenizer
-from st_llm_embed.sections import EMBEDDED, TASK_TYPES
+from st_llm_embed.recipe import EMBEDDED, TASK_TYPES
 
 PAPER = {
     "rows": "500,000",

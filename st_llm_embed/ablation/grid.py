@@ -11,8 +11,7 @@ import yaml
 from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from st_llm_embed.errors import InputError, explained, shown
-from st_llm_embed.recipe import Recipe
-from st_llm_embed.sections import NAME_PATTERN, Label, Section
+from st_llm_embed.recipe import NAME_PATTERN, Label, Recipe, Section
 
 Heading = Annotated[Label, StringConstraints(pattern=r"^[^|\n]+$")]
 """What stands in the table."""

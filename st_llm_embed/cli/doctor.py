@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from st_llm_embed.publishing.doctor import Diagnosis
+    from st_llm_embed.doctor import Diagnosis
 
 app = typer.Typer()
 
@@ -34,14 +34,14 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Find what makes a model give other vectors elsewhere, by name. Exit code 1 if there is anything."""
-    from st_llm_embed.publishing.doctor import diagnose
+    from st_llm_embed.doctor import diagnose
 
     diagnosis = diagnose(model, live=live, revision=revision, device=device)
     output = {"before": diagnosis.to_json()} if fix else diagnosis.to_json()
     if not as_json:
         _print(diagnosis)
     if fix is not None:
-        from st_llm_embed.publishing.doctor.repair import repair
+        from st_llm_embed.doctor.fix import repair
 
         repaired = repair(model, fix, revision=revision)
         diagnosis = diagnose(str(fix), live=live, device=device)

@@ -29,7 +29,7 @@ def export_model(
 ) -> None:
     """Export an embedder to other runtimes, each compared with the model before it is kept."""
     configure_logging()
-    from st_llm_embed.publishing.export import export
+    from st_llm_embed.export import export
 
     for done in export(model, listed(to), output_dir, quantize=listed(quantize), rows=rows):
         found = done.verification

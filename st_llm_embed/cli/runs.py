@@ -50,7 +50,7 @@ def run(
     """Run every stage of a recipe: dataset, training, evaluation, release. Run it again to go on after a stop."""
     resolved = Recipe.load(required(recipe, "run"), overrides or [])
     from st_llm_embed.pipeline import check_inputs, run_pipeline, training_folders
-    from st_llm_embed.training import is_first_process
+    from st_llm_embed.processes import is_first_process
 
     if is_first_process():
         configure_logging()
@@ -99,7 +99,7 @@ def train(
     """Run a recipe up to and with training, building data that is not there; `run` goes on from there."""
     resolved = Recipe.load(required(recipe, "train"), overrides or [])
     from st_llm_embed.pipeline import check_inputs, run_training, training_folders
-    from st_llm_embed.training import is_first_process
+    from st_llm_embed.processes import is_first_process
 
     if is_first_process():
         configure_logging()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from st_llm_embed.publishing.verify import Verification
+    from st_llm_embed.doctor.verify import Verification
 
 app = typer.Typer()
 
@@ -39,9 +39,9 @@ def verify(
     """
     from transformers.utils import logging as transformers_logging
 
-    from st_llm_embed.publishing.verify import server_runtime
-    from st_llm_embed.publishing.verify import verify as compare
-    from st_llm_embed.publishing.verify.against import probe_of, runtime_of
+    from st_llm_embed.doctor.verify import server_runtime
+    from st_llm_embed.doctor.verify import verify as compare
+    from st_llm_embed.doctor.verify.against import probe_of, runtime_of
 
     transformers_logging.disable_progress_bar()
     probe, weights = probe_of(model)

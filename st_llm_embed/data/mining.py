@@ -29,7 +29,7 @@ from st_llm_embed.data.dataset import MINING_REPORT, ROWS_PER_GROUP, Split, nega
 from st_llm_embed.data.nearest import nearest_documents, pair_scores
 from st_llm_embed.data.rows import content_hash, fold
 from st_llm_embed.data.vectors import VectorFolder
-from st_llm_embed.sections import Mining
+from st_llm_embed.recipe import Mining
 
 EXAMPLES, EXAMPLE_CHARACTERS = 20, 300
 """Suspected false negatives in the report of each configuration and split, and what is shown of a text."""

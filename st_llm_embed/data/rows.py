@@ -19,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints, 
 from st_llm_embed.errors import InputError, explained, shown
 from st_llm_embed.instructions import ONE_STEP_INSTRUCTIONS
 from st_llm_embed.languages import LANGUAGE_CODES
-from st_llm_embed.sections import EMBEDDED, TASK_TYPES, TaskType
+from st_llm_embed.recipe import EMBEDDED, TASK_TYPES, TaskType
 
 RESPONSE_KEYS: dict[TaskType, tuple[str, ...]] = {
     "short-long": ("user_query", "positive_document", "hard_negative_document"),

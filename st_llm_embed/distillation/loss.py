@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize
 
 from st_llm_embed.distillation.teacher import TeacherVectors
-from st_llm_embed.sections import DistillationLoss
+from st_llm_embed.recipe import DistillationLoss
 from st_llm_embed.training.false_negatives import known_positives
 
 

@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertM
 from st_llm_embed.errors import InputError, explained, shown
 from st_llm_embed.instructions import published_prompts
 from st_llm_embed.modules.base import is_decoder_only
-from st_llm_embed.sections import Instructions, Student
+from st_llm_embed.recipe import Instructions, Student
 
 STUDENT_ADVICE = "Give the Hub id or folder of an encoder such as BERT, XLM-R or MiniLM as distillation.student."
 

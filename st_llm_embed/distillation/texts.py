@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetDict
 from st_llm_embed.data.dataset import negative_columns
 from st_llm_embed.errors import InputError, explained, shown
 from st_llm_embed.instructions import RETRIEVAL_INSTRUCTION, format_query, instruction_of
-from st_llm_embed.sections import Distillation, Instructions
+from st_llm_embed.recipe import Distillation, Instructions
 from st_llm_embed.training import training_set
 
 UNLABELLED = "texts"

@@ -30,8 +30,7 @@ from st_llm_embed.distillation.teacher import (
 )
 from st_llm_embed.distillation.texts import UNLABELLED, check_texts, student_set
 from st_llm_embed.errors import InputError
-from st_llm_embed.recipe import Recipe
-from st_llm_embed.sections import TRAINED, Distillation, Instructions
+from st_llm_embed.recipe import TRAINED, Distillation, Instructions, Recipe
 from st_llm_embed.training import training_arguments
 from st_llm_embed.training.batches import TellEpoch
 from st_llm_embed.training.reporting import check_reporting, reporting_into

@@ -11,7 +11,7 @@ from typing import Any
 
 from datasets import IterableDataset, load_dataset
 
-from st_llm_embed.data.sources import BUILDERS, file_ending
+from st_llm_embed.data.files import BUILDERS, file_ending
 from st_llm_embed.errors import InputError, explained, shown
 
 TEXT_FILES = (".txt", ".md")

@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from st_llm_embed.data import load_split, negative_columns
 from st_llm_embed.errors import InputError
 from st_llm_embed.instructions import format_query, instruction_of
-from st_llm_embed.sections import TASK_TYPES, Instructions
+from st_llm_embed.recipe import TASK_TYPES, Instructions
 
 QUERIES_AT_ONCE = 512
 """Rows of the similarity matrix in memory at a time."""

@@ -25,7 +25,7 @@ from transformers import (
 
 from st_llm_embed.errors import InputError
 from st_llm_embed.modules.eos import append_eos
-from st_llm_embed.sections import EMBEDDED
+from st_llm_embed.recipe import EMBEDDED
 
 logger = logging.getLogger(__name__)
 

@@ -20,10 +20,10 @@ from st_llm_embed.errors import InputError
 from st_llm_embed.instructions import PUBLISHED_PROMPTS, instruction_prompt
 from st_llm_embed.modules.base import base_path, is_decoder_only, load_tokenizer
 from st_llm_embed.modules.eos import check_eos, end_token_id
+from st_llm_embed.modules.layout import make_portable
 from st_llm_embed.modules.pooling import LastTokenPooling
-from st_llm_embed.modules.portable import make_portable
 from st_llm_embed.modules.transformer import DecoderTransformer
-from st_llm_embed.sections import Dtype, PoolingMode
+from st_llm_embed.recipe import Dtype, PoolingMode
 
 Attention = Literal["causal", "bidirectional"]
 

@@ -9,10 +9,10 @@ from typing import Literal, NamedTuple
 
 from huggingface_hub.utils import filter_repo_objects
 
+from st_llm_embed.doctor import doctor
+from st_llm_embed.doctor.repository import NoDecoderError
 from st_llm_embed.errors import InputError
 from st_llm_embed.publishing.cards import Link, adapter_card, folder_card, renewed_card, renewed_dataset_card
-from st_llm_embed.publishing.doctor import doctor
-from st_llm_embed.publishing.doctor.repository import NoDecoderError
 from st_llm_embed.publishing.publishable import NEVER_SENT
 from st_llm_embed.publishing.push import (
     Destination,

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from st_llm_embed.errors import InputError
-from st_llm_embed.publishing.private import check_nothing_private
+from st_llm_embed.publishing.leak_check import check_nothing_private
 from st_llm_embed.publishing.publishable import NEVER_SENT, check_dataset, check_model
 
 RepoType = Literal["model", "dataset"]

@@ -14,12 +14,12 @@ import torch
 import yaml
 from sentence_transformers import SentenceTransformer
 
+from st_llm_embed.doctor.checks.adapter import COMMIT, HUB_ID
+from st_llm_embed.doctor.probe import PROBE_FILE, make_probe, write_probe
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.evaluation import mteb_prompts
 from st_llm_embed.modules import LLMSentenceTransformer, check_eos
 from st_llm_embed.publishing.cards import model_card
-from st_llm_embed.publishing.doctor.checks.adapter import COMMIT, HUB_ID
-from st_llm_embed.publishing.probe import PROBE_FILE, make_probe, write_probe
 from st_llm_embed.recipe import Recipe
 
 PROBES = ("", "a short text", "one two three four five six seven eight nine ten " * 100, "Ünïcödé 文字 текст")

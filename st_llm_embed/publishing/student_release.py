@@ -16,14 +16,13 @@ from sentence_transformers.base.modules.module import Module
 from st_llm_embed.distillation import distillation_of
 from st_llm_embed.distillation.precision import RANGES_FILE
 from st_llm_embed.distillation.report import INDEX_HEADER, cost_rows, index_rows, kept, quality_rows
-from st_llm_embed.modules.portable import make_portable
+from st_llm_embed.modules.layout import make_portable
 from st_llm_embed.publishing.cards import renewed_card
 from st_llm_embed.publishing.cards.dataset import languages
 from st_llm_embed.publishing.cards.renewed import UNNAMED
 from st_llm_embed.publishing.cards.templates import template
 from st_llm_embed.publishing.release import PROBES, without_local_places
-from st_llm_embed.recipe import Recipe
-from st_llm_embed.sections import TRAINED
+from st_llm_embed.recipe import TRAINED, Recipe
 
 
 def write_student_release(

@@ -12,7 +12,7 @@ from typing import Any
 
 from st_llm_embed.errors import InputError, shown
 from st_llm_embed.languages import LANGUAGE_CODES, SAMPLING_WEIGHTS
-from st_llm_embed.sections import Plan, TaskType
+from st_llm_embed.recipe import Plan, TaskType
 
 UNSPECIFIED = "unspecified"
 """A drawn value that leaves the attribute out of the prompt and out of the row."""

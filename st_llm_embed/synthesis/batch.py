@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import IO, Any, Self
 from uuid import uuid4
 
+from st_llm_embed.api.budget import Budget, Cost
+from st_llm_embed.api.exchange import request_body
 from st_llm_embed.errors import InputError
-from st_llm_embed.sections import Endpoint
-from st_llm_embed.synthesis.budget import Budget, Cost
-from st_llm_embed.synthesis.exchange import request_body
+from st_llm_embed.recipe import Endpoint
 from st_llm_embed.synthesis.journal import Journal, RequestKeys, request_record
 from st_llm_embed.synthesis.parsing import completion_of
 from st_llm_embed.synthesis.plan import Request

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from st_llm_embed.data.rows import Row, fold
 from st_llm_embed.languages import LANGUAGE_CODES
-from st_llm_embed.sections import TaskType
+from st_llm_embed.recipe import TaskType
 from st_llm_embed.synthesis.language_id import contradicts
 from st_llm_embed.synthesis.parsing import Rejection
 from st_llm_embed.synthesis.refusals import is_refusal

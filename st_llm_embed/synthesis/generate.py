@@ -11,13 +11,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from st_llm_embed.api.budget import Budget
+from st_llm_embed.api.client import Client
+from st_llm_embed.api.exchange import CHAT, read_api_key
 from st_llm_embed.data.rows import fold
 from st_llm_embed.errors import InputError
-from st_llm_embed.sections import REPLAY, Synthesis
+from st_llm_embed.recipe import REPLAY, Synthesis
 from st_llm_embed.synthesis.batch import BatchClient
-from st_llm_embed.synthesis.budget import Budget
-from st_llm_embed.synthesis.client import Client
-from st_llm_embed.synthesis.exchange import CHAT, read_api_key
 from st_llm_embed.synthesis.journal import Journal, read_journal, read_record
 from st_llm_embed.synthesis.parsing import Rejection, completion_of, content_of, parse_answer
 from st_llm_embed.synthesis.plan import BRAINSTORM_SCHEMA, EXAMPLE_SCHEMAS, Request, RequestPlan

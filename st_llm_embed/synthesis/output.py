@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from st_llm_embed.data.dataset import Split, check_sizes, write_dataset
 from st_llm_embed.data.rows import Row, content_hash
 from st_llm_embed.errors import InputError
-from st_llm_embed.sections import Synthesis
+from st_llm_embed.recipe import Synthesis
 from st_llm_embed.synthesis.generate import tasks_file
 from st_llm_embed.synthesis.plan import RequestPlan
 from st_llm_embed.synthesis.selection import Rejected, Selection, Similarities

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from st_llm_embed.data.rows import RESPONSE_KEYS, Row
 from st_llm_embed.errors import InputError
-from st_llm_embed.sections import Endpoint, Plan, TaskType
+from st_llm_embed.recipe import Endpoint, Plan, TaskType
 from st_llm_embed.synthesis.attributes import (
     TWO_STEP,
     UNSPECIFIED,

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
-from st_llm_embed.sections import EMBEDDED, Synthesis
-from st_llm_embed.synthesis.client import PROBE_SCHEMA
+from st_llm_embed.api.client import PROBE_SCHEMA
+from st_llm_embed.recipe import EMBEDDED, Synthesis
 from st_llm_embed.synthesis.plan import RequestPlan
 from st_llm_embed.synthesis.tasks import TaskFile, tasks_path
 

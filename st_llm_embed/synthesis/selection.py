@@ -21,7 +21,7 @@ import numpy as np
 from st_llm_embed.data.contamination import EvaluationTexts
 from st_llm_embed.data.rows import RESPONSE_KEYS, Row, row_of_answer
 from st_llm_embed.languages import LANGUAGE_CODES
-from st_llm_embed.sections import Synthesis, TaskType
+from st_llm_embed.recipe import Synthesis, TaskType
 from st_llm_embed.synthesis.duplicates import near_duplicates, text_hash
 from st_llm_embed.synthesis.filters import check_language, check_texts
 from st_llm_embed.synthesis.journal import read_journal, read_record

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from st_llm_embed.errors import InputError, explained, shown
 from st_llm_embed.languages import LANGUAGE_CODES
-from st_llm_embed.sections import EMBEDDED, TASK_TYPES, TaskType
+from st_llm_embed.recipe import EMBEDDED, TASK_TYPES, TaskType
 from st_llm_embed.synthesis.attributes import ATTRIBUTES, TWO_STEP
 
 

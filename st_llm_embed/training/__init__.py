@@ -6,9 +6,8 @@ from st_llm_embed.training.batches import TaskBatchSampler
 from st_llm_embed.training.check import check_training
 from st_llm_embed.training.collator import InstructionCollator
 from st_llm_embed.training.loss import InfoNCELoss, build_losses
-from st_llm_embed.training.processes import is_first_process, wait_for_all_processes
+from st_llm_embed.training.starting_model import untrained_embedder
 from st_llm_embed.training.train import train, training_set
-from st_llm_embed.training.untrained import untrained_embedder
 
 __all__ = [
     "SCORES",
@@ -17,12 +16,10 @@ __all__ = [
     "TaskBatchSampler",
     "build_losses",
     "check_training",
-    "is_first_process",
     "load_adapter",
     "lora_config",
     "train",
     "training_arguments",
     "training_set",
     "untrained_embedder",
-    "wait_for_all_processes",
 ]

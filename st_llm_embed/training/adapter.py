@@ -14,10 +14,9 @@ from transformers import PreTrainedModel
 
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.modules import LLMSentenceTransformer, base_path
-from st_llm_embed.recipe import Recipe
-from st_llm_embed.sections import EMBEDDED, Dtype
+from st_llm_embed.recipe import EMBEDDED, Dtype, Recipe
 from st_llm_embed.training.arguments import lora_config
-from st_llm_embed.training.untrained import ADAPTER_ADVICE, BASE_ADVICE, base_embedder, base_snapshot
+from st_llm_embed.training.starting_model import ADAPTER_ADVICE, BASE_ADVICE, base_embedder, base_snapshot
 from st_llm_embed.training.verify import check_same_vectors, probe
 
 CONFIG_FILE = "adapter_config.json"

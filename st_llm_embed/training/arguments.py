@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -14,7 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from sentence_transformers import SentenceTransformerTrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from st_llm_embed.errors import InputError, explained, shown
+from st_llm_embed.errors import InputError, did_you_mean, explained, shown
 from st_llm_embed.recipe import Recipe
 
 SET_BY_THE_RUN = ("output_dir", "seed", "prompts")
@@ -119,10 +118,9 @@ def _checked(upstream: type, given: dict[str, Any], where: str) -> dict[str, Any
     checked = {}
     for key, value in given.items():
         if key not in fields:
-            close = difflib.get_close_matches(key, fields, n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
             raise InputError(
-                f"{where}.{key} is no argument of {upstream.__name__}{hint}. Its documentation lists what is allowed."
+                f"{where}.{key} is not an argument of {upstream.__name__}{did_you_mean(key, fields)}. Its "
+                "documentation lists what is allowed."
             )
         try:
             adapter = TypeAdapter(hints[key], config=ConfigDict(arbitrary_types_allowed=True))

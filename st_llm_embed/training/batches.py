@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from st_llm_embed.data import is_text_column
 from st_llm_embed.errors import InputError
-from st_llm_embed.sections import Batches
+from st_llm_embed.recipe import Batches
 
 logger = logging.getLogger(__name__)
 

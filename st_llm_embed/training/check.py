@@ -13,13 +13,12 @@ from transformers.trainer_utils import IntervalStrategy
 
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.modules import LLMSentenceTransformer, base_path, load_tokenizer
-from st_llm_embed.recipe import Recipe
-from st_llm_embed.sections import EMBEDDED
+from st_llm_embed.recipe import EMBEDDED, Recipe
 from st_llm_embed.training.adapter import add_without_weights
 from st_llm_embed.training.arguments import training_arguments
 from st_llm_embed.training.reporting import check_reporting
+from st_llm_embed.training.starting_model import BASE_ADVICE, quantization_config
 from st_llm_embed.training.train import build_trainer
-from st_llm_embed.training.untrained import BASE_ADVICE, quantization_config
 
 
 def check_training(recipe: Recipe) -> None:

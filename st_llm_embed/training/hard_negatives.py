@@ -15,8 +15,7 @@ from st_llm_embed.data.mining import mine_dataset
 from st_llm_embed.data.vectors import Encode, VectorFolder
 from st_llm_embed.errors import InputError, explained, shown
 from st_llm_embed.modules import LLMSentenceTransformer
-from st_llm_embed.recipe import Recipe
-from st_llm_embed.sections import BASE, Mining, Teacher
+from st_llm_embed.recipe import BASE, Mining, Recipe, Teacher
 from st_llm_embed.training.train import untrained_embedder
 
 MODEL_ADVICE = (

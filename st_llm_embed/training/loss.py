@@ -14,7 +14,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.functional import normalize
 
 from st_llm_embed.errors import InputError
-from st_llm_embed.sections import Direction, Loss
+from st_llm_embed.recipe import Direction, Loss
 from st_llm_embed.training.false_negatives import known_positives, own_rows
 from st_llm_embed.training.mini_batches import Features, length_sorted, text_hashes
 

@@ -22,8 +22,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.modules import base_path, load_tokenizer
-from st_llm_embed.recipe import Recipe
-from st_llm_embed.sections import Loss, TrainingStage
+from st_llm_embed.recipe import Loss, Recipe, TrainingStage
 from st_llm_embed.training.adapter import add_without_weights
 from st_llm_embed.training.arguments import training_arguments
 from st_llm_embed.training.cost import (
@@ -43,7 +42,7 @@ from st_llm_embed.training.mini_batches import cut
 from st_llm_embed.training.planned_rows import PlannedRows, planned_set
 from st_llm_embed.training.rehearsal import rehearse_first_step
 from st_llm_embed.training.stages import check_configurations
-from st_llm_embed.training.untrained import BASE_ADVICE
+from st_llm_embed.training.starting_model import BASE_ADVICE
 
 GIB = 2**30
 

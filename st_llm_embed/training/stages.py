@@ -8,8 +8,7 @@ from pathlib import Path
 from st_llm_embed.data import read_rows, rows_file, split_of
 from st_llm_embed.data.dataset import config_of
 from st_llm_embed.errors import InputError
-from st_llm_embed.recipe import Recipe
-from st_llm_embed.sections import SYNTHESIS, TrainingStage
+from st_llm_embed.recipe import SYNTHESIS, Recipe, TrainingStage
 
 
 def going_on_from(recipe: Recipe, trained: Path) -> Recipe:

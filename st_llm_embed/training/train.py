@@ -18,16 +18,15 @@ from st_llm_embed.data.dataset import negative_columns
 from st_llm_embed.errors import InputError
 from st_llm_embed.instructions import instruction_of
 from st_llm_embed.modules import DecoderTransformer, LLMSentenceTransformer
-from st_llm_embed.recipe import Recipe
-from st_llm_embed.sections import Instructions
+from st_llm_embed.processes import is_first_process
+from st_llm_embed.recipe import Instructions, Recipe
 from st_llm_embed.training.adapter import merge_adapter, prepare_adapter, save_adapter
 from st_llm_embed.training.arguments import training_arguments
 from st_llm_embed.training.batches import TaskBatchSampler, TellEpoch
 from st_llm_embed.training.loss import build_losses
-from st_llm_embed.training.processes import is_first_process
 from st_llm_embed.training.reporting import reporting_into
+from st_llm_embed.training.starting_model import untrained_embedder
 from st_llm_embed.training.trainer import EmbedderTrainer, FindBestCheckpoint
-from st_llm_embed.training.untrained import untrained_embedder
 from st_llm_embed.training.verify import check_trained, probe
 
 

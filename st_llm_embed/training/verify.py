@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from st_llm_embed.errors import InputError
-from st_llm_embed.sections import Dtype
+from st_llm_embed.recipe import Dtype
 
 PROBES = (
     "a",

@@ -17,8 +17,7 @@ from st_llm_embed.data import Row, load_split, nearest, to_training, vectors, wr
 from st_llm_embed.data.mining import mine_dataset
 from st_llm_embed.data.nearest import nearest_documents
 from st_llm_embed.data.vectors import VectorFolder
-from st_llm_embed.recipe import Recipe
-from st_llm_embed.sections import Mining
+from st_llm_embed.recipe import Mining, Recipe
 from st_llm_embed.training.hard_negatives import check_mining, mine_hard_negatives
 
 

@@ -10,7 +10,7 @@ import pytest
 from st_llm_embed import InputError
 from st_llm_embed.data import Row, read_rows, rows_file
 from st_llm_embed.instructions import ONE_STEP_INSTRUCTIONS
-from st_llm_embed.sections import TASK_TYPES
+from st_llm_embed.recipe import TASK_TYPES
 
 GOOD = {"anchor": "q", "positive": "p", "negative": "n", "instruction": "i", "task_type": "short-long"}
 ANSWER = {"task_type": "short-short", "instruction": "i", "response": {"input": "q", "positive_document": "p"}}

@@ -15,7 +15,7 @@ from torch.nn.functional import log_softmax, normalize
 
 from st_llm_embed.distillation.loss import student_loss
 from st_llm_embed.distillation.teacher import TeacherVectors
-from st_llm_embed.sections import DistillationLoss
+from st_llm_embed.recipe import DistillationLoss
 from st_llm_embed.training import InfoNCELoss
 
 WORDS = [f"w{number}" for number in range(12)]

@@ -12,10 +12,10 @@ from hub import Hub, Pusher
 from sentence_transformers import SentenceTransformer
 
 from st_llm_embed import InputError, export
+from st_llm_embed.doctor import doctor
+from st_llm_embed.doctor.verify import verify
 from st_llm_embed.encoding.embedder import Embedder
 from st_llm_embed.publishing.cards.saved_model import read_saved_model
-from st_llm_embed.publishing.doctor import doctor
-from st_llm_embed.publishing.verify import verify
 from st_llm_embed.student_pipeline import run_distillation
 from tests.distillation.conftest import BERT, MakeRecipe
 

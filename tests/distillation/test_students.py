@@ -25,8 +25,7 @@ from st_llm_embed.distillation.report import bytes_on_disk, cost_rows
 from st_llm_embed.distillation.texts import student_set
 from st_llm_embed.instructions import RETRIEVAL_INSTRUCTION
 from st_llm_embed.publishing.publishable import check_model
-from st_llm_embed.recipe import Recipe
-from st_llm_embed.sections import Instructions
+from st_llm_embed.recipe import Instructions, Recipe
 from st_llm_embed.student_pipeline import run_distillation
 from tests.distillation.conftest import BERT, TRAINING, MakeRecipe
 

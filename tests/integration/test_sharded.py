@@ -17,7 +17,7 @@ from st_llm_embed.data import read_rows, write_dataset
 pytestmark = pytest.mark.integration
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-FSDP2 = Path(__file__).parents[2] / "st_llm_embed" / "recipes" / "accelerate" / "fsdp2.yaml"
+FSDP2 = Path(__file__).parents[2] / "st_llm_embed" / "recipe" / "accelerate" / "fsdp2.yaml"
 
 
 @pytest.mark.parametrize("lora", [None, {"r": 4, "target_modules": "all-linear"}], ids=["all weights", "lora"])

@@ -15,8 +15,8 @@ from sentence_transformers import SentenceTransformer
 
 from st_llm_embed import InputError, Recipe, verify
 from st_llm_embed.data import read_rows, write_dataset
+from st_llm_embed.doctor.probe import read_probe
 from st_llm_embed.evaluation import write_report
-from st_llm_embed.publishing.probe import read_probe
 from st_llm_embed.publishing.release import write_adapter_release, write_release
 from st_llm_embed.training import train
 

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from st_llm_embed.recipe import Recipe
-from st_llm_embed.sections import Synthesis
+from st_llm_embed.recipe import Recipe, Synthesis
 from st_llm_embed.synthesis.generate import tasks_file
 from st_llm_embed.synthesis.journal import Journal, request_record
 from st_llm_embed.synthesis.plan import Request, RequestPlan

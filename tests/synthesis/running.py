@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from st_llm_embed.sections import Synthesis
+from st_llm_embed.api.budget import Budget
+from st_llm_embed.api.client import Client
+from st_llm_embed.recipe import Synthesis
 from st_llm_embed.synthesis.batch import BatchClient
-from st_llm_embed.synthesis.budget import Budget
-from st_llm_embed.synthesis.client import Client
 from st_llm_embed.synthesis.journal import Journal
 from st_llm_embed.synthesis.plan import Request, RequestPlan
 from st_llm_embed.synthesis.progress import Progress

@@ -9,7 +9,7 @@ from typing import Any
 
 from synthesis.planned import synthesis
 
-from st_llm_embed.sections import Synthesis
+from st_llm_embed.recipe import Synthesis
 from st_llm_embed.synthesis.generate import generate
 from st_llm_embed.synthesis.output import write_synthetic_dataset
 from st_llm_embed.synthesis.replay import ReplayServer, made_up_answer

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthesis.running import Hours
 
-from st_llm_embed.synthesis.pacing import Pacer, retry_after_seconds
+from st_llm_embed.api.pacing import Pacer, retry_after_seconds
 
 LATENCIES = st.lists(st.floats(0, 90), min_size=1, max_size=5)
 

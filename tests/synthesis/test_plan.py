@@ -19,8 +19,7 @@ import st_llm_embed
 from st_llm_embed import InputError
 from st_llm_embed.data import Row
 from st_llm_embed.languages import LANGUAGE_CODES, SAMPLING_WEIGHTS
-from st_llm_embed.recipe import Recipe
-from st_llm_embed.sections import TASK_TYPES
+from st_llm_embed.recipe import TASK_TYPES, Recipe
 from st_llm_embed.synthesis.attributes import ATTRIBUTES
 from st_llm_embed.synthesis.attributes import TASK_TYPES as TASK_TYPE_WEIGHTS
 from st_llm_embed.synthesis.plan import RequestPlan

@@ -16,7 +16,7 @@ from torch.utils.data import ConcatDataset
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from st_llm_embed import InputError
-from st_llm_embed.sections import Batches
+from st_llm_embed.recipe import Batches
 from st_llm_embed.training import TaskBatchSampler
 from st_llm_embed.training.batches import TellEpoch
 

@@ -21,7 +21,7 @@ from training.two_processes import loss_and_gradients
 
 from st_llm_embed import InputError, LLMSentenceTransformer, Recipe
 from st_llm_embed.data import read_rows, write_dataset
-from st_llm_embed.sections import Loss
+from st_llm_embed.recipe import Loss
 from st_llm_embed.training import InfoNCELoss, build_losses, check_training, train
 
 WORDS = ["question", "answer", "thing", "about", "subject", "retrieve", "given", "another"]

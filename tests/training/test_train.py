@@ -18,7 +18,7 @@ from transformers import Trainer
 
 from st_llm_embed import InputError, Recipe
 from st_llm_embed.data import read_rows, write_dataset
-from st_llm_embed.sections import Instructions
+from st_llm_embed.recipe import Instructions
 from st_llm_embed.training import load_adapter, train, training_arguments, training_set, untrained_embedder
 from st_llm_embed.training.train import build_trainer, last_complete_checkpoint
 from st_llm_embed.training.trainer import EmbedderTrainer
@@ -166,7 +166,7 @@ def test_two_things_that_make_the_batches_are_refused(key: str, tmp_path: Path) 
 def test_the_shipped_configurations_are_read_by_accelerate(
     name: str, kind: DistributedType, expected: dict[str, object]
 ) -> None:
-    path = Path(str(files("st_llm_embed"))) / "recipes" / "accelerate" / f"{name}.yaml"
+    path = Path(str(files("st_llm_embed"))) / "recipe" / "accelerate" / f"{name}.yaml"
     config = load_config_from_file(str(path))
     assert config.distributed_type == kind
     if kind == DistributedType.DEEPSPEED:

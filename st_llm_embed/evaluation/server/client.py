@@ -20,15 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from st_llm_embed.api.budget import Cost, token_count
+from st_llm_embed.api.client import ATTEMPTS, ATTEMPTS_MAYBE_PAID, LONGEST_BACKOFF_SECONDS
+from st_llm_embed.api.exchange import Outcome, Wording, post
+from st_llm_embed.api.interrupts import interrupts_heeded
+from st_llm_embed.api.pacing import Departure, Pacer, retry_after_seconds
 from st_llm_embed.errors import InputError
 from st_llm_embed.evaluation.server.cost import EmbeddingBudget
 from st_llm_embed.evaluation.server.journal import VectorJournal
-from st_llm_embed.sections import is_plain_address
-from st_llm_embed.synthesis.budget import Cost, token_count
-from st_llm_embed.synthesis.client import ATTEMPTS, ATTEMPTS_MAYBE_PAID, LONGEST_BACKOFF_SECONDS
-from st_llm_embed.synthesis.exchange import Outcome, Wording, post
-from st_llm_embed.synthesis.interrupts import interrupts_heeded
-from st_llm_embed.synthesis.pacing import Departure, Pacer, retry_after_seconds
+from st_llm_embed.recipe import is_plain_address
 from st_llm_embed.synthesis.parsing import completion_of
 
 WORDING = Wording("embeddings", "--base-url", "the model's name", "--api-key-env")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from st_llm_embed.api.budget import Cost, Purse
 from st_llm_embed.errors import InputError
-from st_llm_embed.synthesis.budget import Cost, Purse
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask

@@ -16,14 +16,14 @@ from mteb.models.model_meta import ModelMeta, ScoringFunction
 from mteb.types import PromptType
 from numpy.typing import NDArray
 
+from st_llm_embed.api.budget import Cost
+from st_llm_embed.api.exchange import read_api_key
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.evaluation.benchmark.models import Usage
 from st_llm_embed.evaluation.benchmark.prompts import PromptMode, TaskPrompt, instructed_prompt
 from st_llm_embed.evaluation.server.client import WORDING, EmbeddingClient, Server
 from st_llm_embed.evaluation.server.cost import EmbeddingBudget, Estimate, Limits, estimate
 from st_llm_embed.evaluation.server.journal import VectorJournal
-from st_llm_embed.synthesis.budget import Cost
-from st_llm_embed.synthesis.exchange import read_api_key
 
 if TYPE_CHECKING:
     from mteb import AbsTask, TaskMetadata

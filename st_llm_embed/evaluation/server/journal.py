@@ -18,8 +18,8 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from st_llm_embed.api.budget import Cost
 from st_llm_embed.errors import InputError
-from st_llm_embed.synthesis.budget import Cost
 from st_llm_embed.synthesis.journal import take_lock
 
 KEYS_AT_ONCE = 500

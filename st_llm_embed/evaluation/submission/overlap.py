@@ -27,8 +27,7 @@ from st_llm_embed.data.dataset import is_text_column
 from st_llm_embed.errors import InputError, explained, shown
 from st_llm_embed.evaluation.report import markdown_table
 from st_llm_embed.evaluation.submission.training_datasets import trained_on
-from st_llm_embed.recipe import Recipe
-from st_llm_embed.sections import EMBEDDED
+from st_llm_embed.recipe import EMBEDDED, Recipe
 
 logger = logging.getLogger(__name__)
 

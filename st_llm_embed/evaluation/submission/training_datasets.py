@@ -9,8 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from st_llm_embed.recipe import Recipe
-from st_llm_embed.sections import EMBEDDED, SYNTHESIS, Source
+from st_llm_embed.recipe import EMBEDDED, SYNTHESIS, Recipe, Source
 
 TASKS_OF_SOURCES: dict[str, frozenset[str]] = {
     "eli5": frozenset(),

@@ -24,7 +24,7 @@ from mteb.types import Array, PromptType
 
 from st_llm_embed.errors import InputError
 from st_llm_embed.evaluation.held_out import HeldOut, load_held_out
-from st_llm_embed.sections import Instructions
+from st_llm_embed.recipe import Instructions
 
 SPLIT = "validation"
 

@@ -15,8 +15,7 @@ from st_llm_embed.data.dataset import MINING_REPORT
 from st_llm_embed.instructions import INSTRUCTION_TEMPLATE
 from st_llm_embed.publishing.cards.renewed import UNNAMED, renewed_dataset_card
 from st_llm_embed.publishing.cards.templates import template
-from st_llm_embed.recipe import Recipe
-from st_llm_embed.sections import BASE
+from st_llm_embed.recipe import BASE, Recipe
 from st_llm_embed.synthesis.prompts import PROMPT_VERSION
 
 SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))

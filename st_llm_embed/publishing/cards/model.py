@@ -16,8 +16,7 @@ from st_llm_embed.publishing.cards.dataset import languages
 from st_llm_embed.publishing.cards.renewed import UNNAMED, renewed_card
 from st_llm_embed.publishing.cards.saved_model import read_saved_model
 from st_llm_embed.publishing.cards.templates import template
-from st_llm_embed.recipe import Recipe
-from st_llm_embed.sections import EMBEDDED, Source
+from st_llm_embed.recipe import EMBEDDED, Recipe, Source
 
 TAGS = ["sentence-transformers", "feature-extraction", "text-embeddings", "st_llm_embed"]
 

@@ -1,0 +1,181 @@
+"""GGUF: one file for llama.cpp and Ollama that needs no flags.
+
+llama.cpp's converter refuses a MistralModel, forgets the pooling of Mistral and Llama, and has to be fetched with
+llama.cpp; the file is therefore written here, with the gguf package that the converter itself writes with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from st_llm_embed.errors import InputError
+from st_llm_embed.export.gguf_tokenizer import GGUFTokenizer, read_tokenizer, write_tokenizer
+from st_llm_embed.export.source import inner_model, longest_text
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from st_llm_embed.modules import LLMSentenceTransformer
+
+ARCHITECTURES = {"mistral": "llama", "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+"""llama.cpp's architecture by transformers' model type."""
+
+
+def write_gguf(model: LLMSentenceTransformer, path: Path, kind: str, name: str) -> tuple[str, ...]:
+    """Write weights, tokenizer and pooling of a model.
+
+    Args:
+        model: the embedder, on the CPU in float32.
+        path: the file to write.
+        kind: type of the matrices: F32, F16, Q8_0 or Q4_0.
+        name: what the file says the model is called.
+
+    Returns:
+        In words, the texts that llama.cpp tokenizes otherwise; none for most tokenizers.
+
+    Raises:
+        InputError: llama.cpp would compute something else.
+    """
+    import gguf
+
+    decoder = inner_model(model)
+    config = decoder.config
+    architecture = _architecture(config, longest_text(model))
+    tokenizer = read_tokenizer(model.tokenizer, decoder.get_input_embeddings().num_embeddings)
+    quantization = gguf.GGMLQuantizationType[kind]
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_type("model")
+    writer.add_name(name)
+    _write_settings(writer, model, tokenizer)
+    writer.add_file_type(gguf.LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
+    write_tokenizer(writer, tokenizer)
+    names = gguf.get_tensor_name_map(_model_arch(architecture), config.num_hidden_layers)
+    for key, weight in decoder.state_dict().items():
+        new = names.get_name(f"model.{key}", try_suffixes=(".weight", ".bias"))
+        if new is None:
+            raise InputError(
+                f"The model has weights called {key}, which llama.cpp's architecture {architecture!r} lacks. Only "
+                "plain Mistral, Llama, Qwen2 and Qwen3 are exported to gguf; export to onnx instead."
+            )
+        matrix = _llama_order(key, weight, config) if architecture == "llama" else weight
+        data, stored = _stored(matrix, quantization)
+        writer.add_tensor(new, data, raw_dtype=stored)
+    factors = _rope_factors(decoder)
+    if factors is not None:
+        writer.add_tensor("rope_freqs.weight", factors)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return tokenizer.differences
+
+
+@contextmanager
+def quantized_weights(model: LLMSentenceTransformer, kind: str) -> Generator[None]:
+    """Let a model compute with the weights that a GGUF file of this kind holds; as they were afterwards."""
+    import gguf
+    import torch
+
+    decoder = inner_model(model)
+    quantization = gguf.GGMLQuantizationType[kind]
+    before = {name: weight.detach().clone() for name, weight in decoder.named_parameters()}
+    try:
+        with torch.no_grad():
+            for weight in decoder.parameters():
+                data, stored = _stored(weight, quantization)
+                if stored == quantization:
+                    weight.copy_(torch.from_numpy(gguf.quants.dequantize(data, quantization)))
+        yield
+    finally:
+        with torch.no_grad():
+            for name, weight in decoder.named_parameters():
+                weight.copy_(before[name])
+
+
+def _architecture(config: Any, max_seq_length: int) -> str:
+    """Give llama.cpp's architecture for a model that it computes in the same way."""
+    refusal = None
+    windows = set(getattr(config, "layer_types", None) or ["sliding_attention"])
+    window = getattr(config, "sliding_window", None)
+    rope = config.rope_parameters["rope_type"] if config.model_type in ARCHITECTURES else ""
+    if config.model_type not in ARCHITECTURES:
+        refusal = f"is of type {config.model_type!r}; allowed are {', '.join(ARCHITECTURES)}"
+    elif config.hidden_act != "silu":
+        refusal = f"has the activation {config.hidden_act!r}, and llama.cpp computes 'silu' for its architecture"
+    elif window is not None and window < max_seq_length and "sliding_attention" in windows:
+        refusal = (
+            f"has a sliding window of {window} tokens, which llama.cpp's architecture lacks, and texts of up to "
+            f"{max_seq_length}; it can be exported with a max_seq_length of at most {window}"
+        )
+    elif rope != "default" and not (rope in ("linear", "llama3") and ARCHITECTURES[config.model_type] == "llama"):
+        refusal = (
+            f"has the position scaling {rope!r}; allowed are default, and for Llama and Mistral linear and llama3"
+        )
+    if refusal is not None:
+        raise InputError(f"The model cannot be exported to gguf: it {refusal}. Export to onnx or openvino instead.")
+    return ARCHITECTURES[config.model_type]
+
+
+def _model_arch(architecture: str) -> Any:
+    import gguf
+
+    return next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+
+
+def _write_settings(writer: Any, model: LLMSentenceTransformer, tokenizer: GGUFTokenizer) -> None:
+    import gguf
+
+    config = inner_model(model).config
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    # Ollama cuts texts off here; other lengths than the trained one give other vectors of long texts.
+    writer.add_context_length(longest_text(model))
+    writer.add_vocab_size(len(tokenizer.pieces))
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(head)
+    writer.add_value_length(head)
+    writer.add_rope_dimension_count(head)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_causal_attention(getattr(config, "is_causal", True) is not False)
+    writer.add_pooling_type(gguf.PoolingType.LAST)
+
+
+def _llama_order(key: str, weight: torch.Tensor, config: Any) -> torch.Tensor:
+    """Put the rows of a Mistral's or Llama's query and key projections into llama.cpp's order of rotated pairs."""
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(key.split(".")[-2])
+    if heads is None:
+        return weight
+    halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
+    return halves.swapaxes(1, 2).reshape(weight.shape)
+
+
+def _rope_factors(decoder: Any) -> NDArray[np.float32] | None:
+    """Give what llama.cpp divides each rotation frequency by, shape (head size / 2,); None if that is 1."""
+    import torch
+
+    actual = decoder.rotary_emb.inv_freq.float()
+    steps = torch.arange(len(actual), dtype=torch.float32) / len(actual)
+    plain = 1.0 / decoder.config.rope_parameters["rope_theta"] ** steps
+    factors = plain / actual
+    return None if torch.allclose(factors, torch.ones_like(factors), rtol=1e-4) else factors.numpy()
+
+
+def _stored(weight: torch.Tensor, quantization: Any) -> tuple[NDArray[Any], Any]:
+    """Give a weight as it is stored, and its type: vectors, and rows that blocks do not fit, stay as they are."""
+    import gguf
+
+    data = weight.detach().float().numpy()
+    if data.ndim < 2:
+        return data, gguf.GGMLQuantizationType.F32
+    block = gguf.GGML_QUANT_SIZES[quantization][0]
+    fits = gguf.GGMLQuantizationType.F16 if data.shape[-1] % block else quantization
+    return gguf.quants.quantize(data, fits), fits

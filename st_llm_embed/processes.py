@@ -1,0 +1,35 @@
+"""The processes of one run: torchrun starts several. They train together; the first one alone does all the rest."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import distributed
+
+LONGEST_WAIT = timedelta(days=30)
+"""The first process may score a large model while the others wait; torch's own limit is half an hour."""
+
+
+def is_first_process() -> bool:
+    """Whether this process prints and writes: the only one, or rank 0 of those that torchrun started."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def wait_for_all_processes() -> None:
+    """Wait until every process has come here. The trainer's arguments have connected them by then."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.barrier(group=_waiting_group())
+
+
+@cache
+def _waiting_group() -> distributed.ProcessGroup:
+    from torch import distributed
+
+    # Apart from the group that trains, whose shorter limit tells when a process hangs.
+    return distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)

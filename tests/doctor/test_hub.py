@@ -1,0 +1,127 @@
+"""Doctor on repositories of a local Hub, over HTTP, as a user with an empty cache meets them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hub import Hub
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+from spoil import edit, tokenizer_config
+
+from st_llm_embed import LLMSentenceTransformer
+
+pytestmark = pytest.mark.integration
+
+PROGRAM = """
+import json, sys
+from st_llm_embed.doctor import diagnose
+diagnosis = diagnose(sys.argv[1], live={live})
+print(json.dumps(diagnosis.to_json() | {{"torch": "torch" in sys.modules}}))
+"""
+
+
+UPLOAD = """
+import json, sys
+from huggingface_hub import create_repo, upload_folder
+create_repo(sys.argv[2])
+print(json.dumps(upload_folder(repo_id=sys.argv[2], folder_path=sys.argv[1]).oid))
+"""
+
+
+REFUSED = """
+import json, os, sys
+os.environ.update(json.loads(sys.argv[2]))
+from pathlib import Path
+from st_llm_embed import InputError
+from st_llm_embed.doctor import diagnose
+from st_llm_embed.doctor.fix import repair
+told = []
+for attempt in (lambda: diagnose(sys.argv[1], live=True), lambda: repair(sys.argv[1], Path("fixed"))):
+    try:
+        attempt()
+    except InputError as error:
+        told.append(str(error))
+print(json.dumps(told))
+"""
+
+
+def push(hub: Hub, folder: Path, name: str) -> str:
+    """Upload a folder whatever is in it, and give the commit."""
+    return hub.run(UPLOAD, folder, name)
+
+
+def test_small_files_are_enough_and_torch_is_not_imported(
+    hub: Hub, good: Callable[[str], Path], tmp_path: Path
+) -> None:
+    push(hub, good("mistral"), "lab/good")
+    folder = shutil.copytree(good("mistral"), tmp_path / "bad")
+    tokenizer_config(folder, tokenizer_class="LlamaTokenizer", add_eos_token=None)
+    push(hub, folder, "lab/bad")
+    hub.fail()
+    healthy, ill = (hub.run(PROGRAM.format(live=False), name) for name in ("lab/good", "lab/bad"))
+    assert healthy["findings"] == []
+    assert [finding["trap"] for finding in ill["findings"]] == [1]
+    assert not healthy["torch"]
+    asked = [one["path"] for one in hub.requests("GET")]
+    assert any("tokenizer.json" in path for path in asked)
+    assert not any("model.safetensors" in path for path in asked)
+
+
+def test_an_adapter_is_compared_with_the_headers_of_its_base(
+    hub: Hub, good: Callable[[str], Path], tmp_path: Path
+) -> None:
+    commit = push(hub, good("mistral"), "lab/base")
+    model = LLMSentenceTransformer(str(good("mistral")), device="cpu")
+    model.add_adapter(LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]))
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            weight.data = torch.full_like(weight, 0.1)
+    model.save_pretrained(str(tmp_path / "adapter"), create_model_card=False)
+    names = {"base_model_name_or_path": "lab/base", "revision": commit}
+    edit(tmp_path / "adapter" / "adapter_config.json", **names)
+    push(hub, tmp_path / "adapter", "lab/adapter")
+    told = hub.run(PROGRAM.format(live=True), "lab/adapter")
+    assert told["findings"] == []
+    done = {check["what"]: check["done"] for check in told["checks"]}
+    assert done["the adapter's keys fit its base"]
+    assert done["vectors differ from those without the adapter"]
+
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({key.replace(".layers.", ".model.layers."): value for key, value in load_file(weights).items()}, weights)
+    push(hub, tmp_path / "adapter", "lab/prefixed")
+    assert hub.run(PROGRAM.format(live=False), "lab/prefixed")["findings"] == []
+    save_file({key.replace("_proj.", "_projection."): value for key, value in load_file(weights).items()}, weights)
+    push(hub, tmp_path / "adapter", "lab/renamed")
+    [finding] = hub.run(PROGRAM.format(live=False), "lab/renamed")["findings"]
+    assert finding["trap"] == 7
+    assert "4 of 4 modules are not in the base" in finding["message"]
+
+
+def test_weights_that_cannot_be_downloaded_are_one_message(hub: Hub, good: Callable[[str], Path]) -> None:
+    push(hub, good("mistral"), "lab/heavy")
+    hub.fail({"method": "HEAD", "path": "/resolve/.*safetensors", "times": 9, "status": 403, "message": "no more"})
+    told = hub.run(REFUSED, "lab/heavy", "{}")
+    assert ["lab/heavy cannot be downloaded" in one for one in told] == [True, True]
+    assert not (hub.folder / "fixed").exists()
+
+
+def test_a_hub_that_cannot_be_reached_is_one_message(hub: Hub) -> None:
+    told = hub.run(REFUSED, "lab/heavy", '{"HF_ENDPOINT": "ftp://127.0.0.1"}')
+    assert ["The Hub did not answer for 'lab/heavy'" in one for one in told] == [True, True]
+
+
+def test_a_repository_that_is_not_there_is_bad_input(hub: Hub) -> None:
+    program = """
+import json
+from st_llm_embed import InputError, doctor
+try:
+    doctor("lab/nothing")
+except InputError as error:
+    print(json.dumps(str(error)))
+"""
+    assert "no repository on the Hub" in hub.run(program)

@@ -1,0 +1,306 @@
+"""Real models behind real servers and runtimes: the right ones are the same, and each mistake is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from embedding_server import EmbeddingServer, error
+from families import save_base
+from misbehaving import Served
+from sentence_transformers import SentenceTransformer
+from transformers import AutoTokenizer
+
+from st_llm_embed import InputError, LLMSentenceTransformer, verify
+from st_llm_embed.doctor.probe import PROBE_FILE, TAIL, make_probe, write_probe
+from st_llm_embed.doctor.verify import Verification, server_runtime
+
+FAMILIES = ("mistral", "qwen3", "llama")
+PROMPT = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: "
+
+
+def embedder(folder: Path, family: str, tokenizer: str = "Unigram") -> Path:
+    """A released model without its card: the stock files and a probe."""
+    base = save_base(folder / "base", family, tokenizer, bos=True)
+    model = LLMSentenceTransformer.from_base(str(base), max_seq_length=192, device="cpu")
+    # As they are drawn, weights are so small that a token hardly sees the others.
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 2:
+                weight.copy_(torch.randn_like(weight) * 0.3)
+    saved = folder / "saved"
+    model.save_pretrained(str(saved), create_model_card=False)
+    write_probe(make_probe(SentenceTransformer(str(saved), device="cpu"), "org/tiny"), saved / PROBE_FILE)
+    return saved
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def released(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return embedder(tmp_path_factory.mktemp(request.param), request.param, "byte-level BPE")
+
+
+@pytest.fixture(scope="module")
+def mistral(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return embedder(tmp_path_factory.mktemp("one"), "mistral", "byte-level BPE")
+
+
+def served(folder: Path) -> Served:
+    model = SentenceTransformer(str(folder), device="cpu")
+    return Served(model, AutoTokenizer.from_pretrained(folder), 192)
+
+
+def asked(folder: Path, one: Served, *, ids: bool = False, weights: bool = True) -> Verification:
+    with EmbeddingServer(one.embed, fault=without_tokens(one), tokenize=one.tokenize if ids else None) as server:
+        return verify(folder if weights else folder / PROBE_FILE, server.base_url)
+
+
+def without_tokens(one: Served) -> Callable[[int, list[str]], Any]:
+    """A text that has no token at all is refused."""
+    return lambda _number, texts: None if all(map(one.ids, texts)) else error(400, "the input is empty")
+
+
+def traps(verification: Verification) -> set[str]:
+    assert not verification.same
+    return {one.trap for one in verification.explanations}
+
+
+MISTAKES: dict[str, dict[str, Any]] = {
+    "right padding": {"read": "last position"},
+    "left padding": {"padding": "left", "has_mask": False},
+    "left padding read as right": {"padding": "left", "read": "length"},
+    "prompt missing": {"removed_prompt": PROMPT},
+    "prompt on documents": {"documents_prompt": PROMPT},
+    "not normalised": {"normalised": False},
+    "mean pooling": {"pooling": "mean"},
+    "first-token pooling": {"pooling": "first"},
+    "max length": {"max_length": 32},
+    "missing EOS": {"loses_end": True},
+    "EOS cut off": {"cuts_end": True},
+    "special tokens in texts": {"splits_special": True},
+    "prompt doubled": {"queries_prompt": PROMPT},
+    "no special tokens": {"adds_special": False},
+    "doubled BOS": {"prepended": "<s>"},
+    "doubled EOS": {"appended": "</s>"},
+    "whitespace": {"stripped": True},
+    "dimension": {"dimensions": 16},
+}
+"""By the trap that has to be named."""
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "tei", "llama.cpp"])
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1", "", "/embed"])
+def test_a_server_that_does_it_right_is_the_same(
+    path: str, dialect: Literal["vllm", "tei", "llama.cpp"], mistral: Path
+) -> None:
+    one = served(mistral)
+    with EmbeddingServer(one.embed, tokenize=one.tokenize, dialect=dialect) as server:
+        verification = verify(mistral, server.base_url.removesuffix("/v1") + path)
+    assert verification.same
+    assert verification.ids_equal
+    assert verification.worst_cosine is not None
+    assert verification.worst_cosine > 0.99999
+    # /tokenize does not cut.
+    assert [row.ids_equal for row in verification.rows].count(None) >= 2
+    assert verification.explanations == ()
+
+
+@pytest.mark.parametrize("path", ["/v1", "/embed"])
+def test_a_text_that_tokenize_refuses_takes_no_other_texts_ids_away(path: str, mistral: Path) -> None:
+    one = served(mistral)
+
+    def tokenize(text: str) -> list[int] | None:
+        return one.tokenize(text) if text else None
+
+    with EmbeddingServer(one.embed, tokenize=tokenize, dialect="tei") as server:
+        runtime = server_runtime(server.base_url.removesuffix("/v1") + path)
+        ids = [embedding.ids for embedding in runtime(["a", "", "b"])]
+    assert ids == [one.tokenize("a"), None, one.tokenize("b")]
+
+
+def test_every_family_is_the_same_whichever_side_is_padded(released: Path) -> None:
+    for side in ("right", "left"):
+        verification = asked(released, served(released).but(padding=side), ids=True)
+        assert verification.same
+        assert verification.ids_equal
+
+
+@pytest.mark.parametrize("trap", MISTAKES)
+def test_each_mistake_is_named(trap: str, released: Path) -> None:
+    assert traps(asked(released, served(released).but(**MISTAKES[trap]))) == {trap}
+
+
+WITH_IDS = ("prompt missing", "prompt on documents", "missing EOS", "no special tokens", "doubled BOS", "doubled EOS")
+
+
+@pytest.mark.parametrize("trap", [*WITH_IDS, "whitespace", "not normalised", "dimension"])
+def test_the_probe_and_the_servers_ids_are_enough_to_name_it(trap: str, mistral: Path) -> None:
+    one = served(mistral).but(**MISTAKES[trap])
+    assert trap in traps(asked(mistral, one, ids=True, weights=False))
+
+
+@pytest.mark.parametrize(
+    ("trap", "told"),
+    [
+        ("right padding", "padding"),
+        ("left padding", "padding"),
+        ("not normalised", "not normalised"),
+        ("prompt missing", "prompt missing"),
+        ("whitespace", "whitespace"),
+        ("max length", "max length"),
+        ("mean pooling", "ends, pooling or weights"),
+        ("missing EOS", "ends, pooling or weights"),
+        ("dimension", "dimension"),
+    ],
+)
+def test_the_vectors_alone_tell_what_they_can(trap: str, told: str, mistral: Path) -> None:
+    mistake = MISTAKES[trap] if trap != "max length" else {"max_length": 1000}
+    verification = asked(mistral, served(mistral).but(**mistake), weights=False)
+    assert traps(verification) == {told}
+    if trap == "max length":
+        assert "What lies beyond max_seq_length is embedded" in verification.explanations[0].sentence
+
+
+def test_a_length_is_told(mistral: Path) -> None:
+    [one] = asked(mistral, served(mistral).but(max_length=48)).explanations
+    assert "They are cut at 48 tokens, and have to be at 192." in one.sentence
+    [one] = asked(mistral, served(mistral).but(max_length=1000)).explanations
+    assert "They are not cut at all." in one.sentence
+
+
+@pytest.mark.parametrize("ids", [True, False])
+@pytest.mark.parametrize("weights", [True, False])
+def test_another_tokenizer_is_named(ids: bool, weights: bool, mistral: Path, tmp_path: Path) -> None:
+    """Of the same size, with other merges: as a vocabulary rebuilt without the scores of its pieces."""
+    content = json.loads((mistral / "tokenizer.json").read_text(encoding="utf-8"))
+    content["model"]["merges"] = content["model"]["merges"][:5]
+    shutil.copytree(mistral, tmp_path / "other")
+    (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    other = AutoTokenizer.from_pretrained(tmp_path / "other")
+    verification = asked(mistral, served(mistral).but(tokenizer=other), ids=ids, weights=weights)
+    assert "tokenizer" in traps(verification)
+    assert verification.ids_equal is (False if ids else None)
+
+
+@pytest.mark.parametrize("ids", [True, False])
+def test_other_weights_are_named(ids: bool, mistral: Path) -> None:
+    one = served(mistral)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for weight in one.model.parameters():
+            weight.copy_(torch.randn_like(weight) * 0.1)
+    assert traps(asked(mistral, one, ids=ids)) == {"weights"}
+    assert traps(asked(mistral, one, ids=ids, weights=False)) == {
+        "pooling or weights" if ids else "ends, pooling or weights"
+    }
+
+
+def test_two_mistakes_are_both_named(mistral: Path) -> None:
+    one = served(mistral).but(pooling="mean", adds_special=False, normalised=False)
+    assert traps(asked(mistral, one)) == {"mean pooling", "no special tokens", "not normalised"}
+
+
+def test_half_precision_is_told_from_a_fault(mistral: Path) -> None:
+    one = served(mistral)
+    one.model.to(torch.bfloat16)
+    verification = asked(mistral, one)
+    assert traps(verification) == {"precision"}
+    with EmbeddingServer(one.embed) as server:
+        assert verify(mistral, server.base_url, minimum_cosine=0.98).same
+
+
+def refuses(test: Callable[[str], bool]) -> Callable[[int, list[str]], Any]:
+    return lambda _number, texts: error(400, "input is too long or empty") if any(map(test, texts)) else None
+
+
+def test_texts_that_a_server_refuses_are_told_and_are_no_difference(mistral: Path) -> None:
+    one = served(mistral)
+    with EmbeddingServer(one.embed, fault=refuses(lambda text: not text or TAIL in text)) as server:
+        verification = verify(mistral, server.base_url)
+    assert verification.same
+    refused = {row.name for row in verification.rows if row.same is None}
+    assert refused == {"empty", "over-long"}
+    assert all("400: " in row.refusal for row in verification.rows if row.same is None)
+    # The others were still asked for as one batch.
+    wrong = one.but(read="last position")
+    with EmbeddingServer(wrong.embed, fault=refuses(lambda text: not text or TAIL in text)) as server:
+        assert traps(verify(mistral, server.base_url)) == {"right padding"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (lambda _number, _texts: error(400, "no such thing"), "None of the 17 texts was embedded"),
+        (lambda _number, _texts: error(404, "no such model"), "answers with status 404"),
+        (lambda _number, _texts: error(401, "wrong key"), "--api-key-env names"),
+        (lambda _number, _texts: "cut", "cut the connection"),
+        (lambda _number, texts: [[float("nan")] * 32 for _ in texts], "not finite"),
+        (lambda _number, texts: [[1.0]] * (len(texts) - 1), "16 vectors for 17 texts"),
+        (lambda _number, _texts: (200, {}, {"hello": "world"}), "something that is no list of vectors"),
+    ],
+)
+def test_a_server_that_cannot_be_compared_is_one_message(
+    fault: Callable[[int, list[str]], Any], told: str, mistral: Path
+) -> None:
+    with (
+        EmbeddingServer(served(mistral).embed, fault=fault) as server,
+        pytest.raises(InputError, match=told),
+    ):
+        verify(mistral, server.base_url)
+
+
+def test_an_address_with_a_secret_is_refused_and_not_repeated(mistral: Path) -> None:
+    with pytest.raises(InputError, match="no user, password") as refused:
+        verify(mistral, "http://ada:secret@localhost/v1")
+    assert "secret" not in str(refused.value)
+
+
+def test_the_key_goes_to_the_server_and_the_name_is_its_own(mistral: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "key-of-mine")
+    with EmbeddingServer(served(mistral).embed) as server:
+        runtime = server_runtime(server.base_url, api_key_env="MY_KEY")
+        assert verify(mistral, runtime).same
+        assert server.keys == {"key-of-mine"}
+        assert {body["model"] for body in server.bodies} == {"the-only-model"}
+        server_runtime(server.base_url, served_name="mine")(["a"])
+        assert server.bodies[-1]["model"] == "mine"
+
+
+def test_the_command_says_what_differs_and_exits_with_one(
+    mistral: Path, run_cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    same = run_cli("verify", mistral, "--against", mistral)
+    assert (same.code, same.err) == (0, "")
+    assert "The vectors are the same" in same.out
+    with EmbeddingServer(served(mistral).but(read="last position").embed) as server:
+        outcome = run_cli("verify", mistral, "--against", server.base_url)
+        assert outcome.code == 1
+        assert "right padding: In a batch" in outcome.out
+        outcome = run_cli("verify", mistral, "--against", server.base_url, "--json")
+    content = json.loads(outcome.out)
+    assert outcome.code == 1
+    assert content["same"] is False
+    assert [one["trap"] for one in content["explanations"]] == ["right padding"]
+    assert len(content["texts"]) == 17
+    for arguments, told in (
+        ((mistral, "--against", tmp_path / "none"), "is nothing to compare a model with"),
+        ((tmp_path / "none", "--against", mistral), "There is no"),
+        ((mistral, "--against", mistral, "--minimum-cosine", "2"), "has to be above 0 and at most 1"),
+        ((mistral, "--against", "http://127.0.0.1:9/v1"), "cannot be reached"),
+    ):
+        outcome = run_cli("verify", *arguments)
+        assert outcome.code == 2
+        assert told in outcome.err
+        assert outcome.err.count("\n") == 1
+
+
+def test_a_model_without_a_probe_is_its_own_probe(mistral: Path, tmp_path: Path) -> None:
+    shutil.copytree(mistral, tmp_path / "copy", ignore=lambda *_: [PROBE_FILE])
+    assert verify(tmp_path / "copy", mistral).same
+    assert np.isclose(verify(tmp_path / "copy", tmp_path / "copy").worst_cosine or 0, 1)

@@ -1,0 +1,132 @@
+"""GGUF files of ours read by llama.cpp, in an environment of its own: the same ids, the same vectors, no flags."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from families import save_base
+
+from st_llm_embed import LLMSentenceTransformer
+from st_llm_embed.data import read_rows
+from st_llm_embed.data.rows import embedded_rows
+from st_llm_embed.doctor.probe import DOCUMENTS
+from st_llm_embed.export.gguf import write_gguf
+
+ENVIRONMENT = Path(__file__).parents[3] / ".venv-llamacpp"
+
+pytestmark = [
+    pytest.mark.llamacpp,
+    pytest.mark.skipif(
+        not list(ENVIRONMENT.glob("lib/python*/site-packages/llama_cpp")),
+        reason="make test-llamacpp builds llama.cpp from source; it was not run, or the build failed",
+    ),
+]
+
+LONGEST = 200
+
+TEXTS = [*DOCUMENTS.values(), "x </s> y", "</s>", "<s>a</s>"]
+
+# Special tokens inside a text are read as such, as llama-server does.
+PROGRAM = """
+import json, sys
+import llama_cpp
+longest = int(sys.argv[2])
+model = llama_cpp.Llama(
+    sys.argv[1],
+    embedding=True,
+    n_ctx=longest,
+    n_batch=longest,
+    n_ubatch=longest,
+    n_threads=1,
+    n_threads_batch=1,
+    verbose=False,
+)
+tokenize = model.tokenize
+model.tokenize = lambda text, *args, **kwargs: tokenize(text, add_bos=True, special=True)
+texts = json.load(sys.stdin)
+give = {
+    "ids": lambda text: model.tokenize(text.encode("utf-8")),
+    "vectors": lambda text: model.embed(text, normalize=True),
+}[sys.argv[3]]
+print(json.dumps([give(text) for text in texts]))
+"""
+
+
+def ask_llama_cpp(path: Path, texts: list[str], what: str) -> Any:
+    result = subprocess.run(
+        [str(ENVIRONMENT / "bin" / "python"), "-c", PROGRAM, str(path), str(LONGEST), what],
+        input=json.dumps(texts),
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def check(model: LLMSentenceTransformer, path: Path, texts: list[str]) -> None:
+    assert ask_llama_cpp(path, texts, "ids") == [model.tokenizer(text)["input_ids"] for text in texts]
+    assert (model.encode(texts) * np.array(ask_llama_cpp(path, texts, "vectors"))).sum(axis=1).min() >= 0.9999
+
+
+@pytest.mark.parametrize(
+    ("family", "tokenizer", "options", "config"),
+    [
+        ("mistral", "byte-fallback BPE", {}, {}),
+        ("mistral", "byte-level BPE", {}, {}),
+        ("llama", "byte-fallback BPE", {}, {"attention_bias": True, "mlp_bias": True}),
+        ("llama", "byte-level BPE", {"attention": "bidirectional"}, {}),
+        (
+            "llama",
+            "byte-level BPE",
+            {},
+            {
+                "rope_parameters": {
+                    "rope_type": "llama3",
+                    "factor": 8.0,
+                    "rope_theta": 10000.0,
+                    "low_freq_factor": 1.0,
+                    "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": 64,
+                }
+            },
+        ),
+        ("llama", "byte-level BPE", {}, {"rope_parameters": {"rope_type": "linear", "factor": 4.0}}),
+        ("qwen2", "byte-level BPE", {}, {}),
+        ("qwen3", "byte-level BPE", {}, {}),
+        ("qwen3", "byte-fallback BPE", {"attention": "bidirectional"}, {}),
+    ],
+)
+def test_llama_cpp_gives_the_same_ids_and_vectors(
+    family: str, tokenizer: str, options: dict[str, Any], config: dict[str, Any], tmp_path: Path
+) -> None:
+    base = save_base(tmp_path / "base", family, tokenizer, bos=True)
+    written = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    (base / "config.json").write_text(json.dumps(written | config), encoding="utf-8")
+    model = LLMSentenceTransformer.from_base(str(base), max_seq_length=LONGEST, device="cpu", **options)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, weight in model[0].model.named_parameters():
+            if name.endswith("bias"):
+                weight.normal_()
+    for kind in ("F32", "F16"):
+        write_gguf(model, tmp_path / f"{kind}.gguf", kind, "model")
+        check(model, tmp_path / f"{kind}.gguf", TEXTS)
+
+
+def test_the_packaged_base_has_the_same_ids_for_real_texts(tmp_path: Path) -> None:
+    model = LLMSentenceTransformer.from_base("embedded", max_seq_length=LONGEST, device="cpu")
+    differences = write_gguf(model, tmp_path / "model.gguf", "F32", "model")
+    assert "begin with a space" in differences[0]
+    texts = list(dict.fromkeys(row.anchor for row in read_rows(embedded_rows())))
+    fitting = [text for text in texts if len(model.tokenizer(text)["input_ids"]) <= LONGEST]
+    assert ask_llama_cpp(tmp_path / "model.gguf", fitting, "ids") == [
+        model.tokenizer(text)["input_ids"] for text in fitting
+    ]
+    check(model, tmp_path / "model.gguf", [text for text in DOCUMENTS.values() if not text.startswith(" ")])
