@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import example_rows, write_rows
-from modules.test_portable import COMMIT, cached_on_the_hub
+from modules.test_layout import COMMIT, cached_on_the_hub
 from sentence_transformers import SentenceTransformer
 
 from st_llm_embed import InputError, Recipe, verify
