@@ -136,7 +136,7 @@ def server(core: int, faults: dict[str, object] | None = None) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "faults.json"
         path.write_text(json.dumps(faults or {}))
-        command = [sys.executable, "-m", "st_llm_embed.synthesis.replay", "--latency", "1", "--faults", str(path)]
+        command = [sys.executable, "-m", "replay_server", "--latency", "1", "--faults", str(path)]
         command = ["taskset", "-c", str(core), *command]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
             try:

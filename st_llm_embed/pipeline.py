@@ -12,31 +12,19 @@ from collections import Counter
 from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
-
-from sentence_transformers import SentenceTransformer
 
 from st_llm_embed.data import Row, Split, check_rows, read_rows, rows_file, split_of, write_dataset
 from st_llm_embed.data.dataset import write_source
 from st_llm_embed.data.files import check_source, read_source
 from st_llm_embed.errors import InputError, explained
-from st_llm_embed.evaluation import check_best_score, held_out_evaluator, write_report
-from st_llm_embed.modules import base_path
 from st_llm_embed.processes import is_first_process, wait_for_all_processes
-from st_llm_embed.publishing.cards import dataset_card
-from st_llm_embed.publishing.release import write_release
 from st_llm_embed.recipe import BASE, SYNTHESIS, Base, Mining, Recipe, Synthesis
 from st_llm_embed.stage import TRAINING_STAGE, build_stage, file_hash, file_hashes, full_disk_explained, owned_folder
 from st_llm_embed.synthesis.generate import Projection, check_synthesis, estimate, generate
 from st_llm_embed.synthesis.output import write_synthetic_dataset
-from st_llm_embed.synthesis.plan import RequestPlan
-from st_llm_embed.synthesis.selection import Similarities
-from st_llm_embed.synthesis.tasks import TaskFile, tasks_path
-from st_llm_embed.training import check_training, train
-from st_llm_embed.training.hard_negatives import check_mining, mine_hard_negatives
-from st_llm_embed.training.stages import check_configurations, configurations_of, going_on_from
+from st_llm_embed.synthesis.selection import Selection, Similarities
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +35,10 @@ def check_inputs(recipe: Recipe) -> None:
     Raises:
         InputError: rows, base model or a section of the recipe cannot be used.
     """
+    from st_llm_embed.evaluation import check_best_score
+    from st_llm_embed.training import check_training
+    from st_llm_embed.training.stages import check_configurations
+
     check_training(recipe)
     check_data(recipe)
     check_configurations(recipe)
@@ -70,9 +62,11 @@ def check_data(recipe: Recipe) -> None:
         InputError: they cannot be used.
     """
     if recipe.data.mining is not None:
+        from st_llm_embed.training.hard_negatives import check_mining
+
         check_mining(recipe.data.mining)
     if recipe.data.rows == SYNTHESIS:
-        check_synthesis(_synthesis_of(recipe))
+        check_synthesis(synthesis_of(recipe))
     else:
         check_rows(rows_file(recipe.data.rows), recipe.data.validation_fraction)
     for name, source in recipe.data.sources.items():
@@ -94,6 +88,9 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
         InputError: something given cannot be used, the output folder holds what no run wrote, or the disk is full;
             finished stages are kept.
     """
+    from st_llm_embed.evaluation import write_report
+    from st_llm_embed.publishing.release import write_release
+
     check_inputs(recipe)
     with run_in(output_dir, recipe):
         training_dir, trained = _train(recipe, output_dir, build_data(recipe, output_dir))
@@ -156,33 +153,21 @@ def run_synthesis(recipe: Recipe, output_dir: Path, *, ask: bool = True) -> dict
         InputError: as `run_pipeline`; besides, a limit is reached or the LLM's server cannot go on. Every answer that
             came is in journal/.
     """
-    _synthesis_of(recipe)
+    synthesis_of(recipe)
     if ask:
         check_data(recipe)
     with run_in(output_dir, recipe):
-        if ask:
-            _generate(recipe, output_dir)
-        _build_dataset(recipe, output_dir, anew=not ask)
+        selection = _generate(recipe, output_dir) if ask else None
+        _build_dataset(recipe, output_dir, selection, anew=not ask)
         return json.loads((output_dir / "dataset" / "statistics.json").read_text(encoding="utf-8"))
 
 
 def run_estimate(recipe: Recipe, output_dir: Path, requests: int) -> list[Projection]:
     """Send a few of the planned requests and project what all of them will take; as `run_synthesis` otherwise."""
-    synthesis = _synthesis_of(recipe)
+    synthesis = synthesis_of(recipe)
     check_data(recipe)
     with run_in(output_dir, recipe):
         return estimate(synthesis, output_dir / "journal", requests)
-
-
-def planned_prompts(recipe: Recipe) -> list[str]:
-    """Give the first prompt of each kind that can be known before anything is answered."""
-    synthesis = _synthesis_of(recipe)
-    plan = RequestPlan(synthesis.plan, synthesis.endpoint)
-    if synthesis.plan.tasks is None:
-        requests = list(islice(plan.brainstorms(), 1))
-    else:
-        requests = [plan.example(0, TaskFile(tasks_path(synthesis.plan.tasks)))]
-    return [request.messages[0]["content"] for request in requests]
 
 
 @contextmanager
@@ -199,10 +184,9 @@ def run_in(output_dir: Path, recipe: Recipe) -> Generator[None]:
 
 def build_data(recipe: Recipe, output_dir: Path) -> dict[Path, str]:
     """Build the folders to train on; return each with the hash of its content."""
-    if recipe.data.rows == SYNTHESIS and is_first_process():
-        _generate(recipe, output_dir)
+    selection = _generate(recipe, output_dir) if recipe.data.rows == SYNTHESIS and is_first_process() else None
     wait_for_all_processes()
-    built = {output_dir / "dataset": _build_dataset(recipe, output_dir)}
+    built = {output_dir / "dataset": _build_dataset(recipe, output_dir, selection)}
     if recipe.data.sources:
         built[output_dir / "sources"] = _build_sources(recipe, output_dir)
     return built
@@ -210,6 +194,9 @@ def build_data(recipe: Recipe, output_dir: Path) -> dict[Path, str]:
 
 def _train(recipe: Recipe, output_dir: Path, data: dict[Path, str]) -> tuple[Path, str]:
     """Train on what `build_data` returned; return the folder of the last training and its fingerprint."""
+    from st_llm_embed.evaluation import held_out_evaluator
+    from st_llm_embed.training import train
+
     if recipe.stages:
         return _train_stages(recipe, output_dir, list(data))
     evaluator = held_out_evaluator(recipe, output_dir / "dataset")
@@ -221,6 +208,10 @@ def _train(recipe: Recipe, output_dir: Path, data: dict[Path, str]) -> tuple[Pat
 
 def _train_stages(recipe: Recipe, output_dir: Path, data: Sequence[Path]) -> tuple[Path, str]:
     """Train the stages of a recipe, each on from the one before; return as `_train`."""
+    from st_llm_embed.evaluation import held_out_evaluator
+    from st_llm_embed.training import train
+    from st_llm_embed.training.stages import configurations_of, going_on_from
+
     names = [path.parent.name for folder in data for path in folder.glob("*/train.parquet")]
     # All of them, so that a name in a later stage is wrong before an earlier one has trained.
     chosen = [configurations_of(stage, names) for stage in recipe.stages]
@@ -258,7 +249,12 @@ def _unused(recipe: Recipe) -> set[str]:
     return {name for name in ("stages", "distillation") if not getattr(recipe, name)}
 
 
-def _synthesis_of(recipe: Recipe) -> Synthesis:
+def synthesis_of(recipe: Recipe) -> Synthesis:
+    """Return a recipe's section on synthesis.
+
+    Raises:
+        InputError: its rows come from elsewhere.
+    """
     if recipe.synthesis is None or recipe.data.rows != SYNTHESIS:
         raise InputError(
             f"Recipe {recipe.name} takes its rows from {recipe.data.rows}. To have an LLM write them, set data.rows "
@@ -267,13 +263,14 @@ def _synthesis_of(recipe: Recipe) -> Synthesis:
     return recipe.synthesis
 
 
-def _generate(recipe: Recipe, output_dir: Path) -> None:
-    synthesis = _synthesis_of(recipe)
+def _generate(recipe: Recipe, output_dir: Path) -> Selection | None:
+    """Have every request answered; return the rows if a judge graded them."""
+    synthesis = synthesis_of(recipe)
     logger.info("journal: asking for what is not answered yet")
-    generate(synthesis, output_dir / "journal", _similarities(synthesis))
+    return generate(synthesis, output_dir / "journal", _similarities(synthesis))
 
 
-def _build_dataset(recipe: Recipe, output_dir: Path, *, anew: bool = False) -> str:
+def _build_dataset(recipe: Recipe, output_dir: Path, selection: Selection | None = None, *, anew: bool = False) -> str:
     """Write dataset/ of the rows, or of what the journal's answers give; return the hash of its content."""
     folder, data, journal = output_dir / "dataset", recipe.data, output_dir / "journal"
     # Licence and name are on the card.
@@ -283,15 +280,18 @@ def _build_dataset(recipe: Recipe, output_dir: Path, *, anew: bool = False) -> s
         inputs["mining"] = {"settings": data.mining.model_dump(), "model": _mining_model(recipe, data.mining)}
     if data.rows == SYNTHESIS:
         inputs["journal"] = {path.name: file_hash(path) for path in sorted(journal.glob("*.jsonl"))}
-        inputs |= _synthesis_of(recipe).model_dump(mode="json", include={"plan", "filters"})
+        inputs |= synthesis_of(recipe).model_dump(mode="json", include={"plan", "filters"})
     else:
         inputs["rows"] = file_hash(rows_file(data.rows))
 
     def build(folder: Path) -> None:
+        from st_llm_embed.publishing.cards import dataset_card
+
         if data.rows == SYNTHESIS:
-            synthesis = _synthesis_of(recipe)
+            synthesis = synthesis_of(recipe)
             similarities = _similarities(synthesis)
-            counts = write_synthetic_dataset(synthesis, journal, folder, data.validation_fraction, similarities)
+            fraction = data.validation_fraction
+            counts = write_synthetic_dataset(synthesis, journal, folder, fraction, similarities, selection=selection)
         else:
             counts = write_dataset(read_rows(rows_file(data.rows)), folder, data.validation_fraction)
         counts = _mined(recipe, output_dir, folder) or counts
@@ -334,6 +334,8 @@ def _similarities(synthesis: Synthesis) -> Similarities | None:
     name = synthesis.filters.consistency_model
     if name is None:
         return None
+    from sentence_transformers import SentenceTransformer
+
     model: SentenceTransformer | None = None
 
     def similarities(rows: Sequence[Row]) -> list[tuple[float, float]]:
@@ -355,6 +357,8 @@ def _mined(recipe: Recipe, output_dir: Path, folder: Path) -> Counter[tuple[str,
     """Mine negatives for the rows in a folder, if the recipe says so; vectors/ keeps what was encoded."""
     if recipe.data.mining is None:
         return None
+    from st_llm_embed.training.hard_negatives import mine_hard_negatives
+
     model = json.dumps(_mining_model(recipe, recipe.data.mining), sort_keys=True)
     return mine_hard_negatives(recipe, recipe.data.mining, folder, output_dir / "vectors", model)
 
@@ -368,6 +372,8 @@ def _mining_model(recipe: Recipe, mining: Mining) -> dict[str, Any]:
 
 def _base_hash(recipe: Recipe) -> dict[str, Any]:
     """Identify base and adapter: by the content of a local folder's files, by name and revision on the Hub."""
+    from st_llm_embed.modules import base_path
+
     base = recipe.base.model_dump()
     for key in ("pooling_mode", "instructions"):
         # They came later, and what was trained without them had their defaults.

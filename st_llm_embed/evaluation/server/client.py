@@ -26,7 +26,6 @@ from st_llm_embed.errors import InputError
 from st_llm_embed.evaluation.server.cost import EmbeddingBudget
 from st_llm_embed.evaluation.server.journal import VectorJournal
 from st_llm_embed.recipe import is_plain_address
-from st_llm_embed.synthesis.parsing import completion_of
 
 WORDING = ServiceLabels("embeddings", "--base-url", "the model's name", "--api-key-env")
 PROBE = "The quick brown fox jumps over the lazy dog."
@@ -243,7 +242,7 @@ class EmbeddingClient:
             body = {"encoding_format": "base64", **self.server.parameters}
             body |= {"model": self.server.model, "input": batch}
             try:
-                outcome = await post(self._openai, "/embeddings", body, _of_success, WORDING)
+                outcome = await post(self._openai, "/embeddings", body, WORDING, answer_field="data")
             except asyncio.CancelledError:
                 cost = worst
                 self._journal.append("maybe paid", batch, None, worst)
@@ -252,11 +251,11 @@ class EmbeddingClient:
                 self._sending.discard(task)
                 self._pacer.done()
             if outcome.kind == "answered":
-                usage = outcome.completion.get("usage")
+                usage = outcome.answer.get("usage")
                 counts = [token_count(usage, name) for name in ("prompt_tokens", "total_tokens")]
                 counted = next((count for count in counts if count is not None), None)
                 cost = worst if counted is None else self.budget.cost(counted)
-                self._keep(batch, outcome.completion["data"], cost)
+                self._keep(batch, outcome.answer["data"], cost)
             elif outcome.kind == "maybe paid":
                 cost = worst
                 self._journal.append("maybe paid", batch, None, worst)
@@ -315,10 +314,3 @@ class EmbeddingClient:
                 self._answer_by = max(self._answer_by, self._pacer.paused_until + patience)
         elif outcome.kind == "answered":
             self._pacer.succeeded()
-
-
-def _of_success(body: str, headers: Mapping[str, str]) -> Outcome:
-    answer = completion_of(body)
-    if isinstance(answer.get("data"), list):
-        return Outcome("answered", "", answer, headers)
-    return Outcome("maybe paid", f"status 200 without vectors: {' '.join(body.split())[:300]}")

@@ -41,7 +41,7 @@ class EmbeddingBudget(SpendingLimit):
             InputError: the model has no price, and nothing else limits what it may cost.
         """
         shipped = shipped_prices().get(model)
-        price = limits.price if limits.price is not None else shipped and shipped.input
+        price = limits.price if limits.price is not None else (shipped.input if shipped else None)
         if price is None and (limits.tokens is None or limits.usd is not None):
             raise InputError(
                 f"No price is known for {model}, so what it costs cannot be estimated or limited in USD. Give --price "
