@@ -2,8 +2,8 @@
 
     python scripts/kill_synthesis.py [--kills 50] [--requests 4000] [--seed 0]
 
-The replay server of the tests runs in a process of its own with an answer after 0.2 s; the run is a process that is killed with
-SIGKILL at a moment drawn from its first seconds, fifty times, and then is left to end.
+The replay server of the tests runs in a process of its own with an answer after 0.2 s; the run is a process that is
+killed with SIGKILL at a moment drawn from its first seconds, fifty times, and then is left to end.
 """
 
 from __future__ import annotations
