@@ -186,7 +186,7 @@ def test_bad_rows_are_refused_before_anything_is_written(
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("tokenizer.json", None, "holds no tokenizer"),
+        ("tokenizer.json", None, "has no tokenizer"),
         ("tokenizer.json", "{", "cannot be loaded"),
         ("tokenizer.json", "{}", "cannot be loaded"),
         ("config.json", None, "cannot be loaded"),

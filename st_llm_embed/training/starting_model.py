@@ -6,12 +6,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from transformers import BitsAndBytesConfig, set_seed
 
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.instructions import published_prompts
-from st_llm_embed.modules import LLMSentenceTransformer, base_path
+from st_llm_embed.modules import LLMSentenceTransformer
+from st_llm_embed.modules.layout import hub_snapshot
 from st_llm_embed.recipe import EMBEDDED, Dtype, Recipe
 
 BASE_ADVICE = (
@@ -93,8 +93,5 @@ def quantization_config(recipe: Recipe) -> BitsAndBytesConfig | None:
 
 
 def base_snapshot(recipe: Recipe) -> Path | None:
-    """Give the folder of the Hub's cache that a loaded base lies in, named after its commit; None for a local one."""
-    if Path(base_path(recipe.base.name_or_path)).is_dir():
-        return None
-    config = try_to_load_from_cache(recipe.base.name_or_path, "config.json", revision=recipe.base.revision)
-    return Path(config).parent if isinstance(config, str) else None
+    """Return the cached folder of a base on the Hub, which is named after its commit; None for a local one."""
+    return hub_snapshot(recipe.base.name_or_path, recipe.base.revision)

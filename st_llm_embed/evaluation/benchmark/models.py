@@ -22,7 +22,7 @@ from st_llm_embed.evaluation.benchmark.prompts import PromptMode, TaskPrompt, in
 from st_llm_embed.evaluation.benchmark.saved_prompts import ASYMMETRIC_TYPES
 from st_llm_embed.instructions import INSTRUCTION_TEMPLATE
 from st_llm_embed.modules import LLMSentenceTransformer
-from st_llm_embed.modules.identity import model_identity
+from st_llm_embed.modules.layout import model_identity
 
 if TYPE_CHECKING:
     from mteb import TaskMetadata

@@ -19,7 +19,7 @@ from st_llm_embed.evaluation.benchmark.run import evaluate, set_torn_files_aside
 from st_llm_embed.evaluation.plots import plot_passkey
 from st_llm_embed.evaluation.tasks.passkey import CANDIDATES, PasskeyRetrieval
 from st_llm_embed.modules import LLMSentenceTransformer
-from st_llm_embed.modules.identity import model_identity
+from st_llm_embed.modules.layout import model_identity
 
 logger = logging.getLogger(__name__)
 

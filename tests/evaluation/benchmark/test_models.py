@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from st_llm_embed import InputError, LLMSentenceTransformer
 from st_llm_embed.evaluation.benchmark.models import load_model
 from st_llm_embed.evaluation.benchmark.run import evaluate
-from st_llm_embed.modules.identity import model_hash
+from st_llm_embed.modules.layout import model_hash
 
 DUPLICATES_PROMPT = (
     "Instruct: Given a question, retrieve detailed question descriptions from Stackexchange that are duplicates to "
