@@ -18,9 +18,11 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from st_llm_embed.data import Row, Split, check_rows, read_rows, rows_file, split_of, write_dataset
-from st_llm_embed.data.dataset import write_source
+from st_llm_embed.data import Row, Split, check_rows, read_rows, rows_file, write_dataset
+from st_llm_embed.data.dataset import task_type_of, write_source
 from st_llm_embed.data.files import check_source, read_source
+from st_llm_embed.data.mining import check_mining, mine_dataset, mining_model
+from st_llm_embed.data.vectors import VectorFolder, encoding
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.evaluation import check_best_score, held_out_evaluator, write_report
 from st_llm_embed.modules import base_path
@@ -35,8 +37,8 @@ from st_llm_embed.synthesis.plan import RequestPlan
 from st_llm_embed.synthesis.selection import Similarities
 from st_llm_embed.synthesis.tasks import TaskFile, tasks_path
 from st_llm_embed.training import check_training, train
-from st_llm_embed.training.hard_negatives import check_mining, mine_hard_negatives
-from st_llm_embed.training.stages import check_configurations, configurations_of, going_on_from
+from st_llm_embed.training.adapter import continue_from, starting_model
+from st_llm_embed.training.train import configurations_of
 
 logger = logging.getLogger(__name__)
 
@@ -48,35 +50,41 @@ def check_inputs(recipe: Recipe) -> None:
         InputError: rows, base model or a section of the recipe cannot be used.
     """
     check_training(recipe)
-    check_data(recipe)
-    check_configurations(recipe)
+    rows = check_data(recipe)
     if recipe.evaluation.tasks:
         # Importing mteb takes seconds.
         from st_llm_embed.evaluation.benchmark.task_score import scored_task
 
         for name in recipe.evaluation.tasks:
             scored_task(name)
-    if recipe.data.rows != SYNTHESIS:
-        rows, fraction = read_rows(rows_file(recipe.data.rows)), recipe.data.validation_fraction
-        held_out = {row.task_type for row in rows if split_of(row, fraction) == "validation"}
+    if rows is not None:
+        if not recipe.data.sources and recipe.data.mining is None:
+            for stage in recipe.stages:
+                configurations_of(stage, [name for name, split in rows if split == "train"])
+        held_out = {task_type_of(name) for name, split in rows if split == "validation"}
         for training in recipe.trainings():
             check_best_score(training, held_out)
 
 
-def check_data(recipe: Recipe) -> None:
+def check_data(recipe: Recipe) -> Counter[tuple[str, Split]] | None:
     """Check the rows, or what is needed to have an LLM write them.
+
+    Returns:
+        The rows by (configuration, split); None where they are not written yet.
 
     Raises:
         InputError: they cannot be used.
     """
     if recipe.data.mining is not None:
         check_mining(recipe.data.mining)
+    rows = None
     if recipe.data.rows == SYNTHESIS:
         check_synthesis(_synthesis_of(recipe))
     else:
-        check_rows(rows_file(recipe.data.rows), recipe.data.validation_fraction)
+        rows = check_rows(rows_file(recipe.data.rows), recipe.data.validation_fraction)
     for name, source in recipe.data.sources.items():
         check_source(name, source)
+    return rows
 
 
 def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
@@ -234,7 +242,7 @@ def _train_stages(recipe: Recipe, output_dir: Path, data: Sequence[Path]) -> tup
         start = resolved
         if done:
             former, inputs["before"] = done[-1]
-            start = going_on_from(resolved, former)
+            start = continue_from(resolved, former)
         build = partial(
             train,
             start,
@@ -355,8 +363,12 @@ def _mined(recipe: Recipe, output_dir: Path, folder: Path) -> Counter[tuple[str,
     """Mine negatives for the rows in a folder, if the recipe says so; vectors/ keeps what was encoded."""
     if recipe.data.mining is None:
         return None
-    model = json.dumps(_mining_model(recipe, recipe.data.mining), sort_keys=True)
-    return mine_hard_negatives(recipe, recipe.data.mining, folder, output_dir / "vectors", model)
+    mining = recipe.data.mining
+    embedder = starting_model(recipe) if mining.model == BASE else mining_model(mining)
+    model = json.dumps(_mining_model(recipe, mining), sort_keys=True)
+    encoder = f"{model}\n{mining.query_prompt!r}\n{mining.document_prompt!r}"
+    vectors = VectorFolder(output_dir / "vectors", encoding(embedder, mining), encoder)
+    return mine_dataset(folder, mining, vectors, str(embedder.device))
 
 
 def _mining_model(recipe: Recipe, mining: Mining) -> dict[str, Any]:
