@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+from st_llm_embed.synthesis.progress import Progress
 
 from st_llm_embed.api.budget import Budget
 from st_llm_embed.api.client import Client
@@ -32,7 +33,6 @@ from st_llm_embed.api.exchange import request_body
 from st_llm_embed.recipe import Synthesis
 from st_llm_embed.synthesis.journal import Journal
 from st_llm_embed.synthesis.plan import Request, RequestPlan
-from st_llm_embed.synthesis.progress import Progress
 from st_llm_embed.synthesis.tasks import TaskFile, tasks_path
 
 STRAGGLERS, STRAGGLER_FACTOR = 0.02, 20.0

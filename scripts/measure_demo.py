@@ -77,10 +77,10 @@ def score_sts_benchmark(folder: str) -> None:
     from sentence_transformers import SentenceTransformer
 
     from st_llm_embed import Recipe
-    from st_llm_embed.training import untrained_embedder
+    from st_llm_embed.training import starting_model
 
     recipe = Recipe.load(f"{folder}/recipe.yaml")
-    models = {"before": untrained_embedder(recipe), "after": SentenceTransformer(f"{folder}/release")}
+    models = {"before": starting_model(recipe), "after": SentenceTransformer(f"{folder}/release")}
     scores = {}
     for moment, model in models.items():
         # No cache: mteb gives every local model the same name, and would return the first one's scores.

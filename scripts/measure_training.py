@@ -32,8 +32,8 @@ from st_llm_embed.data.files import read_source
 from st_llm_embed.evaluation.held_out import evaluate_held_out, load_held_out
 from st_llm_embed.evaluation.open_sets import score_open_sets
 from st_llm_embed.instructions import format_query
-from st_llm_embed.training import training_arguments, training_set, untrained_embedder
-from st_llm_embed.training.train import build_trainer
+from st_llm_embed.training import starting_model, training_arguments, training_set
+from st_llm_embed.training.trainer import build_trainer
 
 OURS = ("batches={}", "loss={temperature: 0.02, mini_batch_num_tokens: 4096}")
 
@@ -78,9 +78,7 @@ def main() -> None:
             run = kept(path, recipe, lambda r=recipe, s=setting: train(r, arguments, stock=s.startswith("stock")))
             runs.setdefault(setting, []).append(run)
     start = with_sources(Recipe.load(arguments.recipe, arguments.overrides), arguments.data)
-    before = kept(
-        arguments.output_dir / "before.json", start, lambda: score(untrained_embedder(start), start, arguments)
-    )
+    before = kept(arguments.output_dir / "before.json", start, lambda: score(starting_model(start), start, arguments))
     print(summary({"before training": [before], **runs}), by_set({"before training": [before], **runs}), sep="\n\n")
 
 
@@ -111,7 +109,7 @@ def kept(path: Path, recipe: Recipe, run: Callable[[], dict]) -> dict:
 def train(recipe: Recipe, arguments: argparse.Namespace, *, stock: bool) -> dict:
     """Train from the recipe's start and score the result."""
     folders = datasets(recipe, arguments.output_dir)
-    model, rows = untrained_embedder(recipe), training_set(folders)
+    model, rows = starting_model(recipe), training_set(folders)
     settings = training_arguments(recipe, arguments.output_dir / "trainer")
     trainer = (stock_trainer if stock else build_trainer)(recipe, model, rows, settings)
     started = time.process_time()

@@ -23,7 +23,7 @@ from st_llm_embed import LLMSentenceTransformer, Recipe
 from st_llm_embed.ablation.table import spread
 from st_llm_embed.evaluation.open_sets import retrieval_score
 from st_llm_embed.languages import HIGH_RESOURCE_ISO639_3, LANGUAGE_CODES
-from st_llm_embed.training import untrained_embedder
+from st_llm_embed.training import starting_model
 
 LANGUAGES = ("ar", "de", "el", "en", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh")
 HIGH = {LANGUAGE_CODES[name] for name in HIGH_RESOURCE_ISO639_3.values()}
@@ -45,7 +45,7 @@ def main() -> None:
         command = ("--tasks", "MIRACLRetrieval", "--prompts", "paper", "--max-seq-length", "512")
         print(st_llm_embed("evaluate", models[0].resolve(), *command, "--output-dir", folder / "mteb"))
         return
-    start = untrained_embedder(Recipe.load(str(models[0].parent / "recipe.yaml")))
+    start = starting_model(Recipe.load(str(models[0].parent / "recipe.yaml")))
     before = {language: score(start, given.open_sets, language) for language in LANGUAGES}
     after: dict[str, list[float]] = {language: [] for language in LANGUAGES}
     for model in models:

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 import yaml
+from replay_server import ReplayServer, made_up_answer
 
 from st_llm_embed import LLMSentenceTransformer
 from st_llm_embed.data import Row
 from st_llm_embed.recipe import Plan, Recipe
-from replay_server import ReplayServer, made_up_answer
 from st_llm_embed.synthesis.tasks import TaskFile
 
 ROOT = Path(__file__).parents[2]
