@@ -17,7 +17,7 @@ from typing import Any
 
 from st_llm_embed.data import Row, Split, check_rows, read_rows, rows_file, write_dataset
 from st_llm_embed.data.dataset import task_type_of, write_source
-from st_llm_embed.data.files import check_source, read_source
+from st_llm_embed.data.sources import check_source, read_source
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.modules.layout import model_fingerprint
 from st_llm_embed.processes import is_first_process, wait_for_all_processes
