@@ -131,7 +131,7 @@ class Grid(Section):
             return cls.model_validate(content)
         except ValidationError as error:
             problems = "; ".join(
-                f"{'.'.join(map(str, details['loc'])) or 'axes'}: {details['msg'].removeprefix('Value error, ')}"
+                f"{'.'.join(map(str, details['loc']))}: {details['msg'].removeprefix('Value error, ')}".lstrip(": ")
                 for details in error.errors(include_url=False)
             )
             raise InputError(

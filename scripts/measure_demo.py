@@ -4,8 +4,8 @@
 
 Runs `st-llm-embed run demo` for each seed, from pretrained and from random weights, scores the model before and after
 training on mteb's STSBenchmark test set, and prints the table of docs/demo.md: mean over the seeds, and the lowest and
-highest. Finished runs are kept, so it can be stopped and restarted. FOLDER holds datasets as <organisation>/<name>/ for machines without the
-Hub. About 5 minutes a run on two cores, six runs.
+highest. Finished runs are kept, so it can be stopped and restarted. FOLDER holds datasets as <organisation>/<name>/
+for machines without the Hub. About 5 minutes a run on two cores, six runs.
 """
 
 from __future__ import annotations

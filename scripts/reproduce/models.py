@@ -30,8 +30,8 @@ def releases(given: argparse.Namespace, output_dir: Path) -> list[Path]:
         for run in given.runs:
             if not (run / "release" / "modules.json").is_file():
                 raise SystemExit(
-                    f"Error: {run} has no release/modules.json, so it is not the folder of a finished run. Name folders "
-                    "that st-llm-embed run wrote, or omit --runs."
+                    f"Error: {run} has no release/modules.json, so it is not the folder of a finished run. "
+                    "Name folders that st-llm-embed run wrote, or omit --runs."
                 )
         return [run / "release" for run in given.runs]
     scale = SCALES[given.scale]

@@ -56,7 +56,7 @@ def test_a_written_grid_is_read_back_equal(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"axis": {}}, ["axis", "Extra inputs", "name, description, recipe, set, axes, seeds"]),
+        ({"axis": {}}, ["unknown key axis (did you mean axes?)", "name, description, recipe, set, axes, seeds"]),
         ({"axes": {}}, ["axes", "at least 1"]),
         ({"axes": {"rank": {}}}, ["axis rank has no setting"]),
         ({"axes": {"rank": {"a b": [], "a-b": []}}}, ["'a-b'", "rename one of them"]),
