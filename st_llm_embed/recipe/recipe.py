@@ -204,8 +204,8 @@ def recipe_to_start_from(name: str, target: Path) -> str:
         )
     if target.suffix not in RECIPE_SUFFIXES or not re.fullmatch(NAME_PATTERN, target.stem):
         raise InputError(
-            f"{str(target)!r} cannot be the file of a recipe: allowed are letters, digits, '.', '_' and '-', a letter "
-            "or digit first, and .yaml or .yml at the end. Choose another file with --to."
+            f"{str(target)!r} cannot be the file of a recipe: its name has to consist of letters, digits, '.', '_' "
+            "and '-', begin with a letter or digit, and end in .yaml or .yml. Choose another file with --to."
         )
     text = re.sub(r"\A(#.*\n)+", "", recipe_text(name))
     text = re.sub(r"^name: .*$", f'name: "{target.stem}"', text, flags=re.MULTILINE)
