@@ -16,6 +16,8 @@ from st_llm_embed.synthesis.progress import Progress
 
 TOKENS_AROUND_A_PROMPT = 64
 """More than any chat template puts around one message."""
+BATCH_SHARE = 0.5
+"""Of the shipped prices, for what goes through the Batch API."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class Cost:
     usd: float
 
 
-class Purse:
+class SpendingLimit:
     """Keeps spent + in flight below limits: the worst case of a request is set aside before it is sent."""
 
     def __init__(self, usd: float | None, tokens: int | None, spent_usd: float, spent_tokens: int) -> None:
@@ -66,7 +68,7 @@ class Purse:
         return f"${self.spent_usd:.2f}{usd}, {self.spent_tokens:,}{tokens} tokens"
 
 
-class Budget(Purse):
+class Budget(SpendingLimit):
     """Keeps spent + in flight below the recipe's limits.
 
     A tokenizer that works on bytes makes at most one token of each byte, so the bytes of a prompt and its schema
@@ -124,6 +126,12 @@ class Budget(Purse):
         return Cost(prompt + answer, usd)
 
 
+def shipped_prices() -> dict[str, Price]:
+    """Return the prices of chat and embedding models in prices.yaml, by the name of the model."""
+    content = (files("st_llm_embed") / "api" / "prices.yaml").read_text(encoding="utf-8")
+    return {name: Price.model_validate(price) for name, price in yaml.safe_load(content).items()}
+
+
 def token_count(usage: Any, name: str) -> int | None:
     """Give a number of tokens that a server states; None where it states none, or something else."""
     value = usage.get(name) if isinstance(usage, dict) else None
@@ -151,11 +159,12 @@ def model_prices(synthesis: Synthesis) -> dict[str, Price]:
     Raises:
         InputError: a model has no price, and nothing else limits what it may cost.
     """
-    shipped = yaml.safe_load((files("st_llm_embed") / "api" / "prices.yaml").read_text(encoding="utf-8"))
-    share = shipped["batch_share"] if synthesis.endpoint.mode == "batch" else 1
-    prices = {
-        name: Price(**{kind: usd * share for kind, usd in price.items()}) for name, price in shipped["prices"].items()
-    } | synthesis.budget.prices
+    share = BATCH_SHARE if synthesis.endpoint.mode == "batch" else 1.0
+    shipped = {
+        name: Price(**{kind: usd * share for kind, usd in price.model_dump(exclude_none=True).items()})
+        for name, price in shipped_prices().items()
+    }
+    prices = shipped | synthesis.budget.prices
     if synthesis.endpoint.base_url == REPLAY:
         prices |= dict.fromkeys(synthesis.endpoint.models, Price(input=0, output=0))
     models = [*synthesis.endpoint.models, *filter(None, [synthesis.filters.judge_model])]

@@ -13,14 +13,15 @@ import json
 import os
 import random
 import shutil
+import signal
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from st_llm_embed.api.budget import Budget, Cost
 from st_llm_embed.api.exchange import Outcome, ResponseFormat, exchange
-from st_llm_embed.api.interrupts import interrupts_heeded
 from st_llm_embed.api.pacing import Departure, Pacer, retry_after_seconds
 from st_llm_embed.data.rows import content_hash
 from st_llm_embed.errors import InputError
@@ -146,7 +147,7 @@ class Client:
             ),
         ) as self._openai:
             # On the first interrupt stop when the answers in flight have come, on the second at once.
-            with interrupts_heeded(lambda: self._stop(INTERRUPTED, at_once=bool(self._stopping))):
+            with graceful_shutdown(lambda: self._stop(INTERRUPTED, at_once=bool(self._stopping))):
                 await self._until_ended([asyncio.create_task(worker) for worker in work])
 
     async def _until_ended(self, workers: list[asyncio.Task[None]]) -> None:
@@ -248,7 +249,7 @@ class Client:
             elif outcome.kind == "maybe paid":
                 cost = worst
                 self._write(request, "maybe paid", worst, started, body=outcome.body)
-            self._heed(outcome, departure)
+            self._apply_rate_limits(outcome, departure)
             self._pacer.spent(departure, cost.tokens if cost else 0)
         finally:
             self._budget.settle(worst, cost)
@@ -270,7 +271,7 @@ class Client:
             request_record(request, status, cost.tokens, cost.usd, body=body, seconds=seconds, **fields)
         )
 
-    def _heed(self, outcome: Outcome, departure: Departure) -> None:
+    def _apply_rate_limits(self, outcome: Outcome, departure: Departure) -> None:
         """Adapt to what the server says about its limits."""
         patience = self._endpoint.give_up_after_minutes * 60
         retry_after = retry_after_seconds(outcome.headers)
@@ -318,7 +319,7 @@ class Client:
                     f"{self._base_url} refuses requests for the model {model!r}: {outcome.body[:300]}. Check "
                     "synthesis.endpoint.parameters, which are sent as they are."
                 )
-            if response_format == "prompt" or (isinstance(content, str) and _obeys(content, response_format)):
+            if response_format == "prompt" or (isinstance(content, str) and _follows_schema(content, response_format)):
                 record = {"status": "format", "model": model, "format": response_format}
                 self._journal.append(record | {"base_url": self._endpoint.base_url})
                 return
@@ -347,7 +348,7 @@ class Client:
         self._show(self._progress)
 
 
-def _obeys(content: str, response_format: ResponseFormat) -> bool:
+def _follows_schema(content: str, response_format: ResponseFormat) -> bool:
     """Whether a probe's answer shows that the server enforces the format."""
     try:
         answer = json.loads(content)
@@ -368,3 +369,19 @@ PROBES: tuple[tuple[ResponseFormat, str], ...] = (
     ("prompt", "Write one sentence about the sea."),
 )
 """The first asks in words for a sentence and by schema for a colour: an answer in violet shows that it holds."""
+
+
+@contextmanager
+def graceful_shutdown(interrupted: Callable[[], None]) -> Generator[None]:
+    """Call a function on SIGINT and SIGTERM, in the running event loop, instead of breaking off."""
+    loop = asyncio.get_running_loop()
+    # Signals reach the main thread alone.
+    with suppress(ValueError, RuntimeError, NotImplementedError):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, interrupted)
+    try:
+        yield
+    finally:
+        with suppress(ValueError, RuntimeError, NotImplementedError):
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import os
 import re
@@ -9,6 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
 
 from st_llm_embed.errors import InputError
 from st_llm_embed.synthesis.parsing import CONTENT_FILTER_CODES, completion_of
@@ -42,8 +47,8 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Wording:
-    """How messages name what the user can mend."""
+class ServiceLabels:
+    """Names of a service and of its settings, as error messages use them."""
 
     service: str
     """What the server is asked for."""
@@ -55,7 +60,7 @@ class Wording:
     """Setting that names the environment variable of the key."""
 
 
-CHAT = Wording(
+CHAT = ServiceLabels(
     "chat completions",
     "synthesis.endpoint.base_url",
     "the names in synthesis.endpoint.models",
@@ -87,7 +92,7 @@ async def post(
     path: str,
     body: dict[str, Any],
     of_success: Callable[[str, Mapping[str, str]], Outcome],
-    wording: Wording,
+    labels: ServiceLabels,
 ) -> Outcome:
     """Send one request.
 
@@ -96,7 +101,7 @@ async def post(
         path: of the service, after the address.
         body: names the `model`.
         of_success: reads the body and headers of a response with status 200.
-        wording: of messages.
+        labels: for error messages.
 
     Raises:
         InputError: no later request can succeed either: the key, the quota, the address or a parameter is wrong.
@@ -119,10 +124,10 @@ async def post(
     # Outside of the handler, so that no traceback goes on to the SDK's error, which may repeat the key.
     text = response.text.replace(key, "[key]")
     server = f"{openai.base_url} (model {body['model']!r})"
-    return _of_status(status, code, text, response.headers, server=server, wording=wording)
+    return _of_status(status, code, text, response.headers, server=server, labels=labels)
 
 
-def read_api_key(base_url: str, variable: str, wording: Wording) -> str:
+def read_api_key(base_url: str, variable: str, labels: ServiceLabels) -> str:
     """Read the key from the environment; a server on this machine needs none.
 
     Raises:
@@ -140,7 +145,7 @@ def read_api_key(base_url: str, variable: str, wording: Wording) -> str:
         return "no key is needed"
     raise InputError(
         f"The environment variable {variable} is not set, and {base_url} needs a key. Set it (export {variable}=...; "
-        f"any word for a server that asks for none), or name another variable with {wording.api_key_env}."
+        f"any word for a server that asks for none), or name another variable with {labels.api_key_env}."
     )
 
 
@@ -164,7 +169,7 @@ def _of_success(body: str, headers: Mapping[str, str]) -> Outcome:
 
 
 def _of_status(
-    status: int, code: str | None, body: str, headers: Mapping[str, str], *, server: str, wording: Wording
+    status: int, code: str | None, body: str, headers: Mapping[str, str], *, server: str, labels: ServiceLabels
 ) -> Outcome:
     text = _short(body)
     if code in HOPELESS_CODES or status == STATUS_PAYMENT_REQUIRED:
@@ -175,12 +180,12 @@ def _of_status(
     if status in (401, 403):
         raise InputError(
             f"{server} refuses the key with status {status}: {text}. Set the environment variable that "
-            f"{wording.api_key_env} names to a key that may use the model."
+            f"{labels.api_key_env} names to a key that may use the model."
         )
     if status in (404, 405):
         raise InputError(
-            f"{server} has no {wording.service}, or not for this model (status {status}: {text}). Check "
-            f"{wording.base_url}, which usually ends in /v1, and {wording.models}."
+            f"{server} has no {labels.service}, or not for this model (status {status}: {text}). Check "
+            f"{labels.base_url}, which usually ends in /v1, and {labels.models}."
         )
     if status == STATUS_TOO_MANY:
         return Outcome("too many", text, headers=headers)
@@ -200,3 +205,36 @@ def _was_sent(error: APIConnectionError) -> bool:
     from httpx2 import ConnectError, ConnectTimeout, PoolTimeout
 
     return not isinstance(error.__cause__, ConnectError | ConnectTimeout | PoolTimeout)
+
+
+def read_vectors(data: list[Any], count: int) -> NDArray[np.float32] | str:
+    """Read the vectors of an embeddings response.
+
+    Args:
+        data: the response's `data`: objects with `embedding`, a list of numbers or base64 of float32, and `index`.
+        count: texts that were sent.
+
+    Returns:
+        The vectors, shape (count, dimension), or what is wrong with them: "a vector that is zero", ...
+    """
+    if len(data) != count:
+        return f"{len(data)} vectors for {count} texts"
+    vectors: dict[int, NDArray[np.float32]] = {}
+    for place, item in enumerate(data):
+        content = item.get("embedding") if isinstance(item, dict) else None
+        try:
+            if isinstance(content, str):
+                vector = np.frombuffer(base64.b64decode(content, validate=True), dtype="<f4")
+            else:
+                vector = np.asarray(content, dtype=np.float32)
+        except (ValueError, TypeError, binascii.Error):
+            return "something that is no vector"
+        if vector.ndim != 1 or not vector.size:
+            return "an empty vector" if vector.ndim == 1 else "something that is no vector"
+        if not np.isfinite(vector).all() or not vector.any():
+            return "a vector that is zero or not finite (NaN or infinity)"
+        index = item.get("index", place)
+        vectors[index if isinstance(index, int) else place] = vector
+    if set(vectors) != set(range(count)) or len({vector.size for vector in vectors.values()}) > 1:
+        return "vectors that are not one for each text, all of one dimension"
+    return np.stack([vectors[index] for index in range(count)]).astype(np.float32)

@@ -7,8 +7,6 @@ text, or a server's own limit on texts a request, is found and nothing else is h
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import random
 import time
 from collections import Counter, deque
@@ -21,9 +19,8 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from st_llm_embed.api.budget import Cost, token_count
-from st_llm_embed.api.client import ATTEMPTS, ATTEMPTS_MAYBE_PAID, LONGEST_BACKOFF_SECONDS
-from st_llm_embed.api.exchange import Outcome, Wording, post
-from st_llm_embed.api.interrupts import interrupts_heeded
+from st_llm_embed.api.client import ATTEMPTS, ATTEMPTS_MAYBE_PAID, LONGEST_BACKOFF_SECONDS, graceful_shutdown
+from st_llm_embed.api.exchange import Outcome, ServiceLabels, post, read_vectors
 from st_llm_embed.api.pacing import Departure, Pacer, retry_after_seconds
 from st_llm_embed.errors import InputError
 from st_llm_embed.evaluation.server.cost import EmbeddingBudget
@@ -31,7 +28,7 @@ from st_llm_embed.evaluation.server.journal import VectorJournal
 from st_llm_embed.recipe import is_plain_address
 from st_llm_embed.synthesis.parsing import completion_of
 
-WORDING = Wording("embeddings", "--base-url", "the model's name", "--api-key-env")
+WORDING = ServiceLabels("embeddings", "--base-url", "the model's name", "--api-key-env")
 PROBE = "The quick brown fox jumps over the lazy dog."
 """Its vector tells whether a server still serves the model whose vectors are in the journal."""
 SAME_MODEL = 0.99
@@ -180,7 +177,7 @@ class EmbeddingClient:
         ) as self._openai:
             self._workers = [asyncio.create_task(self._work()) for _ in range(min(server.concurrency, len(batches)))]
             stopped = InputError(f"Stopped. {KEPT}")
-            with interrupts_heeded(lambda: self._stop(stopped, at_once=self._failure is not None)):
+            with graceful_shutdown(lambda: self._stop(stopped, at_once=self._failure is not None)):
                 ended = await asyncio.gather(*self._workers, return_exceptions=True)
         failures = [one for one in ended if isinstance(one, Exception)]
         if self._failure or failures:
@@ -325,28 +322,3 @@ def _of_success(body: str, headers: Mapping[str, str]) -> Outcome:
     if isinstance(answer.get("data"), list):
         return Outcome("answered", "", answer, headers)
     return Outcome("maybe paid", f"status 200 without vectors: {' '.join(body.split())[:300]}")
-
-
-def read_vectors(data: list[Any], count: int) -> NDArray[np.float32] | str:
-    """Read the vectors of an answer, shape (count, dimension); or say what is wrong with them."""
-    if len(data) != count:
-        return f"{len(data)} vectors for {count} texts"
-    vectors: dict[int, NDArray[np.float32]] = {}
-    for place, item in enumerate(data):
-        content = item.get("embedding") if isinstance(item, dict) else None
-        try:
-            if isinstance(content, str):
-                vector = np.frombuffer(base64.b64decode(content, validate=True), dtype="<f4")
-            else:
-                vector = np.asarray(content, dtype=np.float32)
-        except (ValueError, TypeError, binascii.Error):
-            return "something that is no vector"
-        if vector.ndim != 1 or not vector.size:
-            return "an empty vector" if vector.ndim == 1 else "something that is no vector"
-        if not np.isfinite(vector).all() or not vector.any():
-            return "a vector that is zero or not finite (NaN or infinity)"
-        index = item.get("index", place)
-        vectors[index if isinstance(index, int) else place] = vector
-    if set(vectors) != set(range(count)) or len({vector.size for vector in vectors.values()}) > 1:
-        return "vectors that are not one for each text, all of one dimension"
-    return np.stack([vectors[index] for index in range(count)]).astype(np.float32)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from st_llm_embed.api.budget import Cost, Purse
+from st_llm_embed.api.budget import Cost, SpendingLimit, shipped_prices
 from st_llm_embed.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,7 +28,7 @@ class Limits:
     tokens: int | None = None
 
 
-class EmbeddingBudget(Purse):
+class EmbeddingBudget(SpendingLimit):
     """Keeps spent + in flight below the limits.
 
     A tokenizer that works on bytes makes at most one token of each byte, so the bytes of a text bound its tokens.
@@ -43,7 +40,8 @@ class EmbeddingBudget(Purse):
         Raises:
             InputError: the model has no price, and nothing else limits what it may cost.
         """
-        price = limits.price if limits.price is not None else shipped_prices().get(model)
+        shipped = shipped_prices().get(model)
+        price = limits.price if limits.price is not None else shipped and shipped.input
         if price is None and (limits.tokens is None or limits.usd is not None):
             raise InputError(
                 f"No price is known for {model}, so what it costs cannot be estimated or limited in USD. Give --price "
@@ -59,12 +57,6 @@ class EmbeddingBudget(Purse):
     def cost(self, tokens: int) -> Cost:
         """Give the price of tokens, 0 USD where none is known."""
         return Cost(tokens, tokens * (self.price or 0.0) / 1e6)
-
-
-def shipped_prices() -> dict[str, float]:
-    """Read prices.yaml: USD per million tokens by model."""
-    text = (files("st_llm_embed") / "evaluation" / "server" / "prices.yaml").read_text(encoding="utf-8")
-    return yaml.safe_load(text)["prices"]
 
 
 @dataclass(frozen=True)
