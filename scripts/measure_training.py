@@ -28,7 +28,7 @@ from st_llm_embed import LLMSentenceTransformer, Recipe
 from st_llm_embed.ablation.table import spread
 from st_llm_embed.data import read_rows, rows_file, write_dataset
 from st_llm_embed.data.dataset import write_source
-from st_llm_embed.data.files import read_source
+from st_llm_embed.data.sources import read_source
 from st_llm_embed.evaluation.held_out import evaluate_held_out, load_held_out
 from st_llm_embed.evaluation.open_sets import score_open_sets
 from st_llm_embed.instructions import format_query

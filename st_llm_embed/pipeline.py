@@ -20,7 +20,7 @@ from sentence_transformers import SentenceTransformer
 
 from st_llm_embed.data import Row, Split, check_rows, read_rows, rows_file, split_of, write_dataset
 from st_llm_embed.data.dataset import write_source
-from st_llm_embed.data.files import check_source, read_source
+from st_llm_embed.data.sources import check_source, read_source
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.evaluation import check_best_score, held_out_evaluator, write_report
 from st_llm_embed.modules import base_path

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
 from st_llm_embed.data.dataset import negative_columns
-from st_llm_embed.errors import InputError, explained, shown
+from st_llm_embed.data.files import read_texts
+from st_llm_embed.errors import InputError, shown
 from st_llm_embed.instructions import RETRIEVAL_INSTRUCTION, format_query, instruction_of
 from st_llm_embed.recipe import Distillation, Instructions
 from st_llm_embed.training import training_set
@@ -99,21 +99,6 @@ def student_set(
     ), numbered
 
 
-def read_texts(path: Path) -> Iterator[str]:
-    """Read unlabelled texts, one a line, without empty ones.
-
-    Raises:
-        InputError: the file cannot be read, or a line of .jsonl has no text.
-    """
-    with explained(f"{path} cannot be read", "Give a .txt or .jsonl file in UTF-8 that you may read."):
-        lines = path.open(encoding="utf-8")
-    with lines, explained(f"{path} cannot be read", "Give a text file in UTF-8."):
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            yield _text_of(line, f"{path}, line {number}") if path.suffix == ".jsonl" else line.strip()
-
-
 def check_texts(distillation: Distillation) -> None:
     """Check that the files of unlabelled texts hold some.
 
@@ -146,12 +131,3 @@ def _unlabelled(
         return {"anchor": texts}, [[number] for number in documents]
     # SimCSE (arXiv 2104.08821): dropout makes two vectors of one text.
     return {"anchor": texts, "positive": texts}, [[number, number] for number in documents]
-
-
-def _text_of(line: str, where: str) -> str:
-    with explained(f"{where} is not JSON", "Write one JSON object a line."):
-        record = json.loads(line)
-    text = record.get("text") if isinstance(record, dict) else None
-    if not isinstance(text, str) or not text.strip():
-        raise InputError(f'{where} holds no text. Write {{"text": "..."}}, one object a line.')
-    return text.strip()

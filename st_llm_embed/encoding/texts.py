@@ -9,17 +9,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from datasets import IterableDataset, load_dataset
-
-from st_llm_embed.data.files import BUILDERS, file_ending
-from st_llm_embed.errors import InputError, explained, shown
+from st_llm_embed.data.files import ALLOWED, RECORD_FILES, files_in, read_records, read_text
+from st_llm_embed.errors import InputError, shown
 
 TEXT_FILES = (".txt", ".md")
-
-ALLOWED = (
-    f"Allowed are a folder of {' and '.join(TEXT_FILES)} files, a {', '.join(BUILDERS)} file (or one of these with "
-    ".gz), a folder of files of one of these kinds, and the id of a dataset on the Hugging Face Hub."
-)
 
 
 @dataclass(frozen=True)
@@ -46,12 +39,14 @@ class Texts:
             InputError: there is nothing to read, a column is missing, or a text is none.
         """
         path = Path(self.path)
-        if path.is_dir() and (files := _files(path, TEXT_FILES)):
-            if _files(path, tuple(BUILDERS)):
+        if path.is_dir() and (files := files_in(path, TEXT_FILES)):
+            if files_in(path, RECORD_FILES):
                 raise InputError(f"{path} holds both text files and files of records. Give each a folder of its own.")
-            yield from _text_files(path, files)
+            for file in files:
+                yield file.relative_to(path).as_posix(), read_text(file)
             return
-        for place, record in enumerate(self._records(path)):
+        records = read_records(self.path, config=self.config, split=self.split, revision=self.revision)
+        for place, record in enumerate(records):
             text, name = self._value(record, self.column), str(place)
             if not isinstance(text, str):
                 raise InputError(
@@ -68,20 +63,6 @@ class Texts:
                     )
                 name = str(given)
             yield name, text
-
-    def _records(self, path: Path) -> Iterable[dict[str, Any]]:
-        with explained(f"{self.path} cannot be read", ALLOWED):
-            if path.exists():
-                files = _files(path, tuple(BUILDERS)) if path.is_dir() else [path]
-                endings = {file_ending(file) for file in files}
-                if len(endings) != 1 or not endings <= BUILDERS.keys():
-                    raise InputError(f"{path} holds no texts, or files of several kinds. {ALLOWED}")
-                [ending] = endings
-                yield from _streamed(ending, files, [column for column in (self.column, self.id_column) if column])
-            elif self.path.startswith(("/", ".")) or self.path.count("/") > 1:
-                raise InputError(f"There is no folder or file {self.path}. {ALLOWED}")
-            else:
-                yield from load_dataset(self.path, self.config, split=self.split, revision=self.revision)
 
     def _value(self, record: dict[str, Any], column: str) -> Any:
         if column not in record:
@@ -125,33 +106,3 @@ def digest_of(rows: Iterable[tuple[str, str]]) -> str:
             encoded = part.encode("utf-8", "surrogatepass")
             digest.update(len(encoded).to_bytes(8, "big") + encoded)
     return digest.hexdigest()
-
-
-def _files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
-    """Give the files of a folder and of those in it, hidden ones left out, in the same order on every machine."""
-    found = [
-        path
-        for path in folder.rglob("*")
-        if file_ending(path) in endings
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
-
-
-def _text_files(folder: Path, files: list[Path]) -> Iterator[tuple[str, str]]:
-    for file in files:
-        with explained(f"{file} cannot be read", "A text file has to be UTF-8. Convert it or move it elsewhere."):
-            text = file.read_text(encoding="utf-8")
-        yield file.relative_to(folder).as_posix(), text
-
-
-def _streamed(ending: str, files: list[Path], text_columns: list[str]) -> IterableDataset:
-    """Open files of records, so that nothing is copied into the cache of `datasets`."""
-    options: dict[str, Any] = {}
-    if BUILDERS[ending] == "csv":
-        # So that texts such as NA or 12 stay texts.
-        converters = dict.fromkeys(text_columns, str)
-        options = {"converters": converters, "keep_default_na": False, "delimiter": "\t" if ending == ".tsv" else ","}
-    paths = [str(file) for file in files]
-    return load_dataset(BUILDERS[ending], data_files=paths, split="train", streaming=True, **options)

@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from st_llm_embed.data import load_split, read_rows, rows_file, split_of
 from st_llm_embed.data.dataset import config_of, negative_columns
-from st_llm_embed.data.files import read_source
 from st_llm_embed.data.rows import Row, embedded_rows
+from st_llm_embed.data.sources import read_source
 from st_llm_embed.instructions import format_query, instruction_of
 from st_llm_embed.recipe import SYNTHESIS, Instructions, Recipe, TrainingStage
 from st_llm_embed.training.stages import takes
