@@ -1,8 +1,7 @@
 """The held-out rows of a dataset as mteb tasks: `mteb.evaluate(model, held_out_tasks(dataset_dir))`.
 
-Three retrieval tasks with one relevant document per query, as in `st_llm_embed.evaluation.held_out`: among all
-documents, among the two of an STS triplet, and among the translations of the bitext rows. There, a query whose
-document shares its score with another gets nothing; mteb breaks such ties by id.
+Three retrieval tasks with one relevant document per query and the scores of `st_llm_embed.evaluation.held_out`, apart
+from ties, which mteb breaks by id.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from mteb.abstasks import AbsTaskRetrieval
 from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models import EncoderProtocol
-from mteb.models.model_meta import ModelMeta
 from mteb.types import Array, PromptType
 
 from st_llm_embed.errors import InputError
@@ -27,13 +25,18 @@ from st_llm_embed.evaluation.held_out import HeldOut, load_held_out
 from st_llm_embed.recipe import Instructions
 
 SPLIT = "validation"
+DESCRIPTIONS = {
+    "HeldOutRetrieval": "Retrieval of each held-out query's document among all held-out documents.",
+    "HeldOutSTS": "Held-out triplets: the text of the same meaning against a hard negative.",
+    "HeldOutBitext": "The translation of each held-out text among those of all.",
+}
 
 
 class HeldOutTask(AbsTaskRetrieval):
-    """Retrieval among held-out rows; the text of a query has its own instruction in front.
+    """Retrieval among held-out rows, each query under the instruction of its own row.
 
-    mteb's column for an instruction per query puts it behind the query, and the prompt that the model has for the task
-    before both. Here neither happens: a query is encoded as it stands.
+    mteb's column for an instruction per query would put it behind the query, and the model's prompt for the task
+    before both.
     """
 
     k_values = (1, 3, 5, 10)
@@ -48,12 +51,25 @@ class HeldOutTask(AbsTaskRetrieval):
         self.dataset, self.data_loaded = {"default": {SPLIT: self.data}}, True
 
     def unload_data(self) -> None:
-        """Keep the rows; mteb's own would forget this task's metadata, too."""
+        """Keep the rows; mteb's own would forget this task's metadata as well."""
         self.dataset, self.data_loaded = {}, False
 
     def evaluate(self, model: Any, *args: Any, **kwargs: Any) -> Mapping[str, Any]:
-        """Evaluate as mteb does, with no prompt before the queries."""
-        return super().evaluate(_AsItStands(model) if isinstance(model, EncoderProtocol) else model, *args, **kwargs)
+        """Evaluate as mteb does, without a prompt before the queries."""
+        return super().evaluate(_WithoutPrompt(model) if isinstance(model, EncoderProtocol) else model, *args, **kwargs)
+
+
+class _WithoutPrompt:
+    """An encoder that encodes queries, which carry their instruction, as it does documents, which take none."""
+
+    def __init__(self, model: EncoderProtocol) -> None:
+        self.model = model
+        self.mteb_model_meta = model.mteb_model_meta
+        self.similarity, self.similarity_pairwise = model.similarity, model.similarity_pairwise
+
+    def encode(self, inputs: Any, *, prompt_type: PromptType | None = None, **kwargs: Any) -> Array:
+        side = PromptType.document if prompt_type == PromptType.query else prompt_type
+        return self.model.encode(inputs, prompt_type=side, **kwargs)
 
 
 def held_out_tasks(dataset_dir: Path, instructions: Instructions = "natural") -> list[HeldOutTask]:
@@ -79,87 +95,27 @@ def held_out_tasks(dataset_dir: Path, instructions: Instructions = "natural") ->
     rows = load_held_out(dataset_dir, instructions)
     sts = np.flatnonzero((rows.task_type == "sts") & (rows.negative >= 0))
     bitext = np.flatnonzero(rows.task_type == "bitext")
-    tasks = [
-        _task(
-            rows,
-            "HeldOutRetrieval",
-            "Retrieval of each held-out query's document among all held-out documents.",
-            main_score="ndcg_at_10",
-            queries=range(len(rows.queries)),
-            documents=range(len(rows.documents)),
-        )
-    ]
+    tasks = [_task(rows, "HeldOutRetrieval", "ndcg_at_10", range(len(rows.queries)), range(len(rows.documents)))]
     if len(sts):
-        choices = {_query(place): [_document(rows.positive[place]), _document(rows.negative[place])] for place in sts}
-        tasks.append(
-            _task(
-                rows,
-                "HeldOutSTS",
-                "Held-out triplets: the text of the same meaning against a hard negative.",
-                main_score="ndcg_at_1",
-                queries=sts,
-                documents=np.concatenate([rows.positive[sts], rows.negative[sts]]),
-                choices=choices,
-            )
-        )
+        pairs = {_query(place): [_document(rows.positive[place]), _document(rows.negative[place])] for place in sts}
+        documents = np.concatenate([rows.positive[sts], rows.negative[sts]])
+        tasks.append(_task(rows, "HeldOutSTS", "ndcg_at_1", sts, documents, pairs))
     if len(bitext):
-        tasks.append(
-            _task(
-                rows,
-                "HeldOutBitext",
-                "The translation of each held-out text among those of all.",
-                main_score="ndcg_at_1",
-                queries=bitext,
-                documents=rows.positive[bitext],
-            )
-        )
+        tasks.append(_task(rows, "HeldOutBitext", "ndcg_at_1", bitext, rows.positive[bitext]))
     return tasks
-
-
-class _AsItStands:
-    """An encoder that puts nothing before a query.
-
-    Documents take no instruction, so a query that has its own is encoded the way documents are.
-    """
-
-    def __init__(self, model: EncoderProtocol) -> None:
-        self.model = model
-
-    @property
-    def mteb_model_meta(self) -> ModelMeta:
-        return self.model.mteb_model_meta
-
-    def encode(self, inputs: Any, *, prompt_type: PromptType | None = None, **kwargs: Any) -> Array:
-        side = PromptType.document if prompt_type == PromptType.query else prompt_type
-        return self.model.encode(inputs, prompt_type=side, **kwargs)
-
-    def similarity(self, embeddings1: Array, embeddings2: Array) -> Array:
-        return self.model.similarity(embeddings1, embeddings2)
-
-    def similarity_pairwise(self, embeddings1: Array, embeddings2: Array) -> Array:
-        return self.model.similarity_pairwise(embeddings1, embeddings2)
 
 
 def _task(
     rows: HeldOut,
     name: str,
-    description: str,
-    *,
     main_score: str,
     queries: Iterable[Any],
     documents: Iterable[Any],
     choices: dict[str, list[str]] | None = None,
 ) -> HeldOutTask:
-    """Make a task of some of the queries and documents.
+    """Make a task of some of the queries and documents, given as indices, which may repeat.
 
-    Args:
-        rows: all held-out rows.
-        name: without the hash.
-        description: for the metadata.
-        main_score: one of mteb's retrieval scores.
-        queries: indices of the queries.
-        documents: indices of the documents; may repeat.
-        choices: ids of the documents that are ranked for each query; None for all.
+    `choices` are the ids of the documents that are ranked for each query; None for all.
     """
     queries = [int(place) for place in queries]
     documents = [int(place) for place in dict.fromkeys(documents)]
@@ -174,7 +130,7 @@ def _task(
     revision = hashlib.sha256(content.encode()).hexdigest()
     metadata = TaskMetadata(
         name=f"{name}-{revision[:8]}",
-        description=description,
+        description=DESCRIPTIONS[name],
         dataset={"path": "local/held-out", "revision": revision},
         type="Retrieval",
         category="t2t",
