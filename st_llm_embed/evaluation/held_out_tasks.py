@@ -56,7 +56,9 @@ class HeldOutTask(AbsTaskRetrieval):
 
     def evaluate(self, model: Any, *args: Any, **kwargs: Any) -> Mapping[str, Any]:
         """Evaluate as mteb does, without a prompt before the queries."""
-        return super().evaluate(_WithoutPrompt(model) if isinstance(model, EncoderProtocol) else model, *args, **kwargs)
+        return super().evaluate(
+            _WithoutPrompt(model) if isinstance(model, EncoderProtocol) else model, *args, **kwargs
+        )
 
 
 class _WithoutPrompt:

@@ -242,7 +242,9 @@ class VectorStore:
     def begin(self, worst: Cost) -> int:
         """Count a request as spent at its worst case, and return its number."""
         with self._transaction() as database:
-            return int(database.execute("INSERT INTO requests VALUES (?, ?)", (worst.tokens, worst.usd)).lastrowid or 0)
+            return int(
+                database.execute("INSERT INTO requests VALUES (?, ?)", (worst.tokens, worst.usd)).lastrowid or 0
+            )
 
     def end(self, request: int, cost: Cost, texts: Sequence[str], vectors: Sequence[Any] | NDArray[Any]) -> None:
         """Replace a request's worst case by its cost, and keep the vectors that came, in one transaction."""
