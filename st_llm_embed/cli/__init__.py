@@ -8,8 +8,8 @@ import typer
 
 from st_llm_embed.cli import (
     ablation,
+    check,
     distillation,
-    doctor,
     encoding,
     evaluation,
     export,
@@ -17,7 +17,6 @@ from st_llm_embed.cli import (
     recipes,
     runs,
     synthesis,
-    verify,
 )
 from st_llm_embed.errors import InputError
 
@@ -33,8 +32,7 @@ for commands in (
     synthesis.app,
     evaluation.app,
     export.app,
-    doctor.app,
-    verify.app,
+    check.app,
     publish.app,
     encoding.app,
     distillation.app,
