@@ -7,8 +7,8 @@ import sys
 import typer
 
 from st_llm_embed.cli import (
+    check,
     distillation,
-    doctor,
     encoding,
     evaluation,
     export,
@@ -16,7 +16,6 @@ from st_llm_embed.cli import (
     recipes,
     runs,
     synthesis,
-    verify,
 )
 from st_llm_embed.errors import InputError
 
@@ -32,8 +31,7 @@ for commands in (
     synthesis.app,
     evaluation.app,
     export.app,
-    doctor.app,
-    verify.app,
+    check.app,
     publish.app,
     encoding.app,
     distillation.app,

@@ -16,15 +16,14 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from st_llm_embed.doctor.probe import PROBE_FILE, Probe, make_probe, write_probe
-from st_llm_embed.doctor.verify import (
+from st_llm_embed.doctor.runtimes import (
     Runtime,
-    Verification,
     llama_cpp_runtime,
     onnx_runtime,
     openvino_runtime,
     sentence_transformers_runtime,
-    verify,
 )
+from st_llm_embed.doctor.verify import Verification, verify
 from st_llm_embed.errors import InputError
 from st_llm_embed.export.gguf import quantized_weights, write_gguf
 from st_llm_embed.export.onnx import OPSET, write_onnx

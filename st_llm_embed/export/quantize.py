@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from st_llm_embed.data import Row, read_rows
-from st_llm_embed.doctor.verify import Runtime
+from st_llm_embed.doctor.runtimes import Runtime
 from st_llm_embed.errors import InputError
 from st_llm_embed.evaluation.held_out import load_held_out, ndcg_at_10, retrieval_ranks
 from st_llm_embed.instructions import format_query

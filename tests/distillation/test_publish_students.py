@@ -12,7 +12,7 @@ from hub import Hub, Pusher
 from sentence_transformers import SentenceTransformer
 
 from st_llm_embed import InputError, export
-from st_llm_embed.doctor import doctor
+from st_llm_embed.doctor import diagnose
 from st_llm_embed.doctor.verify import verify
 from st_llm_embed.encoding.embedder import Embedder
 from st_llm_embed.publishing.cards.saved_model import read_saved_model
@@ -87,7 +87,7 @@ def test_a_pair_and_its_query_tower_go_to_the_hub(hub: Hub, make_recipe: MakeRec
     with pytest.raises(InputError, match="Verify each by itself"):
         verify(pair, tower)
     with pytest.raises(InputError, match="a static model or an asymmetric pair"):
-        doctor(str(pair))
+        diagnose(str(pair))
     pusher = Pusher(hub)
     assert f"publish {pair} --to lab/which" in pusher.publish(tmp_path / "out", "lab/which")
     pusher.close()
