@@ -14,7 +14,7 @@ from st_llm_embed.distillation import (
     write_student_report,
 )
 from st_llm_embed.pipeline import build_data, check_data, check_inputs, content_hash, run_in, run_pipeline
-from st_llm_embed.publishing.student_release import write_query_release, write_student_release
+from st_llm_embed.publishing.release import write_student_release
 from st_llm_embed.recipe import TRAINED, Recipe, Teacher
 from st_llm_embed.stage import build_stage, file_hash, file_hashes
 
@@ -89,16 +89,8 @@ def run_distillation(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
         build_stage(
             output_dir / "student-release",
             released,
-            lambda folder: write_student_release(
-                recipe, dataset_dir, path, student_dir, report_dir=report_dir, output_dir=folder
-            ),
+            lambda folder: write_student_release(recipe, dataset_dir, student_dir, report_dir, folder),
         )
-        if distillation.student.kind == "static-query":
-            build_stage(
-                output_dir / "student-query-release",
-                released,
-                lambda folder: write_query_release(recipe, dataset_dir, student_dir, report_dir, folder),
-            )
         return json.loads((report_dir / "report.json").read_text(encoding="utf-8"))
 
 

@@ -6,14 +6,12 @@ llama.cpp; the file is therefore written here, with the gguf package that the co
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from st_llm_embed.errors import InputError
 from st_llm_embed.export.gguf_tokenizer import GGUFTokenizer, read_tokenizer, write_tokenizer
-from st_llm_embed.export.source import inner_model, longest_text
+from st_llm_embed.export.onnx import longest_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +41,7 @@ def write_gguf(model: LLMSentenceTransformer, path: Path, kind: str, name: str) 
     """
     import gguf
 
-    decoder = inner_model(model)
+    decoder = cast(Any, model[0]).model
     config = decoder.config
     architecture = _architecture(config, longest_text(model))
     tokenizer = read_tokenizer(model.tokenizer, decoder.get_input_embeddings().num_embeddings)
@@ -75,30 +73,8 @@ def write_gguf(model: LLMSentenceTransformer, path: Path, kind: str, name: str) 
     return tokenizer.differences
 
 
-@contextmanager
-def quantized_weights(model: LLMSentenceTransformer, kind: str) -> Generator[None]:
-    """Let a model compute with the weights that a GGUF file of this kind holds; as they were afterwards."""
-    import gguf
-    import torch
-
-    decoder = inner_model(model)
-    quantization = gguf.GGMLQuantizationType[kind]
-    before = {name: weight.detach().clone() for name, weight in decoder.named_parameters()}
-    try:
-        with torch.no_grad():
-            for weight in decoder.parameters():
-                data, stored = _stored(weight, quantization)
-                if stored == quantization:
-                    weight.copy_(torch.from_numpy(gguf.quants.dequantize(data, quantization)))
-        yield
-    finally:
-        with torch.no_grad():
-            for name, weight in decoder.named_parameters():
-                weight.copy_(before[name])
-
-
 def _architecture(config: Any, max_seq_length: int) -> str:
-    """Give llama.cpp's architecture for a model that it computes in the same way."""
+    """Return llama.cpp's architecture for a model that it computes in the same way."""
     refusal = None
     windows = set(getattr(config, "layer_types", None) or ["sliding_attention"])
     window = getattr(config, "sliding_window", None)
@@ -117,7 +93,7 @@ def _architecture(config: Any, max_seq_length: int) -> str:
             f"has the position scaling {rope!r}; allowed are default, and for Llama and Mistral linear and llama3"
         )
     if refusal is not None:
-        raise InputError(f"The model cannot be exported to gguf: it {refusal}. Export to onnx or openvino instead.")
+        raise InputError(f"The model cannot be exported to gguf: it {refusal}. Export to onnx instead.")
     return ARCHITECTURES[config.model_type]
 
 
@@ -130,7 +106,7 @@ def _model_arch(architecture: str) -> Any:
 def _write_settings(writer: Any, model: LLMSentenceTransformer, tokenizer: GGUFTokenizer) -> None:
     import gguf
 
-    config = inner_model(model).config
+    config = cast(Any, model[0]).model.config
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     # Ollama cuts texts off here; other lengths than the trained one give other vectors of long texts.
     writer.add_context_length(longest_text(model))
@@ -159,7 +135,7 @@ def _llama_order(key: str, weight: torch.Tensor, config: Any) -> torch.Tensor:
 
 
 def _rope_factors(decoder: Any) -> NDArray[np.float32] | None:
-    """Give what llama.cpp divides each rotation frequency by, shape (head size / 2,); None if that is 1."""
+    """Return what llama.cpp divides each rotation frequency by, shape (head size / 2,); None if that is 1."""
     import torch
 
     actual = decoder.rotary_emb.inv_freq.float()
@@ -170,7 +146,7 @@ def _rope_factors(decoder: Any) -> NDArray[np.float32] | None:
 
 
 def _stored(weight: torch.Tensor, quantization: Any) -> tuple[NDArray[Any], Any]:
-    """Give a weight as it is stored, and its type: vectors, and rows that blocks do not fit, stay as they are."""
+    """Return a weight as it is stored, and its type: vectors, and rows that blocks do not fit, stay as they are."""
     import gguf
 
     data = weight.detach().float().numpy()

@@ -7,16 +7,17 @@ here is what Text Embeddings Inference reads, too: inputs `input_ids` and `atten
 
 from __future__ import annotations
 
+import logging
 import shutil
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from st_llm_embed.errors import explained
-from st_llm_embed.export.source import graph_tokenizer, inner_model, is_static
 
 if TYPE_CHECKING:
     import torch
+    from tokenizers import Tokenizer
 
     from st_llm_embed.modules import LLMSentenceTransformer
 
@@ -54,7 +55,7 @@ def write_onnx(model: LLMSentenceTransformer, folder: Path) -> Path:
     ids = torch.full((2, 5), token)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     dynamic = {0: "batch", 1: "sequence"}
-    kind = "static" if is_static(model) else inner_model(model).config.model_type
+    kind = "static" if is_static(model) else cast(Any, model[0]).model.config.model_type
     with (
         explained(
             f"A model of type {kind!r} cannot be exported to ONNX",
@@ -88,8 +89,58 @@ def write_onnx(model: LLMSentenceTransformer, folder: Path) -> Path:
     return path
 
 
+def quantize_onnx(path: Path) -> Path:
+    """Write model_int8.onnx beside model.onnx: weights as int8, activations quantized as they come.
+
+    Returns:
+        The path of the new file.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantized = path.with_name("model_int8.onnx")
+    has_data = path.with_name(f"{path.name}_data").exists()
+    root, quiet = logging.getLogger(), logging.NullHandler()
+    # onnxruntime warns by the root logger, which would get a handler of its own that stays.
+    root.addHandler(quiet)
+    try:
+        quantize_dynamic(path, quantized, weight_type=QuantType.QInt8, use_external_data_format=has_data)
+    finally:
+        root.removeHandler(quiet)
+    return quantized
+
+
+def is_static(model: LLMSentenceTransformer) -> bool:
+    """Whether a text's vector is the mean of its tokens' vectors."""
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    return isinstance(model[0], StaticEmbedding)
+
+
+def longest_text(model: LLMSentenceTransformer) -> int:
+    """Return the number of tokens, special ones included, at which texts are cut off."""
+    return model.max_seq_length or model.tokenizer.model_max_length
+
+
+def graph_tokenizer(model: LLMSentenceTransformer) -> Tokenizer:
+    """Return a copy of a model's tokenizer that by itself makes the token ids that the graph wants.
+
+    It cuts texts where the model does, and pads none. A static model has no special tokens and cuts nothing.
+    """
+    from tokenizers import Tokenizer
+
+    own: Any = model.tokenizer
+    copy = Tokenizer.from_str((own if isinstance(own, Tokenizer) else own.backend_tokenizer).to_str())
+    copy.no_padding()
+    if is_static(model):
+        copy.no_truncation()
+        copy.post_processor = None
+    else:
+        copy.enable_truncation(longest_text(model))
+    return copy
+
+
 def _transformer_graph(model: LLMSentenceTransformer) -> torch.nn.Module:
-    """Put what stands behind a transformer behind it in one graph."""
+    """Put a transformer and the modules after it into one graph."""
     import inspect
 
     import torch
@@ -97,7 +148,7 @@ def _transformer_graph(model: LLMSentenceTransformer) -> torch.nn.Module:
 
     from st_llm_embed.modules.base import is_decoder_only
 
-    transformer = inner_model(model)
+    transformer = cast(Any, model[0]).model
     # Its mask holds finite numbers; a row of padding would be NaN in the others.
     transformer.set_attn_implementation("eager")
     _, pooling, *others = model
@@ -132,7 +183,7 @@ def _transformer_graph(model: LLMSentenceTransformer) -> torch.nn.Module:
 
 
 def _static_graph(model: LLMSentenceTransformer) -> torch.nn.Module:
-    """Put the mean of token vectors, and what stands behind it, into one graph."""
+    """Put the mean of token vectors and the modules after it into one graph."""
     import torch
 
     static, *others = cast(Any, model)

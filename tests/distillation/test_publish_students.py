@@ -15,7 +15,7 @@ from st_llm_embed import InputError, export
 from st_llm_embed.doctor import diagnose
 from st_llm_embed.doctor.verify import verify
 from st_llm_embed.encoding.embedder import Embedder
-from st_llm_embed.publishing.cards.saved_model import read_saved_model
+from st_llm_embed.publishing.saved_model import read_saved_model
 from st_llm_embed.student_pipeline import run_distillation
 from tests.distillation.conftest import BERT, MakeRecipe
 

@@ -24,7 +24,7 @@ from st_llm_embed.distillation import distillation_of, teacher_instructions
 from st_llm_embed.distillation.report import bytes_on_disk, cost_rows
 from st_llm_embed.distillation.texts import student_set
 from st_llm_embed.instructions import RETRIEVAL_INSTRUCTION
-from st_llm_embed.publishing.publishable import check_model
+from st_llm_embed.publishing.push import check_model
 from st_llm_embed.recipe import Instructions, Recipe
 from st_llm_embed.student_pipeline import run_distillation
 from tests.distillation.conftest import BERT, TRAINING, MakeRecipe
