@@ -15,8 +15,8 @@ from small_tasks import SmallSTS
 from tokenizers import Tokenizer
 
 from st_llm_embed import InputError, LLMSentenceTransformer
-from st_llm_embed.evaluation.benchmark.models import load_model
-from st_llm_embed.evaluation.benchmark.run import evaluate
+from st_llm_embed.evaluation.mteb_models import load_model
+from st_llm_embed.evaluation.mteb import evaluate
 from st_llm_embed.modules.identity import model_hash
 
 DUPLICATES_PROMPT = (
@@ -171,7 +171,7 @@ def test_kept_vectors_of_documents_are_used_again_and_queries_are_not_kept(saved
 
 
 def test_several_devices_give_the_vectors_of_one(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("st_llm_embed.evaluation.benchmark.models.POOL_FROM", 8)
+    monkeypatch.setattr("st_llm_embed.evaluation.mteb_models.POOL_FROM", 8)
     texts = [f"text {number}" for number in range(10)]
     one, two = (
         load_model(str(saved), prompts="none", devices=["cpu"]),

@@ -11,9 +11,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from st_llm_embed import InputError, LLMSentenceTransformer
-from st_llm_embed.evaluation.benchmark.models import LocalModel, load_model
-from st_llm_embed.evaluation.benchmark.preflight import check_padding, check_tokens, preflight, text_count
-from st_llm_embed.evaluation.benchmark.run import evaluate
+from st_llm_embed.evaluation.mteb_models import LocalModel, load_model
+from st_llm_embed.evaluation.mteb import check_padding, check_tokens, preflight, text_count
+from st_llm_embed.evaluation.mteb import evaluate
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from statistics import fmean
 import mteb
 import pytest
 
-from st_llm_embed.evaluation.benchmark.references import MEAN, load_references
+from st_llm_embed.evaluation.mteb_report import MEAN, load_references
 
 ENGLISH = mteb.get_benchmark("MTEB(eng, v1)")
 CATEGORY = {task.metadata.name: task.metadata.type for task in ENGLISH.tasks}

@@ -7,7 +7,7 @@ from pathlib import Path
 import mteb
 import pytest
 import yaml
-from evaluation.benchmark.mteb_run import REVISION, write_run
+from evaluation.mteb_run import REVISION, write_run
 from huggingface_hub import parse_eval_result_entries
 from mteb.cache import ResultCache
 from PIL import Image
@@ -15,9 +15,9 @@ from things_tasks import ThingsSTS
 
 from st_llm_embed.errors import InputError
 from st_llm_embed.evaluation.benchmark.eval_results import write_eval_results
-from st_llm_embed.evaluation.benchmark.references import load_references
-from st_llm_embed.evaluation.benchmark.report import write_mteb_report
-from st_llm_embed.evaluation.benchmark.results import percent_by_language, read_run
+from st_llm_embed.evaluation.mteb_report import load_references
+from st_llm_embed.evaluation.mteb_report import write_mteb_report
+from st_llm_embed.evaluation.mteb_report import percent_by_language, read_run
 from st_llm_embed.languages import HIGH_RESOURCE_ISO639_3, SAMPLING_WEIGHTS
 
 SCORES = {"STSBenchmark": 0.82, "STS12": 0.7, "Banking77Classification": 0.8, "SciFact": 0.5}
@@ -100,7 +100,7 @@ def test_numbers_that_are_not_confirmed_are_marked(tmp_path: Path, monkeypatch: 
         for table in references.tables
     ]
     changed = references.model_copy(update={"tables": tuple(tables)})
-    monkeypatch.setattr("st_llm_embed.evaluation.benchmark.report.load_references", lambda: changed)
+    monkeypatch.setattr("st_llm_embed.evaluation.mteb_report.load_references", lambda: changed)
     write_mteb_report(write_run(tmp_path, SCORES))
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "| XLM-R-large, full data (paper) | 72.9 (?) |" in text

@@ -11,8 +11,8 @@ from mteb.mocks.mock_tasks import MockMultilingualSTSTask, MockRetrievalTask
 from small_tasks import SmallSTS, WithoutData
 
 from st_llm_embed import InputError, LLMSentenceTransformer
-from st_llm_embed.evaluation.benchmark.models import load_model
-from st_llm_embed.evaluation.benchmark.run import evaluate, resolve_tasks, unfinished
+from st_llm_embed.evaluation.mteb_models import load_model
+from st_llm_embed.evaluation.mteb import evaluate, resolve_tasks, unfinished
 
 
 @pytest.fixture(scope="module")
