@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+from st_llm_embed.synthesis.progress import Progress
 
 from st_llm_embed.api.budget import Budget
 from st_llm_embed.api.client import Client
@@ -32,7 +33,6 @@ from st_llm_embed.api.exchange import request_body
 from st_llm_embed.recipe import Synthesis
 from st_llm_embed.synthesis.journal import Journal
 from st_llm_embed.synthesis.plan import Request, RequestPlan
-from st_llm_embed.synthesis.progress import Progress
 from st_llm_embed.synthesis.tasks import TaskFile, tasks_path
 
 STRAGGLERS, STRAGGLER_FACTOR = 0.02, 20.0
@@ -136,7 +136,7 @@ def server(core: int, faults: dict[str, object] | None = None) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "faults.json"
         path.write_text(json.dumps(faults or {}))
-        command = [sys.executable, "-m", "st_llm_embed.synthesis.replay", "--latency", "1", "--faults", str(path)]
+        command = [sys.executable, "-m", "replay_server", "--latency", "1", "--faults", str(path)]
         command = ["taskset", "-c", str(core), *command]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
             try:

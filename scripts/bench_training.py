@@ -38,11 +38,11 @@ from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss,
     MultipleNegativesRankingLoss,
 )
+from st_llm_embed.training.cost import Decoder, Tokens, flops
 from torch import nn
 
 from st_llm_embed import LLMSentenceTransformer
 from st_llm_embed.training import InfoNCELoss
-from st_llm_embed.training.cost import Decoder, Tokens, flops
 
 TEMPERATURE = 0.02
 

@@ -43,7 +43,7 @@ def main() -> None:
         generate(recipe(url, arguments.requests), Path(folder))
         return
     generator = random.Random(arguments.seed)  # noqa: S311
-    command = [sys.executable, "-m", "st_llm_embed.synthesis.replay", "--latency", "0.2"]
+    command = [sys.executable, "-m", "replay_server", "--latency", "0.2"]
     with (
         tempfile.TemporaryDirectory() as folder,
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server,

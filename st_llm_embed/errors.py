@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend, and how other libraries' errors become it."""
+"""InputError, for mistakes that the user can fix, and helpers for its messages."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ _SHORT.maxstring = _SHORT.maxother = 120
 
 
 class InputError(ValueError):
-    """Something given by the user cannot be used.
+    """Something that the user provided cannot be used.
 
-    The message is one paragraph: what was got, what is allowed, what to do. The command line prints it
-    without a traceback and exits with code 2.
+    The message is one paragraph: what was got, what is allowed, what to do. The command line prints it without a
+    traceback and exits with code 2.
     """
 
     def __init__(self, message: str) -> None:
-        # Messages of other libraries, which may be part of it, have several lines.
+        # It may contain another library's message of several lines.
         super().__init__(" ".join(line.strip() for line in message.splitlines() if line.strip()))
 
 
 @contextmanager
 def explained(problem: str, advice: str) -> Generator[None]:
-    """Turn any error of a block that does nothing but use what the user gave into an InputError.
+    """Re-raise any exception in the block as an InputError; the block has to do nothing but use the user's input.
 
     Args:
-        problem: what cannot be used; the error's own message follows it.
+        problem: what cannot be used; the exception's own message follows it.
         advice: what is allowed and what to do.
     """
     try:
@@ -41,11 +41,11 @@ def explained(problem: str, advice: str) -> Generator[None]:
 
 
 def shown(value: object) -> str:
-    """Quote a value for a message, cut where it is long or deep."""
+    """Return a value quoted for a message, shortened if it is long or deep."""
     return _SHORT.repr(value)
 
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
-    """Return " (did you mean x?)" for the closest allowed name, or nothing where none is close."""
+    """Return " (did you mean x?)" for the closest allowed name, or nothing if none is close."""
     close = difflib.get_close_matches(given, list(allowed), n=1)
     return f" (did you mean {close[0]}?)" if close else ""

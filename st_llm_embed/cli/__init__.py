@@ -7,7 +7,6 @@ import sys
 import typer
 
 from st_llm_embed.cli import (
-    ablation,
     distillation,
     doctor,
     encoding,
@@ -38,7 +37,6 @@ for commands in (
     publish.app,
     encoding.app,
     distillation.app,
-    ablation.app,
 ):
     app.add_typer(commands)
 

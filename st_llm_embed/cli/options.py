@@ -30,17 +30,21 @@ OutputDir = Annotated[
 
 
 def required(recipe: str | None, command: str, example: str = "demo") -> str:
-    """Give the recipe's name; without one, say which there are."""
+    """Return the recipe's name; without one, raise an InputError that lists them."""
     if recipe is None:
         raise InputError(
             f"{command} needs a recipe: a shipped one ({', '.join(shipped_recipes())}) or the path of a .yaml file. "
-            f"To see the whole path in minutes, without network or GPU: st-llm-embed {command} {example}."
+            f"To see the whole path in minutes, without network or GPU, run: st-llm-embed {command} {example}."
         )
     return recipe
 
 
 def one_of(value: str, allowed: tuple[Choice, ...], option: str) -> Choice:
-    """Give the value, which has to be one of those that the option takes."""
+    """Return the value if the option allows it.
+
+    Raises:
+        InputError: it does not.
+    """
     for one in allowed:
         if one == value:
             return one
@@ -48,12 +52,12 @@ def one_of(value: str, allowed: tuple[Choice, ...], option: str) -> Choice:
 
 
 def listed(names: str | None) -> list[str]:
-    """Split names at commas."""
+    """Return the names in a comma-separated list."""
     return [name.strip() for name in (names or "").split(",") if name.strip()]
 
 
 def parsed_parameters(assignments: Sequence[str]) -> dict[str, Any]:
-    """Read `KEY=VALUE` parameters of a request; a value is JSON, or else a text.
+    """Return the `KEY=VALUE` parameters of a request; a value that is not JSON is a text.
 
     Raises:
         InputError: one has no equals sign.
@@ -71,12 +75,12 @@ def parsed_parameters(assignments: Sequence[str]) -> dict[str, Any]:
 
 
 def run_folder(name: str, output_dir: Path | None) -> Path:
-    """Give the folder of a run: that of --output-dir, or one of the recipe's name."""
+    """Return the folder of a run: that of --output-dir, or one named after the recipe."""
     return output_dir or Path("runs") / name
 
 
 def configure_logging() -> None:
-    """Show the package's own progress and the bars of training and encoding; silence those of loading and saving."""
+    """Show the package's log and the progress bars of training and encoding, but not those of loading and saving."""
     import datasets
     from transformers.utils import logging as transformers_logging
 
@@ -86,7 +90,7 @@ def configure_logging() -> None:
 
 
 def log_to_stderr() -> None:
-    """Show the package's own progress."""
+    """Show the package's log."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     package_logger = logging.getLogger("st_llm_embed")

@@ -47,11 +47,13 @@ def synthesize(
         )
     log_to_stderr()
     folder = run_folder(resolved.name, output_dir)
-    from st_llm_embed.pipeline import check_data, planned_prompts, run_estimate, run_synthesis
+    from st_llm_embed.pipeline import check_data, run_estimate, run_synthesis, synthesis_of
+    from st_llm_embed.synthesis.generate import planned_prompts
 
     if dry_run:
+        prompts = planned_prompts(synthesis_of(resolved))
         check_data(resolved)
-        typer.echo("\n\n".join(planned_prompts(resolved)))
+        typer.echo("\n\n".join(prompts))
     elif estimate is not None:
         _print_projections(run_estimate(resolved, folder, estimate))
     else:

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize
 
 from st_llm_embed.distillation.teacher import TeacherVectors
 from st_llm_embed.recipe import DistillationLoss
-from st_llm_embed.training.false_negatives import known_positives
+from st_llm_embed.training.loss import known_positives
 
 
 class StudentLoss(nn.Module):

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
+from st_llm_embed.data.vectors import encoding
 from st_llm_embed.distillation.plots import plot_cost_and_quality, plot_index
 from st_llm_embed.distillation.precision import RANGES_FILE, index_costs
 from st_llm_embed.distillation.speed import Encoders, measure_speed
@@ -22,7 +23,6 @@ from st_llm_embed.distillation.train import distillation_of, teacher_instruction
 from st_llm_embed.evaluation.held_out import HeldOut, load_held_out, score_held_out
 from st_llm_embed.evaluation.report import HEADLINES, VERSIONS_SHOWN, markdown_table
 from st_llm_embed.recipe import Recipe
-from st_llm_embed.training.hard_negatives import encoding
 
 START = "student before training"
 

@@ -12,12 +12,11 @@ from sentence_transformers.util import load_file_path
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from st_llm_embed.data.vectors import VectorFolder
+from st_llm_embed.data.vectors import VectorFolder, encoding
 from st_llm_embed.distillation.texts import StudentTexts
 from st_llm_embed.errors import InputError, explained, shown
 from st_llm_embed.modules import LLMSentenceTransformer
 from st_llm_embed.recipe import TRAINED, Teacher
-from st_llm_embed.training.hard_negatives import encoding
 
 FLOAT32: np.dtype[Any] = np.dtype(np.float32)
 

@@ -32,7 +32,7 @@ from st_llm_embed.distillation.texts import UNLABELLED, check_texts, student_set
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import TRAINED, Distillation, Instructions, Recipe
 from st_llm_embed.training import training_arguments
-from st_llm_embed.training.batches import TellEpoch
+from st_llm_embed.training.batches import SetSamplerEpoch
 from st_llm_embed.training.reporting import check_reporting, reporting_into
 from st_llm_embed.training.train import last_complete_checkpoint
 from st_llm_embed.training.trainer import EmbedderTrainer
@@ -134,7 +134,9 @@ def train_student(
         for name in rows
     }
     with reporting_into(output_dir / "logs", arguments):
-        trainer = StudentTrainer(model=model, args=arguments, train_dataset=rows, loss=losses, callbacks=[TellEpoch()])
+        trainer = StudentTrainer(
+            model=model, args=arguments, train_dataset=rows, loss=losses, callbacks=[SetSamplerEpoch()]
+        )
         checkpoint = last_complete_checkpoint(output_dir / "checkpoints")
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     (output_dir / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1), encoding="utf-8")

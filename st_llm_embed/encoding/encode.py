@@ -28,7 +28,7 @@ from st_llm_embed.encoding.shards import (
 from st_llm_embed.encoding.texts import Shard, cut_into_shards
 from st_llm_embed.encoding.worker import Job
 from st_llm_embed.errors import InputError, explained
-from st_llm_embed.modules.identity import model_identity
+from st_llm_embed.modules.layout import model_identity
 
 logger = logging.getLogger(__name__)
 

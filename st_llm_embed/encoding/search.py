@@ -124,7 +124,7 @@ def query_embedder(index: VectorIndex, model: str | None) -> Embedder:
             folder.
     """
     from st_llm_embed.encoding.embedder import Embedder
-    from st_llm_embed.modules.identity import model_identity
+    from st_llm_embed.modules.layout import model_identity
 
     made_by = index.manifest
     revision = None if model is not None or Path(made_by.model).is_dir() else made_by.model_revision

@@ -27,7 +27,7 @@ from st_llm_embed.instructions import (
     saved_mteb_prompts,
 )
 from st_llm_embed.modules import LLMSentenceTransformer
-from st_llm_embed.modules.identity import model_identity
+from st_llm_embed.modules.layout import model_identity
 
 if TYPE_CHECKING:
     from mteb import TaskMetadata

@@ -10,8 +10,7 @@ from st_llm_embed.data.rows import Row, fold
 from st_llm_embed.languages import LANGUAGE_CODES
 from st_llm_embed.recipe import TaskType
 from st_llm_embed.synthesis.language_id import contradicts
-from st_llm_embed.synthesis.parsing import Rejection
-from st_llm_embed.synthesis.refusals import is_refusal
+from st_llm_embed.synthesis.parsing import Rejection, is_refusal
 
 LEAST_LEAKED_BYTES = 30
 """Least length in UTF-8 of a query that must not stand word for word in its positive: 30 Latin, 10 Chinese characters.

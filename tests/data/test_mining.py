@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 from sentence_transformers.util import mine_hard_negatives as stock_mining
+from st_llm_embed.training.hard_negatives import check_mining, mine_hard_negatives
 
 from st_llm_embed import InputError, LLMSentenceTransformer, run_pipeline
 from st_llm_embed.data import Row, load_split, nearest, to_training, vectors, write_dataset
@@ -18,7 +19,6 @@ from st_llm_embed.data.mining import mine_dataset
 from st_llm_embed.data.nearest import nearest_documents
 from st_llm_embed.data.vectors import VectorFolder
 from st_llm_embed.recipe import Mining, Recipe
-from st_llm_embed.training.hard_negatives import check_mining, mine_hard_negatives
 
 
 def directions(texts: list[str], instructions: list[str] | None) -> np.ndarray:

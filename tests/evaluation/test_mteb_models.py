@@ -15,9 +15,9 @@ from small_tasks import SmallSTS
 from tokenizers import Tokenizer
 
 from st_llm_embed import InputError, LLMSentenceTransformer
-from st_llm_embed.evaluation.mteb_models import load_model
 from st_llm_embed.evaluation.mteb import evaluate
-from st_llm_embed.modules.identity import model_hash
+from st_llm_embed.evaluation.mteb_models import load_model
+from st_llm_embed.modules.layout import model_hash
 
 DUPLICATES_PROMPT = (
     "Instruct: Given a question, retrieve detailed question descriptions from Stackexchange that are duplicates to "

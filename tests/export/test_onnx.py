@@ -25,9 +25,10 @@ TEXTS = ["", " ", "a", "two words", "the quick brown fox and one more", "Ünïc�
 Run = Callable[[dict[str, NDArray[np.int64]]], NDArray[np.float32]]
 
 
-def make_embedder(folder: Path, model: str, **options: str) -> str:
+def make_embedder(folder: Path, model: str, *, is_causal: bool = True) -> str:
     base = save_base(folder / "base", model, "byte-level BPE", bos=True)
-    embedder = LLMSentenceTransformer.from_base(str(base), max_seq_length=64, device="cpu", **options)
+    embedder = LLMSentenceTransformer.from_base(str(base), max_seq_length=64, device="cpu")
+    embedder[0].config.is_causal = is_causal
     embedder.save_pretrained(str(folder / "model"))
     return str(folder / "model")
 
@@ -64,7 +65,7 @@ def test_onnx_gives_stocks_vectors(family: str, tmp_path: Path) -> None:
 
 
 def test_bidirectional_attention_stays_so_in_onnx(tmp_path: Path) -> None:
-    model = make_embedder(tmp_path, "llama", attention="bidirectional")
+    model = make_embedder(tmp_path, "llama", is_causal=False)
     path = write_onnx(load_source(model, dtype="float32"), tmp_path)
     check(model, onnx_run(path))
 

@@ -15,14 +15,12 @@ from typing import Any
 import pytest
 import yaml
 from conftest import Outcome
-from synthesis.asking import always
-from synthesis.running import answer_all, answered, client, planned, records, synthesis, without_probes
+from replay_server import Faults, ReplayServer, made_up_answer
+from synthesis.running import always, answer_all, answered, asking, records, synthesis, without_probes
 
 from st_llm_embed.errors import InputError
 from st_llm_embed.pipeline import run_synthesis
 from st_llm_embed.recipe import Recipe
-from st_llm_embed.synthesis.progress import Progress
-from st_llm_embed.synthesis.replay import Faults, ReplayServer, made_up_answer
 
 RunCli = Callable[..., Outcome]
 KEY = "sk-recognisable-0123456789"
@@ -202,9 +200,7 @@ def test_an_interrupt_waits_for_what_is_in_flight(number: signal.Signals, tmp_pa
     out = tmp_path / "out"
     with ReplayServer(interrupts, latency=0.05) as server:
         recipe = write_recipe(tmp_path, server, 2000)
-        refused(
-            run_cli("synthesize", recipe, "--output-dir", out), "Stopped. Every answer that came is in the journal"
-        )
+        refused(run_cli("synthesize", recipe, "--output-dir", out), "Stopped. Every answer that came is kept")
         stats = server.stats()
         assert stats["received"] == stats["answered"] < 100
         assert len(answered(out / "journal")) == stats["received"] - 1
@@ -219,13 +215,13 @@ def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
             while server.stats()["in_flight"] < 8:
                 pass
             os.kill(os.getpid(), signal.SIGINT)
-            while not one._stopping:
+            while not one.client._stopping:
                 pass
             os.kill(os.getpid(), signal.SIGINT)
 
-        with client(recipe, tmp_path) as one, pytest.raises(InputError, match="Stopped"):  # noqa: PT012
+        with asking(recipe, tmp_path) as one, pytest.raises(InputError, match="Stopped"):  # noqa: PT012
             threading.Thread(target=interrupt_twice, daemon=True).start()
-            one.answer(lambda: planned(recipe), Progress("examples", 40), lambda _: None)
+            one.answer()
     assert len(records(tmp_path, "maybe paid")) == 8
 
 
@@ -260,7 +256,7 @@ def test_progress_says_everything_in_one_line(server: ReplayServer, tmp_path: Pa
     progress = answer_all(recipe, tmp_path)
     progress.waiting = "paused for 3 s, the server asked for it"
     line = progress.describe()
-    assert re.match(r"examples 40/40 \([\d.]+/s, .* left\); usable: .*sts \d+.*; rejected: truncated \d+; ", line)
+    assert re.match(r"examples 40/40 \([\d.]+/s, .* left\); answers: .*sts \d+.*; without text: truncated \d+; ", line)
     assert re.search(r"; \$0\.0\d of 5\.00, [\d,]+ tokens; paused for 3 s, the server asked for it$", line)
 
 

@@ -7,12 +7,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from replay_server import ReplayServer, made_up_answer
 from synthesis.planned import synthesis
 
 from st_llm_embed.recipe import Synthesis
 from st_llm_embed.synthesis.generate import generate
 from st_llm_embed.synthesis.output import write_synthetic_dataset
-from st_llm_embed.synthesis.replay import ReplayServer, made_up_answer
 
 ROWS = 40
 

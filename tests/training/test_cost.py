@@ -13,11 +13,6 @@ import pytest
 import torch
 from families import MODELS
 from peft import LoraConfig
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
-from transformers import AutoModel, MistralConfig, MistralForCausalLM, MixtralConfig, PreTrainedConfig, PreTrainedModel
-
-from st_llm_embed import InputError, LLMSentenceTransformer
-from st_llm_embed.training import InfoNCELoss
 from st_llm_embed.training.cost import (
     SCORE_COPIES,
     Decoder,
@@ -28,6 +23,11 @@ from st_llm_embed.training.cost import (
     state_bytes,
     step_peak,
 )
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+from transformers import AutoModel, MistralConfig, MistralForCausalLM, MixtralConfig, PreTrainedConfig, PreTrainedModel
+
+from st_llm_embed import InputError, LLMSentenceTransformer
+from st_llm_embed.training import InfoNCELoss
 from st_llm_embed.training.loss import _Batch
 
 VOCABULARY = 2_000

@@ -15,9 +15,9 @@ from transformers import MistralConfig
 
 from st_llm_embed import InputError, Recipe
 from st_llm_embed.data import read_rows, write_dataset
-from st_llm_embed.training import training_arguments, training_set, untrained_embedder
+from st_llm_embed.training import starting_model, training_arguments, training_set
 from st_llm_embed.training.plan import USABLE, negatives_per_anchor, plan_training, plan_trainings
-from st_llm_embed.training.train import build_trainer
+from st_llm_embed.training.trainer import build_trainer
 
 RunCli = Callable[..., Outcome]
 
@@ -49,9 +49,7 @@ def test_rows_and_steps_are_those_of_the_trainer(
     assert planned.configurations == from_rows.configurations
     rows = training_set([tmp_path / "out" / "dataset"])
     assert {part.name: part.rows for part in planned.configurations} == rows.num_rows
-    trainer = build_trainer(
-        recipe, untrained_embedder(recipe), rows, training_arguments(recipe, tmp_path / "checkpoints")
-    )
+    trainer = build_trainer(recipe, starting_model(recipe), rows, training_arguments(recipe, tmp_path / "checkpoints"))
     *_, steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
     assert planned.steps == steps
     assert planned.warmup_steps == trainer.args.get_warmup_steps(planned.steps)

@@ -1,36 +1,40 @@
-"""Scores on open evaluation sets in a folder: STS, retrieval and bitext, with the measures and prompts of mteb.
+"""Score a model on open evaluation sets: STS, retrieval and bitext, with mteb's measures and the model's own prompts.
 
-The folder holds one folder per set with .jsonl.gz files: sentence1, sentence2 and score for STS; corpus, queries and
-qrels (one relevant document per query) for retrieval; sentence1 and sentence2, or text line by line, for bitext.
+    python scripts/open_sets.py MODEL FOLDER [--to FILE]
+
+Writes the scores as JSON. FOLDER holds one folder per set with .jsonl.gz files: sentence1, sentence2 and score for
+STS; corpus, queries and qrels (one relevant document per query) for retrieval; sentence1 and sentence2, or one text
+per line, for bitext.
 """
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 
-from st_llm_embed.errors import InputError
-from st_llm_embed.evaluation.held_out import ndcg_at_10, similarity_ranks
+from st_llm_embed import InputError, LLMSentenceTransformer
 
 STS = ("stsb_multi_mt/en/test", "sts16/test_not_in_stsb", "korsts/test")
 RETRIEVAL = {"xquad/en": "validation", "xquad/zh": "validation", "jaquad": "validation", "cosqa_dev": "dev"}
 """Folders and the names of their splits."""
 
 BITEXT = ("tatoeba/deu-eng", "tatoeba/cmn-eng", "tatoeba/jpn-eng", "ntrex/deu")
-"""Of ntrex, a language beside ntrex/eng."""
-
-Encode = Callable[[list[str], str], NDArray[np.float32]]
-"""Gives the vectors of texts under the prompt of that name."""
+"""The English side of ntrex is ntrex/eng."""
 
 QUERIES = 1_000
-"""Most queries and sentence pairs that are taken of a set, the first ones: enough, and it saves minutes."""
+"""At most this many queries and sentence pairs of a set are used, the first ones."""
+
+Encode = Callable[[list[str], str], NDArray[np.float32]]
+"""Returns the vectors of texts under the prompt of that name, shape (texts, dimensions)."""
 
 
 def score_open_sets(
@@ -41,15 +45,15 @@ def score_open_sets(
     Args:
         model: any sentence-transformers model.
         data: the folder of the sets.
-        prompts: what stands before a query, a document, and the texts of STS and BitextMining, by these names; those
-            saved with the model if not given.
+        prompts: texts put before a query, a document, and the texts of STS and BitextMining, by these names; those
+            saved with the model if None.
 
     Returns:
         By `<task type>: <set>`, in 0..1: the Spearman correlation for STS, instruction on both sides; nDCG@10 for
         retrieval, instruction on the queries; accuracy for bitext into English, instruction on both sides.
 
     Raises:
-        InputError: a set is not there.
+        InputError: a set is missing.
     """
     check_open_sets(data)
     encode = _encoder(model, prompts)
@@ -60,7 +64,7 @@ def score_open_sets(
 
 
 def retrieval_score(model: SentenceTransformer, folder: Path, split: str) -> float:
-    """Give nDCG@10 on one retrieval set, instruction on the queries."""
+    """Return nDCG@10 on one retrieval set, instruction on the queries."""
     return _retrieval(_encoder(model, None), folder, split)
 
 
@@ -68,24 +72,20 @@ def check_open_sets(data: Path) -> None:
     """Check that every set is there.
 
     Raises:
-        InputError: one is not.
+        InputError: one is missing.
     """
     if missing := [name for name in open_set_files() if not (data / name).is_file()]:
         raise InputError(
-            f"The folder of open evaluation sets {data} lacks {', '.join(missing)}. Put them there "
-            "(st_llm_embed/evaluation/open_sets.py says how they are written), or leave the folder out: the held-out "
-            "rows are scored in any case."
+            f"The folder of open evaluation sets {data} lacks {', '.join(missing)}. scripts/open_sets.py describes "
+            "the files. Without --open-sets only the held-out rows are scored."
         )
 
 
 def open_set_files() -> list[str]:
-    """Give the path of every file of the sets in their folder."""
+    """Return the paths of all files of the sets, relative to their folder."""
     files = [f"{name}.jsonl.gz" for name in (*STS, *BITEXT, "ntrex/eng")]
-    files += [
-        f"{name}/{part}.jsonl.gz"
-        for name, split in RETRIEVAL.items()
-        for part in ("corpus", "queries", f"qrels.{split}")
-    ]
+    for name, split in RETRIEVAL.items():
+        files += [f"{name}/{part}.jsonl.gz" for part in ("corpus", "queries", f"qrels.{split}")]
     return files
 
 
@@ -93,7 +93,7 @@ def _encoder(model: SentenceTransformer, prompts: Mapping[str, str] | None) -> E
     known = model.prompts if prompts is None else prompts
 
     def encode(texts: list[str], prompt: str) -> NDArray[np.float32]:
-        # An asymmetric pair of models has a side for documents.
+        # An asymmetric pair of models encodes documents with another model than queries.
         side = model.encode_document if prompt == "document" else model.encode_query
         return side(texts, prompt=known[prompt] or "", batch_size=64, normalize_embeddings=True)
 
@@ -110,13 +110,13 @@ def _retrieval(encode: Encode, folder: Path, split: str) -> float:
     place = {row["_id"]: number for number, row in enumerate(corpus)}
     relevant = {row["query-id"]: place[row["corpus-id"]] for row in _read(folder / f"qrels.{split}.jsonl.gz")}
     documents = encode([row["text"] for row in corpus], "document")
-    asked = encode([row["text"] for row in queries], "query")
-    ranks = similarity_ranks(asked @ documents.T, np.array([relevant[row["_id"]] for row in queries]))
-    return float(ndcg_at_10(ranks).mean())
+    similarity = encode([row["text"] for row in queries], "query") @ documents.T
+    ranks = _ranks(similarity, np.array([relevant[row["_id"]] for row in queries]))
+    return float(np.where(ranks < 10, 1 / np.log2(ranks + 2), 0).mean())
 
 
 def _sentence_pairs(data: Path, name: str) -> tuple[list[str], list[str]]:
-    """Give sentences and their English translations."""
+    """Return sentences and their English translations."""
     rows = _read(data / f"{name}.jsonl.gz")[:QUERIES]
     if "text" in rows[0]:
         english = _read(data / "ntrex" / "eng.jsonl.gz")[:QUERIES]
@@ -126,9 +126,29 @@ def _sentence_pairs(data: Path, name: str) -> tuple[list[str], list[str]]:
 
 def _bitext(encode: Encode, foreign: list[str], english: list[str]) -> float:
     similarity = encode(foreign, "BitextMining") @ encode(english, "BitextMining").T
-    return float((similarity_ranks(similarity, np.arange(len(foreign))) == 0).mean())
+    return float((_ranks(similarity, np.arange(len(foreign))) == 0).mean())
+
+
+def _ranks(similarity: NDArray[np.float32], relevant: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the rank, from 0, of each query's relevant document; similarity has shape (queries, documents)."""
+    own = np.take_along_axis(similarity, relevant[:, None], axis=1)
+    return (similarity >= own).sum(axis=1) - 1
 
 
 def _read(path: Path) -> list[dict]:
     with gzip.open(path, "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", metavar="MODEL", help="Hub id or folder of a sentence-transformers model")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder of the open evaluation sets")
+    parser.add_argument("--to", type=Path, help="the file to write; default: standard output")
+    given = parser.parse_args()
+    loaded = cast(SentenceTransformer, LLMSentenceTransformer(given.model))
+    text = json.dumps(score_open_sets(loaded, given.folder), indent=1)
+    if given.to is None:
+        print(text)
+    else:
+        given.to.write_text(text, encoding="utf-8")

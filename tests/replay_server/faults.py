@@ -8,15 +8,7 @@ from dataclasses import dataclass, field
 from email.utils import formatdate
 from hashlib import blake2b
 from math import ceil
-from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
-
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-
-from st_llm_embed.errors import InputError
-
-REFUSAL = "I'm sorry, but I can't help with that request."
-PROSE = "Of course. A good example would be a question that a curious reader asks, and a page that settles it."
+from typing import Literal, NamedTuple
 
 
 class Answer(NamedTuple):
@@ -30,18 +22,13 @@ class Answer(NamedTuple):
 NOT_BILLED = ("rate_limit", "server_error", "bad_request")
 """The request is turned away; no answer is computed."""
 
-DELIVERIES = ("hang", "cut_before_headers", "cut_in_body", "html", "wrong_content_type", "empty_choices", "straggler")
-"""The answer is computed and billed, and reaches the client late, in part, in the wrong dress or not at all."""
+DELIVERIES = ("hang", "cut_before_headers", "cut_in_body", "html", "straggler")
+"""The answer is computed and billed, and reaches the client late, in part or not at all."""
 
 ANSWERS: Mapping[str, Callable[[str], Answer]] = {
-    "malformed": lambda text: Answer(text.replace('":', '"', 1) if '":' in text else '{"' + text),
+    "malformed": lambda text: Answer(text.replace('":', '"', 1)),
     "fenced": lambda text: Answer(f"```json\n{text}\n```"),
-    "prose": lambda _: Answer(PROSE),
-    "refusal": lambda _: Answer(None, refusal=REFUSAL),
-    "refusal_text": lambda _: Answer(REFUSAL),
-    "empty_content": lambda _: Answer(""),
-    "truncated": lambda text: Answer(text[: len(text) // 2], finish_reason="length"),
-    "content_filter": lambda _: Answer("", finish_reason="content_filter"),
+    "refusal": lambda _: Answer(None, refusal="I'm sorry, but I can't help with that request."),
 }
 """The answer itself is wrong. These happen to lines of a batch, too."""
 
@@ -54,7 +41,7 @@ class Faults:
 
     Attributes:
         seed: another seed, other requests.
-        shares: fault kind (one of KINDS) -> share of all chat requests, together at most 1.
+        shares: fault kind (one of KINDS) -> share of all chat requests.
         storm: arrival numbers (first, end) that all get 429, the end not included.
         retry_after: seconds that a 429 asks to wait; drawn evenly from (least, most).
         retry_after_as: the header: Retry-After in seconds or as an HTTP date, retry-after-ms, or no header.
@@ -62,13 +49,11 @@ class Faults:
         straggler_factor: a straggler takes this many times the latency.
         reject_response_format: response_format types that get 400.
         ignore_response_format: answer as if none had been given.
-        batch_polls: status polls from creation to the end of a batch, at least 1.
+        batch_polls: status polls from creation to the end of a batch.
         batch_outcomes: how the first, second, ... batch ends; all others are completed.
         batch_error_share: share of a batch's lines that fail with 500, in the error file.
-        batch_unfinished_share: share of lines without an answer in an expired or cancelled batch.
+        batch_unfinished_share: share of lines without an answer in an expired batch.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     seed: int = 0
     shares: Mapping[str, float] = field(default_factory=dict)
@@ -85,29 +70,8 @@ class Faults:
     batch_unfinished_share: float = 0.5
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.shares) - set(KINDS))
-        if unknown:
-            raise InputError(f"Faults: shares names {unknown}; fault kinds are {', '.join(KINDS)}.")
-        if sum(self.shares.values()) > 1 + 1e-9 or any(share < 0 for share in self.shares.values()):
-            raise InputError(f"Faults: shares are {dict(self.shares)}; each is at least 0, together at most 1.")
-        if self.batch_polls < 1:
-            raise InputError(f"Faults: batch_polls is {self.batch_polls}; it is at least 1.")
-
-    @classmethod
-    def from_json(cls, path: Path) -> Faults:
-        """Read a JSON object with the fields of this class.
-
-        Raises:
-            InputError: no such file, no JSON object, an unknown field or a value that is not allowed.
-        """
-        try:
-            return TypeAdapter(cls).validate_json(path.read_bytes())
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"])) or "the whole"
-            raise InputError(f"{path} is not a JSON object of faults; {place}: {first['msg']}.") from error
+        if unknown := set(self.shares) - set(KINDS):
+            raise ValueError(f"shares names {unknown}; fault kinds are {', '.join(KINDS)}.")
 
     def draw(self, number: int) -> tuple[str | None, float]:
         """Draw what happens to the request with this arrival number.
@@ -128,13 +92,12 @@ class Faults:
             position -= share
         return None, within
 
-    def retry_after_header(self, within: float) -> str:
-        """The header line that tells when to come back, or an empty string."""
+    def retry_after_header(self, within: float) -> dict[str, str]:
         least, most = self.retry_after
         seconds = least + (most - least) * within
-        return {
-            "seconds": f"retry-after: {seconds:g}\r\n",
-            "date": f"retry-after: {formatdate(ceil(time.time() + seconds), usegmt=True)}\r\n",
-            "ms": f"retry-after-ms: {1000 * seconds:g}\r\n",
-            "none": "",
-        }[self.retry_after_as]
+        headers = {
+            "seconds": {"retry-after": f"{seconds:g}"},
+            "date": {"retry-after": formatdate(ceil(time.time() + seconds), usegmt=True)},
+            "ms": {"retry-after-ms": f"{1000 * seconds:g}"},
+        }
+        return headers.get(self.retry_after_as, {})
