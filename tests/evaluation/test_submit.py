@@ -20,9 +20,9 @@ from hub import Hub, Pusher
 from mteb.mocks import ALL_MOCK_TASK_TEST_GRID
 from mteb.models import ModelMeta, SentenceTransformerEncoderWrapper
 from mteb_data import write_scifact, write_stsbenchmark
+from st_llm_embed.evaluation.submission.texts import Facts, mteb_text
 
 from st_llm_embed import LLMSentenceTransformer, Recipe
-from st_llm_embed.evaluation.submission.texts import Facts, mteb_text
 
 CLICKS = '{path: org/our-clicks, columns: {anchor: a, positive: b}, license: mit, instruction: "Find."}'
 NQ = "{path: Tevatron/wikipedia-nq, columns: {anchor: query, positive: text}, license: cc-by-sa-3.0}"
