@@ -13,7 +13,7 @@ from mteb_data import CORPUS, QUERIES, SENTENCES, write_scifact, write_stsbenchm
 from st_llm_embed import Recipe
 from st_llm_embed.evaluation.overlap import TASKS_OF_SOURCES, trained_on
 
-SHARED = Path(__file__).parents[3] / "../shared/hub-datasets"
+SHARED = Path(__file__).parents[3] / "shared/hub-datasets"
 
 
 @pytest.fixture(autouse=True)
@@ -102,11 +102,11 @@ def test_what_cannot_be_loaded_is_named_and_the_rest_is_kept(run_cli: Callable[.
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("nowhere", "--tasks", "STSBenchmark"), "'nowhere' is no training set"),
+        (("nowhere", "--tasks", "STSBenchmark"), "'nowhere' is not a training set"),
         ((".", "--tasks", "STSBenchmark"), "holds no training set"),
         (("embedded",), "No tasks are given"),
         (("embedded", "--tasks", "STSBenchmrk"), "STSBenchmark"),
-        (("embedded", "--benchmark", "MTEB(none)"), "mteb has no benchmark 'MTEB(none)'. Did you mean"),
+        (("embedded", "--benchmark", "MTEB(none)"), "mteb has no benchmark 'MTEB(none)' (did you mean"),
     ],
 )
 def test_what_is_not_there_is_one_message(
@@ -140,7 +140,7 @@ def test_the_sample_rows_share_no_test_with_banking77(
     run_cli: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not SHARED.is_dir():
-        pytest.skip("../shared/hub-datasets, real test sets in the official layout, is not here")
+        pytest.skip("shared/hub-datasets, real test sets in the official layout, is not here")
     monkeypatch.chdir(SHARED)
     done = run_cli("contamination", "embedded", "--tasks", "Banking77Classification", "--json")
     assert done.code == 0
