@@ -44,7 +44,7 @@ def check_inputs(recipe: Recipe) -> None:
     rows = check_data(recipe)
     if recipe.evaluation.tasks:
         # Importing mteb takes seconds.
-        from st_llm_embed.evaluation.benchmark.task_score import scored_task
+        from st_llm_embed.evaluation.mteb import scored_task
 
         for name in recipe.evaluation.tasks:
             scored_task(name)

@@ -307,8 +307,8 @@ def _percent_by_language(result: TaskResult) -> dict[str, float]:
 def _markdown(run: Run, report: dict[str, Any], compared: list[Category]) -> str:
     sections = [
         f"# {report['model']} on {len(run.results)} mteb tasks",
-        f"Revision `{report['revision']}`, prompts: {report['prompts']}. Scores are main scores in percent; a delta is "
-        "this model minus the published score.",
+        f"Revision `{report['revision']}`, prompts: {report['prompts']}. Scores are main scores in percent; a delta "
+        "is this model minus the published score.",
     ]
     if compared:
         missing = next(one.missing for one in compared if one.name == MEAN)

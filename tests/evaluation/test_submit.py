@@ -18,11 +18,10 @@ import pytest
 from conftest import Outcome
 from hub import Hub, Pusher
 from mteb.mocks import ALL_MOCK_TASK_TEST_GRID
-from mteb.models import ModelMeta, SentenceTransformerEncoderWrapper
+from mteb.models import SentenceTransformerEncoderWrapper
 from mteb_data import write_scifact, write_stsbenchmark
 
 from st_llm_embed import LLMSentenceTransformer, Recipe
-from st_llm_embed.evaluation.submission.texts import Facts, mteb_text
 
 CLICKS = '{path: org/our-clicks, columns: {anchor: a, positive: b}, license: mit, instruction: "Find."}'
 NQ = "{path: Tevatron/wikipedia-nq, columns: {anchor: query, positive: text}, license: cc-by-sa-3.0}"
@@ -62,28 +61,6 @@ sent = mteb.ResultCache(folder).submit_results(meta, create_pr=False)
 content = json.loads(json.dumps(meta.to_dict(), default=str))
 content["training_datasets"].sort()
 print(json.dumps([mteb.__file__, content == given, sent["status"], sent["result_count"]]))
-"""
-
-MAKE = """
-from huggingface_hub import create_repo
-create_repo("lab/bare")
-create_repo("lab/pairs", repo_type="dataset")
-print("null")
-"""
-
-ASK = """
-import json, sys, time
-from st_llm_embed import InputError
-from st_llm_embed.evaluation.submission.leaderboard_entry import _public_dataset, recipe_on_hub
-
-def told(ask, *arguments):
-    try:
-        return ask(*arguments)
-    except InputError as error:
-        return str(error)
-
-time.sleep = lambda _: None  # between the tries of huggingface_hub
-print(json.dumps([told(recipe_on_hub, "lab/bare", "main"), *(told(_public_dataset, name) for name in sys.argv[1:])]))
 """
 
 
@@ -147,12 +124,11 @@ def test_a_submission_is_prepared_and_mteb_takes_it(tiny: Tiny, tmp_path: Path) 
     shutil.copytree(tiny.scores, unknown / "results/lab__tiny" / ("0" * 40))
     shutil.copytree(tiny.scores, unknown / "results/lab__secret" / tiny.revision)
     base = ("lab/tiny", "--results", str(tiny.results))
-    complete = (*base, "--trained-on", "SciFact", "--overlap", str(overlap))
-    not_ready, ready, refused, benchmark, no_commit, private = tiny.submit(
+    complete = (*base, "--trained-on", "SciFact", "--contamination", str(overlap))
+    not_ready, ready, refused, no_commit, private = tiny.submit(
         (*base, "--create-pr"),
         complete,
         (*complete, "--create-pr"),
-        (*complete, "--benchmark", "BEIR"),
         ("lab/tiny", "--results", str(unknown)),
         ("lab/secret", "--results", str(unknown)),
     )
@@ -174,21 +150,25 @@ def test_a_submission_is_prepared_and_mteb_takes_it(tiny: Tiny, tmp_path: Path) 
     assert "mteb[github]" in refused.err
     assert not (tiny.prepared / "remote").exists()
 
-    assert benchmark.code == 0, benchmark.err
-    assert "- STSBenchmark: not in BEIR" in benchmark.out
-    assert "| BEIR | 1 of 15 | 80 % |" in benchmark.out  # all but HotpotQA, NQ and SciFact
+    assert "| BEIR | 1 of 15 | 80 % |" in ready.out  # all but HotpotQA, NQ and SciFact
+    assert "HotpotQA, NQ, SciFact" in ready.out
 
     for outcome, said in ((no_commit, "no public commit 000"), (private, "make the repository public")):
         assert outcome.code == 2
         assert said in outcome.err
         assert not outcome.out
 
-    # Submitted are copies, none of a task that was dropped.
+    # Submitted are copies, none of a task that is not mteb's.
     copies = tiny.prepared / "results/lab__tiny" / tiny.revision
-    assert {path.name for path in copies.iterdir()} == {"SciFact.json", "model_meta.json", "run_settings.jsonl"}
+    assert {path.name for path in copies.iterdir()} == {
+        "STSBenchmark.json",
+        "SciFact.json",
+        "model_meta.json",
+        "run_settings.jsonl",
+    }
     assert (copies / "SciFact.json").read_bytes() == (tiny.scores / "SciFact.json").read_bytes()
     settings = (copies / "run_settings.jsonl").read_text(encoding="utf-8").splitlines()
-    assert {json.loads(line)["task"] for line in settings} == {"SciFact"}
+    assert {json.loads(line)["task"] for line in settings} == {"STSBenchmark", "SciFact"}
     meta = json.loads((copies / "model_meta.json").read_text(encoding="utf-8"))
     assert meta["training_datasets"] == ["HotpotQA", "NQ", "SciFact"]
     assert meta["revision"] == tiny.revision
@@ -202,49 +182,13 @@ def test_a_submission_is_prepared_and_mteb_takes_it(tiny: Tiny, tmp_path: Path) 
     assert meta["languages"] == ["deu-Latn", "eng-Latn"]
     assert meta["public_training_code"].endswith(f"{tiny.revision}/recipe.yaml")
     assert "(28/28)" in text(tiny, "mteb_mock_run_results.md")
-    assert "HotpotQA, NQ, SciFact" in text(tiny, "mteb_pull_request.md")
-    assert "solemnly swear" in text(tiny, "results_pull_request.md")
 
     # mteb with the file in its folder knows the model, and its own submission takes exactly what was prepared.
     remote = bare_repository(tmp_path)
     in_mteb = ask_mteb_with(tiny.prepared / "lab_tiny_models.py", tiny, tmp_path, remote)
-    assert in_mteb == [str(tmp_path / "site/mteb/__init__.py"), True, "ready_for_submission", 1]
+    assert in_mteb == [str(tmp_path / "site/mteb/__init__.py"), True, "ready_for_submission", 2]
     sent = git("show", "--name-only", "--format=", "HEAD", cwd=tiny.prepared / "remote").split()
     assert sorted(sent) == sorted(str(path.relative_to(tiny.prepared)) for path in copies.iterdir())
-
-
-def test_only_what_the_hub_says_is_not_there_is_left_out(hub: Hub) -> None:
-    hub.run(MAKE)
-    assert hub.run(ASK, "lab/nowhere", "lab/pairs") == [None, None, "https://huggingface.co/datasets/lab/pairs"]
-    hub.fail(
-        {"method": "HEAD", "path": "/recipe.yaml", "times": 99, "status": 500},
-        {"method": "GET", "path": "/api/datasets/lab/pairs", "times": 99, "status": 500},
-    )
-    recipe, dataset = hub.run(ASK, "lab/pairs")
-    hub.fail()
-    assert "The Hub cannot tell of recipe.yaml in lab/bare" in recipe
-    assert "The Hub cannot tell of the dataset lab/pairs" in dataset
-
-
-def test_boxes_are_ticked_where_they_are_known_to_be_true() -> None:
-    facts = Facts(
-        name="lab/tiny",
-        revision="0" * 40,
-        description="",
-        entry=ModelMeta.create_empty({"name": "lab/tiny", "revision": "0" * 40}),
-        scores={"STSBenchmark": 0.5},
-        mteb_versions=["2.26.24"],
-        benchmarks=[],
-        dropped={},
-        incomplete={},
-        missing=[],
-        compared=False,
-    )
-    text = mteb_text(facts)
-    assert "- [x] I have filled out the ModelMeta" in text
-    assert "- [ ] I have filled out the ModelMeta" in mteb_text(facts._replace(missing=["license is empty."]))
-    assert "- [ ] Scores of this model that are published elsewhere are beside these, or there are none." in text
-    assert "| STSBenchmark | 0.5000 |" in text
 
 
 def git(*arguments: str, cwd: Path) -> str:
@@ -312,14 +256,16 @@ def test_only_a_commit_on_the_hub_is_submitted(tiny: Tiny, run_cli: Callable[...
     calls: tuple[tuple[tuple[str | Path, ...], str], ...] = (
         (("local/tiny", "--results", folder), "takes only what others can load by name"),
         ((tmp_path, "--results", folder), "takes only what others can load by name"),
-        (("lab/other", "--results", tiny.results), "it has those of lab/tiny"),
+        (("lab/other", "--results", tiny.results), "has scores of lab/other at no commit"),
         (("lab/tiny", "--results", two), "a submission is of one commit"),
         (("lab/tiny", "--results", branch), "has scores of lab/tiny at main"),
         (("lab/tiny", "--results", paper), "--prompts mteb"),
         (("lab/tiny", "--results", other), f"scored on dataset revision {'1' * 40}"),
-        (("lab/tiny", "--results", tiny.results, "--benchmark", "MTEB(eng,v1)"), "Did you mean MTEB(eng, v1)"),
         (("lab/tiny", "--results", tiny.results, "--trained-on", "SciFct"), "SciFact"),
-        (("lab/tiny", "--results", tiny.results, "--overlap", tmp_path / "none.json"), "no contamination analysis"),
+        (
+            ("lab/tiny", "--results", tiny.results, "--contamination", tmp_path / "none.json"),
+            "is not a contamination analysis",
+        ),
         (("lab/tiny", "--results", tiny.results), "HF_HUB_OFFLINE"),
     )
     for arguments, said in calls:

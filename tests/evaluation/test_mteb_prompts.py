@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import mteb
 import pytest
 from mteb.abstasks import AbsTask
+from mteb.models import SentenceTransformerEncoderWrapper
 from mteb.models.instruct_wrapper import InstructSentenceTransformerModel
 from mteb.types import PromptType
+from sentence_transformers import SentenceTransformer
 
-from st_llm_embed.evaluation.benchmark.prompts import task_instruction
+from st_llm_embed import LLMSentenceTransformer
+from st_llm_embed.evaluation import mteb_prompts
+from st_llm_embed.evaluation.mteb_models import task_prompt
+from st_llm_embed.instructions import instruction_prompt
 
 STS = "Retrieve semantically similar text."
 DUPLICATES = (
@@ -103,8 +110,10 @@ def single_tasks(benchmark: str) -> list[AbsTask]:
 def test_paper_mode_gives_every_task_of_the_benchmark_the_papers_instruction() -> None:
     tasks = single_tasks("MTEB(eng, v1)")
     assert len(tasks) == 67
-    assert {task.metadata.name: task_instruction("paper", task.metadata).text for task in tasks} == OF_THE_PAPER
-    assert not any(task_instruction("paper", task.metadata).generic for task in tasks)
+    prompts = {task.metadata.name: task_prompt("paper", task.metadata) for task in tasks}
+    expected = {name: instruction_prompt(instruction) for name, instruction in OF_THE_PAPER.items()}
+    assert {name: prompt.query for name, prompt in prompts.items()} == expected
+    assert not any(prompt.generic or prompt.document for prompt in prompts.values())
 
 
 @pytest.mark.filterwarnings("ignore:Prompt type")
@@ -121,13 +130,13 @@ def test_mteb_mode_gives_every_text_task_what_mteb_gives_its_e5_mistral() -> Non
     for task in asked:
         by_side = isinstance(task.metadata.prompt, dict)
         expected = theirs.get_instruction(task.metadata, PromptType.query if by_side else None)
-        assert task_instruction("mteb", task.metadata).text == expected, task.metadata.name
+        assert task_prompt("mteb", task.metadata).query == instruction_prompt(expected), task.metadata.name
 
 
 def test_where_an_instruction_comes_from_is_said() -> None:
     def of(mode: str, name: str) -> tuple[str, bool]:
-        instruction = task_instruction(mode, mteb.get_task(name).metadata)  # type: ignore[arg-type]
-        return instruction.source, instruction.generic
+        prompt = task_prompt(mode, mteb.get_task(name).metadata)  # type: ignore[arg-type]
+        return prompt.source, prompt.generic
 
     assert of("paper", "FEVERHardNegatives") == ("parent", False)
     assert of("mteb", "FEVERHardNegatives") == ("type", True)
@@ -136,4 +145,69 @@ def test_where_an_instruction_comes_from_is_said() -> None:
     assert of("paper", "BelebeleRetrieval") == ("type", True)
     assert of("none", "SciFact") == ("none", False)
     hard = mteb.get_task("FEVERHardNegatives").metadata
-    assert task_instruction("paper", hard).text == OF_THE_PAPER["FEVER"]
+    assert task_prompt("paper", hard).query == instruction_prompt(OF_THE_PAPER["FEVER"])
+
+
+PROMPTS = mteb_prompts()
+
+
+@pytest.fixture(scope="module")
+def wrapper(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> SentenceTransformerEncoderWrapper:
+    """Plain mteb around a plain SentenceTransformer, loaded from a model that was saved with our prompts."""
+    folder = tmp_path_factory.mktemp("saved")
+    model = LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=64, device="cpu")
+    model.prompts |= PROMPTS
+    model.save_pretrained(str(folder))
+    return SentenceTransformerEncoderWrapper(SentenceTransformer(str(folder), device="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("task", "side", "instruction"),
+    [
+        ("FEVER", PromptType.query, "Given a claim, retrieve documents that support or refute the claim"),
+        ("FEVERHardNegatives", PromptType.query, "Given a claim, retrieve documents that support or refute the claim"),
+        ("FEVERHardNegatives", PromptType.document, None),
+        ("CQADupstackGamingRetrieval", PromptType.query, "retrieve questions from the same forum"),
+        ("BelebeleRetrieval", PromptType.query, "Given a web search query"),
+        ("BelebeleRetrieval", PromptType.document, None),
+        ("SciDocsRR", PromptType.query, "Given a title of a scientific paper"),
+        ("STSBenchmark", None, "Retrieve semantically similar text."),
+        ("Tatoeba", None, "Retrieve parallel sentences."),
+        ("Banking77Classification", None, "online banking query"),
+        ("SummEval", None, "Given a news summary"),
+        ("WikiCitiesClustering", None, "Identify the topic"),
+    ],
+)
+def test_plain_mteb_gives_each_task_its_instruction(
+    task: str, side: PromptType | None, instruction: str | None, wrapper: SentenceTransformerEncoderWrapper
+) -> None:
+    name = wrapper.get_prompt_name(mteb.get_task(task).metadata, side)
+    prompt = wrapper.model.prompts[name] if name else ""
+    if instruction is None:
+        assert prompt == ""
+    else:
+        assert prompt.startswith("Instruct: ")
+        assert prompt.endswith("\nQuery: ")
+        assert instruction in prompt
+
+
+def test_every_task_of_the_english_benchmark_has_an_instruction_and_documents_have_none(
+    wrapper: SentenceTransformerEncoderWrapper,
+) -> None:
+    for task in mteb.get_benchmark("MTEB(eng, v2)").tasks:
+        metadata = task.metadata
+        asymmetric = metadata.type in ("Retrieval", "Reranking")
+        name = wrapper.get_prompt_name(metadata, PromptType.query if asymmetric else None)
+        assert name, metadata.name
+        assert wrapper.model.prompts[name].startswith("Instruct: "), metadata.name
+        if asymmetric:
+            document = wrapper.get_prompt_name(metadata, PromptType.document)
+            assert document is None or wrapper.model.prompts[document] == "", metadata.name
+
+
+def test_mteb_knows_every_key() -> None:
+    valid, messages = SentenceTransformerEncoderWrapper.validate_task_to_prompt_name(
+        PROMPTS, raise_for_invalid_keys=False
+    )
+    assert valid == PROMPTS
+    assert not messages

@@ -1,8 +1,8 @@
 """What a training set has in common with the test texts of MTEB tasks (paper, appendix B).
 
-As in the paper, test texts are looked up in the training set whatever their case and spacing, here also with one word
-changed. Short texts, which are equal by chance, are counted apart; so are the documents of a retrieval task, since
-tasks and training sets share corpora such as Wikipedia and only the queries tell whether the task was seen.
+As in the paper, test texts are looked up in the training set ignoring case and spacing, here also with one word
+changed. Short texts, which are equal by chance, are counted separately. So are the documents of a retrieval task,
+since tasks and training sets share corpora such as Wikipedia, and only queries show that the task was seen.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 from datasets import Dataset
 from mteb.abstasks import AbsTask, AbsTaskRetrieval
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
@@ -24,10 +23,10 @@ from mteb.abstasks.aggregated_task import AbsTaskAggregate
 from st_llm_embed.data import read_rows, rows_file
 from st_llm_embed.data.contamination import EvaluationTexts, Match, strings_in
 from st_llm_embed.data.dataset import is_text_column
+from st_llm_embed.data.files import read_records
 from st_llm_embed.errors import InputError, explained, shown
 from st_llm_embed.evaluation.report import markdown_table
-from st_llm_embed.evaluation.submission.training_datasets import trained_on
-from st_llm_embed.recipe import EMBEDDED, Recipe
+from st_llm_embed.recipe import EMBEDDED, SYNTHESIS, Recipe, Source
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ CHANCE = 0.01
 insignificant. Proverbs and stock phrases are long enough not to count as low-entropy."""
 
 EXAMPLES = 5
-"""So many of the test texts that were found are shown for each part of a task."""
+"""At most this many of the test texts that were found are shown for each part of a task."""
 
 # Attributes of mteb's task classes that name the columns a model reads, for all types but bitext mining.
 _COLUMN_ATTRIBUTES = (
@@ -52,9 +51,46 @@ _COLUMN_ATTRIBUTES = (
     "machine_summaries_column_name",
 )
 
+TASKS_OF_SOURCES: dict[str, frozenset[str]] = {
+    "eli5": frozenset(),
+    "hotpotqa": frozenset({"HotpotQA"}),
+    "fever": frozenset({"FEVER"}),
+    "miracl": frozenset({"MIRACLRetrieval"}),
+    "msmarco-passage": frozenset({"MSMARCO"}),
+    "msmarco-document": frozenset({"MSMARCO"}),
+    "nq": frozenset({"NQ"}),
+    "nli": frozenset({"XNLI"}),  # its English rows are MultiNLI's
+    "squad": frozenset({"XQuADRetrieval"}),  # SQuAD's questions, translated
+    "triviaqa": frozenset(),
+    "quora": frozenset({"QuoraRetrieval"}),
+    "mr-tydi": frozenset({"MrTidyRetrieval"}),
+    "dureader": frozenset({"DuRetrieval"}),
+    "t2ranking": frozenset({"T2Retrieval", "T2Reranking"}),
+}
+"""mteb's tasks of the public sets of the paper's mix (section 4.1), by the names that the recipes have for them. mteb
+asks for the task whose dataset was trained on, and adds variants such as translations and Nano sets by itself."""
+
+OTHER_NAMES = {
+    "all-nli": "nli",
+    "natural-questions": "nq",
+    "quora-duplicates": "quora",
+    "trivia-qa": "triviaqa",
+    "wikipedia-nq": "nq",
+}
+"""Names of the same sets on the Hub."""
+
+
+class TrainedOn(NamedTuple):
+    """What a recipe trains on."""
+
+    tasks: frozenset[str]
+    """mteb's tasks of the sources that are known."""
+    unknown: tuple[str, ...]
+    """Keys of the recipe, with their values, that name data whose tasks do not follow from the recipe."""
+
 
 class TaskOverlap(NamedTuple):
-    """Test texts of one part of a task, each counted once however often it stands there."""
+    """Test texts of one part of a task, each counted once however often it occurs."""
 
     task: str
     part: Part
@@ -66,7 +102,7 @@ class TaskOverlap(NamedTuple):
     low_entropy: int
     """Of them in the training set in either way, but too short to say that they were taken from there."""
     training_sets: dict[str, int]
-    """Where the exact ones and those up to one word are: configurations of the training set, or its file."""
+    """Where the exact ones and those up to one word are: configs of the training set, or its file."""
     examples: list[str]
 
 
@@ -81,6 +117,34 @@ class Overlap(NamedTuple):
     the training set."""
 
 
+def trained_on(recipe: Recipe) -> TrainedOn:
+    """Return mteb's tasks that a recipe trains on, and what it trains on besides.
+
+    Rows that an LLM wrote for the recipe, or those inside the package, belong to no task.
+    """
+    tasks: set[str] = set()
+    unknown = []
+    for name, source in recipe.data.sources.items():
+        found = _tasks_of(name, source)
+        tasks |= found or frozenset()
+        if found is None:
+            unknown.append(f"data.sources.{name} ({source.path})")
+    if recipe.data.rows not in (EMBEDDED, SYNTHESIS):
+        unknown.append(f"data.rows ({recipe.data.rows})")
+    if recipe.base.adapter is not None:
+        unknown.append(f"base.adapter ({recipe.base.adapter})")
+    return TrainedOn(frozenset(tasks), tuple(unknown))
+
+
+def _tasks_of(name: str, source: Source) -> frozenset[str] | None:
+    """Find the tasks of a set by its name in the recipe or on the Hub; a local file is known by neither."""
+    if Path(source.path).exists() or source.path.startswith(("/", ".")):
+        return None
+    names = [one.casefold() for one in (name, source.path.rpartition("/")[2])]
+    found = (TASKS_OF_SOURCES.get(OTHER_NAMES.get(one, one)) for one in names)
+    return next((tasks for tasks in found if tasks is not None), None)
+
+
 def measure_overlap(dataset: str, tasks: Sequence[AbsTask]) -> Overlap:
     """Look up the test texts of tasks in a training set.
 
@@ -91,13 +155,14 @@ def measure_overlap(dataset: str, tasks: Sequence[AbsTask]) -> Overlap:
     Raises:
         InputError: the training set cannot be read, or no task could be loaded.
     """
-    known = _trained_on(Path(dataset))
-    logger.info("overlap: reading %s", dataset)
+    path = Path(dataset) / "recipe.yaml"
+    known = trained_on(Recipe.load(str(path))).tasks if path.is_file() else frozenset()
+    logger.info("contamination: reading %s", dataset)
     # The index finds a text in texts, whichever of the two was trained on.
     training = EvaluationTexts((text, file) for file in _training_files(dataset) for text in _row_texts(file))
     found: list[TaskOverlap] = []
     not_compared: dict[str, str] = {}
-    # An aggregate's texts are those of its parts, which stand beside it.
+    # An aggregate's texts are those of its parts, which are in the list as well.
     for task in (one for one in tasks if not isinstance(one, AbsTaskAggregate)):
         try:
             found += _task_overlap(training, task)
@@ -112,20 +177,13 @@ def measure_overlap(dataset: str, tasks: Sequence[AbsTask]) -> Overlap:
 
 
 def overlap_markdown(overlap: Overlap) -> str:
-    """Give the table for a card, and below it the entries for mteb's `training_datasets`."""
+    """Return the table for a card, and below it the entries for mteb's `training_datasets`."""
     header = ("task", "part", "test texts", "exact", "one word edited", "low-entropy", "found in")
-    rows = [
-        (
-            row.task,
-            row.part,
-            f"{row.texts:,}",
-            f"{row.exact:,}",
-            f"{row.one_word_edit:,}",
-            f"{row.low_entropy:,}",
-            ", ".join(f"{name} {count:,}" for name, count in row.training_sets.items()),
-        )
-        for row in overlap.tasks
-    ]
+    rows = []
+    for row in overlap.tasks:
+        counts = (f"{count:,}" for count in (row.texts, row.exact, row.one_word_edit, row.low_entropy))
+        found_in = ", ".join(f"{name} {count:,}" for name, count in row.training_sets.items())
+        rows.append((row.task, row.part, *counts, found_in))
     entries = ", ".join(overlap.training_datasets) or "none"
     below = [f"Entries for mteb's `training_datasets`: {entries}."]
     below += [f"Not compared: {name}. {reason}" for name, reason in overlap.not_compared.items()]
@@ -133,33 +191,26 @@ def overlap_markdown(overlap: Overlap) -> str:
 
 
 def overlap_json(overlap: Overlap) -> str:
-    """Give everything as JSON; `submit --overlap` reads it."""
+    """Return everything as JSON; `submit --contamination` reads it."""
     content = overlap._asdict() | {"tasks": [row._asdict() for row in overlap.tasks]}
     return json.dumps(content, indent=2, ensure_ascii=False)
 
 
-def _trained_on(folder: Path) -> frozenset[str]:
-    recipe = folder / "recipe.yaml"
-    return trained_on(Recipe.load(str(recipe))).tasks if recipe.is_file() else frozenset()
-
-
 def _training_files(dataset: str) -> list[Path]:
-    if dataset == EMBEDDED:
-        return [rows_file(EMBEDDED)]
-    path = Path(dataset)
+    path = rows_file(EMBEDDED) if dataset == EMBEDDED else Path(dataset)
     if path.is_dir():
         parts = [part for part in (path / "dataset", path / "sources") if part.is_dir()] or [path]
         files = sorted(file for part in parts for file in part.glob("*/train.parquet"))
         if not files:
             raise InputError(
-                f"{path} holds no training set: there is no <configuration>/train.parquet in it, nor in a folder "
-                "dataset or sources below. Give the folder of a run, its dataset, or a .jsonl or .parquet file."
+                f"{path} holds no training set: there is no <config>/train.parquet in it, nor in a folder dataset or "
+                "sources below. Give the folder of a run, its dataset, or a .jsonl or .parquet file."
             )
         return files
     if not path.is_file() or path.suffix not in (".jsonl", ".parquet"):
         raise InputError(
-            f"{shown(dataset)} is no training set. Give the folder of a run, a dataset's folder, a .jsonl or .parquet "
-            f"file of rows with anchor and positive, or {EMBEDDED}, the rows inside the package."
+            f"{shown(dataset)} is not a training set. Give the folder of a run, a dataset's folder, a .jsonl or "
+            f".parquet file of rows with anchor and positive, or {EMBEDDED}, the rows inside the package."
         )
     return [path]
 
@@ -169,16 +220,11 @@ def _row_texts(file: Path) -> Iterator[str]:
         for row in read_rows(file):
             yield from filter(None, (row.anchor, row.positive, row.negative))
         return
-    with explained(f"{file} cannot be read", "Give a .parquet file of rows that you may read."):
-        names = [name for name in pq.read_schema(file).names if is_text_column(name)]
-        if not names:
-            raise InputError(
-                f"{file} has none of the columns anchor, positive and negative; rename those that hold texts."
-            )
-        with pq.ParquetFile(file) as table:
-            for batch in table.iter_batches(batch_size=1_000, columns=names):
-                for column in batch.columns:
-                    yield from strings_in(column.to_pylist())
+    for record in read_records(str(file)):
+        columns = [name for name in record if is_text_column(name)]
+        if not columns:
+            raise InputError(f"{file} has none of the columns anchor, positive and negative; rename those with texts.")
+        yield from (record[name] for name in columns if isinstance(record[name], str))
 
 
 def _task_overlap(training: EvaluationTexts, task: AbsTask) -> list[TaskOverlap]:
@@ -191,8 +237,8 @@ def _task_overlap(training: EvaluationTexts, task: AbsTask) -> list[TaskOverlap]
         if match is not None:
             matches[text] = match
     if not hashes:
-        raise InputError(f"The test splits of {task.metadata.name} hold no texts. Leave the task out.")
-    logger.info("overlap: %s done", task.metadata.name)
+        raise InputError(f"The test splits of {task.metadata.name} hold no texts. Omit the task.")
+    logger.info("contamination: %s done", task.metadata.name)
     return [
         _count(task.metadata.name, part, len(np.unique(np.asarray(seen))), found[part])
         for part, seen in hashes.items()
@@ -202,6 +248,7 @@ def _task_overlap(training: EvaluationTexts, task: AbsTask) -> list[TaskOverlap]
 def _count(task: str, part: Part, texts: int, matches: dict[str, Match]) -> TaskOverlap:
     telling = {text: match for text, match in matches.items() if not match.low_entropy}
     kinds = Counter(match.kind for match in telling.values())
+    files = (match.file for match in telling.values())
     return TaskOverlap(
         task=task,
         part=part,
@@ -209,17 +256,15 @@ def _count(task: str, part: Part, texts: int, matches: dict[str, Match]) -> Task
         exact=kinds["exact"],
         one_word_edit=kinds["one-word edit"],
         low_entropy=len(matches) - len(telling),
-        training_sets=dict(Counter(_set_name(match.file) for match in telling.values()).most_common()),
+        training_sets=dict(
+            Counter(file.parent.name if file.name == "train.parquet" else file.name for file in files).most_common()
+        ),
         examples=list(telling)[:EXAMPLES],
     )
 
 
-def _set_name(file: Path) -> str:
-    return file.parent.name if file.name == "train.parquet" else file.name
-
-
 def _test_texts(task: AbsTask) -> Iterator[tuple[Part, str]]:
-    """Give all texts of a task's test splits."""
+    """Yield all texts of a task's test splits."""
     advice = "Check the network, or that its data is in the cache where HF_HUB_OFFLINE is set; closed sets have none."
     with explained(f"The test texts of {task.metadata.name} cannot be loaded", advice):
         task.load_data()
@@ -243,25 +288,18 @@ def _splits(dataset: Mapping[str, Any], names: Sequence[str]) -> Iterator[Any]:
 
 def _split_texts(task: AbsTask, split: Any) -> Iterator[tuple[Part, str]]:
     if isinstance(split, Dataset):
-        for record in split.select_columns(_text_columns(task, split.column_names)):
+        named: set[str] = set()
+        for attribute in _COLUMN_ATTRIBUTES:
+            value: str | Iterable[str] = getattr(task, attribute, ())
+            named |= {value} if isinstance(value, str) else set(value)
+        # All columns where the task's class names none that the model reads; a label does no harm there.
+        columns = [name for name in split.column_names if name in named] or split.column_names
+        for record in split.select_columns(columns):
             yield from (("texts", text) for text in strings_in(record))
         return
-    for record in split["queries"]:
-        yield from (("queries", text) for text in _without_id(record))
-    for record in split["corpus"]:
-        yield from (("documents", text) for text in _without_id(record))
-        if record.get("title") and record.get("text"):
-            yield "documents", f"{record['title']} {record['text']}"  # what a model reads
-
-
-def _without_id(record: Mapping[str, Any]) -> Iterator[str]:
-    return strings_in({name: value for name, value in record.items() if name not in ("id", "_id")})
-
-
-def _text_columns(task: AbsTask, columns: Sequence[str]) -> list[str]:
-    """Give the columns that a model reads, or all where the task's class does not say; a label is no harm there."""
-    named: set[str] = set()
-    for attribute in _COLUMN_ATTRIBUTES:
-        value: str | Iterable[str] = getattr(task, attribute, ())
-        named |= {value} if isinstance(value, str) else set(value)
-    return [name for name in columns if name in named] or list(columns)
+    for part in ("queries", "documents"):
+        for record in split["queries" if part == "queries" else "corpus"]:
+            texts = {name: value for name, value in record.items() if name not in ("id", "_id")}
+            yield from ((part, text) for text in strings_in(texts))
+            if part == "documents" and record.get("title") and record.get("text"):
+                yield part, f"{record['title']} {record['text']}"  # what a model reads

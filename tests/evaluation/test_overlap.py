@@ -11,9 +11,9 @@ from conftest import Outcome, example_rows, write_rows
 from mteb_data import CORPUS, QUERIES, SENTENCES, write_scifact, write_stsbenchmark
 
 from st_llm_embed import Recipe
-from st_llm_embed.evaluation.submission.training_datasets import TASKS_OF_SOURCES, trained_on
+from st_llm_embed.evaluation.overlap import TASKS_OF_SOURCES, trained_on
 
-SHARED = Path(__file__).parents[3] / "../shared/hub-datasets"
+SHARED = Path(__file__).parents[3] / "shared/hub-datasets"
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def counts(found: dict[str, object]) -> dict[tuple[str, str], tuple[int, ...]]:
 
 def test_planted_texts_are_found_and_nothing_else(run_cli: Callable[..., Outcome], tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", planted())
-    done = run_cli("overlap", path, "--tasks", "STSBenchmark,SciFact", "--json")
+    done = run_cli("contamination", path, "--tasks", "STSBenchmark,SciFact", "--json")
     assert done.code == 0, done.err
     found = json.loads(done.out)
     assert counts(found) == {
@@ -74,7 +74,7 @@ def test_a_run_is_compared_by_what_it_trained_on(run_cli: Callable[..., Outcome]
         datasets.Dataset.from_list([row]).to_parquet(path)
     source = "{path: Tevatron/wikipedia-nq, columns: {anchor: query, positive: text}, license: cc-by-sa-3.0}"
     Recipe.load("demo", [f"data.sources.wiki={source}"]).save(tmp_path / "run/recipe.yaml")
-    done = run_cli("overlap", tmp_path / "run", "--tasks", "SciFact", "--json")
+    done = run_cli("contamination", tmp_path / "run", "--tasks", "SciFact", "--json")
     assert done.code == 0, done.err
     found = json.loads(done.out)
     assert counts(found) == {("SciFact", "queries"): (2, 1, 0, 0), ("SciFact", "documents"): (6, 1, 0, 0)}
@@ -84,7 +84,7 @@ def test_a_run_is_compared_by_what_it_trained_on(run_cli: Callable[..., Outcome]
 
 def test_a_clean_set_gives_an_empty_table(run_cli: Callable[..., Outcome], tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", example_rows())
-    done = run_cli("overlap", path, "--tasks", "STSBenchmark")
+    done = run_cli("contamination", path, "--tasks", "STSBenchmark")
     assert done.code == 0
     assert "| STSBenchmark | texts | 8 | 0 | 0 | 0 |  |" in done.out
     assert "`training_datasets`: none." in done.out
@@ -92,7 +92,7 @@ def test_a_clean_set_gives_an_empty_table(run_cli: Callable[..., Outcome], tmp_p
 
 def test_what_cannot_be_loaded_is_named_and_the_rest_is_kept(run_cli: Callable[..., Outcome], tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", planted())
-    done = run_cli("overlap", path, "--tasks", "NFCorpus,STSBenchmark")
+    done = run_cli("contamination", path, "--tasks", "NFCorpus,STSBenchmark")
     assert done.code == 2
     assert "| STSBenchmark | texts | 8 | 1 | 1 | 1 | rows.jsonl 2 |" in done.out
     assert "Not compared: NFCorpus." in done.out
@@ -102,17 +102,17 @@ def test_what_cannot_be_loaded_is_named_and_the_rest_is_kept(run_cli: Callable[.
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("nowhere", "--tasks", "STSBenchmark"), "'nowhere' is no training set"),
+        (("nowhere", "--tasks", "STSBenchmark"), "'nowhere' is not a training set"),
         ((".", "--tasks", "STSBenchmark"), "holds no training set"),
         (("embedded",), "No tasks are given"),
         (("embedded", "--tasks", "STSBenchmrk"), "STSBenchmark"),
-        (("embedded", "--benchmark", "MTEB(none)"), "mteb has no benchmark 'MTEB(none)'. Did you mean"),
+        (("embedded", "--benchmark", "MTEB(none)"), "mteb has no benchmark 'MTEB(none)' (did you mean"),
     ],
 )
 def test_what_is_not_there_is_one_message(
     arguments: tuple[str, ...], said: str, run_cli: Callable[..., Outcome]
 ) -> None:
-    done = run_cli("overlap", *arguments)
+    done = run_cli("contamination", *arguments)
     assert done.code == 2
     assert said in done.err
     assert "Traceback" not in done.err
@@ -140,8 +140,8 @@ def test_the_sample_rows_share_no_test_with_banking77(
     run_cli: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not SHARED.is_dir():
-        pytest.skip("../shared/hub-datasets, real test sets in the official layout, is not here")
+        pytest.skip("shared/hub-datasets, real test sets in the official layout, is not here")
     monkeypatch.chdir(SHARED)
-    done = run_cli("overlap", "embedded", "--tasks", "Banking77Classification", "--json")
+    done = run_cli("contamination", "embedded", "--tasks", "Banking77Classification", "--json")
     assert done.code == 0
     assert counts(json.loads(done.out)) == {("Banking77Classification", "texts"): (3080, 0, 0, 1)}

@@ -11,7 +11,7 @@ from mteb.cache import ResultCache
 from st_llm_embed import InputError, LLMSentenceTransformer
 from st_llm_embed.data import Row, write_dataset
 from st_llm_embed.evaluation import evaluate_held_out, load_held_out
-from st_llm_embed.evaluation.tasks import held_out_tasks
+from st_llm_embed.evaluation.held_out_tasks import held_out_tasks
 
 
 def dataset(folder: Path, count: int) -> Path:
