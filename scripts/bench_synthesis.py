@@ -25,7 +25,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
-from st_llm_embed.synthesis.progress import Progress
 
 from st_llm_embed.api.client import Client
 from st_llm_embed.recipe import Synthesis

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import httpx2
 import numpy as np
 
-from st_llm_embed.api.exchange import ServiceLabels, read_api_key, read_vectors
+from st_llm_embed.api.exchange import ServiceLabels, read_api_key
 from st_llm_embed.doctor.runtimes import Embedding, Runtime
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import is_plain_address
