@@ -264,7 +264,7 @@ def synthesis_of(recipe: Recipe) -> Synthesis:
     if recipe.synthesis is None or recipe.data.rows != SYNTHESIS:
         raise InputError(
             f"Recipe {recipe.name} takes its rows from {recipe.data.rows}. To have an LLM write them, set data.rows "
-            "to synthesis and give a section synthesis; recipes/demo.yaml has one."
+            "to synthesis and give a section synthesis; the recipe demo has one."
         )
     return recipe.synthesis
 
