@@ -44,7 +44,7 @@ def check_inputs(recipe: Recipe) -> None:
     rows = check_data(recipe)
     if recipe.evaluation.tasks:
         # Importing mteb takes seconds.
-        from st_llm_embed.evaluation.benchmark.task_score import scored_task
+        from st_llm_embed.evaluation.mteb import scored_task
 
         for name in recipe.evaluation.tasks:
             scored_task(name)
@@ -264,7 +264,7 @@ def synthesis_of(recipe: Recipe) -> Synthesis:
     if recipe.synthesis is None or recipe.data.rows != SYNTHESIS:
         raise InputError(
             f"Recipe {recipe.name} takes its rows from {recipe.data.rows}. To have an LLM write them, set data.rows "
-            "to synthesis and give a section synthesis; recipes/demo.yaml has one."
+            "to synthesis and give a section synthesis; the recipe demo has one."
         )
     return recipe.synthesis
 

@@ -43,7 +43,6 @@ STAGES = (
     "student",
     "student-report",
     "student-release",
-    "student-query-release",
 )
 """The stages in order; each has a folder and a manifest of its name."""
 

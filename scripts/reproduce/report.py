@@ -15,7 +15,7 @@ import subprocess
 from pathlib import Path
 
 from st_llm_embed.evaluation import markdown_table
-from st_llm_embed.evaluation.benchmark.references import load_references
+from st_llm_embed.evaluation.mteb_report import load_references
 
 ROOT = Path(__file__).resolve().parents[2]
 

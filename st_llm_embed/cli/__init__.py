@@ -7,15 +7,14 @@ import sys
 import typer
 
 from st_llm_embed.cli import (
+    check,
     distillation,
-    doctor,
     encoding,
     evaluation,
     publish,
     recipes,
     runs,
     synthesis,
-    verify,
 )
 from st_llm_embed.errors import InputError
 
@@ -30,8 +29,7 @@ for commands in (
     runs.app,
     synthesis.app,
     evaluation.app,
-    doctor.app,
-    verify.app,
+    check.app,
     publish.app,
     encoding.app,
     distillation.app,

@@ -23,7 +23,6 @@ app = typer.Typer()
 
 CONTENTS = {
     "student-release": "the student: SentenceTransformer(...) loads this folder",
-    "student-query-release": "its query tower alone",
     "student-report/report.md": "the report, with plots",
     "student": "checkpoints and log",
     "teacher": "the teacher's vectors",

@@ -56,7 +56,8 @@ class HeldOutTask(AbsTaskRetrieval):
 
     def evaluate(self, model: Any, *args: Any, **kwargs: Any) -> Mapping[str, Any]:
         """Evaluate as mteb does, without a prompt before the queries."""
-        return super().evaluate(_WithoutPrompt(model) if isinstance(model, EncoderProtocol) else model, *args, **kwargs)
+        encoder: Any = _WithoutPrompt(model) if isinstance(model, EncoderProtocol) else model
+        return super().evaluate(encoder, *args, **kwargs)
 
 
 class _WithoutPrompt:
@@ -95,20 +96,19 @@ def held_out_tasks(dataset_dir: Path, instructions: Instructions = "natural") ->
     rows = load_held_out(dataset_dir, instructions)
     sts = np.flatnonzero((rows.task_type == "sts") & (rows.negative >= 0))
     bitext = np.flatnonzero(rows.task_type == "bitext")
-    tasks = [_task(rows, "HeldOutRetrieval", "ndcg_at_10", range(len(rows.queries)), range(len(rows.documents)))]
+    tasks = [_task(rows, "HeldOutRetrieval", range(len(rows.queries)), range(len(rows.documents)))]
     if len(sts):
         pairs = {_query(place): [_document(rows.positive[place]), _document(rows.negative[place])] for place in sts}
         documents = np.concatenate([rows.positive[sts], rows.negative[sts]])
-        tasks.append(_task(rows, "HeldOutSTS", "ndcg_at_1", sts, documents, pairs))
+        tasks.append(_task(rows, "HeldOutSTS", sts, documents, pairs))
     if len(bitext):
-        tasks.append(_task(rows, "HeldOutBitext", "ndcg_at_1", bitext, rows.positive[bitext]))
+        tasks.append(_task(rows, "HeldOutBitext", bitext, rows.positive[bitext]))
     return tasks
 
 
 def _task(
     rows: HeldOut,
     name: str,
-    main_score: str,
     queries: Iterable[Any],
     documents: Iterable[Any],
     choices: dict[str, list[str]] | None = None,
@@ -136,7 +136,8 @@ def _task(
         category="t2t",
         eval_splits=[SPLIT],
         eval_langs=["eng-Latn"] if rows.english[queries].all() else ["mul"],
-        main_score=main_score,
+        # nDCG@1 is accuracy where one document is relevant.
+        main_score="ndcg_at_10" if name == "HeldOutRetrieval" else "ndcg_at_1",
         sample_creation="LM-generated and verified",
         # The texts have their own.
         prompt={"query": "", "document": ""},

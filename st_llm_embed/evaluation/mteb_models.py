@@ -49,9 +49,12 @@ TOKENIZED_AT_ONCE = 4_096
 @cache
 def published_instructions() -> dict[str, str]:
     """Return the instruction of each task in mteb's metadata that has one; takes a second."""
-    prompts = {task.metadata.name: task.metadata.prompt for task in mteb.get_tasks(exclude_superseded=False)}
-    texts = {name: one.get("query") if isinstance(one, dict) else one for name, one in prompts.items()}
-    return {name: text for name, text in texts.items() if text}
+    found: dict[str, str] = {}
+    for task in mteb.get_tasks(exclude_superseded=False):
+        prompt: Any = task.metadata.prompt
+        text = prompt.get("query") if isinstance(prompt, dict) else prompt
+        found |= {task.metadata.name: text} if text else {}
+    return found
 
 
 def model_prompts() -> dict[str, str]:

@@ -183,9 +183,7 @@ def _comparable_scores(results: Iterable[TaskResult]) -> dict[str, float]:
             splits, subsets = list(task.eval_splits), list(task.hf_subsets)
         else:
             continue
-        scores = {
-            (split, one["hf_subset"]): one["main_score"] for split, by in result.scores.items() for one in by
-        }
+        scores = {(split, one["hf_subset"]): one["main_score"] for split, by in result.scores.items() for one in by}
         wanted = [(split, subset) for split in splits for subset in subsets]
         if all(one in scores for one in wanted):
             found[name] = 100 * fmean(scores[one] for one in wanted)
@@ -213,7 +211,9 @@ def _categories(scores: dict[str, float]) -> list[Category]:
         missing = [task for task in members if task not in scores]
         if not missing:
             # As published, not as the mean of rounded scores.
-            references |= {one.system: one.scores[name] for one in tables if one.by == "category" and name in one.scores}
+            references |= {
+                one.system: one.scores[name] for one in tables if one.by == "category" and name in one.scores
+            }
         found.append(Category(name, fmean(scores[task] for task in done), done, missing, references))
     return found
 
@@ -307,8 +307,8 @@ def _percent_by_language(result: TaskResult) -> dict[str, float]:
 def _markdown(run: Run, report: dict[str, Any], compared: list[Category]) -> str:
     sections = [
         f"# {report['model']} on {len(run.results)} mteb tasks",
-        f"Revision `{report['revision']}`, prompts: {report['prompts']}. Scores are main scores in percent; a delta is "
-        "this model minus the published score.",
+        f"Revision `{report['revision']}`, prompts: {report['prompts']}. Scores are main scores in percent; a delta "
+        "is this model minus the published score.",
     ]
     if compared:
         missing = next(one.missing for one in compared if one.name == MEAN)
@@ -375,7 +375,9 @@ def _task_table(tasks: dict[str, Any]) -> str:
         comparable, cut, seconds = task["comparable_score"], task["truncation_rate"], task["seconds"]
         row = (name, task["type"], f"{task['score']:.2f}", "" if comparable is None else f"{comparable:.2f}")
         beside = _beside(comparable, task["references"].get(PAPER, {}).get("score"))
-        rows.append((*row, *beside, "" if cut is None else f"{cut:.1%}", "" if seconds is None else f"{seconds:,.0f} s"))
+        rows.append(
+            (*row, *beside, "" if cut is None else f"{cut:.1%}", "" if seconds is None else f"{seconds:,.0f} s")
+        )
     note = (
         "`score` is the mean over all splits and subsets done, `comparable` over those that the published score is "
         f"of: {BENCHMARK} has the English subsets of multilingual tasks. Other tasks are compared where all is done."
@@ -456,7 +458,7 @@ def _write_eval_results(run: Run, folder: Path) -> None:
     for result in run.results:
         if _task_type(result.task_name) == "own task":  # its dataset is not on the Hub
             continue
-        entries = result._to_hf_benchmark_result()  # noqa: SLF001
+        entries = result._to_hf_benchmark_result()
         for entry in entries.root:
             entry.notes = f"mteb {result.mteb_version}, prompts: {run.record['mode']}"
         folder.mkdir(exist_ok=True)

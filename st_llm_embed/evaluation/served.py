@@ -61,7 +61,7 @@ class ServedModel(OpenAIAPIEncodeWrapper):
         InputError: the address may hold a secret, there is no key, or nothing limits what a model may cost.
     """
 
-    mteb_model_meta: ModelMeta
+    mteb_model_meta: ModelMeta  # ty: ignore[incompatible-mutable-override]
 
     def __init__(
         self,
@@ -242,7 +242,8 @@ class VectorStore:
     def begin(self, worst: Cost) -> int:
         """Count a request as spent at its worst case, and return its number."""
         with self._transaction() as database:
-            return int(database.execute("INSERT INTO requests VALUES (?, ?)", (worst.tokens, worst.usd)).lastrowid or 0)
+            row = database.execute("INSERT INTO requests VALUES (?, ?) RETURNING rowid", (worst.tokens, worst.usd))
+            return row.fetchone()[0]
 
     def end(self, request: int, cost: Cost, texts: Sequence[str], vectors: Sequence[Any] | NDArray[Any]) -> None:
         """Replace a request's worst case by its cost, and keep the vectors that came, in one transaction."""

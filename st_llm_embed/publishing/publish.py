@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from st_llm_embed.doctor import doctor
+from st_llm_embed.doctor import diagnose
 from st_llm_embed.doctor.repository import NoDecoderError
 from st_llm_embed.errors import InputError
 from st_llm_embed.publishing.cards import Link, adapter_card, folder_card, updated_card, updated_dataset_card
@@ -138,12 +138,12 @@ def _parts(folder: Path, to: str, scratch: Path) -> tuple[Recipe | None, list[Pa
 def _check_health(folder: Path) -> None:
     """Refuse a decoder that doctor finds an error in."""
     try:
-        findings = doctor(str(folder))
+        findings = diagnose(str(folder)).findings
     except NoDecoderError:
         return
     errors = [finding for finding in findings if finding.severity == "error"]
     if errors:
-        shown = "; ".join(f"{one.name}: {one.message} {one.fix}" for one in errors)
+        shown = "; ".join(f"{one.trap}: {one.message} {one.fix}" for one in errors)
         raise InputError(
             f"doctor refuses {folder}: {shown} st-llm-embed doctor {folder} --fix OUT writes a repaired copy. "
             "Nothing was sent."
