@@ -12,7 +12,11 @@ from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
+
+import torch
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+from transformers import AutoConfig
 
 from st_llm_embed.doctor.probe import PROBE_FILE, Probe, make_probe, write_probe
 from st_llm_embed.doctor.verify import Verification, verify
@@ -20,11 +24,7 @@ from st_llm_embed.errors import InputError, explained
 from st_llm_embed.export.gguf import write_gguf
 from st_llm_embed.export.onnx import OPSET, is_static, longest_text, quantize_onnx, write_onnx
 from st_llm_embed.export.readme import render
-
-if TYPE_CHECKING:
-    import torch
-
-    from st_llm_embed.modules import LLMSentenceTransformer
+from st_llm_embed.modules import DecoderTransformer, LastTokenPooling, LLMSentenceTransformer
 
 logger = logging.getLogger(__name__)
 
@@ -156,11 +156,6 @@ def load_source(model: str, to: Sequence[str] = ()) -> LLMSentenceTransformer:
     Raises:
         InputError: there is none, it cannot be exported to each of the formats, or it is an adapter beside its base.
     """
-    import torch
-    from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
-
-    from st_llm_embed.modules import DecoderTransformer, LastTokenPooling, LLMSentenceTransformer
-
     with explained(
         f"{model!r} cannot be loaded",
         "Give the release folder of a run, or the folder or Hub id of another sentence-transformers model.",
@@ -207,9 +202,6 @@ def load_source(model: str, to: Sequence[str] = ()) -> LLMSentenceTransformer:
 
 def _saved_dtype(model: str) -> torch.dtype:
     """Return the data type of the weights on disk."""
-    import torch
-    from transformers import AutoConfig
-
     return AutoConfig.from_pretrained(model).dtype or torch.float32
 
 

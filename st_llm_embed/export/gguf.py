@@ -7,18 +7,16 @@ llama.cpp; the file is therefore written here, with the gguf package that the co
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from st_llm_embed.errors import InputError
-from st_llm_embed.export.gguf_tokenizer import GGUFTokenizer, read_tokenizer, write_tokenizer
+from st_llm_embed.export.gguf_tokenizer import read_tokenizer, write_tokenizer
 from st_llm_embed.export.onnx import longest_text
-
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-    from numpy.typing import NDArray
-
-    from st_llm_embed.modules import LLMSentenceTransformer
+from st_llm_embed.modules import LLMSentenceTransformer
 
 ARCHITECTURES = {"mistral": "llama", "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """llama.cpp's architecture by transformers' model type."""
@@ -49,10 +47,12 @@ def write_gguf(model: LLMSentenceTransformer, path: Path, kind: str, name: str) 
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_type("model")
     writer.add_name(name)
-    _write_settings(writer, model, tokenizer)
+    _write_settings(writer, config, longest_text(model))
+    writer.add_vocab_size(len(tokenizer.pieces))
     writer.add_file_type(gguf.LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
     write_tokenizer(writer, tokenizer)
-    names = gguf.get_tensor_name_map(_model_arch(architecture), config.num_hidden_layers)
+    [number] = [arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture]
+    names = gguf.get_tensor_name_map(number, config.num_hidden_layers)
     for key, weight in decoder.state_dict().items():
         new = names.get_name(f"model.{key}", try_suffixes=(".weight", ".bias"))
         if new is None:
@@ -97,20 +97,12 @@ def _architecture(config: Any, max_seq_length: int) -> str:
     return ARCHITECTURES[config.model_type]
 
 
-def _model_arch(architecture: str) -> Any:
+def _write_settings(writer: Any, config: Any, max_seq_length: int) -> None:
     import gguf
 
-    return next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
-
-
-def _write_settings(writer: Any, model: LLMSentenceTransformer, tokenizer: GGUFTokenizer) -> None:
-    import gguf
-
-    config = cast(Any, model[0]).model.config
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     # Ollama cuts texts off here; other lengths than the trained one give other vectors of long texts.
-    writer.add_context_length(longest_text(model))
-    writer.add_vocab_size(len(tokenizer.pieces))
+    writer.add_context_length(max_seq_length)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(config.intermediate_size)
@@ -136,8 +128,6 @@ def _llama_order(key: str, weight: torch.Tensor, config: Any) -> torch.Tensor:
 
 def _rope_factors(decoder: Any) -> NDArray[np.float32] | None:
     """Return what llama.cpp divides each rotation frequency by, shape (head size / 2,); None if that is 1."""
-    import torch
-
     actual = decoder.rotary_emb.inv_freq.float()
     steps = torch.arange(len(actual), dtype=torch.float32) / len(actual)
     plain = 1.0 / decoder.config.rope_parameters["rope_theta"] ** steps
