@@ -15,7 +15,7 @@ from st_llm_embed.cli import (
     export,
     publish,
     recipes,
-    runs,
+    run,
     synthesis,
     verify,
 )
@@ -29,7 +29,7 @@ app = typer.Typer(
 )
 app.add_typer(recipes.app, name="recipes")
 for commands in (
-    runs.app,
+    run.app,
     synthesis.app,
     evaluation.app,
     export.app,

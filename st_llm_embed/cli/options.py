@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
 from st_llm_embed.errors import InputError
-from st_llm_embed.recipe import shipped_recipes
+from st_llm_embed.processes import is_first_process
+from st_llm_embed.recipe import Recipe, shipped_recipes
 
 Choice = TypeVar("Choice", bound=str)
 
@@ -29,8 +30,36 @@ OutputDir = Annotated[
 ]
 
 
+def load_recipe(
+    command: str, recipe: str | None, overrides: list[str] | None, output_dir: Path | None, *, example: str = "demo"
+) -> tuple[Recipe, Path]:
+    """Load the recipe that a command was given.
+
+    Returns:
+        The recipe, and the folder of its run.
+
+    Raises:
+        InputError: no recipe was given, or it cannot be used.
+    """
+    resolved = Recipe.load(required(recipe, command, example), overrides or [])
+    return resolved, run_folder(resolved.name, output_dir)
+
+
+def check_and_print(recipe: Recipe, check: Callable[[Recipe], object]) -> None:
+    """Do what --dry-run does: check a recipe and print it, every default written out."""
+    check(recipe)
+    sys.stdout.write(recipe.to_yaml())
+
+
+def print_contents(folder: Path, contents: Mapping[str, str]) -> None:
+    """Print the paths of what a command wrote, as far as they are there, and what each is."""
+    for name, content in contents.items():
+        if (folder / name).exists():
+            typer.echo(f"{folder / name}  {content}")
+
+
 def required(recipe: str | None, command: str, example: str = "demo") -> str:
-    """Give the recipe's name; without one, say which there are."""
+    """Return the recipe's name; without one, say which there are."""
     if recipe is None:
         raise InputError(
             f"{command} needs a recipe: a shipped one ({', '.join(shipped_recipes())}) or the path of a .yaml file. "
@@ -40,7 +69,7 @@ def required(recipe: str | None, command: str, example: str = "demo") -> str:
 
 
 def one_of(value: str, allowed: tuple[Choice, ...], option: str) -> Choice:
-    """Give the value, which has to be one of those that the option takes."""
+    """Return the value, which has to be one of those that the option takes."""
     for one in allowed:
         if one == value:
             return one
@@ -71,12 +100,17 @@ def parsed_parameters(assignments: Sequence[str]) -> dict[str, Any]:
 
 
 def run_folder(name: str, output_dir: Path | None) -> Path:
-    """Give the folder of a run: that of --output-dir, or one of the recipe's name."""
+    """Return the folder of a run: that of --output-dir, or one of the recipe's name."""
     return output_dir or Path("runs") / name
 
 
 def configure_logging() -> None:
-    """Show the package's own progress and the bars of training and encoding; silence those of loading and saving."""
+    """Show the package's own progress and the bars of training and encoding; silence those of loading and saving.
+
+    Under torchrun only the first process shows anything.
+    """
+    if not is_first_process():
+        return
     import datasets
     from transformers.utils import logging as transformers_logging
 
