@@ -303,7 +303,7 @@ def _build_dataset(recipe: Recipe, output_dir: Path, selection: Selection | None
         counts = _mined(recipe, output_dir, folder) or counts
         (folder / "README.md").write_text(dataset_card(recipe, folder, counts), encoding="utf-8")
 
-    build_stage(folder, inputs, build, anew=anew)
+    build_stage(folder, inputs, build, again=anew)
     return content_hash(folder)
 
 

@@ -13,7 +13,7 @@ from st_llm_embed.cli import (
     evaluation,
     publish,
     recipes,
-    runs,
+    run,
     synthesis,
 )
 from st_llm_embed.errors import InputError
@@ -26,7 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(recipes.app, name="recipes")
 for commands in (
-    runs.app,
+    run.app,
     synthesis.app,
     evaluation.app,
     check.app,

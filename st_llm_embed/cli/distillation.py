@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,11 @@ from st_llm_embed.cli.options import (
     OutputDir,
     Overrides,
     RecipeArgument,
+    check_and_print,
     configure_logging,
-    required,
-    run_folder,
+    load_recipe,
+    print_contents,
 )
-from st_llm_embed.recipe import Recipe
 
 app = typer.Typer()
 
@@ -40,15 +39,13 @@ def distill(
     dry_run: DryRun = False,
 ) -> None:
     """Make a small student of a teacher and its rows, with a report. Run it again to go on after a stop."""
-    resolved = Recipe.load(required(recipe, "distill", example="demo-distill"), overrides or [])
+    resolved, folder = load_recipe("distill", recipe, overrides, output_dir, example="demo-distill")
+    configure_logging()
     from st_llm_embed.student_pipeline import check_student_inputs, run_distillation
 
-    configure_logging()
     if dry_run:
-        check_student_inputs(resolved)
-        sys.stdout.write(resolved.to_yaml())
+        check_and_print(resolved, check_student_inputs)
         return
-    folder = run_folder(resolved.name, output_dir)
     _print_outcome(run_distillation(resolved, folder), folder)
 
 
@@ -67,6 +64,4 @@ def _print_outcome(report: dict[str, Any], folder: Path) -> None:
         costs.add_row(*row)
     console.print(quality)
     console.print(costs)
-    for name, content in CONTENTS.items():
-        if (folder / name).exists():
-            typer.echo(f"{folder / name}  {content}")
+    print_contents(folder, CONTENTS)
