@@ -8,9 +8,9 @@ import typer
 
 from st_llm_embed.cli import (
     ablation,
-    distillation,
+    distill,
     doctor,
-    encoding,
+    encode,
     evaluation,
     export,
     publish,
@@ -36,8 +36,8 @@ for commands in (
     doctor.app,
     verify.app,
     publish.app,
-    encoding.app,
-    distillation.app,
+    encode.app,
+    distill.app,
     ablation.app,
 ):
     app.add_typer(commands)

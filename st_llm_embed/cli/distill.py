@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -23,7 +21,7 @@ app = typer.Typer()
 
 CONTENTS = {
     "student-release": "the student: SentenceTransformer(...) loads this folder",
-    "student-report/report.md": "the report, with plots",
+    "student-report/report.md": "the report",
     "student": "checkpoints and log",
     "teacher": "the teacher's vectors",
     "release": "the teacher",
@@ -39,8 +37,12 @@ def distill(
     *,
     dry_run: DryRun = False,
 ) -> None:
-    """Make a small student of a teacher and its rows, with a report. Run it again to go on after a stop."""
+    """Make a small student of a teacher and its rows, with a report. Run it again to resume."""
     resolved = Recipe.load(required(recipe, "distill", example="demo-distill"), overrides or [])
+    from rich.console import Console
+    from rich.table import Table
+
+    from st_llm_embed.distillation.report import cost_rows, quality_rows
     from st_llm_embed.student_pipeline import check_student_inputs, run_distillation
 
     configure_logging()
@@ -49,24 +51,14 @@ def distill(
         sys.stdout.write(resolved.to_yaml())
         return
     folder = run_folder(resolved.name, output_dir)
-    _print_outcome(run_distillation(resolved, folder), folder)
-
-
-def _print_outcome(report: dict[str, Any], folder: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from st_llm_embed.distillation.report import cost_rows, quality_rows
-
-    console = Console()
+    report = run_distillation(resolved, folder)
     quality = Table("held-out rows", *report["scores"], title=f"{report['recipe']}: what the student keeps")
     for row in quality_rows(report):
         quality.add_row(*row)
     costs = Table("cost", *report["costs"])
     for row in cost_rows(report):
         costs.add_row(*row)
-    console.print(quality)
-    console.print(costs)
+    Console().print(quality, costs)
     for name, content in CONTENTS.items():
         if (folder / name).exists():
             typer.echo(f"{folder / name}  {content}")
