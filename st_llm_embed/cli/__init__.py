@@ -8,8 +8,8 @@ import typer
 
 from st_llm_embed.cli import (
     check,
-    distillation,
-    encoding,
+    distill,
+    encode,
     evaluation,
     publish,
     recipes,
@@ -31,8 +31,8 @@ for commands in (
     evaluation.app,
     check.app,
     publish.app,
-    encoding.app,
-    distillation.app,
+    encode.app,
+    distill.app,
 ):
     app.add_typer(commands)
 

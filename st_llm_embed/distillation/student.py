@@ -123,22 +123,14 @@ def _check_checkpoint(student: Student, name: str) -> None:
             )
         with torch.device("meta"):
             model = AutoModel.from_config(config)
-    most = getattr(config, "num_hidden_layers", None)
-    if student.layers is not None and (most is None or student.layers > most):
-        raise InputError(
-            f"distillation.student.layers is {student.layers}, and {name} has {most or 'no stack of'} layers. Give a "
-            "number up to that, or null for all."
-        )
     _check_positions(student, model)
     if student.layers is not None:
-        _stack_of_layers(model)
-
-
-def known_dimensions(student: Student) -> int | None:
-    """Return the length of the student's vectors where its section alone says it."""
-    if student.dimensions is None and student.bert is not None:
-        return _bert_config(student).hidden_size
-    return student.dimensions
+        *_, layers = _stack_of_layers(model)
+        if student.layers > len(layers):
+            raise InputError(
+                f"distillation.student.layers is {student.layers}, and {name} has {len(layers)} layers. Give a number "
+                "up to that, or null for all."
+            )
 
 
 def _bert_config(student: Student, **own: int | None) -> BertConfig:

@@ -25,7 +25,7 @@ from transformers.trainer_utils import IntervalStrategy
 from st_llm_embed.data.dataset import negative_columns
 from st_llm_embed.data.files import read_texts
 from st_llm_embed.data.vectors import VectorFolder, encoding
-from st_llm_embed.distillation.student import build_student, check_student, known_dimensions
+from st_llm_embed.distillation.student import build_student, check_student
 from st_llm_embed.errors import InputError, explained, shown
 from st_llm_embed.instructions import format_query
 from st_llm_embed.modules import LLMSentenceTransformer
@@ -210,8 +210,6 @@ def check_distillation(recipe: Recipe) -> None:
                 f"sentence-transformers model. {TEACHER_ADVICE}"
             )
     check_student(distillation.student)
-    if (own := known_dimensions(distillation.student)) is not None:
-        _check_matryoshka(distillation, own)
     for path in map(Path, distillation.texts):
         if next(read_texts(path), None) is None:
             raise InputError(f"{path} of distillation.texts holds no texts. Give a file with one text a line.")
@@ -373,10 +371,6 @@ def _check_dimensions(distillation: Distillation, own: int, teachers: int) -> No
             f"The student's vectors have {wanted} dimensions and the teacher's {teachers}. Set "
             f"distillation.student.dimensions to {teachers} or less{instead}."
         )
-    _check_matryoshka(distillation, own)
-
-
-def _check_matryoshka(distillation: Distillation, own: int) -> None:
     dims = distillation.loss.matryoshka_dims
     if dims and max(dims) != own:
         raise InputError(
