@@ -30,8 +30,8 @@ from transformers.trainer_utils import SaveStrategy
 
 from st_llm_embed.data import negative_columns, read_rows, rows_file, write_dataset
 from st_llm_embed.data.dataset import write_source
-from st_llm_embed.data.sources import read_source
 from st_llm_embed.data.rows import embedded_rows
+from st_llm_embed.data.sources import read_source
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.instructions import format_query, instruction_of
 from st_llm_embed.modules import base_path, load_tokenizer

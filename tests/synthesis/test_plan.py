@@ -314,7 +314,10 @@ BAD_PLANS = {
     "no task type": ({"task_types": {"sts": 0}}, "task_types has no value with a weight above 0"),
     "infinite": ({"task_types": {"sts": 1e308, "bitext": 1e308}}, "infinity"),
     "bitext in one language": ({"languages": {"German": 1, "Dutch": 0}}, "one language, German, and bitext needs two"),
-    "few brainstorms": ({"brainstorm_requests": 3}, "is 3; short-long, long-short, short-short, long-long need at least one"),
+    "few brainstorms": (
+        {"brainstorm_requests": 3},
+        "is 3; short-long, long-short, short-short, long-long need at least one",
+    ),
     "no brainstorms": ({"brainstorm_requests": 0}, "is 0; short-long.*synthesis.plan.tasks"),
 }
 
