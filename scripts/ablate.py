@@ -205,14 +205,14 @@ def run_grid(grid: Grid, output_dir: Path, *, jobs: int = 1, open_sets: Path | N
     tables = ""
     with ThreadPoolExecutor(jobs) as pool:
         started = {pool.submit(_run, grid, *run, output_dir, jobs=jobs, open_sets=open_sets): run for run in planned}
-        for number, run in enumerate(as_completed(started), start=1):
-            try:
+        try:
+            for number, run in enumerate(as_completed(started), start=1):
                 run.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-            tables = write_tables(grid, output_dir)
-            sys.stderr.write(f"{run_name(*started[run])}: finished, {number} of {len(planned)}\n")
+                tables = write_tables(grid, output_dir)
+                sys.stderr.write(f"{run_name(*started[run])}: finished, {number} of {len(planned)}\n")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return tables
 
 
@@ -249,15 +249,9 @@ def _run(grid: Grid, variant: Variant, seed: int, output_dir: Path, *, jobs: int
 
 
 def score_run(folder: Path, open_sets: Path | None, call: Callable[..., None]) -> dict[str, Any]:
-    """Collect the scores of a finished run in its scores.json; a release is scored on the open sets once.
+    """Write the scores of a finished run to its scores.json and return them; `call` runs a script with arguments.
 
-    Args:
-        folder: the run's.
-        open_sets: folder of the sets; None for none.
-        call: runs a Python script with its arguments.
-
-    Returns:
-        The content of scores.json.
+    A release is scored on the same open sets only once.
     """
     report, manifest = (_read(folder / name) for name in ("evaluation/report.json", "manifests/release.json"))
     before, after = (
@@ -426,14 +420,10 @@ def plot(values: Values, path: Path) -> None:
             axes.margins(x=0.1)
             axes.locator_params(axis="x", nbins=5)
             axes.grid(axis="x", alpha=0.3)
-        handles = [
-            panels[0].plot([], [], "o", color=AFTER, markersize=4, fillstyle="none", label="one seed")[0],
-            panels[0].plot([], [], "|", color=AFTER, markersize=12, markeredgewidth=2.5, label="mean")[0],
-            panels[0].plot([], [], color=BEFORE, linewidth=4, alpha=0.6, label="lowest to highest")[0],
-        ]
-        drawn = panels[0].get_figure()
-        if drawn is not None:
-            drawn.legend(handles=handles, loc="outside lower center", ncols=3)
+        if drawn := panels[0].get_figure():
+            drawn.legend(
+                panels[0].lines[:3], ["lowest to highest", "one seed", "mean"], loc="outside lower center", ncols=3
+            )
 
 
 if __name__ == "__main__":

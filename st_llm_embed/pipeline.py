@@ -264,7 +264,7 @@ def synthesis_of(recipe: Recipe) -> Synthesis:
     if recipe.synthesis is None or recipe.data.rows != SYNTHESIS:
         raise InputError(
             f"Recipe {recipe.name} takes its rows from {recipe.data.rows}. To have an LLM write them, set data.rows "
-            "to synthesis and give a section synthesis; recipes/demo.yaml has one."
+            "to synthesis and give a section synthesis; the recipe demo has one."
         )
     return recipe.synthesis
 
@@ -303,7 +303,7 @@ def _build_dataset(recipe: Recipe, output_dir: Path, selection: Selection | None
         counts = _mined(recipe, output_dir, folder) or counts
         (folder / "README.md").write_text(dataset_card(recipe, folder, counts), encoding="utf-8")
 
-    build_stage(folder, inputs, build, anew=anew)
+    build_stage(folder, inputs, build, again=anew)
     return content_hash(folder)
 
 

@@ -14,7 +14,7 @@ from st_llm_embed.distillation import (
     write_student_report,
 )
 from st_llm_embed.pipeline import build_data, check_data, check_inputs, content_hash, run_in, run_pipeline
-from st_llm_embed.publishing.student_release import write_query_release, write_student_release
+from st_llm_embed.publishing.release import write_student_release
 from st_llm_embed.recipe import TRAINED, Recipe, Teacher
 from st_llm_embed.stage import build_stage, file_hash, file_hashes
 
@@ -29,10 +29,8 @@ def check_student_inputs(recipe: Recipe) -> None:
         InputError: teacher, student, rows, texts or a section of the recipe cannot be used.
     """
     check_distillation(recipe)
-    if _trains_the_teacher(recipe):
-        check_inputs(recipe)
-    else:
-        check_data(recipe)
+    trains_the_teacher = distillation_of(recipe).teacher.name_or_path == TRAINED
+    (check_inputs if trains_the_teacher else check_data)(recipe)
 
 
 def run_distillation(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
@@ -40,9 +38,8 @@ def run_distillation(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
 
     Args:
         recipe: all choices.
-        output_dir: as for `run_pipeline`, which runs first where the teacher is what the recipe trains. Besides gets
-            teacher/ (its vectors), student/, student-report/, student-release/ and, of a static query tower,
-            student-query-release/.
+        output_dir: as for `run_pipeline`, which runs first where the teacher is what the recipe trains. Also gets
+            teacher/ (its vectors), student/, student-report/ and student-release/.
 
     Returns:
         The content of student-report/report.json.
@@ -51,30 +48,27 @@ def run_distillation(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
         InputError: something given cannot be used, the output folder holds what no run wrote, or the disk is full;
             finished stages are kept.
     """
-    distillation, instructions = distillation_of(recipe), teacher_instructions(recipe)
+    distillation = distillation_of(recipe)
     check_distillation(recipe)
-    if _trains_the_teacher(recipe):
+    if distillation.teacher.name_or_path == TRAINED:
         run_pipeline(recipe, output_dir)
     else:
         check_data(recipe)
     with run_in(output_dir, recipe):
         data = build_data(recipe, output_dir)
-        teacher = None if distillation.teacher is None else _identified(distillation.teacher, output_dir)
-        path = None if teacher is None else teacher[0]
-        dataset_dir, student_dir = output_dir / "dataset", output_dir / "student"
-        report_dir = output_dir / "student-report"
+        path, identity = teacher = _identified(distillation.teacher, output_dir)
+        dataset_dir, student_dir, report_dir = (output_dir / name for name in ("dataset", "student", "student-report"))
         trained = build_stage(
             student_dir,
             {
                 **{folder.name: content_hash(folder) for folder in data if distillation.rows},
                 "texts": [file_hash(Path(name)) for name in distillation.texts],
-                "teacher": None if teacher is None else teacher[1],
+                "teacher": identity,
                 "distillation": distillation.model_dump(
                     mode="json", exclude={"texts": True, "teacher": {"batch_size"}}
                 ),
                 "seed": recipe.seed,
-                # Finished runs without this key had natural ones.
-                **({} if instructions == "natural" else {"instructions": instructions}),
+                "instructions": teacher_instructions(recipe),
             },
             lambda folder: train_student(recipe, list(data), teacher, output_dir / "teacher", folder),
             resumable=True,
@@ -85,30 +79,16 @@ def run_distillation(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
             | recipe.evaluation.model_dump(include={"batch_size"}),
             lambda folder: write_student_report(recipe, dataset_dir, path, student_dir, folder),
         )
-        released = {"report": reported, "recipe": recipe.model_dump(mode="json")}
         build_stage(
             output_dir / "student-release",
-            released,
-            lambda folder: write_student_release(
-                recipe, dataset_dir, path, student_dir, report_dir=report_dir, output_dir=folder
-            ),
+            {"report": reported, "recipe": recipe.model_dump(mode="json")},
+            lambda folder: write_student_release(recipe, dataset_dir, student_dir, report_dir, folder),
         )
-        if distillation.student.kind == "static-query":
-            build_stage(
-                output_dir / "student-query-release",
-                released,
-                lambda folder: write_query_release(recipe, dataset_dir, student_dir, report_dir, folder),
-            )
         return json.loads((report_dir / "report.json").read_text(encoding="utf-8"))
 
 
-def _trains_the_teacher(recipe: Recipe) -> bool:
-    teacher = distillation_of(recipe).teacher
-    return teacher is not None and teacher.name_or_path == TRAINED
-
-
 def _identified(teacher: Teacher, output_dir: Path) -> tuple[str, str]:
-    """Give where the teacher is, and what names its weights."""
+    """Return where the teacher is, and what identifies its weights."""
     path = str(output_dir / "release") if teacher.name_or_path == TRAINED else teacher.name_or_path
     hashes = file_hashes(Path(path), without=NOT_THE_MODEL)
     return path, json.dumps(hashes or {"name": path, "revision": teacher.revision}, sort_keys=True)

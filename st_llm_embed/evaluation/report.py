@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import platform
 from collections.abc import Sequence
@@ -30,9 +31,10 @@ HEADLINES = {
 
 
 def write_report(recipe: Recipe, dataset_dir: Path, training_dir: Path, output_dir: Path) -> None:
-    """Score the base and the trained model on the held-out rows and write the report into `output_dir`."""
+    """Score the base, then the trained model, on the held-out rows and write the report into `output_dir`."""
     rows = load_held_out(dataset_dir, recipe.base.instructions)
     before = evaluate_held_out(starting_model(recipe), rows, batch_size=recipe.evaluation.batch_size)
+    gc.collect()  # A SentenceTransformer and its card refer to each other.
     trained = LLMSentenceTransformer(str(training_dir / "model"))
     after = evaluate_held_out(trained, rows, batch_size=recipe.evaluation.batch_size)
     log = json.loads((training_dir / "log.json").read_text(encoding="utf-8"))

@@ -94,7 +94,7 @@ def write_layout(folder: Path, facts: TextFacts) -> list[str]:
     """Rewrite the JSON files of a sentence-transformers folder that do not have the portable layout.
 
     Args:
-        folder: the repository; a file that it lacks stays missing.
+        folder: the repository; of the files that it lacks sentence_bert_config.json alone is added.
         facts: what every file has to say.
 
     Returns:

@@ -70,7 +70,7 @@ def generate(synthesis: Synthesis, folder: Path, similarities: Similarities | No
         The rows that were selected for the judge, for `write_synthetic_dataset`; None without a judge.
 
     Raises:
-        InputError: something in the recipe cannot be used, a limit is reached, or the server cannot go on. What was
+        InputError: something in the recipe cannot be used, a limit is reached, or the server cannot continue. What was
             answered is kept.
     """
     with _open_run(synthesis, folder) as run:
@@ -216,7 +216,7 @@ def _write_tasks(plan: RequestPlan, path: Path, journal: Path) -> None:
     missing = [name for name in plan.brainstormed_types if name not in found]
     if missing:
         raise InputError(
-            f"Brainstorming gave no usable instruction for {', '.join(missing)}. Raise "
+            f"Brainstorming yielded no usable instruction for {', '.join(missing)}. Raise "
             "synthesis.plan.brainstorm_requests, use a stronger model, or omit these task types."
         )
     partial = path.with_suffix(".partial")

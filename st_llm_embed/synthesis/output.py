@@ -80,7 +80,7 @@ def write_synthetic_dataset(
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in statistics.rejected_by_reason.most_common())
         raise InputError(
             f"None of the answers in {journal} is a row: {reasons or 'none is to a request of this recipe'}. Look "
-            "at the answers; another model, or other filters, may give rows."
+            "at the answers; try another model, or other filters."
         )
     check_sizes(counts, validation_fraction, "what the LLM wrote")
     with _RecordWriter(folder / "tasks" / "tasks.parquet", TASKS_SCHEMA) as written:

@@ -1,7 +1,7 @@
 # ruff: noqa: RUF001
 """From a chat completion's body to the fields that were asked for, or the reason why there are none.
 
-Nothing in an answer is ever evaluated: JSON wherever it stands in the answer first, json-repair's grammar last.
+Nothing in an answer is ever evaluated: JSON anywhere in the answer first, json-repair's grammar last.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def parse_answer(content: str, schema: dict[str, Any]) -> dict[str, Any] | Rejec
             required.
 
     Returns:
-        The properties; keys that were not asked for are left out.
+        The properties; keys that were not asked for are omitted.
     """
     properties = schema["properties"]
     text = _without_thoughts(content.strip().removeprefix("\ufeff")).strip()
@@ -92,7 +92,7 @@ def parse_answer(content: str, schema: dict[str, Any]) -> dict[str, Any] | Rejec
 
 
 def _text_of(content: Any) -> str:
-    """Give the text of a message's content, which some servers send as a list of parts."""
+    """Return the text of a message's content, which some servers send as a list of parts."""
     if isinstance(content, list):
         parts = [part.get("text") for part in content if isinstance(part, dict)]
         return "".join(text for text in parts if isinstance(text, str))
@@ -100,7 +100,7 @@ def _text_of(content: Any) -> str:
 
 
 def _without_thoughts(text: str) -> str:
-    """Leave out what a reasoning model thought aloud; the tag that begins it may be part of the prompt."""
+    """Remove what a reasoning model thought aloud; the tag that begins it may be part of the prompt."""
     if text.startswith(("{", "[", "`", '"')):
         return text
     if text.startswith(("<think>", "<thinking>")) and not _THOUGHTS_END.match(text):
@@ -109,7 +109,7 @@ def _without_thoughts(text: str) -> str:
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:
-    """Give each JSON object in a text, outer ones before those within them."""
+    """Yield each JSON object in a text, outer ones before those within them."""
     decoder = json.JSONDecoder(object_pairs_hook=_unique_keys, strict=False)
     if text.startswith(('"', '{\\"')):  # JSON within a JSON string
         quoted = text if text.startswith('"') else f'"{text}"'

@@ -273,7 +273,8 @@ def _all_texts(row: Mapping[str, str | None]) -> str:
 
 def _lines(spool: TextIO) -> Iterator[str]:
     spool.seek(0)
-    yield from spool
+    # Not the file itself: an abandoned generator would close it.
+    yield from iter(spool.readline, "")
 
 
 def _rejected(record: dict[str, Any], rejection: Rejection, answer: str) -> Rejected:

@@ -11,8 +11,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from st_llm_embed import InputError, LLMSentenceTransformer, Recipe, run_pipeline
-from st_llm_embed.publishing.cards import Link, folder_card, model_card, renewed_card
-from st_llm_embed.publishing.cards.saved_model import read_saved_model
+from st_llm_embed.publishing.cards import Link, folder_card, model_card, updated_card
+from st_llm_embed.publishing.saved_model import read_saved_model
 
 EVAL_RESULTS = """
 - dataset: {id: mteb/a, task_id: A_default_test}
@@ -85,15 +85,15 @@ def test_sources_and_costs_are_on_the_card_with_links_for_those_on_the_hub(
     assert "/data/secret" not in str(card)
 
 
-def test_what_publishing_renews_leaves_the_rest_as_the_user_wrote_it(model: Path) -> None:
+def test_what_publishing_updates_leaves_the_rest_as_the_user_wrote_it(model: Path) -> None:
     card = (model / "README.md").read_text(encoding="utf-8")
     card = card.replace("## Training\n", "My own words on path/to/nowhere.\n\n## Training\n")
     (model / ".eval_results").mkdir()
     (model / ".eval_results" / "A.yaml").write_text(EVAL_RESULTS, encoding="utf-8")
     (model / "m-F16.gguf").write_bytes(b"GGUF")
     links = [Link("dataset", "lab/rows"), Link("adapter", "lab/m-lora")]
-    once = renewed_card(card, model, "lab/m", links)
-    assert renewed_card(once, model, "lab/m", links) == once
+    once = updated_card(card, model, "lab/m", links)
+    assert updated_card(once, model, "lab/m", links) == once
     assert "My own words on path/to/nowhere." in once
     assert "path/to/this/folder" not in once
     assert "| A | mteb/a | 12.35 | mteb 2.26, prompts: mteb |" in once
@@ -101,13 +101,13 @@ def test_what_publishing_renews_leaves_the_rest_as_the_user_wrote_it(model: Path
     assert "llama-server --hf-repo lab/m --hf-file m-F16.gguf --embedding" in once
     assert "https://huggingface.co/datasets/lab/rows" in once
     assert ModelCard(once).data.datasets == ["lab/rows"]
-    again = renewed_card(once, model, "lab/other")
+    again = updated_card(once, model, "lab/other")
     assert "lab/m-lora" not in again
     assert "lab/m" not in again.replace("lab/m-", "")
 
 
 def test_a_card_without_places_for_it_is_left_alone(model: Path) -> None:
-    assert renewed_card("# Mine\n", model, "lab/m") == "# Mine\n"
+    assert updated_card("# Mine\n", model, "lab/m") == "# Mine\n"
 
 
 def test_broken_results_are_named(model: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -12,9 +14,11 @@ import torch
 from conftest import example_rows, write_rows
 from modules.test_layout import COMMIT, cached_on_the_hub
 from sentence_transformers import SentenceTransformer
+from transformers import PreTrainedModel, Trainer
 
-from st_llm_embed import InputError, Recipe, verify
+from st_llm_embed import InputError, Recipe, run_pipeline, verify
 from st_llm_embed.data import read_rows, write_dataset
+from st_llm_embed.doctor.fix import repair
 from st_llm_embed.doctor.probe import read_probe
 from st_llm_embed.evaluation import write_report
 from st_llm_embed.publishing.release import write_adapter_release, write_release
@@ -23,7 +27,9 @@ from st_llm_embed.training import train
 
 class Run(NamedTuple):
     recipe: Recipe
+    dataset: Path
     training: Path
+    evaluation: Path
     release: Path
 
 
@@ -42,7 +48,70 @@ def run(tiny_recipe: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.
     evaluation.mkdir()
     write_report(recipe, dataset, training, evaluation)
     write_release(recipe, dataset, training, evaluation, tmp_path / "release")
-    return Run(recipe, training, tmp_path / "release")
+    return Run(recipe, dataset, training, evaluation, tmp_path / "release")
+
+
+@pytest.mark.parametrize("lora", ["null", "{r: 4, target_modules: all-linear}"])
+def test_a_model_is_loaded_three_times_from_the_last_step_to_the_release(
+    lora: str, tiny_run_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_run_recipe(f"lora={lora}", "training.max_steps=2", "training.learning_rate=0.01")
+    loads: list[Path] = []
+    load, train_steps = PreTrainedModel.from_pretrained.__func__, Trainer.train
+
+    def counted(cls: type, name: Any, *args: Any, **kwargs: Any) -> Any:
+        loads.append(Path(name))
+        return load(cls, name, *args, **kwargs)
+
+    def then_count(trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
+        outcome = train_steps(trainer, *args, **kwargs)
+        loads.clear()
+        return outcome
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(counted))
+    monkeypatch.setattr(Trainer, "train", then_count)
+    run_pipeline(recipe, tmp_path / "run")
+    base, trained, released = loads[-3:]
+    assert base == Path(recipe.base.name_or_path)
+    assert trained == tmp_path / "run" / "training" / "model"
+    assert released.name == ".release.partial"
+    assert len(loads) == 3
+
+
+def test_weights_are_on_disk_once_and_small_files_are_the_releases_own(run: Run) -> None:
+    for path in (run.training / "model").rglob("*"):
+        released = run.release / path.relative_to(run.training / "model")
+        if path.is_file():
+            assert path.samefile(released) == (path.suffix == ".safetensors"), path
+
+
+def test_across_file_systems_weights_are_copied(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    write_release(run.recipe, run.dataset, run.training, run.evaluation, tmp_path / "copied")
+    weights, copied = run.training / "model" / "model.safetensors", tmp_path / "copied" / "model.safetensors"
+    assert copied.read_bytes() == weights.read_bytes()
+    assert not copied.samefile(weights)
+
+
+def test_a_release_with_other_vectors_than_the_trained_model_is_refused(run: Run, tmp_path: Path) -> None:
+    path = run.training / "model" / "1_Pooling" / "config.json"
+    flags = json.loads(path.read_text(encoding="utf-8"))
+    flags |= {"pooling_mode_lasttoken": False, "pooling_mode_mean_tokens": True}
+    path.write_text(json.dumps(flags), encoding="utf-8")
+    with pytest.raises(RuntimeError, match="must not be published: its vectors are not"):
+        write_release(run.recipe, run.dataset, run.training, run.evaluation, tmp_path / "other")
+
+
+def test_a_repaired_copy_of_a_release_leaves_the_training_as_it_was(run: Run, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in run.training.rglob("*") if path.is_file()}
+    path = run.release / "tokenizer.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(tokenizer | {"post_processor": None}), encoding="utf-8")
+    assert repair(str(run.release), tmp_path / "fixed")
+    assert {path: path.read_bytes() for path in run.training.rglob("*") if path.is_file()} == before
 
 
 def test_a_release_of_a_bfloat16_training_has_its_type_and_a_probe_of_its_weights_in_float32(run: Run) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -83,10 +82,8 @@ def always(kind: str) -> Faults:
 def process(*options: str) -> Iterator[str]:
     """The server as a process; yields its base_url, ends it with SIGTERM, which must end it cleanly."""
     command = [sys.executable, "-m", "replay_server", *options]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as running:
+    tests = Path(__file__).parents[1]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tests) as running:
         try:
             yield running.stdout.readline().strip()
         finally:

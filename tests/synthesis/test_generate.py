@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -103,6 +104,35 @@ def test_an_estimate_sends_k_requests_a_step_and_the_run_uses_their_answers(
     assert outcome.code == 0, outcome.err
     assert server.stats()["received"] == 201 + 1 + 5 + 5
     assert "brainstorm" in outcome.out
+
+
+@pytest.mark.parametrize("option", [("--dry-run",), ("--estimate", "5")])
+def test_a_dry_run_and_an_estimate_load_no_library_of_models(
+    option: tuple[str, ...], server: ReplayServer, tmp_path: Path
+) -> None:
+    program = (
+        "import sys\n"
+        "from st_llm_embed import cli\n"
+        "try:\n"
+        "    cli.main()\n"
+        "except SystemExit as stop:\n"
+        "    assert not stop.code\n"
+        "assert not {'torch', 'transformers', 'sentence_transformers'} & set(sys.modules), 'slow'\n"
+    )
+    recipe = write_recipe(tmp_path, server)
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        "synthesize",
+        str(recipe),
+        "--output-dir",
+        str(tmp_path / "out"),
+        *option,
+    ]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "JSON object" in done.stdout or "example" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from st_llm_embed import InputError
-from st_llm_embed.publishing.publishable import check_dataset, check_model
+from st_llm_embed.publishing.push import check_dataset, check_model
 
 
 def dataset(folder: Path, **front_matter: Any) -> Path:

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from st_llm_embed.doctor.verify.traps import Embedding, Runtime
 from st_llm_embed.errors import InputError, explained
+from st_llm_embed.modules.layout import read_json
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 Session = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
 """From input_ids and attention_mask, shape (batch_size, seq_len), to vectors, shape (batch_size, dimension)."""
+
+
+class Embedding(NamedTuple):
+    """What a runtime returns for one text."""
+
+    ids: Sequence[int] | None
+    """The tokens it was computed from; None where the runtime does not say."""
+    vector: NDArray[np.float32] | None
+    """Shape (dimension,); None where the runtime refused the text."""
+    refusal: str = ""
+
+
+Runtime = Callable[[Sequence[str]], list[Embedding]]
+"""Embeds full texts, the prompt already in front, as one batch."""
 
 
 def load_stock(folder: str | Path) -> SentenceTransformer:
@@ -67,7 +80,7 @@ def onnx_runtime(path: str | Path) -> Runtime:
     try:
         import onnxruntime
     except ImportError:
-        raise _lacking("onnxruntime", "onnx", path) from None
+        raise _missing("onnxruntime", "onnx", path) from None
     with _readable(path):
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
@@ -79,29 +92,23 @@ def onnx_runtime(path: str | Path) -> Runtime:
 
 
 def openvino_runtime(path: str | Path) -> Runtime:
-    """Run OpenVINO's .xml file, its tokenizer.json beside it or in the folder above, on the CPU.
-
-    Raises:
-        InputError: openvino is not installed, or the file cannot be used.
-    """
+    """Run an .onnx file, or OpenVINO's .xml, with OpenVINO; as `onnx_runtime`."""
     try:
         import openvino
     except ImportError:
-        raise _lacking("openvino", "openvino", path) from None
+        raise _missing("openvino", "openvino", path) from None
     with _readable(path):
         # By default OpenVINO rounds to bfloat16 where the processor can.
         model = openvino.compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-
-    def run(ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
-        return model({"input_ids": ids, "attention_mask": mask})["sentence_embedding"]
-
-    return _of_session(Path(path), run)
+    return _of_session(
+        Path(path), lambda ids, mask: model({"input_ids": ids, "attention_mask": mask})["sentence_embedding"]
+    )
 
 
 def llama_cpp_runtime(path: str | Path, max_seq_length: int) -> Runtime:
     """Run a .gguf file with llama.cpp and its own tokenizer, pooling as the file says.
 
-    llama.cpp does not cut texts so that EOS stays, so longer ones are refused.
+    llama.cpp does not cut texts so that EOS stays; longer ones are refused.
 
     Args:
         path: the file.
@@ -134,35 +141,35 @@ def llama_cpp_runtime(path: str | Path, max_seq_length: int) -> Runtime:
 def _by_llama(llama: Any, ids: list[int], max_seq_length: int) -> Embedding:
     if len(ids) > max_seq_length:
         return Embedding(None, None, f"{len(ids)} tokens, and llama.cpp does not cut texts; the client has to")
-    # What `embed` tokenizes by itself would not parse special tokens, as llama-server does.
+    # By itself `embed` does not parse special tokens, as llama-server does.
     llama.tokenize = lambda *_, **__: ids
     try:
         vector = np.asarray(llama.embed("", normalize=False), dtype=np.float32)
     finally:
         del llama.tokenize
-    # llama-server normalises what it pools; a matrix is what a file without a pooling type gives.
+    # llama-server normalises what it pools; a matrix is what comes of a file without a pooling type.
     norm = float(np.linalg.norm(vector)) if vector.ndim == 1 else 1.0
     return Embedding(ids, np.asarray(vector / (norm or 1.0), dtype=np.float32))
 
 
 def _of_session(path: Path, run: Session) -> Runtime:
-    """Make a runtime of a graph and the tokenizer files that lie with it."""
+    """Make a runtime of a graph and the tokenizer files beside it."""
     folder = next((one for one in (path.parent, path.parent.parent) if (one / "tokenizer.json").is_file()), None)
     if folder is None:
         raise InputError(
-            f"There is no tokenizer.json in the folder of {path} or the one above, so that no text can be made into "
-            "tokens. Copy that of the model there."
+            f"There is no tokenizer.json in the folder of {path} or the one above, so no text can be made into tokens. "
+            "Copy that of the model there."
         )
     from tokenizers import Tokenizer
 
     with _readable(folder / "tokenizer.json"):
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        limit = _read(folder / "sentence_bert_config.json").get("max_seq_length")
+        limit = _of(folder / "sentence_bert_config.json").get("max_seq_length")
         if limit is not None:
             tokenizer.enable_truncation(limit)
         tokenizer.no_padding()
-        tokenizer.encode_special_tokens = _read(folder / "export.json").get("split_special_tokens", False)
-        settings = _read(folder / "tokenizer_config.json")
+        tokenizer.encode_special_tokens = _of(folder / "export.json").get("split_special_tokens", False)
+        settings = _of(folder / "tokenizer_config.json")
     pad_token = settings.get("pad_token")
     pad = tokenizer.token_to_id(pad_token["content"] if isinstance(pad_token, dict) else pad_token or "") or 0
     is_left = settings.get("padding_side") == "left"
@@ -182,8 +189,8 @@ def _of_session(path: Path, run: Session) -> Runtime:
     return embed
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def _of(path: Path) -> dict[str, Any]:
+    return read_json(path) or {}
 
 
 def _readable(path: str | Path) -> Any:
@@ -194,7 +201,7 @@ def _readable(path: str | Path) -> Any:
     )
 
 
-def _lacking(package: str, extra: str, path: str | Path) -> InputError:
+def _missing(package: str, extra: str, path: str | Path) -> InputError:
     return InputError(
         f"{path} needs the package {package}, which is not installed. Install it: pip install 'st_llm_embed[{extra}]'."
     )

@@ -1,4 +1,4 @@
-"""Ways to spoil a repository."""
+"""Ways to break a repository."""
 
 from __future__ import annotations
 
@@ -60,3 +60,24 @@ def pieces(path: Path, texts: list[str]) -> None:
 
 def varint(number: int) -> bytes:
     return bytes([number]) if number < 128 else bytes([number & 127 | 128]) + varint(number >> 7)
+
+
+def eos_twice(folder: Path) -> None:
+    template(folder, "<s>", "A", "</s>", "</s>")
+
+
+def eos_as_text(folder: Path) -> None:
+    """Appended by a normalizer, so that the tokenizer takes it for a part of the text."""
+    template(folder, "<s>", "A")
+    tokens = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+    tokens = [token | {"normalized": token["content"] == "</s>"} for token in tokens]
+    append = {"type": "Replace", "pattern": {"Regex": "(?<!</s>)$"}, "content": "</s>"}
+    edit(folder / "tokenizer.json", normalizer=append, added_tokens=tokens)
+
+
+def no_mask(folder: Path) -> None:
+    tokenizer_config(folder, model_input_names=["input_ids"])
+
+
+def no_normalize(folder: Path) -> None:
+    edit_list(folder / "modules.json", lambda modules: modules[:2])

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import httpx2
 import numpy as np
 
-from st_llm_embed.api.exchange import ServiceLabels, read_api_key, read_vectors
-from st_llm_embed.doctor.verify.traps import Embedding, Runtime
+from st_llm_embed.api.exchange import ServiceLabels, read_api_key
+from st_llm_embed.doctor.runtimes import Embedding, Runtime
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import is_plain_address
 
@@ -35,12 +35,12 @@ def server_runtime(
 
     Args:
         url: its address, ending in /v1/embeddings or /v1, or in /embed for TEI's own interface.
-        max_seq_length: texts of more tokens are cut for their vectors but not by /tokenize, so their ids are left out.
-        served_name: the model's name there; without it the first one that /v1/models names.
+        max_seq_length: texts of more tokens are cut for their vectors but not by /tokenize, so their ids are omitted.
+        served_name: the model's name there; by default the first one that /v1/models names.
         api_key_env: environment variable that holds the key; a server on this machine needs none.
 
     Raises:
-        InputError: the address is none, or the key is missing. The runtime raises it where the server cannot be
+        InputError: the address is not one, or the key is missing. The runtime raises it where the server cannot be
             reached, or answers with something else than vectors.
     """
     if not is_plain_address(url):
@@ -82,7 +82,7 @@ class _Server:
         return alone
 
     def _vectors(self, texts: Sequence[str]) -> np.ndarray | str:
-        """Give vectors, shape (number of texts, dimension), or why the server refuses the texts."""
+        """Return vectors, shape (number of texts, dimension), or why the server refuses the texts."""
         if self._is_tei:
             body: dict[str, Any] = {"inputs": list(texts), "truncate": True}
         else:
@@ -95,7 +95,7 @@ class _Server:
             data: Any = [{"embedding": one} for one in content]
         else:
             data = content.get("data") if isinstance(content, dict) else None
-        vectors = read_vectors(data, len(texts)) if isinstance(data, list) else "something that is no list of vectors"
+        vectors = _read_vectors(data, len(texts))
         if status != 200 or isinstance(vectors, str):
             problem = vectors if status == 200 and isinstance(vectors, str) else f"status {status}: {answer}"
             raise InputError(
@@ -162,3 +162,19 @@ def _token_ids(answer: Any) -> list[int] | None:
         return None
     ids = [one.get("id") if isinstance(one, dict) else one for one in tokens]
     return ids if all(isinstance(one, int) for one in ids) else None
+
+
+def _read_vectors(data: Any, count: int) -> np.ndarray | str:
+    """Read the vectors of an answer, shape (count, dimension); or say what is wrong with them."""
+    if not isinstance(data, list):
+        return "something that is not a list of vectors"
+    if len(data) != count:
+        return f"{len(data)} vectors for {count} texts"
+    try:
+        vectors = {one.get("index", place): np.asarray(one["embedding"], np.float32) for place, one in enumerate(data)}
+        stacked = np.stack([vectors[place] for place in range(count)])
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return "something that is not one vector for each text"
+    if stacked.ndim != 2 or not stacked.size:
+        return "something that is not one vector for each text"
+    return stacked if np.isfinite(stacked).all() else "a vector that is not finite (NaN or infinity)"
