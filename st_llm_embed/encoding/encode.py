@@ -83,8 +83,8 @@ class Job:
         if len(broken):
             raise InputError(
                 f"{self.model!r} returns a vector that is not finite in {self.dtype} for {len(broken)} of "
-                f"{len(texts)} texts, the first of them {texts[broken[0]][:60]!r}. Encode with --dtype float32 into another "
-                "folder, load the model in bfloat16 or float32, or choose another."
+                f"{len(texts)} texts, the first of them {texts[broken[0]][:60]!r}. Encode with --dtype float32 into "
+                "another folder, load the model in bfloat16 or float32, or choose another."
             )
         write_shard(shard_path(self.folder, shard.number, shards), ids, texts if self.keep_text else None, stored)
 
