@@ -26,9 +26,9 @@ from st_llm_embed.distillation import distillation_of, teacher_instructions, tra
 from st_llm_embed.distillation.report import bytes_on_disk, cost_rows
 from st_llm_embed.distillation.student import build_student
 from st_llm_embed.distillation.train import student_set
+from st_llm_embed.pipeline import run_distillation
 from st_llm_embed.publishing.push import check_model
 from st_llm_embed.recipe import Instructions, Recipe
-from st_llm_embed.student_pipeline import run_distillation
 from tests.distillation.conftest import BERT, TRAINING, MakeRecipe
 
 TEXTS = ["a question about thing 3", "", "thing " * 100]
