@@ -110,12 +110,12 @@ def start(texts: Path, model: Path, to: Path, *options: str) -> subprocess.Popen
 
 
 def finished(folder: Path) -> dict[str, tuple[int, int]]:
-    """Give inode and time of the last change of each finished shard."""
+    """Return inode and time of the last change of each finished shard."""
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.glob("shard-*.parquet")}
 
 
 def wait_for(folder: Path, shards: int, run: subprocess.Popen[bytes]) -> dict[str, int]:
-    """Wait until so many shards are there; give the peak memory in KiB of the command and of its processes."""
+    """Wait until this many shards are there; return the peak memory in KiB of the command and of its processes."""
     peaks: dict[int, int] = {}
     while len(finished(folder)) < shards and run.poll() is None:
         for pid in [run.pid, *children(run.pid)]:
@@ -125,7 +125,7 @@ def wait_for(folder: Path, shards: int, run: subprocess.Popen[bytes]) -> dict[st
 
 
 def children(pid: int) -> list[int]:
-    """Give the processes that a process began."""
+    """Return the processes that a process began."""
     try:
         return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()]
     except FileNotFoundError:
@@ -133,12 +133,12 @@ def children(pid: int) -> list[int]:
 
 
 def command_of(pid: int) -> str:
-    """Give the command line of a process."""
+    """Return the command line of a process."""
     return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")
 
 
 def peak_memory(pid: int) -> int:
-    """Give the largest resident memory that a process has had, in KiB."""
+    """Return the largest resident memory that a process has had, in KiB."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     except FileNotFoundError:
