@@ -205,14 +205,14 @@ def run_grid(grid: Grid, output_dir: Path, *, jobs: int = 1, open_sets: Path | N
     tables = ""
     with ThreadPoolExecutor(jobs) as pool:
         started = {pool.submit(_run, grid, *run, output_dir, jobs=jobs, open_sets=open_sets): run for run in planned}
-        for number, run in enumerate(as_completed(started), start=1):
-            try:
+        try:
+            for number, run in enumerate(as_completed(started), start=1):
                 run.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-            tables = write_tables(grid, output_dir)
-            sys.stderr.write(f"{run_name(*started[run])}: finished, {number} of {len(planned)}\n")
+                tables = write_tables(grid, output_dir)
+                sys.stderr.write(f"{run_name(*started[run])}: finished, {number} of {len(planned)}\n")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return tables
 
 

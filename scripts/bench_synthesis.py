@@ -1,4 +1,4 @@
-"""Measure the synthesis client against the tests' replay server, which answers after one second in a process of its own.
+"""Measure the synthesis client against the tests' replay server: a process of its own that answers after one second.
 
     python scripts/bench_synthesis.py [--rounds 3] [--requests-per-worker 20]
 

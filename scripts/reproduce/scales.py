@@ -26,7 +26,7 @@ import yaml
 from st_llm_embed.cli.options import configure_logging
 from st_llm_embed.errors import InputError, shown
 from st_llm_embed.recipe import Recipe
-from st_llm_embed.training.plan import GIB, hours, plan_trainings
+from st_llm_embed.training.plan import GIB, plan_trainings
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from ablate import Grid, check_grid, run_grid
@@ -37,6 +37,9 @@ Axes = Mapping[str, Mapping[str, Sequence[str]]]
 
 PAIRS = ("jaquad", "cmrc_trial", "afriqa", "epqa")
 """Sources of the recipe demo-real."""
+
+USD_PER_HOUR = 3
+"""Of one GPU."""
 
 EMBEDDED_ROWS = ("data.rows=embedded", "synthesis=null")
 
@@ -194,16 +197,15 @@ def ablate(given: argparse.Namespace, name: str, description: str, axes: Axes, s
 
 
 def print_plans(grid: Grid, folder: Path, devices: int) -> None:
-    """Print what each setting takes, with its first step run on fake tensors."""
+    """Print what each setting takes, counted in a step on fake tensors."""
     for variant in grid.variants():
         recipe = grid.recipe_of(variant, grid.seeds[0])
         for plan in plan_trainings(recipe, folder, devices=devices, sharded=True):
-            operations = plan.flops_per_step.total * plan.steps
             print(
-                f"{variant.label} ({plan.recipe}): {plan.rows:,} rows at most, {plan.steps:,} steps, "
-                f"{plan.tokens_per_step * plan.steps:,.0f} tokens, {hours(operations):,.1f} hours of one device "
-                f"at 100 TFLOP/s, {plan.memory.total / GIB:,.1f} GiB on each of {devices}, {plan.disk / GIB:,.1f} GiB "
-                f"on disk, {plan.rehearsed:,} tensors moved in the first step"
+                f"{variant.label} ({plan.recipe}): {sum(plan.configurations.values()):,} rows at most, "
+                f"{plan.steps:,} steps, {plan.tokens_per_step * plan.steps:,.0f} tokens, {plan.hours:,.1f} hours of "
+                f"one device at 100 TFLOP/s, {plan.hours * USD_PER_HOUR:,.0f} USD, {plan.memory.total / GIB:,.1f} GiB "
+                f"on each of {devices}, {plan.disk / GIB:,.1f} GiB on disk"
             )
             for note in plan.notes:
                 print(f"  {note}")

@@ -64,10 +64,10 @@ class SpendingLimit:
         return f"${self.spent_usd:.2f}{usd}, {self.spent_tokens:,}{tokens} tokens"
 
 
-def shipped_prices() -> dict[str, Price]:
-    """Return the prices of chat and embedding models in prices.yaml, by the name of the model."""
-    content = (files("st_llm_embed") / "api" / "prices.yaml").read_text(encoding="utf-8")
-    return {name: Price.model_validate(price) for name, price in yaml.safe_load(content).items()}
+def shipped_prices(share: float = 1.0) -> dict[str, Price]:
+    """Return the prices of chat and embedding models in prices.yaml, by the name of the model, times a share."""
+    content = yaml.safe_load((files("st_llm_embed") / "api" / "prices.yaml").read_text(encoding="utf-8"))
+    return {name: Price(**{kind: usd * share for kind, usd in price.items()}) for name, price in content.items()}
 
 
 def worst_case(price: Price | None, sent: str, answer_tokens: int) -> Cost:

@@ -1,4 +1,4 @@
-"""When the next request may be sent: limits per minute, pauses that the server asks for, and how many are in flight."""
+"""When the next request may be sent: limits per minute, pauses that the server asks for, and requests in flight."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from email.utils import parsedate_to_datetime
 
 MINUTE = 60.0
 SPACING = 1.01
-"""Requests are sent one part in a hundred further apart than the limit, since not all take equally long to the server."""
+"""Requests are sent 1 % further apart than the limit allows, since not all take equally long to the server."""
 DECREASE = 0.7
 """Share of the requests in flight that is kept when the server reports too many."""
 FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 1.0, 60.0

@@ -8,12 +8,12 @@ import typer
 
 from st_llm_embed.cli import (
     check,
-    distillation,
-    encoding,
+    distill,
+    encode,
     evaluation,
     publish,
     recipes,
-    runs,
+    run,
     synthesis,
 )
 from st_llm_embed.errors import InputError
@@ -26,13 +26,13 @@ app = typer.Typer(
 )
 app.add_typer(recipes.app, name="recipes")
 for commands in (
-    runs.app,
+    run.app,
     synthesis.app,
     evaluation.app,
     check.app,
     publish.app,
-    encoding.app,
-    distillation.app,
+    encode.app,
+    distill.app,
 ):
     app.add_typer(commands)
 

@@ -76,7 +76,10 @@ def evaluate(
     with closing(loaded):
         todo = evaluation.unfinished(loaded, chosen, output_dir)
         if todo:
-            _print_preflight(evaluation.preflight(loaded, todo, batch_size=batch_size), len(chosen))
+            planned = evaluation.preflight(loaded, todo, batch_size=batch_size)
+            _print_preflight(planned, len(chosen))
+            if isinstance(loaded, ServedModel):
+                typer.echo(loaded.estimate(sum(one.characters for one in planned)))
         if not dry_run:
             scores = evaluation.evaluate(
                 loaded, chosen, output_dir, batch_size=batch_size, after_each=write_mteb_report
@@ -139,14 +142,9 @@ def _print_preflight(planned: list[PlannedTask], count: int) -> None:
     table = Table("task", "before a query", "from", "texts", title=f"{len(planned)} of {count} tasks to do")
     for one in planned:
         origin = f"{one.prompt.source}, GENERIC" if one.prompt.generic else one.prompt.source
-        texts = f"{one.size.texts:,}" if one.size else "?"
+        texts = f"{one.texts:,}" if one.texts else "?"
         table.add_row(one.name, one.prompt.query.strip() or "-", origin, texts)
     Console().print(table)
-    costs = [one.usd for one in planned if one.usd is not None]
-    if costs:
-        unknown = [one.name for one in planned if one.size is None]
-        rest = f"; unknown for {', '.join(unknown)}, of which mteb has no statistics" if unknown else ""
-        typer.echo(f"About ${sum(costs):,.2f}, at four characters a token{rest}. Texts that are kept cost nothing.")
 
 
 def _print_scores(results: list[TaskResult], output_dir: Path) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
 from st_llm_embed.errors import InputError
-from st_llm_embed.recipe import shipped_recipes
+from st_llm_embed.processes import is_first_process
+from st_llm_embed.recipe import Recipe, shipped_recipes
 
 Choice = TypeVar("Choice", bound=str)
 
@@ -27,6 +28,34 @@ Overrides = Annotated[
 OutputDir = Annotated[
     Path | None, typer.Option(help="Where everything is written.", show_default="runs/<recipe name>")
 ]
+
+
+def load_recipe(
+    command: str, recipe: str | None, overrides: list[str] | None, output_dir: Path | None, *, example: str = "demo"
+) -> tuple[Recipe, Path]:
+    """Load the recipe that a command was given.
+
+    Returns:
+        The recipe, and the folder of its run.
+
+    Raises:
+        InputError: no recipe was given, or it cannot be used.
+    """
+    resolved = Recipe.load(required(recipe, command, example), overrides or [])
+    return resolved, run_folder(resolved.name, output_dir)
+
+
+def check_and_print(recipe: Recipe, check: Callable[[Recipe], object]) -> None:
+    """Do what --dry-run does: check a recipe and print it, every default written out."""
+    check(recipe)
+    sys.stdout.write(recipe.to_yaml())
+
+
+def print_contents(folder: Path, contents: Mapping[str, str]) -> None:
+    """Print the paths of what a command wrote, as far as they are there, and what each is."""
+    for name, content in contents.items():
+        if (folder / name).exists():
+            typer.echo(f"{folder / name}  {content}")
 
 
 def required(recipe: str | None, command: str, example: str = "demo") -> str:
@@ -80,7 +109,12 @@ def run_folder(name: str, output_dir: Path | None) -> Path:
 
 
 def configure_logging() -> None:
-    """Show the package's log and the progress bars of training and encoding, but not those of loading and saving."""
+    """Show the package's own progress and the bars of training and encoding; silence those of loading and saving.
+
+    Under torchrun only the first process shows anything.
+    """
+    if not is_first_process():
+        return
     import datasets
     from transformers.utils import logging as transformers_logging
 

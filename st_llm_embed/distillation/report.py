@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,26 +23,8 @@ from st_llm_embed.recipe import Recipe
 START = "student before training"
 RETRIEVAL = "retrieval_ndcg_at_10"
 
-QUERIES, IN_A_ROW, ROUNDS, DOCUMENTS = 50, 10, 3, 32
-"""What is timed: single queries, some in a row of each model in turn, and the fastest of some batches of documents."""
-
-
-class Encoder(NamedTuple):
-    """A model by sentence-transformers alone, as those use it who have nothing else."""
-
-    model: SentenceTransformer
-    asked: Sequence[str]
-    """The held-out queries as this model gets them, with an instruction or without."""
-    document_prompt: str | None
-    options: dict[str, Any]
-
-    def queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return vectors of unit length, shape (number of texts, dimension)."""
-        return self.model.encode_query(list(texts), prompt="", **self.options)
-
-    def documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return vectors of unit length, shape (number of texts, dimension)."""
-        return self.model.encode_document(list(texts), prompt=self.document_prompt, **self.options)
+QUERIES, IN_A_ROW = 50, 10
+"""Single queries that are timed, and how many of each model in a row, in turn."""
 
 
 def write_student_report(
@@ -50,29 +32,25 @@ def write_student_report(
 ) -> None:
     """Score teacher and student on the held-out rows, time them, and write the report into `output_dir`.
 
-    Args:
-        recipe: all choices.
-        dataset_dir: the dataset, whose validation rows are scored.
-        teacher_path: where the teacher is.
-        student_dir: what `train_student` wrote.
-        output_dir: gets report.json and report.md.
+    All are loaded by sentence-transformers alone, as those use them who have nothing else. `student_dir` is what
+    `train_student` wrote.
     """
     distillation, rows = distillation_of(recipe), load_held_out(dataset_dir, teacher_instructions(recipe))
-    options = {
-        "batch_size": recipe.evaluation.batch_size,
-        "normalize_embeddings": True,
-        "show_progress_bar": False,
-    }
-    prompt = distillation.teacher.query_prompt
-    taught = rows.queries if prompt is None else [prompt + anchor for anchor in rows.anchors]
-    asked = rows.queries if distillation.student.instructions else rows.anchors
-    stock = SentenceTransformer(teacher_path, revision=distillation.teacher.revision)
-    models = {"teacher": Encoder(stock, taught, distillation.teacher.document_prompt, options)}
-    for name, folder in ((START, "start"), ("student", "model")):
-        models[name] = Encoder(SentenceTransformer(str(student_dir / folder)), asked, "", options)
-    vectors = {name: (one.queries(one.asked), one.documents(rows.documents)) for name, one in models.items()}
+    section = distillation.teacher
+    own = rows.queries if distillation.student.instructions else rows.anchors
+    asked = {"teacher": rows.queries, START: own, "student": own}
+    if section.query_prompt is not None:
+        asked["teacher"] = [section.query_prompt + anchor for anchor in rows.anchors]
+    folders = {"teacher": Path(teacher_path), START: student_dir / "start", "student": student_dir / "model"}
+    options: dict[str, Any] = {"batch_size": recipe.evaluation.batch_size, "normalize_embeddings": True}
+    models: dict[str, SentenceTransformer] = {}
+    vectors: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
+    for name, folder in folders.items():
+        revision, prompt = (section.revision, section.document_prompt) if name == "teacher" else (None, "")
+        model = models[name] = SentenceTransformer(str(folder), revision=revision)
+        queries = model.encode_query(asked[name], prompt="", **options)
+        vectors[name] = queries, model.encode_document(rows.documents, prompt=prompt, **options)
     del models[START]
-    folders = {"teacher": Path(teacher_path), "student": student_dir / "model"}
     report = {
         "recipe": recipe.name,
         "seed": recipe.seed,
@@ -84,48 +62,32 @@ def write_student_report(
         },
         "costs": {
             name: {
-                "parameters": sum(weights.numel() for weights in one.model.parameters()),
+                "parameters": sum(weights.numel() for weights in one.parameters()),
                 "bytes_on_disk": bytes_on_disk(folders[name]),
+                "query_p50_ms": milliseconds,
             }
-            for name, one in models.items()
+            for (name, one), milliseconds in zip(models.items(), _query_times(models, asked), strict=True)
         },
-        "speed": measure_speed(models, rows.documents),
         "versions": {name: version(name) for name in VERSIONS_SHOWN},
-        "hardware": f"{platform.processor() or platform.machine()}, {stock.device}, {torch.get_num_threads()} threads",
+        "hardware": f"{platform.processor() or platform.machine()}, {models['student'].device}, "
+        f"{torch.get_num_threads()} threads",
     }
     (output_dir / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
     (output_dir / "report.md").write_text(_markdown(report), encoding="utf-8")
 
 
-def measure_speed(models: Mapping[str, Encoder], documents: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Time single queries and batches of documents, each model in turn, so that a busy machine slows all alike.
-
-    Returns:
-        For each model `query_p50_ms` and `documents_per_second`.
-    """
-    queries: dict[str, list[float]] = {name: [] for name in models}
-    batches: dict[str, list[float]] = {name: [] for name in models}
+def _query_times(models: Mapping[str, SentenceTransformer], asked: Mapping[str, Sequence[str]]) -> list[float]:
+    """Return the median milliseconds of single queries by model, timed in turn: a busy machine slows all alike."""
+    times: dict[str, list[float]] = {name: [] for name in models}
     for first in range(0, QUERIES, IN_A_ROW):
-        for name, one in models.items():
-            # In a row: right after a large model a small one finds the caches full of the other's weights.
-            one.queries(one.asked[:1])
-            for number in range(first, first + IN_A_ROW):
+        for name, model in models.items():
+            # The first is not counted: right after a large model a small one finds the caches full of its weights.
+            for number in range(first - 1, first + IN_A_ROW):
                 start = perf_counter()
-                one.queries([one.asked[number % len(one.asked)]])
-                queries[name].append(perf_counter() - start)
-    batch = [documents[number % len(documents)] for number in range(DOCUMENTS)]
-    for _ in range(ROUNDS):
-        for name, one in models.items():
-            start = perf_counter()
-            one.documents(batch)
-            batches[name].append(perf_counter() - start)
-    return {
-        name: {
-            "query_p50_ms": float(np.median(queries[name]) * 1e3),
-            "documents_per_second": DOCUMENTS / min(batches[name]),
-        }
-        for name in models
-    }
+                model.encode_query([asked[name][number % len(asked[name])]], prompt="", show_progress_bar=False)
+                times[name].append(perf_counter() - start)
+            del times[name][first]
+    return [float(np.median(one) * 1e3) for one in times.values()]
 
 
 def bytes_on_disk(folder: Path) -> int | None:
@@ -140,13 +102,13 @@ def kept(report: dict[str, Any]) -> dict[str, float]:
 
     Empty where the teacher finds nothing.
     """
-    scores, costs, speed = report["scores"], report["costs"], report["speed"]
+    scores, costs = report["scores"], report["costs"]
     if not scores["teacher"][RETRIEVAL]:
         return {}
     return {
         "quality": scores["student"][RETRIEVAL] / scores["teacher"][RETRIEVAL],
         "smaller": costs["teacher"]["parameters"] / costs["student"]["parameters"],
-        "faster": speed["teacher"]["query_p50_ms"] / speed["student"]["query_p50_ms"],
+        "faster": costs["teacher"]["query_p50_ms"] / costs["student"]["query_p50_ms"],
     }
 
 
@@ -161,13 +123,12 @@ def quality_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def cost_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     """Return the rows of the second table: what the models cost, as text; nothing where it is not known."""
-    costs, speed = report["costs"].values(), report["speed"].values()
+    costs = report["costs"].values()
     sizes = [part["bytes_on_disk"] for part in costs]
     return [
         ("Parameters", *(f"{part['parameters']:,}" for part in costs)),
         ("MB on disk", *("" if size is None else f"{size / 1e6:,.1f}" for size in sizes)),
-        ("One query, p50 ms", *(f"{part['query_p50_ms']:,.2f}" for part in speed)),
-        ("Documents a second", *(f"{part['documents_per_second']:,.0f}" for part in speed)),
+        ("One query, p50 ms", *(f"{part['query_p50_ms']:,.2f}" for part in costs)),
     ]
 
 

@@ -11,13 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import (
-    Dense,
-    Normalize,
-    Pooling,
-    StaticEmbedding,
-    Transformer,
-)
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, StaticEmbedding, Transformer
 from torch import nn
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel, PreTrainedTokenizerBase, set_seed
 
@@ -39,9 +33,6 @@ LEAST_WEIGHT = 1e-4
 
 MEAN_OVER_OWN = 4.0
 """How much larger the mean is than a token's own vector in what a fresh encoder begins with."""
-
-LEAST_HIDDEN_SIZE = 8
-"""Of fresh weights; as many as `dimensions` has at the least."""
 
 NO_PROMPTS = {"query": "", "document": ""}
 
@@ -105,10 +96,10 @@ def _check_bert(student: Student, bert: dict[str, Any]) -> None:
         if unknown := sorted(bert.keys() - BertConfig().to_dict().keys()):
             raise ValueError(f"{', '.join(unknown)} is not an argument of transformers.BertConfig")
         config = _bert_config(student)
-        if config.num_hidden_layers < 1 or config.hidden_size < LEAST_HIDDEN_SIZE:
+        if config.num_hidden_layers < 1 or config.hidden_size < 8:
             raise ValueError(
                 f"num_hidden_layers is {config.num_hidden_layers} and hidden_size {config.hidden_size}; allowed are 1 "
-                f"or more and {LEAST_HIDDEN_SIZE} or more"
+                "or more and 8 or more"
             )
         with torch.device("meta"):
             _check_positions(student, BertModel(config))
@@ -123,22 +114,14 @@ def _check_checkpoint(student: Student, name: str) -> None:
             )
         with torch.device("meta"):
             model = AutoModel.from_config(config)
-    most = getattr(config, "num_hidden_layers", None)
-    if student.layers is not None and (most is None or student.layers > most):
-        raise InputError(
-            f"distillation.student.layers is {student.layers}, and {name} has {most or 'no stack of'} layers. Give a "
-            "number up to that, or null for all."
-        )
     _check_positions(student, model)
     if student.layers is not None:
-        _stack_of_layers(model)
-
-
-def known_dimensions(student: Student) -> int | None:
-    """Return the length of the student's vectors where its section alone says it."""
-    if student.dimensions is None and student.bert is not None:
-        return _bert_config(student).hidden_size
-    return student.dimensions
+        *_, layers = _stack_of_layers(model)
+        if student.layers > len(layers):
+            raise InputError(
+                f"distillation.student.layers is {student.layers}, and {name} has {len(layers)} layers. Give a number "
+                "up to that, or null for all."
+            )
 
 
 def _bert_config(student: Student, **own: int | None) -> BertConfig:

@@ -25,7 +25,7 @@ from transformers.trainer_utils import IntervalStrategy
 from st_llm_embed.data.dataset import negative_columns
 from st_llm_embed.data.files import read_texts
 from st_llm_embed.data.vectors import VectorFolder, encoding
-from st_llm_embed.distillation.student import build_student, check_student, known_dimensions
+from st_llm_embed.distillation.student import build_student, check_student
 from st_llm_embed.errors import InputError, explained, shown
 from st_llm_embed.instructions import format_query
 from st_llm_embed.modules import LLMSentenceTransformer
@@ -103,11 +103,7 @@ class StudentLoss(nn.Module):
       and over one document there is nothing to learn.
     - 1 - cosine similarity with the teacher's vectors (sentence-transformers' EmbedDistillLoss), at full length.
 
-    Args:
-        model: the student.
-        weights: the recipe's.
-        teacher: vectors of the texts.
-        contrastive: whether a text's first document is its positive; False omits the first part.
+    Without `contrastive` a text's first document is not its positive, and the first part is omitted.
     """
 
     def __init__(
@@ -210,8 +206,6 @@ def check_distillation(recipe: Recipe) -> None:
                 f"sentence-transformers model. {TEACHER_ADVICE}"
             )
     check_student(distillation.student)
-    if (own := known_dimensions(distillation.student)) is not None:
-        _check_matryoshka(distillation, own)
     for path in map(Path, distillation.texts):
         if next(read_texts(path), None) is None:
             raise InputError(f"{path} of distillation.texts holds no texts. Give a file with one text a line.")
@@ -297,14 +291,14 @@ def train_student(
     """Train the recipe's student and save it.
 
     Writes ``start/`` (the student before training), ``checkpoints/`` on the way, and at the end ``log.json`` and
-    ``model/``; ``logs/`` where TensorBoard or W&B is asked for.
+    ``model/``; ``logs/`` where TensorBoard or W&B is asked for. An interrupted run in `output_dir` is resumed.
 
     Args:
         recipe: all choices.
         dataset_dirs: folders of the rows to train on.
         teacher: where it is and what identifies its weights.
         vectors_dir: keeps the teacher's vectors.
-        output_dir: an interrupted run in this folder is resumed.
+        output_dir: the student's.
 
     Raises:
         InputError: teacher, student or rows cannot be used, or the student's vectors are not finite.
@@ -373,10 +367,6 @@ def _check_dimensions(distillation: Distillation, own: int, teachers: int) -> No
             f"The student's vectors have {wanted} dimensions and the teacher's {teachers}. Set "
             f"distillation.student.dimensions to {teachers} or less{instead}."
         )
-    _check_matryoshka(distillation, own)
-
-
-def _check_matryoshka(distillation: Distillation, own: int) -> None:
     dims = distillation.loss.matryoshka_dims
     if dims and max(dims) != own:
         raise InputError(

@@ -29,6 +29,7 @@ from st_llm_embed.doctor.probe import (
     cosines,
 )
 from st_llm_embed.doctor.repository import ADAPTER_WEIGHTS, SETTINGS_FILE, Repository
+from st_llm_embed.doctor.runtimes import cast_in_place
 from st_llm_embed.doctor.traps import Check, Diagnosis, Finding, NotCheckedError
 from st_llm_embed.errors import InputError, explained
 
@@ -82,12 +83,12 @@ class LiveModel:
     def probed(self, probe: Probe) -> NDArray[np.float64]:
         """Return the cosine similarities of a probe's texts, encoded in its data type, with its vectors."""
         saved = next(self.model.parameters()).dtype
-        # In place: 16-bit weights are the same numbers in float32, and come back as they were.
-        self.model.to(getattr(torch, probe.dtype))
+        # 16-bit weights are the same numbers in float32, and come back as they were.
+        cast_in_place(self.model, getattr(torch, probe.dtype))
         try:
             found = np.concatenate([self.encode([one.text], one.prompt) for one in probe.texts])
         finally:
-            self.model.to(saved)
+            cast_in_place(self.model, saved)
         return cosines(found, np.stack([one.vector for one in probe.texts]))
 
     def attended(self, texts: list[str], max_length: int | None = None) -> list[list[int]]:

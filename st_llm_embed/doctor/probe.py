@@ -120,7 +120,7 @@ class Probe:
 
 
 def cosines(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the cosine similarities of vectors, shape (..., dimension), along the last axis; nan for a zero vector."""
+    """Return cosine similarities along the last axis of vectors, shape (..., dimension); nan for a zero vector."""
     a, b = one.astype(np.float64), other.astype(np.float64)
     with np.errstate(invalid="ignore"):
         return (a * b).sum(axis=-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))

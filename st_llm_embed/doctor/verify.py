@@ -57,6 +57,8 @@ Pairs = Sequence[tuple[ProbeText, Embedding]]
 
 ToIds = Callable[[ProbeText], Sequence[int]]
 
+Pool = Callable[["Tensor"], "Tensor"]
+
 
 @dataclass(frozen=True)
 class Row:
@@ -400,7 +402,7 @@ def _cut_where(vectors: Sequence[NDArray[np.float32] | None], minimum_cosine: fl
 class _Reference:
     """The model itself, stock and in float32, to be used wrongly on purpose."""
 
-    POOLINGS: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = (
+    POOLINGS: tuple[tuple[str, Pool], ...] = (
         ("", lambda hidden: hidden[-1]),
         ("mean pooling", lambda hidden: hidden.mean(dim=0)),
         ("first-token pooling", lambda hidden: hidden[0]),
@@ -439,7 +441,12 @@ class _Reference:
         mistakes = list(self._mistakes())
         for pooling, pool in self.POOLINGS:
             for name, addition, to_ids in mistakes:
-                if all(self._explains(pair, to_ids, pool, minimum_cosine) for pair in shortest_first):
+
+                def explains(pair: tuple[ProbeText, Embedding], pool: Pool = pool, to_ids: ToIds = to_ids) -> bool:
+                    ids = tuple(to_ids(pair[0]))
+                    return bool(ids) and is_same(pool(self._states(ids)).numpy(), pair[1].vector, minimum_cosine)
+
+                if all(map(explains, shortest_first)):
                     found = [(name, addition)] if name else []
                     return [*found, (pooling, "")] if pooling else found
         return []
@@ -468,16 +475,6 @@ class _Reference:
             if all(is_same(made, one.vector, minimum_cosine) for (_, one), made in zip(batch, vectors, strict=True)):
                 return name
         return None
-
-    def _explains(
-        self,
-        pair: tuple[ProbeText, Embedding],
-        to_ids: ToIds,
-        pool: Callable[[Tensor], Tensor],
-        minimum_cosine: float,
-    ) -> bool:
-        ids = tuple(to_ids(pair[0]))
-        return bool(ids) and is_same(pool(self._states(ids)).numpy(), pair[1].vector, minimum_cosine)
 
     def _states(self, ids: tuple[int, ...]) -> Tensor:
         """Return the hidden states of tokens, shape (number of tokens, hidden size)."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import platform
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +26,6 @@ from mteb.mocks import ALL_MOCK_TASK_TEST_GRID
 from mteb.mocks.mock_run import is_dependency_error
 from mteb.models import ModelMeta
 from sentence_transformers import SentenceTransformer
-from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from st_llm_embed.errors import InputError, did_you_mean, explained
 from st_llm_embed.evaluation.mteb_models import LocalModel, Usage
@@ -62,26 +63,15 @@ TEXTS = (
     "und endet hier.",
 )
 
-TOKENS_PER_CHARACTER = 0.25
-"""Of English prose; other scripts have up to several tokens per character."""
-
-
-class TextCount(NamedTuple):
-    """The texts of a task, by mteb's own statistics on its data."""
-
-    texts: int
-    characters: int
-
 
 class PlannedTask(NamedTuple):
     """One task before it is run."""
 
     name: str
     prompt: TaskPrompt
-    size: TextCount | None
+    texts: int | None
     """None where mteb has no statistics."""
-    usd: float | None
-    """A rough estimate for a served model with a price."""
+    characters: int
 
 
 def resolve_tasks(names: Sequence[str], benchmark: str | None) -> list[AbsTask]:
@@ -111,13 +101,9 @@ def resolve_tasks(names: Sequence[str], benchmark: str | None) -> list[AbsTask]:
     if not_text:
         raise InputError(f"Only tasks about texts can be evaluated; {', '.join(not_text)} need other media.")
 
-    def cost(task: AbsTask) -> float:
-        size = text_count(task)
-        return size.characters if size else float("inf")
-
     single = {one.metadata.name: one for task in tasks for one in _parts(task) or [task]}
     aggregates = {task.metadata.name: task for task in tasks if _parts(task)}
-    return [*sorted(single.values(), key=cost), *aggregates.values()]
+    return [*sorted(single.values(), key=lambda task: text_count(task)[1] or math.inf), *aggregates.values()]
 
 
 def find_benchmark(name: str) -> mteb.Benchmark:
@@ -153,31 +139,29 @@ def _parts(task: AbsTask) -> list[AbsTask]:
     return task.metadata.tasks if isinstance(task, AbsTaskAggregate) else []
 
 
-def text_count(task: AbsTask) -> TextCount | None:
-    """Count the texts that a task will have encoded, by mteb's statistics; None where there are none."""
-    if task.is_aggregate:
-        return TextCount(0, 0)
+def text_count(task: AbsTask) -> tuple[int, int]:
+    """Return how many texts a task has encoded, and their characters, by mteb's statistics; zeros without any."""
+    if task.is_aggregate:  # its parts are tasks of their own
+        return 0, 0
     statistics = task.metadata.descriptive_stats or {}
     # Classifiers are trained on vectors of the train split.
     splits = {*task.eval_splits, *(["train"] if "Classification" in str(task.metadata.type) else [])}
-    found: list[dict[str, float]] = []
+    texts = characters = 0
     for of_split in (statistics[split] for split in splits if split in statistics):
         by_subset = of_split.get("hf_subset_descriptive_stats")
-        for part in [by_subset.get(name, {}) for name in task.hf_subsets] if by_subset else [of_split]:
-            found += _text_statistics(part)
-    if not found:
-        return None
-    texts = [round(one["total_text_length"] / (one["average_text_length"] or 1)) for one in found]
-    return TextCount(sum(texts), round(sum(one["total_text_length"] for one in found)))
+        for part in [by_subset.get(name) for name in task.hf_subsets] if by_subset else [of_split]:
+            for one in _text_statistics(part):
+                texts += round(one["total_text_length"] / (one["average_text_length"] or 1))
+                characters += one["total_text_length"]
+    return texts, characters
 
 
-def _text_statistics(part: Any) -> Iterator[dict[str, float]]:
+def _text_statistics(part: Any) -> Iterator[dict[str, Any]]:
     if isinstance(part, dict) and "total_text_length" in part:
         yield part
     elif isinstance(part, dict):
-        for key, value in part.items():
-            if key != "hf_subset_descriptive_stats":
-                yield from _text_statistics(value)
+        for key in part.keys() - {"hf_subset_descriptive_stats"}:
+            yield from _text_statistics(part[key])
 
 
 def preflight(model: EvaluatedModel, tasks: Sequence[AbsTask], *, batch_size: int) -> list[PlannedTask]:
@@ -189,47 +173,20 @@ def preflight(model: EvaluatedModel, tasks: Sequence[AbsTask], *, batch_size: in
         batch_size: texts per forward pass.
 
     Raises:
-        InputError: texts do not begin and end as the model's tokenizer says, its vectors depend on what else is in a
-            batch, or mteb's mock tasks of these types fail.
+        InputError: texts do not end in EOS, vectors depend on what else is in a batch, or mteb's mock tasks of these
+            types fail.
     """
     if isinstance(model, LocalModel):
-        check_tokens(model.model)
+        if model.model.reads_last_token:
+            check_eos(model.model)
         check_padding(model.model)
         _check_mock_tasks(model, tasks, batch_size)
     planned = []
     for task in tasks:
-        size, prompt, usd = text_count(task), model.task_prompt(task.metadata), None
-        if size and isinstance(model, ServedModel):
-            usd = (size.characters + size.texts * len(prompt.query)) * TOKENS_PER_CHARACTER * model.usd_per_token
-        planned.append(PlannedTask(task.metadata.name, prompt, size, usd))
+        prompt, (texts, characters) = model.task_prompt(task.metadata), text_count(task)
+        characters += texts * len(prompt.query)
+        planned.append(PlannedTask(task.metadata.name, prompt, texts or None, characters))
     return planned
-
-
-def check_tokens(model: LLMSentenceTransformer) -> None:
-    """Check that texts end in EOS, and begin with BOS if the tokenizer's configuration says so.
-
-    Only decoders whose embedding is read at the last token are checked.
-
-    Raises:
-        InputError: a text begins or ends otherwise.
-    """
-    if not model.reads_last_token:
-        return
-    check_eos(model)
-    tokenizer = model.tokenizer
-    # The attribute of the same name is false for tokenizers of transformers 5, whatever the file says.
-    promised = get_tokenizer_config(tokenizer.name_or_path).get("add_bos_token") if tokenizer.name_or_path else False
-    if not promised or tokenizer.bos_token_id is None:
-        return
-    batch = model.preprocess(list(TEXTS))
-    for ids, mask in zip(batch["input_ids"].tolist(), batch["attention_mask"].tolist(), strict=True):
-        first = next(token for token, attend in zip(ids, mask, strict=True) if attend)
-        if first != tokenizer.bos_token_id:
-            raise InputError(
-                f"Texts begin with {tokenizer.convert_ids_to_tokens(first)!r}, but the tokenizer's configuration says "
-                f"add_bos_token. Let the post-processor in tokenizer.json add {tokenizer.bos_token!r}, or set "
-                "add_bos_token to false if the model was trained without."
-            )
 
 
 def check_padding(model: SentenceTransformer) -> None:
@@ -248,9 +205,8 @@ def check_padding(model: SentenceTransformer) -> None:
         if not cosine > LEAST_COSINE:
             raise InputError(
                 f"The vector of {text[:20]!r} alone and that in a batch have a cosine of {cosine:.4f}; at least "
-                f"{LEAST_COSINE} is needed, or scores depend on the batch size. Padding (side "
-                f"{model.tokenizer.padding_side!r}) is not masked out, or the weights are broken: save the model with "
-                "the padding side that it was trained with, and try float32."
+                f"{LEAST_COSINE} is needed. Padding (side {model.tokenizer.padding_side!r}) is not masked out, or the "
+                "weights are broken: save the model with its padding side of training, and try float32."
             )
 
 
@@ -262,8 +218,7 @@ def _check_mock_tasks(model: LocalModel, tasks: Sequence[AbsTask], batch_size: i
     with warnings.catch_warnings():
         # About scores on two texts.
         warnings.simplefilter("ignore")
-        options = {"batch_size": batch_size, "show_progress_bar": False}
-        result = _run(model, mocks, cache=None, raise_error=False, encode_kwargs=options)
+        result = _run(model, mocks, batch_size, cache=None, raise_error=False)
     for mock in mocks:
         model.usage.pop(mock.metadata.name, None)
     failed = [one for one in result.exceptions or [] if not is_dependency_error(one)]
@@ -281,12 +236,8 @@ def unfinished(model: EvaluatedModel, tasks: Sequence[AbsTask], output_dir: Path
         return list(tasks)
     cache, meta = ResultCache(output_dir), model.mteb_model_meta
     _set_torn_files_aside(cache, meta, tasks)
-    results = {task.metadata.name: cache.load_task_result(task.metadata.name, meta) for task in tasks}
-    return [
-        task
-        for task in tasks
-        if (result := results[task.metadata.name]) is None or result.get_missing_evaluations(task)
-    ]
+    results = ((task, cache.load_task_result(task.metadata.name, meta)) for task in tasks)
+    return [task for task, result in results if result is None or result.get_missing_evaluations(task)]
 
 
 def _set_torn_files_aside(cache: ResultCache, meta: ModelMeta, tasks: Sequence[AbsTask]) -> None:
@@ -330,7 +281,7 @@ def evaluate(
     Raises:
         InputError: the data of some tasks cannot be loaded; all others are finished then.
     """
-    cache = ResultCache(output_dir)
+    cache, meta = ResultCache(output_dir), model.mteb_model_meta
     todo = {task.metadata.name for task in unfinished(model, tasks, output_dir)}
     results, without_data = [], {}
     for task in tasks:
@@ -343,19 +294,18 @@ def evaluate(
                 without_data[name] = problem
                 logger.warning("%s is skipped: %s", name, problem)
                 continue
-        options = {"batch_size": batch_size, "show_progress_bar": True}
-        results += _run(
-            model, task, cache=cache, overwrite_strategy="only-missing", encode_kwargs=options
-        ).task_results
+        outcome = _run(model, task, batch_size, bars=True, cache=cache, overwrite_strategy="only-missing")
+        results += outcome.task_results
         if name in todo:
             if not _parts(task):
                 task.unload_data()
             _record(output_dir, model, task, batch_size, round(time.perf_counter() - start, 1))
+            _show_run(output_dir, meta)
             after_each(output_dir)
-        elif name not in _recorded(output_dir, model):
+        elif name not in _recorded(output_dir, meta):
             # A kill came between the scores and this record.
             _record(output_dir, model, task, batch_size, None)
-    _show_run(output_dir, model)
+    _show_run(output_dir, meta)
     if without_data:
         lines = "; ".join(f"{name}: {problem}" for name, problem in without_data.items())
         raise InputError(
@@ -366,8 +316,9 @@ def evaluate(
     return results
 
 
-def _run(model: EvaluatedModel, tasks: Any, **options: Any) -> Any:
-    return mteb.evaluate(model, tasks, co2_tracker=False, show_progress_bar=False, **options)
+def _run(model: EvaluatedModel, tasks: Any, batch_size: int, *, bars: bool = False, **options: Any) -> Any:
+    encoding: Any = {"batch_size": batch_size, "show_progress_bar": bars}
+    return mteb.evaluate(model, tasks, co2_tracker=False, show_progress_bar=False, encode_kwargs=encoding, **options)
 
 
 def _load(task: AbsTask, without_data: dict[str, str]) -> str | None:
@@ -386,8 +337,16 @@ def _load(task: AbsTask, without_data: dict[str, str]) -> str | None:
 def _record(output_dir: Path, model: EvaluatedModel, task: AbsTask, batch_size: int, seconds: float | None) -> None:
     """Write what mteb does not keep of a task; what is not known is null."""
     meta, name = model.mteb_model_meta, task.metadata.name
-    usage = asdict(model.usage.get(name, Usage())) if seconds is not None else dict.fromkeys(Usage.__annotations__)
+    usage = model.usage.get(name, Usage()) if seconds is not None else None
+    counts = asdict(usage) if usage else dict.fromkeys(("texts", "tokens", "truncated"))
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    record = {
+        **model.task_prompt(task.metadata)._asdict(),
+        **counts,
+        "truncation_rate": usage.truncated / usage.texts if usage and usage.texts else None,
+        "seconds": seconds,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
     content = {
         "model": meta.name,
         "revision": meta.revision,
@@ -398,43 +357,31 @@ def _record(output_dir: Path, model: EvaluatedModel, task: AbsTask, batch_size: 
         "batch_size": batch_size,
         "versions": {package: version(package) for package in PACKAGES},
         "hardware": ", ".join([f"{os.cpu_count()} cores {platform.processor() or platform.machine()}", *gpus]),
-        "tasks": _recorded(output_dir, model)
-        | {
-            name: {
-                **model.task_prompt(task.metadata)._asdict(),
-                **usage,
-                "truncation_rate": usage["truncated"] / usage["texts"] if usage["texts"] else None,
-                "seconds": seconds,
-                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            }
-        },
+        "tasks": _recorded(output_dir, meta) | {name: record},
     }
-    _write(_run_path(output_dir, meta), json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    _show_run(output_dir, model)
+    path = _run_path(output_dir, meta)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(path)
 
 
-def _recorded(output_dir: Path, model: EvaluatedModel) -> dict[str, Any]:
-    path = _run_path(output_dir, model.mteb_model_meta)
+def _recorded(output_dir: Path, meta: ModelMeta) -> dict[str, Any]:
+    path = _run_path(output_dir, meta)
     return json.loads(path.read_text(encoding="utf-8"))["tasks"] if path.is_file() else {}
 
 
-def _show_run(output_dir: Path, model: EvaluatedModel) -> None:
+def _show_run(output_dir: Path, meta: ModelMeta) -> None:
     """Make run.json that of this model."""
-    path = _run_path(output_dir, model.mteb_model_meta)
+    path = _run_path(output_dir, meta)
     if path.is_file():
-        _write(output_dir / "run.json", path.read_text(encoding="utf-8"))
+        part = Path(shutil.copy(path, output_dir / "run.json.part"))
+        part.replace(output_dir / "run.json")
 
 
 def _run_path(output_dir: Path, meta: ModelMeta) -> Path:
     name = f"{meta.experiment_name or 'run'}.json"
     return output_dir / "runs" / meta.model_name_as_path() / str(meta.revision) / name
-
-
-def _write(path: Path, content: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(content, encoding="utf-8")
-    part.replace(path)
 
 
 class TaskScore:
@@ -459,9 +406,8 @@ class TaskScore:
     def __call__(self, model: LLMSentenceTransformer) -> float:
         """Return the task's main score."""
         meta = ModelMeta.create_empty(overwrites={"name": "local/in-training", "revision": "unsaved"})
-        options = {"batch_size": self._batch_size, "show_progress_bar": False}
         # Without a cache: no step may get the scores of another one.
-        result = _run(LocalModel(model, meta, "paper"), self._task, cache=None, encode_kwargs=options)
+        result = _run(LocalModel(model, meta, "paper"), self._task, self._batch_size, cache=None)
         return result.task_results[0].get_score()
 
 

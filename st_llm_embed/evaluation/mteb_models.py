@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -167,28 +168,26 @@ class LocalModel(SentenceTransformerEncoderWrapper):
 
     def _saved_prompt(self, metadata: TaskMetadata, side: PromptType | None) -> str:
         """Return the prompt that mteb looks up, or else sentence-transformers' default."""
-        name = get_prompt_name(self.model_prompts, metadata, side)
-        if name is None:
-            # sentence-transformers' own names for the prompt of documents.
-            defaults = ("document", "passage", "corpus") if side == PromptType.document else ()
-            own = self.model.default_prompt_name if side is None else None
-            name = next((one for one in defaults if one in self.model.prompts), own)
-        return self.model.prompts.get(name) or "" if name else ""
+        saved = self.model.prompts
+        defaults = ("document", "passage", "corpus") if side == PromptType.document else ()
+        own = self.model.default_prompt_name if side is None else None
+        name = get_prompt_name(self.model_prompts, metadata, side) or next(
+            (one for one in defaults if one in saved), own
+        )
+        return saved.get(name or "") or ""
 
     def _count(self, task: str, texts: list[str], prompt: str) -> None:
         usage = self.usage.setdefault(task, Usage())
         usage.texts += len(texts)
-        tokenizer, longest = self.model.tokenizer, self.model.max_seq_length
+        tokenizer, longest = self.model.tokenizer, self.model.max_seq_length or math.inf
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             return
         for start in range(0, len(texts), TOKENIZED_AT_ONCE):
             some = [prompt + text for text in texts[start : start + TOKENIZED_AT_ONCE]]
-            rows = tokenizer(some, return_attention_mask=False, return_token_type_ids=False, verbose=False)[
-                "input_ids"
-            ]
-            for length in map(len, cast(list[list[int]], rows)):
-                usage.tokens += length if longest is None else min(length, longest)
-                usage.truncated += longest is not None and length > longest
+            rows: Any = tokenizer(some, return_attention_mask=False, return_token_type_ids=False, verbose=False)
+            lengths = list(map(len, rows["input_ids"]))
+            usage.tokens += int(sum(min(length, longest) for length in lengths))
+            usage.truncated += sum(length > longest for length in lengths)
 
 
 def load_model(

@@ -46,9 +46,12 @@ CATEGORIES = (
 )
 """In the order of the paper's tables."""
 UNCONFIRMED = " (?)"
-"""Behind a number that was not read in its source's own text."""
+"""Behind a source whose numbers were not read in its own text."""
+UNRECORDED = {"query": "", "document": "", "source": "", "generic": False} | dict.fromkeys(
+    ("tokens", "truncation_rate", "seconds")
+)
+"""What run.json says about a task, and the values where it does not."""
 REFERENCE_COLOURS = ("#d55e00", "#e69f00", "#f0e442")
-LANGUAGES_IN_A_ROW = 28
 
 
 class ReferenceTable(BaseModel):
@@ -90,15 +93,6 @@ def load_references() -> References:
     return References.model_validate(yaml.safe_load(text))
 
 
-class Run(NamedTuple):
-    """One model's results."""
-
-    record: dict[str, Any]
-    """run.json."""
-    results: list[TaskResult]
-    """As mteb wrote them, sorted by task."""
-
-
 class Category(NamedTuple):
     """One type of task of the benchmark, or, as `mean`, all of them."""
 
@@ -122,26 +116,20 @@ def write_mteb_report(output_dir: Path) -> dict[str, Any]:
     Raises:
         InputError: there is no run in the folder, or a file in it is damaged.
     """
-    run = read_run(output_dir)
-    scores = _comparable_scores(run.results)
+    record, results = _read_run(output_dir)
+    scores = _comparable_scores(results)
     compared = _categories(scores)
-    report = _report(run, scores, compared)
+    report = _report(record, results, scores, compared)
     if compared:
         _plot_categories(compared, report["model"], output_dir / "categories.png")
-    if report["languages"]:
-        _plot_languages(report["languages"], output_dir / "languages.png")
-    _write_eval_results(run, output_dir / ".eval_results")
-    (output_dir / "report.md").write_text(_markdown(run, report, compared), encoding="utf-8")
+    _write_eval_results(record, results, output_dir / ".eval_results")
+    (output_dir / "report.md").write_text(_markdown(report, compared), encoding="utf-8")
     (output_dir / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return report
 
 
-def read_run(output_dir: Path) -> Run:
-    """Read the run that was last written to an output folder.
-
-    Raises:
-        InputError: there is none, or a file of it is damaged.
-    """
+def _read_run(output_dir: Path) -> tuple[dict[str, Any], list[TaskResult]]:
+    """Return run.json of the run that was last written to an output folder, and its results as mteb wrote them."""
     path = output_dir / "run.json"
     if not path.is_file():
         raise InputError(f"{output_dir} holds no evaluation: there is no {path.name}. Evaluate a model first.")
@@ -156,7 +144,7 @@ def read_run(output_dir: Path) -> Run:
                 results.append(TaskResult.from_disk(file))
     if not results:
         raise InputError(f"There are no results of {model} in {example.parent}. Evaluate the model again.")
-    return Run(record, results)
+    return record, results
 
 
 @cache
@@ -218,12 +206,9 @@ def _categories(scores: dict[str, float]) -> list[Category]:
     return found
 
 
-def _report(run: Run, comparable: dict[str, float], compared: list[Category]) -> dict[str, Any]:
-    record = run.record
-
-    def rounded(score: float | None) -> float | None:
-        return None if score is None else round(score, 4)
-
+def _report(
+    record: dict[str, Any], results: list[TaskResult], comparable: dict[str, float], compared: list[Category]
+) -> dict[str, Any]:
     def with_deltas(score: float | None, references: dict[str, float]) -> dict[str, dict[str, float | None]]:
         """Return each published score and how far the run is above it; None where the two cannot be compared."""
         return {
@@ -242,18 +227,14 @@ def _report(run: Run, comparable: dict[str, float], compared: list[Category]) ->
             "type": _task_type(result.task_name),
             "score": round(fmean(one for by_subset in splits.values() for one in by_subset.values()), 4),
             "splits": splits,
-            "comparable_score": rounded(score),
+            "comparable_score": None if score is None else round(score, 4),
             "references": with_deltas(score, _task_references(result.task_name)),
             "dataset_revision": result.dataset_revision,
             "mteb_version": result.mteb_version,
-            "query": recorded.get("query", ""),
-            "document": recorded.get("document", ""),
-            "source": recorded.get("source", ""),
-            "generic": recorded.get("generic", False),
-            **{name: recorded.get(name) for name in ("tokens", "truncation_rate", "seconds")},
+            **{key: recorded.get(key, default) for key, default in UNRECORDED.items()},
         }
 
-    tasks = {result.task_name: task(result) for result in run.results}
+    tasks = {result.task_name: task(result) for result in results}
     seconds = [one["seconds"] for one in tasks.values() if one["seconds"] is not None]
     return {
         "model": record["model"],
@@ -273,9 +254,7 @@ def _report(run: Run, comparable: dict[str, float], compared: list[Category]) ->
         },
         "tasks": tasks,
         "languages": {
-            result.task_name: by_language
-            for result in run.results
-            if len(by_language := _percent_by_language(result)) > 1
+            result.task_name: by_language for result in results if len(by_language := _percent_by_language(result)) > 1
         },
         "wall_seconds": sum(seconds) if seconds else None,
         "hardware": record.get("hardware"),
@@ -304,9 +283,9 @@ def _percent_by_language(result: TaskResult) -> dict[str, float]:
     return {code: round(100 * fmean(values), 4) for code, values in sorted(scores.items())}
 
 
-def _markdown(run: Run, report: dict[str, Any], compared: list[Category]) -> str:
+def _markdown(report: dict[str, Any], compared: list[Category]) -> str:
     sections = [
-        f"# {report['model']} on {len(run.results)} mteb tasks",
+        f"# {report['model']} on {len(report['tasks'])} mteb tasks",
         f"Revision `{report['revision']}`, prompts: {report['prompts']}. Scores are main scores in percent; a delta "
         "is this model minus the published score.",
     ]
@@ -321,15 +300,12 @@ def _markdown(run: Run, report: dict[str, Any], compared: list[Category]) -> str
         ]
     sections += ["## By task", _task_table(report["tasks"])]
     if report["languages"]:
-        sections += [
-            "## By language",
-            _language_table(report["languages"]),
+        means, *tables = _language_tables(report["languages"])
+        note = (
             "High-resource languages are English and those that the published reproduction of the paper's data (arXiv "
-            "2509.06184) draws more often than the others; those that the paper calls so in its table 2 are among "
-            "them, and those that it calls low-resource are not. A pair with English counts for the other language.",
-            "![Scores by language](languages.png)",
-            *_language_comparisons(report["languages"]),
-        ]
+            "2509.06184) draws more often than the others. A pair with English counts for the other language."
+        )
+        sections += ["## By language", means, note, *tables]
     prompts = [
         (name, _code(one["query"]), _code(one["document"]), f"{one['source']}{', generic' if one['generic'] else ''}")
         for name, one in report["tasks"].items()
@@ -346,7 +322,7 @@ def _markdown(run: Run, report: dict[str, Any], compared: list[Category]) -> str
         "Scores": "mteb's own files in `results/`; for the Hub in `.eval_results/`",
     }
     sections += ["## How it was run", "\n".join(f"- {name}: {fact}" for name, fact in facts.items() if fact)]
-    sections += ["## Published scores", *_published()]
+    sections += ["## Sources of published scores", _sources()]
     return "\n\n".join(filter(None, sections)) + "\n"
 
 
@@ -385,36 +361,37 @@ def _task_table(tasks: dict[str, Any]) -> str:
     return f"{markdown_table(header, rows)}\n\n{note}"
 
 
-def _language_table(languages: dict[str, dict[str, float]]) -> str:
-    rows = []
+def _language_tables(languages: dict[str, dict[str, float]]) -> list[str]:
+    """Return the means by resources of all tasks, and a table by language for each task that has published ones."""
+    means, tables = [], []
     for task, by_language in languages.items():
-        row = [task]
+        cells = [task]
         for high in (True, False):
             scores = [one for code, one in by_language.items() if (code in HIGH_RESOURCE_ISO639_3) == high]
-            row += [str(len(scores)), f"{fmean(scores):.2f}" if scores else ""]
-        rows.append(tuple(row))
-    return markdown_table(("task", "high-resource languages", "mean", "other languages", "mean"), rows)
-
-
-def _language_comparisons(languages: dict[str, dict[str, float]]) -> list[str]:
-    """Return a table by language for each task that has published ones."""
-    tables = []
-    for task, by_language in languages.items():
+            cells += [str(len(scores)), f"{fmean(scores):.2f}" if scores else ""]
+        means.append(tuple(cells))
         references = {table.system: table.scores for table in load_references().by("language") if table.task == task}
         if not references:
             continue
         others = [system for system in references if system != PAPER]
         rows = []
         for language in sorted(by_language, key=lambda code: (code not in HIGH_RESOURCE_ISO639_3, code)):
-            score = by_language[language]
-            published = [references[system].get(language) for system in others]
-            cells = ["" if value is None else f"{value:.1f}" for value in published]
             group = "high-resource" if language in HIGH_RESOURCE_ISO639_3 else ""
-            rows.append((language, group, f"{score:.2f}", *_beside(score, references[PAPER].get(language)), *cells))
+            published = [references[system].get(language) for system in others]
+            rows.append(
+                (
+                    language,
+                    group,
+                    f"{by_language[language]:.2f}",
+                    *_beside(by_language[language], references[PAPER].get(language)),
+                    *("" if value is None else f"{value:.1f}" for value in published),
+                )
+            )
         names = [load_references().systems[system] for system in others]
         header = ("language", "", "this model", PAPER_SYSTEMS[PAPER], "delta", *names)
         tables += [f"### {task}", markdown_table(header, rows)]
-    return tables
+    header = ("task", "high-resource languages", "mean", "other languages", "mean")
+    return [markdown_table(header, means), *tables]
 
 
 def _code(prompt: str) -> str:
@@ -422,45 +399,24 @@ def _code(prompt: str) -> str:
     return f"`{shown}`" if shown else "-"
 
 
-def _published() -> list[str]:
-    """Return the tables of published scores, with the source of each row."""
+def _sources() -> str:
+    """Return where published scores come from, by system."""
     references = load_references()
-    sources: dict[str, int] = {}
-
-    def table(title: str, rows: list[ReferenceTable]) -> list[str]:
-        keys = list(dict.fromkeys(key for one in rows for key in one.scores))
-        cells = []
-        for one in rows:
-            mark = "" if one.confirmed else UNCONFIRMED
-            values = [f"{one.scores[key]:.1f}{mark}" if key in one.scores else "" for key in keys]
-            number = sources.setdefault(one.source, len(sources) + 1)
-            cells.append((references.systems[one.system], *values, f"[{number}]"))
-        header = ("system", *("all" if key == MEAN else key for key in keys), "source")
-        return [title, markdown_table(header, cells)]
-
-    sections = table(f"{BENCHMARK}, means by category:", references.by("category"))
-    by_task: dict[str, list[ReferenceTable]] = defaultdict(list)
-    for one in references.by("language"):
-        by_task[str(one.task)].append(one)
-    for task, tables in by_task.items():
-        sections += table(f"{task} by language, nDCG@10:", tables)
-    sections += table("Bitext mining, F1:", [one for one in references.by("task") if one.benchmark is None])
-    for one in references.by("task"):
-        sources.setdefault(one.source, len(sources) + 1)
-    sections.append("\n".join(f"- [{number}] {source}" for source, number in sources.items()))
-    if all(one.confirmed for one in references.tables):
-        return [*sections, "All were read in the sources' own text."]
-    return [*sections, f"Numbers marked{UNCONFIRMED} were not read in the source's own text."]
+    lines = [
+        f"- {references.systems[table.system]}: {table.source}{'' if table.confirmed else UNCONFIRMED}"
+        for table in references.tables
+    ]
+    return "\n".join(dict.fromkeys(lines))
 
 
-def _write_eval_results(run: Run, folder: Path) -> None:
+def _write_eval_results(record: dict[str, Any], results: list[TaskResult], folder: Path) -> None:
     """Write `<Task>.yaml` for each official task of a run, in the form that the Hub reads from `.eval_results`."""
-    for result in run.results:
+    for result in results:
         if _task_type(result.task_name) == "own task":  # its dataset is not on the Hub
             continue
         entries = result._to_hf_benchmark_result()
         for entry in entries.root:
-            entry.notes = f"mteb {result.mteb_version}, prompts: {run.record['mode']}"
+            entry.notes = f"mteb {result.mteb_version}, prompts: {record['mode']}"
         folder.mkdir(exist_ok=True)
         (folder / f"{result.task_name}.yaml").write_text(entries.to_yaml(), encoding="utf-8")
 
@@ -490,43 +446,3 @@ def _plot_categories(categories: list[Category], model: str, path: Path) -> None
         )
         axes.set_yticks(range(0, 101, 20))
         axes.legend(loc="upper left", ncols=2, fontsize=8)
-
-
-def _plot_languages(scores: dict[str, dict[str, float]], path: Path) -> None:
-    """Draw a heat map of tasks by languages, high-resource languages apart.
-
-    Args:
-        scores: task -> language, ISO 639-3 -> main score in percent.
-        path: of the picture.
-    """
-    languages = sorted({language for by_language in scores.values() for language in by_language})
-    panels = []
-    for title, high in (("High-resource languages", True), ("Other languages", False)):
-        group = [one for one in languages if (one in HIGH_RESOURCE_ISO639_3) == high]
-        for start in range(0, len(group), LANGUAGES_IN_A_ROW):
-            some = group[start : start + LANGUAGES_IN_A_ROW]
-            # Tasks that have none of a panel's languages are omitted from it.
-            tasks = [task for task, by_language in scores.items() if by_language.keys() & set(some)]
-            panels.append((f"{title} (continued)" if start else title, some, tasks))
-    widest = max(len(group) for _, group, _ in panels)
-    heights = tuple(0.9 + 0.28 * len(tasks) for *_, tasks in panels)
-    with figure(
-        path, width=3.6 + 0.36 * widest, height=sum(heights) + 0.3, rows=len(panels), height_ratios=heights
-    ) as drawn:
-        for axes, (title, group, tasks) in zip(drawn, panels, strict=True):
-            cells = np.full((len(tasks), widest), np.nan)
-            for row, task in enumerate(tasks):
-                cells[row, : len(group)] = [scores[task].get(language, np.nan) for language in group]
-            image = axes.imshow(cells, cmap="viridis", vmin=0, vmax=100, aspect="auto")
-            for row, column in np.argwhere(~np.isnan(cells)):
-                value = cells[row, column]
-                colour = "black" if value > 60 else "white"
-                axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
-            axes.set_xticks(range(len(group)), group, fontsize=8, rotation=60)
-            axes.set_yticks(range(len(tasks)), tasks, fontsize=8)
-            axes.tick_params(length=0)
-            axes.set_title(title, fontsize=10)
-            for side in axes.spines.values():
-                side.set_visible(False)
-        drawn[-1].set_xlabel("language (ISO 639-3)")
-        drawn[0].figure.colorbar(image, ax=drawn, label="main score (%)", shrink=0.9, pad=0.02)

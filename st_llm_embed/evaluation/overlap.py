@@ -26,7 +26,7 @@ from st_llm_embed.data.dataset import is_text_column
 from st_llm_embed.data.files import read_records
 from st_llm_embed.errors import InputError, explained, shown
 from st_llm_embed.evaluation.report import markdown_table
-from st_llm_embed.recipe import EMBEDDED, SYNTHESIS, Recipe, Source
+from st_llm_embed.recipe import EMBEDDED, SYNTHESIS, Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -41,43 +41,32 @@ EXAMPLES = 5
 """At most this many of the test texts that were found are shown for each part of a task."""
 
 # Attributes of mteb's task classes that name the columns a model reads, for all types but bitext mining.
-_COLUMN_ATTRIBUTES = (
-    "column_names",
-    "input_column_name",
-    "input1_column_name",
-    "input2_column_name",
-    "text_column_name",
-    "human_summaries_column_name",
-    "machine_summaries_column_name",
-)
+_COLUMN_ATTRIBUTES = ("column_names", *(f"{which}_column_name" for which in ("input", "input1", "input2", "text")))
+_COLUMN_ATTRIBUTES += ("human_summaries_column_name", "machine_summaries_column_name")
 
-TASKS_OF_SOURCES: dict[str, frozenset[str]] = {
-    "eli5": frozenset(),
-    "hotpotqa": frozenset({"HotpotQA"}),
-    "fever": frozenset({"FEVER"}),
-    "miracl": frozenset({"MIRACLRetrieval"}),
-    "msmarco-passage": frozenset({"MSMARCO"}),
-    "msmarco-document": frozenset({"MSMARCO"}),
-    "nq": frozenset({"NQ"}),
-    "nli": frozenset({"XNLI"}),  # its English rows are MultiNLI's
-    "squad": frozenset({"XQuADRetrieval"}),  # SQuAD's questions, translated
-    "triviaqa": frozenset(),
-    "quora": frozenset({"QuoraRetrieval"}),
-    "mr-tydi": frozenset({"MrTidyRetrieval"}),
-    "dureader": frozenset({"DuRetrieval"}),
-    "t2ranking": frozenset({"T2Retrieval", "T2Reranking"}),
+TASKS_OF_SOURCES = {
+    "eli5": (),
+    "hotpotqa": ("HotpotQA",),
+    "fever": ("FEVER",),
+    "miracl": ("MIRACLRetrieval",),
+    "msmarco-passage": ("MSMARCO",),
+    "msmarco-document": ("MSMARCO",),
+    "nq": ("NQ",),
+    "natural-questions": ("NQ",),
+    "wikipedia-nq": ("NQ",),
+    "nli": ("XNLI",),  # its English rows are MultiNLI's
+    "all-nli": ("XNLI",),
+    "squad": ("XQuADRetrieval",),  # SQuAD's questions, translated
+    "triviaqa": (),
+    "trivia-qa": (),
+    "quora": ("QuoraRetrieval",),
+    "quora-duplicates": ("QuoraRetrieval",),
+    "mr-tydi": ("MrTidyRetrieval",),
+    "dureader": ("DuRetrieval",),
+    "t2ranking": ("T2Retrieval", "T2Reranking"),
 }
-"""mteb's tasks of the public sets of the paper's mix (section 4.1), by the names that the recipes have for them. mteb
-asks for the task whose dataset was trained on, and adds variants such as translations and Nano sets by itself."""
-
-OTHER_NAMES = {
-    "all-nli": "nli",
-    "natural-questions": "nq",
-    "quora-duplicates": "quora",
-    "trivia-qa": "triviaqa",
-    "wikipedia-nq": "nq",
-}
-"""Names of the same sets on the Hub."""
+"""mteb's tasks of the public sets of the paper's mix (section 4.1), by their names in recipes and on the Hub. mteb wants
+the task whose dataset was trained on, and adds variants such as translations and Nano sets by itself."""
 
 
 class TrainedOn(NamedTuple):
@@ -125,24 +114,18 @@ def trained_on(recipe: Recipe) -> TrainedOn:
     tasks: set[str] = set()
     unknown = []
     for name, source in recipe.data.sources.items():
-        found = _tasks_of(name, source)
-        tasks |= found or frozenset()
-        if found is None:
+        local = Path(source.path).exists() or source.path.startswith(("/", "."))
+        names = [] if local else [one.casefold() for one in (name, source.path.rpartition("/")[2])]
+        known = [TASKS_OF_SOURCES[one] for one in names if one in TASKS_OF_SOURCES]
+        if known:
+            tasks |= set(known[0])
+        else:
             unknown.append(f"data.sources.{name} ({source.path})")
     if recipe.data.rows not in (EMBEDDED, SYNTHESIS):
         unknown.append(f"data.rows ({recipe.data.rows})")
     if recipe.base.adapter is not None:
         unknown.append(f"base.adapter ({recipe.base.adapter})")
     return TrainedOn(frozenset(tasks), tuple(unknown))
-
-
-def _tasks_of(name: str, source: Source) -> frozenset[str] | None:
-    """Find the tasks of a set by its name in the recipe or on the Hub; a local file is known by neither."""
-    if Path(source.path).exists() or source.path.startswith(("/", ".")):
-        return None
-    names = [one.casefold() for one in (name, source.path.rpartition("/")[2])]
-    found = (TASKS_OF_SOURCES.get(OTHER_NAMES.get(one, one)) for one in names)
-    return next((tasks for tasks in found if tasks is not None), None)
 
 
 def measure_overlap(dataset: str, tasks: Sequence[AbsTask]) -> Overlap:
@@ -239,28 +222,25 @@ def _task_overlap(training: EvaluationTexts, task: AbsTask) -> list[TaskOverlap]
     if not hashes:
         raise InputError(f"The test splits of {task.metadata.name} hold no texts. Omit the task.")
     logger.info("contamination: %s done", task.metadata.name)
-    return [
-        _count(task.metadata.name, part, len(np.unique(np.asarray(seen))), found[part])
-        for part, seen in hashes.items()
-    ]
-
-
-def _count(task: str, part: Part, texts: int, matches: dict[str, Match]) -> TaskOverlap:
-    telling = {text: match for text, match in matches.items() if not match.low_entropy}
-    kinds = Counter(match.kind for match in telling.values())
-    files = (match.file for match in telling.values())
-    return TaskOverlap(
-        task=task,
-        part=part,
-        texts=texts,
-        exact=kinds["exact"],
-        one_word_edit=kinds["one-word edit"],
-        low_entropy=len(matches) - len(telling),
-        training_sets=dict(
-            Counter(file.parent.name if file.name == "train.parquet" else file.name for file in files).most_common()
-        ),
-        examples=list(telling)[:EXAMPLES],
-    )
+    rows = []
+    for part, seen in hashes.items():
+        telling = {text: match for text, match in found[part].items() if not match.low_entropy}
+        kinds = Counter(match.kind for match in telling.values())
+        files = (match.file for match in telling.values())
+        sets = Counter(file.parent.name if file.name == "train.parquet" else file.name for file in files)
+        rows.append(
+            TaskOverlap(
+                task=task.metadata.name,
+                part=part,
+                texts=len(np.unique(np.asarray(seen))),
+                exact=kinds["exact"],
+                one_word_edit=kinds["one-word edit"],
+                low_entropy=len(found[part]) - len(telling),
+                training_sets=dict(sets.most_common()),
+                examples=list(telling)[:EXAMPLES],
+            )
+        )
+    return rows
 
 
 def _test_texts(task: AbsTask) -> Iterator[tuple[Part, str]]:

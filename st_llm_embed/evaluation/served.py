@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -127,6 +128,11 @@ class ServedModel(OpenAIAPIEncodeWrapper):
         cost = {"tokens": spent.tokens, "usd": round(spent.usd, 6)}
         return {"base_url": self.endpoint_url, "max_seq_length": self.max_length, "spent": cost}
 
+    def estimate(self, characters: int) -> str:
+        """Say about what texts will cost, by four characters a token as in English prose."""
+        tokens = characters // 4
+        return f"About {tokens:,} tokens, ${self._cost(tokens).usd:,.2f}. Texts whose vectors are kept cost nothing."
+
     def close(self) -> None:
         """Close the file of vectors."""
         self._kept.close()
@@ -145,8 +151,9 @@ class ServedModel(OpenAIAPIEncodeWrapper):
     def _get_embeddings(self, texts: list[str]) -> NDArray[np.float32]:
         """Return the vectors of one batch: those that are kept, and the others from the server."""
         if not self._dimension:
-            before, now = self._kept.vectors([PROBE]).get(PROBE), self._asked([PROBE])[0]
-            if before is not None and not _same_model(before, now):
+            [now] = self._asked([PROBE]).values()
+            before = self._kept.vectors([PROBE])[PROBE]
+            if before.shape != now.shape or before @ now < SAME_MODEL * np.linalg.norm(before) * np.linalg.norm(now):
                 raise InputError(
                     f"{self.endpoint_url} serves another model as {self.model_name!r} than the one whose vectors are "
                     f"in {self._kept.path}. Scores of two models must not be mixed: choose another --output-dir."
@@ -156,19 +163,18 @@ class ServedModel(OpenAIAPIEncodeWrapper):
         found = self._kept.vectors(wanted)
         missing = [text for text in wanted if text not in found]
         if missing:
-            found |= zip(missing, self._asked(missing), strict=True)
+            found |= self._asked(missing)
         blank = np.zeros(self._dimension, dtype=np.float32)
         return np.stack([found.get(text, blank) for text in texts])
 
-    def _asked(self, texts: list[str]) -> NDArray[np.float32]:
+    def _asked(self, texts: list[str]) -> dict[str, NDArray[np.float32]]:
         """Send texts until their vectors are in the file; what may have been billed counts as spent."""
         # A tokenizer that works on bytes makes at most one token of each byte.
         worst = self._cost(sum(len(text.encode(errors="replace")) + TOKENS_AROUND_A_TEXT for text in texts))
         payload: dict[str, Any] = {"model": self.model_name, "input": texts, "encoding_format": "float"}
         if self.max_length:
             payload["truncate_prompt_tokens"] = self.max_length
-        attempt = 0
-        while True:
+        for attempt in count():
             spent = self._kept.spent()
             limit = SpendingLimit(*self._limits, spent.usd, spent.tokens)
             if not limit.fits(worst):
@@ -182,19 +188,18 @@ class ServedModel(OpenAIAPIEncodeWrapper):
                 answer = self._make_request("/embeddings", payload)
                 break
             except (RuntimeError, OSError) as error:  # OSError: a timeout
-                attempt += 1
                 self._pause(str(error).replace(str(self.api_key), "[key]"), request, attempt)
-        usage, vectors = answer.get("usage"), read_vectors(answer.get("data") or [], len(texts))
+        vectors = read_vectors(answer.get("data") or [], len(texts))
         if isinstance(vectors, str) or self._dimension not in (0, vectors.shape[1]):
             what = vectors if isinstance(vectors, str) else f"vectors of dimension {vectors.shape[1]}"
             raise InputError(
                 f"{self.endpoint_url} (model {self.model_name!r}) answers with {what}; expected is one vector for "
                 f"each text{f', of dimension {self._dimension} as before' if self._dimension else ''}. {KEPT}"
             )
-        counts = [token_count(usage, name) for name in ("total_tokens", "prompt_tokens")]
-        cost = next((self._cost(count) for count in counts if count is not None), worst)
-        self._kept.end(request, cost, texts, vectors)
-        return vectors
+        counted = token_count(answer.get("usage"), "prompt_tokens")
+        found = dict(zip(texts, vectors, strict=True))
+        self._kept.end(request, worst if counted is None else self._cost(counted), found)
+        return found
 
     def _pause(self, reason: str, request: int, attempt: int) -> None:
         """Wait before the next attempt.
@@ -202,32 +207,31 @@ class ServedModel(OpenAIAPIEncodeWrapper):
         Raises:
             InputError: the server refuses the request, or there have been enough attempts.
         """
-        found = re.match(r"Server rejected request to \S+ \((\d+)\)", reason)
-        status = found[1] if found else ""
+        status = re.match(r"Server rejected request to \S+ \((\d+)\)|", reason)[1]  # ty: ignore[not-subscriptable]
         if status:
-            self._kept.end(request, Cost(0, 0.0), (), ())  # not billed
-        if attempt == ATTEMPTS or status not in ("", "429"):
+            self._kept.end(request, Cost(0, 0.0), {})  # not billed
+        if attempt + 1 == ATTEMPTS or status not in (None, "429"):
             advice = {
                 "400": "If a text is too long, give --max-seq-length (vLLM), or have the server cut it. ",
                 "401": f"Set {KEY} to a key that may use the model. ",
                 "404": "Check --base-url, which usually ends in /v1, and MODEL. ",
-            }.get(status, "")
+            }.get(status or "", "")
             raise InputError(f"{self.endpoint_url} (model {self.model_name!r}): {reason}. {advice}{KEPT}") from None
-        self._sleep(min(60.0, 2.0 ** (attempt - 1)))
+        self._sleep(min(60.0, 2.0**attempt))
 
     def _cost(self, tokens: int) -> Cost:
         return Cost(tokens, tokens * self.usd_per_token)
 
 
 class VectorStore:
-    """Vectors by what serves them and by text, and what they cost: one SQLite file, made when it is needed."""
+    """Vectors by what serves them and by text, and the cost of all requests: one SQLite file, made on first use."""
 
     def __init__(self, path: Path, served: str) -> None:
         self.path, self._served = path, served.encode()
         self._opened: sqlite3.Connection | None = None
 
     def spent(self) -> Cost:
-        """Return what all requests of this file have cost, whatever served them."""
+        """Return the cost of all requests of this file, whatever served them."""
         with self._transaction() as database:
             tokens, usd = database.execute("SELECT total(tokens), total(usd) FROM requests").fetchone()
         return Cost(int(tokens), usd)
@@ -245,28 +249,24 @@ class VectorStore:
             row = database.execute("INSERT INTO requests VALUES (?, ?) RETURNING rowid", (worst.tokens, worst.usd))
             return row.fetchone()[0]
 
-    def end(self, request: int, cost: Cost, texts: Sequence[str], vectors: Sequence[Any] | NDArray[Any]) -> None:
+    def end(self, request: int, cost: Cost, vectors: Mapping[str, NDArray[np.float32]]) -> None:
         """Replace a request's worst case by its cost, and keep the vectors that came, in one transaction."""
-        blobs = [vector.astype("<f4").tobytes() for vector in vectors]
+        rows = [(self._key(text), vector.astype("<f4").tobytes()) for text, vector in vectors.items()]
+        where = (cost.tokens, cost.usd, request)
         with self._transaction() as database:
-            where = (cost.tokens, cost.usd, request)
             database.execute("UPDATE requests SET tokens = ?, usd = ? WHERE rowid = ?", where)
-            rows = zip(map(self._key, texts), blobs, strict=True)
             database.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?)", rows)
 
     def close(self) -> None:
-        """Close the file, which other processes may open then."""
+        """Close the file; until then no other process can open it."""
         if self._opened is not None:
             self._opened.close()
             self._opened = None
 
     @contextmanager
     def _transaction(self) -> Generator[sqlite3.Connection]:
-        with explained(
-            f"The vectors in {self.path} cannot be read or written",
-            "End other runs in this folder, or make room on the disk; if the file is damaged, move it away, and what "
-            "it held is paid for again.",
-        ):
+        advice = "End other runs in this folder, make room on the disk, or move a damaged file away and pay again."
+        with explained(f"The vectors in {self.path} cannot be read or written", advice):
             if self._opened is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._opened = sqlite3.connect(self.path, timeout=0)
@@ -278,9 +278,3 @@ class VectorStore:
 
     def _key(self, text: str) -> bytes:
         return blake2b(self._served + b"\0" + text.encode(errors="surrogatepass"), digest_size=16).digest()
-
-
-def _same_model(one: NDArray[np.float32], other: NDArray[np.float32]) -> bool:
-    if one.shape != other.shape:
-        return False
-    return bool(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)) >= SAME_MODEL)

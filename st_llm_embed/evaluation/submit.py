@@ -28,13 +28,13 @@ from st_llm_embed.instructions import INSTRUCTION_TEMPLATE
 from st_llm_embed.recipe import Recipe
 
 REQUIRED_FIELDS = {
-    "languages": "name them in the front matter of the model card (`language:`)",
+    "languages": "name them in the front matter of the model card",
     "release_date": "mteb reads it from the repository's first commit",
-    "n_parameters": "mteb counts them in safetensors files; save the model as such",
-    "memory_usage_mb": "mteb reads it from safetensors files; save the model as such",
-    "embed_dim": "mteb reads `hidden_size` of config.json",
-    "license": "name it in the front matter of the model card (`license:`)",
-    "max_tokens": "save `max_seq_length` in sentence_bert_config.json",
+    "n_parameters": "mteb counts them in safetensors files",
+    "memory_usage_mb": "mteb reads it from safetensors files",
+    "embed_dim": "mteb reads hidden_size of config.json",
+    "license": "name it in the front matter of the model card",
+    "max_tokens": "save max_seq_length in sentence_bert_config.json",
     "training_datasets": "name the tasks with --trained-on, or --trained-on none",
 }
 """Fields that reviewers ask for and that can be empty, each with what fills it."""
@@ -51,12 +51,6 @@ class Submission(NamedTuple):
     tasks: list[str]
     missing: list[str]
     """What has to be fixed before a pull request makes sense."""
-
-
-class _Choice(NamedTuple):
-    results: dict[str, TaskResult]
-    dropped: dict[str, str]
-    """Tasks that cannot be submitted, and why."""
 
 
 def prepare_submission(
@@ -80,7 +74,7 @@ def prepare_submission(
     """
     revision = _evaluated_revision(name, results_dir)
     scores = results_dir / "results" / name.replace("/", "__") / revision
-    choice = _choose(scores)
+    results, dropped = _choose(scores)
     with explained("--trained-on", "`mteb available-tasks` lists the names."):
         told = {mteb.get_task(one).metadata.name for one in declared or () if one != "none"}
     if contamination is not None:
@@ -88,10 +82,11 @@ def prepare_submission(
         with explained(f"{contamination} is not a contamination analysis", advice):
             told |= set(json.loads(contamination.read_text(encoding="utf-8"))["training_datasets"])
     _check_on_hub(name, revision)
-    recipe = recipe_on_hub(name, revision)
+    path = _file(name, revision, "recipe.yaml")
+    recipe = Recipe.load(str(path)) if path else None
     known = trained_on(recipe) if recipe is not None else None
     certain = declared is not None or (known is not None and not known.unknown)
-    entry = leaderboard_entry(name, revision, recipe, told | (known.tasks if known else set()) if certain else None)
+    entry = _leaderboard_entry(name, revision, recipe, told | (known.tasks if known else set()) if certain else None)
     folder = results_dir / "submission" / name.replace("/", "__") / revision
     empty = [key for key in REQUIRED_FIELDS if getattr(entry, key) in (None, [])]
     missing = [f"{key} is empty: {REQUIRED_FIELDS[key]}." for key in empty]
@@ -99,16 +94,16 @@ def prepare_submission(
         missing.append(f"The recipe does not say which of mteb's tasks are in {', '.join(known.unknown)}.")
     if "| ✗ |" in _mock_run(entry, folder / MOCK_RUN_FILE):
         missing.append(f"Tasks of the mock run failed: see {MOCK_RUN_FILE}, fix the model and remove the file.")
-    _copy_results(entry, choice, scores, folder / "results" / scores.parent.name / scores.name)
+    _copy_results(entry, list(results), scores, folder / "results" / scores.parent.name / scores.name)
     variable = re.sub(r"\W+", "_", name.casefold(), flags=re.ASCII).strip("_")
     variable = variable if variable.isidentifier() else f"model_{variable}"
     header = f"from {InstructSentenceTransformerModel.__module__} import InstructSentenceTransformerModel\n"
     header += "from mteb.models.model_meta import ModelMeta, ScoringFunction\n\n"
     python = folder / f"{variable}_models.py"
     python.write_text(f"{header}{variable} = {entry.to_python()}\n", encoding="utf-8")
-    text = _checklist(entry, choice, missing, python.name, compared=contamination is not None)
+    text = _checklist(entry, results, dropped, missing, python.name, compared=contamination is not None)
     (folder / "checklist.md").write_text(text, encoding="utf-8")
-    return Submission(folder, entry, list(choice.results), missing)
+    return Submission(folder, entry, list(results), missing)
 
 
 def open_pull_request(submission: Submission) -> str:
@@ -132,25 +127,12 @@ def open_pull_request(submission: Submission) -> str:
     return str(response["pr_url"])
 
 
-def recipe_on_hub(name: str, revision: str) -> Recipe | None:
-    """Read the recipe that a released model carries; None where it has none.
-
-    Raises:
-        InputError: the Hub cannot be asked, or it is not a recipe.
-    """
-    path = _file(name, revision, "recipe.yaml")
-    return None if path is None else Recipe.load(str(path))
-
-
-def leaderboard_entry(
+def _leaderboard_entry(
     name: str, revision: str, recipe: Recipe | None, training_datasets: set[str] | None
 ) -> ModelMeta:
-    """Make the ModelMeta of a model on the Hub, as far as Hub and recipe say.
+    """Return the ModelMeta of a model on the Hub, as far as Hub and recipe say.
 
     Instructions precede queries only, by the template of mteb's e5-mistral entry; mteb gives each task its own.
-
-    Raises:
-        InputError: the card names what mteb does not take, such as an unknown licence.
     """
     with explained(f"mteb cannot read {name} from the Hub", "Fix what it names in the repository or the model card."):
         found = ModelMeta.from_hub(name, revision)
@@ -221,28 +203,28 @@ def _evaluated_revision(name: str, results_dir: Path) -> str:
     )
 
 
-def _choose(scores: Path) -> _Choice:
-    choice = _Choice({}, {})
+def _choose(scores: Path) -> tuple[dict[str, TaskResult], dict[str, str]]:
+    """Return the results that can be submitted, and why others cannot, by task."""
+    chosen, dropped = {}, {}
     for path in sorted(one for one in scores.glob("*.json") if one.name != "model_meta.json"):
         with explained(f"{path} holds no scores of mteb", "Remove it and evaluate the task again."):
             result = TaskResult.from_disk(path)
         try:
             expected = mteb.get_task(result.task_name).metadata.revision
         except KeyError:
-            choice.dropped[result.task_name] = "not a task of mteb"
+            dropped[result.task_name] = "not a task of mteb"
             continue
         if result.dataset_revision == expected:
-            choice.results[result.task_name] = result
+            chosen[result.task_name] = result
         else:
-            reason = f"scored on dataset revision {result.dataset_revision}, mteb's is {expected}"
-            choice.dropped[result.task_name] = reason
-    if not choice.results:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in choice.dropped.items())
+            dropped[result.task_name] = f"scored on dataset revision {result.dataset_revision}, mteb's is {expected}"
+    if not chosen:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in dropped.items())
         raise InputError(
             f"{scores} holds no scores that can be submitted ({reasons or 'no task was finished'}). The leaderboard "
             "takes official tasks with mteb's prompts: st-llm-embed evaluate MODEL --prompts mteb --tasks TASKS."
         )
-    return choice
+    return chosen, dropped
 
 
 def _mock_run(entry: ModelMeta, path: Path) -> str:
@@ -255,16 +237,16 @@ def _mock_run(entry: ModelMeta, path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _copy_results(entry: ModelMeta, choice: _Choice, scores: Path, folder: Path) -> None:
+def _copy_results(entry: ModelMeta, tasks: list[str], scores: Path, folder: Path) -> None:
     """Copy the scores to submit, in mteb's layout, with the filled entry."""
     shutil.rmtree(folder.parents[1], ignore_errors=True)  # copies, perhaps of other tasks
     folder.mkdir(parents=True)
-    for name in choice.results:
+    for name in tasks:
         shutil.copy2(scores / f"{name}.json", folder)
     settings = scores / "run_settings.jsonl"
     if settings.is_file():
         lines = settings.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.strip() and json.loads(line)["task"] in choice.results]
+        kept = [line for line in lines if line.strip() and json.loads(line)["task"] in tasks]
         (folder / settings.name).write_text("".join(kept), encoding="utf-8")
     content = entry.to_dict()
     if content["training_datasets"] is not None:
@@ -272,19 +254,21 @@ def _copy_results(entry: ModelMeta, choice: _Choice, scores: Path, folder: Path)
     (folder / "model_meta.json").write_text(json.dumps(content, default=str, indent=4), encoding="utf-8")
 
 
-def _zero_shot(entry: ModelMeta, choice: _Choice) -> str:
-    """Return a table: benchmark, tasks scored, share not trained on; those with most of their tasks first."""
-    rows = []
-    for one in mteb.get_benchmarks():
-        names = [task.metadata.name for task in one.tasks]
-        scored, percent = len(choice.results.keys() & set(names)), entry.zero_shot_percentage(names)
-        if scored:
-            cells = (str(one.name), f"{scored} of {len(names)}", "unknown" if percent is None else f"{percent} %")
-            rows.append((-scored / len(names), cells))
-    return markdown_table(("benchmark", "tasks scored", "zero-shot"), [cells for _, cells in sorted(rows)])
-
-
-def _checklist(entry: ModelMeta, choice: _Choice, missing: list[str], python_file: str, *, compared: bool) -> str:
+def _checklist(
+    entry: ModelMeta,
+    results: dict[str, TaskResult],
+    dropped: dict[str, str],
+    missing: list[str],
+    python_file: str,
+    *,
+    compared: bool,
+) -> str:
+    shares = []
+    for benchmark in mteb.get_benchmarks():
+        names = [task.metadata.name for task in benchmark.tasks]
+        scored, percent = len(results.keys() & set(names)), entry.zero_shot_percentage(names)
+        cells = (str(benchmark.name), f"{scored} of {len(names)}", "unknown" if percent is None else f"{percent} %")
+        shares += [(-scored / len(names), cells)] if scored else []
     by_hand = [
         *([] if compared else ["Compare the training set with the test texts: st-llm-embed contamination."]),
         f"Open the pull request to embeddings-benchmark/mteb: copy {python_file} into "
@@ -302,10 +286,10 @@ def _checklist(entry: ModelMeta, choice: _Choice, missing: list[str], python_fil
         "\n".join(f"- [ ] {line}" for line in missing),
         f"Trained on mteb's tasks: {trained}.",
         "## Submitted",
-        markdown_table(("task", "score"), [(task, f"{one.get_score():.4f}") for task, one in choice.results.items()]),
-        _zero_shot(entry, choice),
-        "## Not submitted" if choice.dropped else "",
-        "\n".join(f"- {name}: {reason}" for name, reason in choice.dropped.items()),
+        markdown_table(("task", "score"), [(task, f"{one.get_score():.4f}") for task, one in results.items()]),
+        markdown_table(("benchmark", "tasks scored", "zero-shot"), [cells for _, cells in sorted(shares)]),
+        "## Not submitted" if dropped else "",
+        "\n".join(f"- {name}: {reason}" for name, reason in dropped.items()),
         "## By hand",
         "\n".join(f"- [ ] {line}" for line in by_hand),
     ]

@@ -79,13 +79,9 @@ class Progress:
     spent: str = ""
     started: float = field(default_factory=time.monotonic)
 
-    def per_second(self) -> float:
-        """Return answers per second of this process."""
-        return (self.done - self.done_before) / max(1e-9, time.monotonic() - self.started)
-
     def describe(self) -> str:
         """Return all of it in one line."""
-        rate = self.per_second()
+        rate = (self.done - self.done_before) / max(1e-9, time.monotonic() - self.started)
         minutes = (self.planned - self.done) / rate / 60 if rate else None
         left = "time left unknown" if minutes is None else f"{minutes:.0f} min left"
         if minutes is not None and minutes >= 120:
@@ -260,10 +256,7 @@ def model_prices(synthesis: Synthesis) -> dict[str, Price]:
     Raises:
         InputError: a model has no price, and nothing else limits what it may cost.
     """
-    prices = shipped_prices()
-    if synthesis.endpoint.mode == "batch":
-        prices = {name: _scaled(price, BATCH_SHARE) for name, price in prices.items()}
-    prices |= synthesis.budget.prices
+    prices = shipped_prices(BATCH_SHARE if synthesis.endpoint.mode == "batch" else 1.0) | synthesis.budget.prices
     if synthesis.endpoint.base_url == REPLAY:
         prices |= dict.fromkeys(synthesis.endpoint.models, Price(input=0, output=0))
     models = [*synthesis.endpoint.models, *filter(None, [synthesis.filters.judge_model])]
@@ -298,10 +291,6 @@ def shown_progress() -> Generator[Callable[[Progress], None]]:
 
     with Live(console=Console(stderr=True), auto_refresh=False) as live:
         yield lambda progress: live.update(Text(progress.describe()), refresh=True)
-
-
-def _scaled(price: Price, share: float) -> Price:
-    return Price(**{kind: usd * share for kind, usd in price.model_dump(exclude_none=True).items()})
 
 
 def _follows_schema(content: str, response_format: ResponseFormat) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from st_llm_embed.synthesis.tasks import TaskFile, tasks_path
 if TYPE_CHECKING:
     from httpx2 import MockTransport, Request, Response
 
+OBEDIENT = json.dumps({"colour": "violet"})
 BYTES_PER_TOKEN = 4
 TOKENS_PER_MESSAGE = 4
 
@@ -26,35 +26,24 @@ def recorded_answers(synthesis: Synthesis, plan: RequestPlan) -> MockTransport:
     """
     from httpx2 import MockTransport, Response
 
-    answer = _answers(synthesis, plan)
+    answers = {}
+    if synthesis.plan.tasks == EMBEDDED:
+        path = tasks_path(EMBEDDED)
+        lines = path.read_text(encoding="utf-8").splitlines()
+        for planned in islice(plan.examples(TaskFile(path)), len(lines)):
+            response = json.loads(lines[planned.index])["response"]
+            answers[planned.messages[0]["content"]] = json.dumps(response, ensure_ascii=False)
 
     def respond(request: Request) -> Response:
         body = json.loads(request.content)
-        text = answer(body)
+        schema = (body.get("response_format") or {}).get("json_schema", {}).get("schema")
+        text = OBEDIENT if schema == PROBE_SCHEMA else answers.get(body["messages"][0]["content"])
         if text is None:
             message = "no answer to this prompt is recorded; replay needs synthesis.plan.tasks: embedded"
             return Response(404, json={"error": {"message": message, "code": "not_found"}})
         return Response(200, json=_completion(body, text))
 
     return MockTransport(respond)
-
-
-def _answers(synthesis: Synthesis, plan: RequestPlan) -> Callable[[dict[str, Any]], str | None]:
-    path = tasks_path(EMBEDDED)
-    answers: dict[str, str] = {}
-    if synthesis.plan.tasks == EMBEDDED:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        for request in islice(plan.examples(TaskFile(path)), len(lines)):
-            response = json.loads(lines[request.index])["response"]
-            answers[request.messages[0]["content"]] = json.dumps(response, ensure_ascii=False)
-
-    def answer(body: dict[str, Any]) -> str | None:
-        schema = (body.get("response_format") or {}).get("json_schema", {}).get("schema")
-        if schema == PROBE_SCHEMA:
-            return json.dumps({"colour": "violet"})
-        return answers.get(body["messages"][0]["content"])
-
-    return answer
 
 
 def _completion(body: dict[str, Any], text: str) -> dict[str, Any]:

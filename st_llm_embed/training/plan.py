@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import chain
+from itertools import chain, cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -29,8 +30,8 @@ from transformers.trainer_utils import SaveStrategy
 
 from st_llm_embed.data import negative_columns, read_rows, rows_file, write_dataset
 from st_llm_embed.data.dataset import write_source
-from st_llm_embed.data.sources import read_source
 from st_llm_embed.data.rows import embedded_rows
+from st_llm_embed.data.sources import read_source
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.instructions import format_query, instruction_of
 from st_llm_embed.modules import base_path, load_tokenizer
@@ -68,17 +69,6 @@ CPU_ATTENTION: dict[Any, Any] = {
         lambda gradient, q, k, v, *_, **__: sdpa_backward_flop(gradient, q, k, v)
     ),
 }
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one pass forward and back costs."""
-
-    forward_flops: int
-    flops: int
-    """Of both, a multiplication and an addition counted as two, with what activation checkpointing computes again."""
-    peak_bytes: int
-    """Peak memory besides weights and their gradients."""
 
 
 @dataclass(frozen=True)
@@ -210,10 +200,15 @@ def plan_trainings(
         InputError: the base, its tokenizer, the rows or a section of the recipe cannot be used.
     """
     notes: list[str] = []
-    known = _known_rows(recipe, output_dir, notes)
+    known, unread = _known_rows(recipe, output_dir, notes)
     plans = []
     for training, stage in zip(recipe.trainings(), recipe.stages or (None,), strict=True):
         own = list(notes)
+        if missing := [name for name in unread if stage is None or takes(stage, name)]:
+            own.append(
+                f"{', '.join(missing)} of data.sources are on the Hub and not read yet, so their rows are not "
+                "counted: a run takes longer than this by their share, unless training.max_steps is set."
+            )
         rows = known if stage is None else _of_stage(stage, known, own)
         plans.append(_plan(training, rows, own, devices, sharded=sharded, device_memory=device_memory))
     return plans
@@ -255,16 +250,18 @@ def _plan(
     steps, rows_per_step = _steps(recipe, arguments, [part.rows for part in known.values()], devices)
     real = padded = texts = 0.0
     for part in known.values():
-        lengths = part.lengths(tokenizer, longest)[:batch]
-        share = part.rows / rows * rows_per_step / len(lengths)
-        real += share * sum(chain(*lengths))
-        padded += share * _padded(lengths, budget)
-        texts += share * len(lengths) * part.columns
+        lengths = part.lengths(tokenizer, longest)
+        own_rows = part.rows / rows * rows_per_step
+        tokens = own_rows * sum(chain(*lengths)) / len(lengths)
+        real += tokens
+        filled = list(islice(cycle(lengths), min(batch, part.rows)))
+        padded += tokens * _padded(filled, budget) / sum(chain(*filled))
+        texts += own_rows * part.columns
     sharded = (sharded or bool(recipe.training.get("fsdp") or recipe.training.get("deepspeed"))) and devices > 1
     columns = max(part.columns for part in known.values())
     memory = _memory(recipe, model, weights, arguments, columns, devices, sharded=sharded)
-    mean = fake_step(model, 1, round(padded / texts))
-    again = 0 if budget is None else mean.forward_flops
+    forward, both = step_flops(model, round(padded / texts))
+    grad_cache = 0 if budget is None else forward
     checkpoints = 0 if arguments.save_strategy == SaveStrategy.NO else arguments.save_total_limit
     if checkpoints is None:
         checkpoints = math.ceil(steps / arguments.save_steps) if arguments.save_steps >= 1 else steps
@@ -281,7 +278,7 @@ def _plan(
         tokens_per_step=real,
         padded_tokens_per_step=padded,
         weights=weights,
-        flops_per_step=(mean.flops + again) * texts,
+        flops_per_step=(both + grad_cache) * texts,
         mini_batch_num_tokens=budget,
         memory=memory,
         sharded=sharded,
@@ -377,7 +374,7 @@ def _memory(  # noqa: PLR0917
         weights=weights.bytes / parts + (weights.largest_bytes if sharded else 0),
         gradients=copies * weights.trainable_bytes / parts,
         optimizer=state_bytes(weights, str(arguments.optim)) / parts,
-        activations=fake_step(model, at_once, width, autocast=torch.bfloat16 if half else None).peak_bytes,
+        activations=step_peak(model, at_once, width, autocast=torch.bfloat16 if half else None),
         embeddings=embedding_bytes(hidden_size, texts, texts * devices, model.dtype.itemsize),
         scores=4 * SCORE_COPIES * scores * (batch if budget is None else min(SCORED_ROWS, batch)),
     )
@@ -401,50 +398,68 @@ def embedding_bytes(hidden_size: int, texts: int, texts_of_all: int, element_siz
     return hidden_size * (3 * element_size * texts + 4 * 4 * texts_of_all)
 
 
-def fake_step(model: PreTrainedModel, texts: int, width: int, *, autocast: torch.dtype | None = None) -> Step:
-    """Count one pass forward and back of a model's own code on fake tensors: in seconds and no memory at any size.
+def step_peak(model: PreTrainedModel, texts: int, width: int, *, autocast: torch.dtype | None = None) -> int:
+    """Return the peak memory in bytes of one pass forward and back, besides weights and their gradients.
 
-    Kernels are those of a CPU; a GPU's keep as much except for dropout, whose mask is smaller there.
+    The model's own code runs on fake tensors, so this takes seconds and no memory at any size. Kernels are those of a
+    CPU; a GPU's keep as much except for dropout, whose mask is smaller there.
 
     Args:
         model: on the meta device, in training mode; its tensors are replaced by fake ones.
         texts: of the mini-batch.
         width: tokens of each text, padding included.
         autocast: the type that matrices are multiplied in, if it is not the weights'.
+    """
+    with _fake(model, texts, width) as (step, known), torch.autocast("cpu", autocast, enabled=autocast is not None):
+        return peak_bytes(step, known)
+
+
+def step_flops(model: PreTrainedModel, width: int) -> tuple[int, int]:
+    """Count the FLOPs of one text, forward and of both passes; a multiplication and an addition are two.
+
+    What activation checkpointing computes again is counted. Arguments as of `step_peak`.
+    """
+    counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+    with _fake(model, 1, width) as (step, _), counter:
+        return step(counter.get_total_flops), counter.get_total_flops()
+
+
+@contextmanager
+def _fake(model: PreTrainedModel, texts: int, width: int) -> Generator[tuple[Callable[..., int], list[Tensor]]]:
+    """Replace a model's parameters and buffers by fake tensors (shapes only), with gradients.
+
+    Yields:
+        A pass forward and back, which returns what it is given to call in between; and the tensors there are before.
 
     Raises:
         InputError: the model's code does not run on fake tensors.
     """
-    advice = "Such a base, a mixture of experts for one, has no plan. Try it with training.max_steps=2."
-    failed = f"A model of type {model.config.model_type!r} cannot be planned, its code does not run on fake tensors"
-    counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+    kind = model.config.model_type
     with (
+        explained(
+            f"A base of type {kind!r} cannot be planned: its code does not run on fake tensors",
+            "This is so for mixtures of experts. Train it without a plan, with training.max_steps=2 first.",
+        ),
         FakeTensorMode(allow_non_fake_inputs=True),
-        torch.autocast("cpu", autocast, enabled=autocast is not None),
-        explained(failed, advice),
     ):
-        # Replaced by fake ones, which have shapes only.
         for module in model.modules():
             for name, weight in list(module.named_parameters(recurse=False)):
-                empty = nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype), weight.requires_grad)
-                setattr(module, name, empty)
-                empty.grad = torch.empty_like(empty) if weight.requires_grad else None
+                fake = nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype), weight.requires_grad)
+                fake.grad = torch.empty_like(fake) if weight.requires_grad else None
+                setattr(module, name, fake)
             for name, buffer in list(module.named_buffers(recurse=False)):
                 setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
         gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
         ids = torch.empty(texts, width, dtype=torch.long)
         mask = torch.ones(texts, width, dtype=torch.long)
-        forward_flops = 0
 
-        def step() -> None:
-            nonlocal forward_flops
+        def step(between: Callable[[], int] = int) -> int:
             hidden = model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-            forward_flops = counter.get_total_flops()
+            result = between()
             hidden[:, -1].float().sum().backward()
+            return result
 
-        with counter:
-            peak = peak_bytes(step, [*model.parameters(), *model.buffers(), *gradients])
-        return Step(forward_flops, counter.get_total_flops(), peak)
+        yield step, [*model.parameters(), *model.buffers(), *gradients]
 
 
 def peak_bytes(call: Callable[[], object], known: Iterable[Tensor]) -> int:
@@ -477,8 +492,12 @@ class _Allocations(TorchDispatchMode):
         self.now -= size
 
 
-def _known_rows(recipe: Recipe, output_dir: Path, notes: list[str]) -> dict[str, _Rows]:
-    """Count the training rows by configuration: what a run has written, else what it would write."""
+def _known_rows(recipe: Recipe, output_dir: Path, notes: list[str]) -> tuple[dict[str, _Rows], list[str]]:
+    """Count the training rows by configuration: what a run has written, else what it would write.
+
+    Returns:
+        The rows, and the names of the sources on the Hub, which are not downloaded for a plan.
+    """
     data, dataset, sources, unread = recipe.data, output_dir / "dataset", output_dir / "sources", []
     written = dataset.is_dir()
     with TemporaryDirectory() as folder:
@@ -506,12 +525,7 @@ def _known_rows(recipe: Recipe, output_dir: Path, notes: list[str]) -> dict[str,
         for part in known.values():
             part.texts = [row + [row[1]] * (2 + data.mining.num_negatives - len(row)) for row in part.texts]
         notes.append("Every row is taken to get its mined negatives, as long as its positive.")
-    if unread:
-        notes.append(
-            f"{', '.join(unread)} of data.sources are on the Hub and not read yet, so their rows are not counted: "
-            "a run takes longer than this by their share, unless training.max_steps is set."
-        )
-    return known | others
+    return known | others, unread
 
 
 def _rows_in(folder: Path, instructions: Instructions) -> dict[str, _Rows]:

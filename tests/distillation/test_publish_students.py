@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 
 from st_llm_embed.doctor.repository import Repository
 from st_llm_embed.export import export_model
-from st_llm_embed.student_pipeline import run_distillation
+from st_llm_embed.pipeline import run_distillation
 from tests.distillation.conftest import BERT, MakeRecipe
 
 TEXTS = ["a question about thing 3", "thing " * 100]

@@ -220,7 +220,7 @@ def test_a_served_model_is_evaluated_by_the_command(
         command += ["--output-dir", str(tmp_path / "out"), "--max-seq-length", "24"]
         dry = run_cli(*command, "--dry-run")
         assert (dry.code, server.requests) == (0, []), dry.err
-        assert "unknown for ThingsSTS" not in dry.out
+        assert "About 0 tokens, $0.00." in dry.out
         assert not (tmp_path / "out").exists()
         outcome = run_cli(*command, "--max-tokens", "100000")
         assert outcome.code == 0, outcome.err
@@ -237,6 +237,7 @@ def test_the_cost_is_estimated_from_mtebs_statistics(tmp_path: Path) -> None:
     statistics = json.loads(mteb.get_task("STSBenchmark").metadata.descriptive_stat_path.read_text())["test"]
     model = ServedModel("http://localhost/v1", "text-embedding-3-large", "none", tmp_path)
     [sts, unknown] = evaluation.preflight(model, [mteb.get_task("STSBenchmark"), ThingsSTS()], batch_size=8)
-    assert sts.usd == pytest.approx(statistics["number_of_characters"] / 4 * 0.13e-6)
-    assert unknown.usd is None
+    assert sts.characters == statistics["number_of_characters"]
+    assert (unknown.texts, unknown.characters) == (None, 0)
+    assert "About 1,000,000 tokens, $0.13." in model.estimate(4_000_000)
     assert not list(tmp_path.iterdir())

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-from typing import Any
-
 import typer
 
 from st_llm_embed.cli.options import (
@@ -13,17 +9,17 @@ from st_llm_embed.cli.options import (
     OutputDir,
     Overrides,
     RecipeArgument,
+    check_and_print,
     configure_logging,
-    required,
-    run_folder,
+    load_recipe,
+    print_contents,
 )
-from st_llm_embed.recipe import Recipe
 
 app = typer.Typer()
 
 CONTENTS = {
     "student-release": "the student: SentenceTransformer(...) loads this folder",
-    "student-report/report.md": "the report, with plots",
+    "student-report/report.md": "the report",
     "student": "checkpoints and log",
     "teacher": "the teacher's vectors",
     "release": "the teacher",
@@ -39,34 +35,24 @@ def distill(
     *,
     dry_run: DryRun = False,
 ) -> None:
-    """Make a small student of a teacher and its rows, with a report. Run it again to go on after a stop."""
-    resolved = Recipe.load(required(recipe, "distill", example="demo-distill"), overrides or [])
-    from st_llm_embed.student_pipeline import check_student_inputs, run_distillation
-
+    """Make a small student of a teacher and its rows, with a report. Run it again to resume."""
+    resolved, folder = load_recipe("distill", recipe, overrides, output_dir, example="demo-distill")
     configure_logging()
-    if dry_run:
-        check_student_inputs(resolved)
-        sys.stdout.write(resolved.to_yaml())
-        return
-    folder = run_folder(resolved.name, output_dir)
-    _print_outcome(run_distillation(resolved, folder), folder)
-
-
-def _print_outcome(report: dict[str, Any], folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
     from st_llm_embed.distillation.report import cost_rows, quality_rows
+    from st_llm_embed.pipeline import check_student_inputs, run_distillation
 
-    console = Console()
+    if dry_run:
+        check_and_print(resolved, check_student_inputs)
+        return
+    report = run_distillation(resolved, folder)
     quality = Table("held-out rows", *report["scores"], title=f"{report['recipe']}: what the student keeps")
     for row in quality_rows(report):
         quality.add_row(*row)
     costs = Table("cost", *report["costs"])
     for row in cost_rows(report):
         costs.add_row(*row)
-    console.print(quality)
-    console.print(costs)
-    for name, content in CONTENTS.items():
-        if (folder / name).exists():
-            typer.echo(f"{folder / name}  {content}")
+    Console().print(quality, costs)
+    print_contents(folder, CONTENTS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,12 +14,12 @@ from st_llm_embed.cli.options import (
     OutputDir,
     Overrides,
     RecipeArgument,
+    check_and_print,
     configure_logging,
-    required,
-    run_folder,
+    load_recipe,
+    print_contents,
 )
 from st_llm_embed.errors import InputError
-from st_llm_embed.recipe import Recipe
 
 if TYPE_CHECKING:
     from st_llm_embed.training.plan import Plan
@@ -47,18 +46,15 @@ def run(
     *,
     dry_run: DryRun = False,
 ) -> None:
-    """Run every stage of a recipe: dataset, training, evaluation, release. Run it again to go on after a stop."""
-    resolved = Recipe.load(required(recipe, "run"), overrides or [])
+    """Run every stage of a recipe: dataset, training, evaluation, release. Rerun the command to resume."""
+    resolved, folder = load_recipe("run", recipe, overrides, output_dir)
+    configure_logging()
     from st_llm_embed.pipeline import check_inputs, run_pipeline, training_folders
     from st_llm_embed.processes import is_first_process
 
-    if is_first_process():
-        configure_logging()
     if dry_run:
-        check_inputs(resolved)
-        sys.stdout.write(resolved.to_yaml())
+        check_and_print(resolved, check_inputs)
         return
-    folder = run_folder(resolved.name, output_dir)
     report = run_pipeline(resolved, folder)
     if is_first_process():
         _print_outcome(report, folder, training_folders(resolved))
@@ -74,16 +70,14 @@ def build_data(
         bool, typer.Option("--dry-run", help="Check the rows or the LLM, print the resolved recipe, write nothing.")
     ] = False,
 ) -> None:
-    """Run a recipe up to training: rows of an LLM, mining, dataset, sources. `train` and `run` go on from there."""
-    resolved = Recipe.load(required(recipe, "build-data"), overrides or [])
+    """Run a recipe up to training: rows of an LLM, mining, dataset, sources. `train` and `run` continue from there."""
+    resolved, folder = load_recipe("build-data", recipe, overrides, output_dir)
+    configure_logging()
     from st_llm_embed.pipeline import check_data, run_build_data
 
-    configure_logging()
     if dry_run:
-        check_data(resolved)
-        sys.stdout.write(resolved.to_yaml())
+        check_and_print(resolved, check_data)
         return
-    folder = run_folder(resolved.name, output_dir)
     run_build_data(resolved, folder)
     _print_contents(folder, "dataset", "sources", "journal")
 
@@ -96,18 +90,15 @@ def train(
     *,
     dry_run: DryRun = False,
 ) -> None:
-    """Run a recipe up to and with training, building data that is not there; `run` goes on from there."""
-    resolved = Recipe.load(required(recipe, "train"), overrides or [])
+    """Run a recipe up to and including training, building data that is missing; `run` continues from there."""
+    resolved, folder = load_recipe("train", recipe, overrides, output_dir)
+    configure_logging()
     from st_llm_embed.pipeline import check_inputs, run_training, training_folders
     from st_llm_embed.processes import is_first_process
 
-    if is_first_process():
-        configure_logging()
     if dry_run:
-        check_inputs(resolved)
-        sys.stdout.write(resolved.to_yaml())
+        check_and_print(resolved, check_inputs)
         return
-    folder = run_folder(resolved.name, output_dir)
     run_training(resolved, folder)
     if is_first_process():
         *former, last = training_folders(resolved)
@@ -125,26 +116,20 @@ def plan(
         bool, typer.Option("--sharded", help="Weights, gradients and optimizer are spread over them: ZeRO-3, FSDP.")
     ] = False,
     device_memory: Annotated[
-        float | None, typer.Option(metavar="GIB", help="Memory of one; find the largest mini-batch that fits.")
+        float | None, typer.Option(metavar="GIB", help="Memory of one device; say whether the training fits.")
     ] = None,
     usd_per_hour: Annotated[
         float | None, typer.Option(metavar="USD", min=0, help="Price of an hour of one device; print what it costs.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Print what each training of a recipe takes: steps, tokens, negatives, operations, memory. Writes nothing."""
-    resolved = Recipe.load(required(recipe, "plan"), overrides or [])
+    """Estimate what each training of a recipe takes: steps, tokens, FLOPs, peak memory, disk. Writes nothing."""
+    resolved, folder = load_recipe("plan", recipe, overrides, output_dir)
     if device_memory is not None and not 0 < device_memory < float("inf"):
         raise InputError(f"--device-memory is {device_memory}; give the memory of one device in GiB, such as 80.")
     from st_llm_embed.training.plan import plan_trainings
 
-    plans = plan_trainings(
-        resolved,
-        run_folder(resolved.name, output_dir),
-        devices=devices,
-        sharded=sharded,
-        device_memory=device_memory,
-    )
+    plans = plan_trainings(resolved, folder, devices=devices, sharded=sharded, device_memory=device_memory)
     if as_json:
         content = [planned.to_dict() for planned in plans]
         typer.echo(json.dumps(content if resolved.stages else content[0], indent=2))
@@ -157,45 +142,37 @@ def _print_plan(plan: Plan, usd_per_hour: float | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from st_llm_embed.training.plan import GIB, USABLE, hours
+    from st_llm_embed.training.plan import GIB, USABLE
 
-    console = Console()
-    rows = Table(
-        "configuration", "rows", "hard negatives", "negatives per anchor", "tokens per row", title=plan.recipe
-    )
-    for part in plan.configurations:
-        numbers = (part.rows, part.hard_negatives, part.negatives_per_anchor, round(part.tokens_per_row))
-        rows.add_row(part.name, *(f"{number:,}" for number in numbers))
-    console.print(rows)
+    steps, memory = plan.steps, plan.memory
     padding = 1 - plan.tokens_per_step / plan.padded_tokens_per_step
-    operations, steps, memory = plan.flops_per_step, plan.steps, plan.memory
-    table = Table("what", "estimate", title="the run")
-    table.add_row("rows", f"{plan.rows:,}")
     accumulated = f" x {plan.gradient_accumulation} accumulated" if plan.gradient_accumulation > 1 else ""
+    table = Table("what", "estimate", title=plan.recipe)
+    for name, rows in plan.configurations.items():
+        table.add_row(f"rows: {name}", f"{rows:,}")
     table.add_row("batch", f"{plan.batch_per_device:,} rows x {plan.devices} devices{accumulated}")
     table.add_row("steps", f"{steps:,}, of which {plan.warmup_steps:,} warm up")
     table.add_row("tokens", f"{plan.tokens_per_step:,.0f} a step, {plan.tokens_per_step * steps:,.0f} in all")
     table.add_row("tokens with padding", f"{plan.padded_tokens_per_step * steps:,.0f} ({padding:.1%} padding)")
-    table.add_row("parameters", f"{plan.decoder.parameters:,}, {plan.decoder.trainable:,} trained")
-    table.add_row("operations", f"{operations.total:.3g} a step, {operations.total * steps:.3g} in all")
-    table.add_row("  computed a second time", f"{operations.again / operations.total:.0%} of them")
-    spent = hours(operations.total * steps)
-    table.add_row("hours, all devices together", f"{spent:,.2f} at 100 TFLOP/s sustained")
+    table.add_row("parameters", f"{plan.weights.parameters:,}, {plan.weights.trainable:,} trained")
+    table.add_row("FLOPs", f"{plan.flops_per_step:.3g} a step, {plan.flops_per_step * steps:.3g} in all")
+    table.add_row("hours, all devices together", f"{plan.hours:,.2f} at 100 TFLOP/s sustained")
     if usd_per_hour is not None:
-        table.add_row("cost", f"{spent * usd_per_hour:,.2f} USD at {usd_per_hour:g} for an hour of one device")
+        table.add_row("cost", f"{plan.hours * usd_per_hour:,.2f} USD at {usd_per_hour:g} for an hour of one device")
     for name in ("weights", "gradients", "optimizer", "embeddings", "activations", "scores"):
         table.add_row(f"memory: {name}", f"{getattr(memory, name) / GIB:,.2f} GiB")
+    table.add_row("peak memory of one device", f"{memory.total / GIB:,.2f} GiB")
     table.add_row("disk: checkpoints, model, release", f"{plan.disk / GIB:,.2f} GiB")
-    table.add_row("first step without weights", f"{plan.rehearsed:,} tensors moved")
-    table.add_row("memory of one device", f"{memory.total / GIB:,.2f} GiB")
-    console.print(table)
+    Console().print(table)
     for note in plan.notes:
         typer.echo(note)
     if plan.device_memory is not None:
+        outcome = "fits" if plan.fits else "does not fit"
+        typer.echo(f"The recipe {outcome} {plan.device_memory / GIB:,.0f} GiB, of which {USABLE:.0%} are counted on.")
+    if not plan.fits:
         typer.echo(
-            f"The recipe as it is {'fits' if plan.fits else 'does not fit'} {plan.device_memory / GIB:,.0f} GiB, of "
-            f"which {USABLE:.0%} are counted on. The largest mini-batch that fits:\n"
-            f"--set loss.mini_batch_num_tokens={plan.largest_mini_batch}"
+            "To take less: lora, base.dtype in 16 bits, base.quantization nf4, training.activation_checkpointing, a "
+            "smaller loss.mini_batch_num_tokens, or more devices with --sharded."
         )
 
 
@@ -213,7 +190,5 @@ def _print_outcome(report: dict[str, object], folder: Path, trainings: list[str]
 
 
 def _print_contents(folder: Path, *names: str) -> None:
-    """Say where what a command wrote lies."""
-    for name in (*names, "recipe.yaml"):
-        if (folder / name).exists():
-            typer.echo(f"{folder / name}  {CONTENTS[re.sub('^training-[^/]+', 'training', name)]}")
+    kept = (*names, "recipe.yaml")
+    print_contents(folder, {name: CONTENTS[re.sub("^training-[^/]+", "training", name)] for name in kept})

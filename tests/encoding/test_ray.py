@@ -14,8 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Outcome
 
-from st_llm_embed.encoding.ray_actors import device_of_actors
-
 HAS_RAY = importlib.util.find_spec("ray") is not None
 
 
@@ -33,14 +31,14 @@ def encode(texts: Path, model: Path, to: Path, *options: str) -> subprocess.Comp
 
 @pytest.mark.integration
 @pytest.mark.skipif(not HAS_RAY, reason="needs the extra ray: pip install 'ray[data]'")
-def test_ray_gives_the_same_vectors_and_goes_on_where_processes_stopped(tiny_model: Path, tmp_path: Path) -> None:
+def test_ray_makes_the_same_vectors_and_resumes_where_processes_stopped(tiny_model: Path, tmp_path: Path) -> None:
     texts = tmp_path / "texts.jsonl"
     lines = [json.dumps({"text": f"text {number} " + "and more " * (number % 5)}) + "\n" for number in range(240)]
     texts.write_text("".join(lines))
     by_processes, by_ray = tmp_path / "processes", tmp_path / "ray"
     done = encode(texts, tiny_model, by_processes)
     assert done.returncode == 0, done.stderr
-    done = encode(texts, tiny_model, by_ray, "--engine", "ray")
+    done = encode(texts, tiny_model, by_ray, "--ray")
     assert done.returncode == 0, done.stderr
     names = sorted(path.name for path in by_processes.glob("*.parquet"))
     assert len(names) == 5
@@ -51,24 +49,16 @@ def test_ray_gives_the_same_vectors_and_goes_on_where_processes_stopped(tiny_mod
     kept = by_processes / names[0]
     before = kept.stat().st_mtime_ns
     (by_processes / names[3]).unlink()
-    done = encode(texts, tiny_model, by_processes, "--engine", "ray")
+    done = encode(texts, tiny_model, by_processes, "--ray")
     assert "1 encoded now, 4 kept" in " ".join(done.stdout.split()), done.stderr
     assert kept.stat().st_mtime_ns == before
     assert pq.read_table(by_ray / names[3]).equals(pq.read_table(by_processes / names[3]))
 
 
-def test_an_actor_is_told_no_number_of_a_gpu() -> None:
-    """It sees its own alone, as number 0."""
-    assert device_of_actors(["cuda:1"]) == "cuda"
-    assert device_of_actors(["cuda:0", "cuda:1"]) == "cuda"
-    assert device_of_actors(["cpu"]) == "cpu"
-    assert device_of_actors([]) is None
-
-
 @pytest.mark.skipif(HAS_RAY, reason="Ray is installed")
-def test_without_ray_it_is_said_how_to_get_it(
+def test_without_ray_the_message_says_how_to_install_it(
     tiny_model: Path, tmp_path: Path, run_cli: Callable[..., Outcome]
 ) -> None:
-    refused = run_cli("encode", tmp_path, "--model", tiny_model, "--to", tmp_path / "to", "--engine", "ray")
+    refused = run_cli("encode", tmp_path, "--model", tiny_model, "--to", tmp_path / "to", "--ray")
     assert (refused.code, "pip install 'st_llm_embed[ray]'" in refused.err) == (2, True)
     assert not (tmp_path / "to").exists()
