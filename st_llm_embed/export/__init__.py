@@ -19,6 +19,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 from transformers import AutoConfig
 
 from st_llm_embed.doctor.probe import PROBE_FILE, Probe, make_probe, write_probe
+from st_llm_embed.doctor.repository import UNLIMITED
 from st_llm_embed.doctor.verify import Verification, verify
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.export.gguf import write_gguf
@@ -39,9 +40,6 @@ OF_DECODERS = ("portable", "gguf")
 
 MINIMUM_COSINE = {"portable": 0.9999, "onnx": 0.99999, "gguf": 0.9999}
 """What an export has to reach to be kept."""
-
-NO_LIMIT = 10**7
-"""Tokens; transformers writes 10^30 where a tokenizer has no limit."""
 
 
 class Exported(NamedTuple):
@@ -180,7 +178,7 @@ def load_source(model: str, to: Sequence[str] = ()) -> LLMSentenceTransformer:
             f"{model!r} omits the prompt when it pools (include_prompt is false), and a graph cannot separate the "
             "prompt from the text. Export a model that pools the prompt with the text, or one without prompts."
         )
-    if not static and longest_text(embedder) > NO_LIMIT:
+    if not static and longest_text(embedder) > UNLIMITED:
         raise InputError(
             f"{model!r} states no longest text, so that an export would not know where to cut. Set "
             "model.max_seq_length and save it again."
