@@ -171,14 +171,6 @@ def test_a_file_that_is_not_a_recipe_is_refused(text: str, said: str, tmp_path: 
             "data.sources.nq: unknown key licence (did you mean license?) (allowed here: path",
         ),
         ("synthesis.budget.prices.gpt.in=1", "synthesis.budget.prices.gpt: unknown key in"),
-        (
-            "stages=[{name: a, loss: {temprature: 1}}]",
-            "stages.0.loss: unknown key temprature (did you mean temperature?)",
-        ),
-        (
-            "stages=[{name: a, loss: {temperature: -1}}]",
-            "stages.0.loss.temperature is -1: Input should be greater than",
-        ),
         ("base.adapter=x", "demo.yaml: base.adapter continues"),
     ],
 )
