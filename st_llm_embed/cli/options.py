@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -83,24 +82,6 @@ def one_of(value: str, allowed: tuple[Choice, ...], option: str) -> Choice:
 def listed(names: str | None) -> list[str]:
     """Return the names in a comma-separated list."""
     return [name.strip() for name in (names or "").split(",") if name.strip()]
-
-
-def parsed_parameters(assignments: Sequence[str]) -> dict[str, Any]:
-    """Return the `KEY=VALUE` parameters of a request; a value that is not JSON is a text.
-
-    Raises:
-        InputError: one has no equals sign.
-    """
-    parameters: dict[str, Any] = {}
-    for assignment in assignments:
-        key, found, value = assignment.partition("=")
-        if not key or not found:
-            raise InputError(f"--parameter is {assignment!r}; it has to look like dimensions=256.")
-        try:
-            parameters[key] = json.loads(value)
-        except ValueError:
-            parameters[key] = value
-    return parameters
 
 
 def run_folder(name: str, output_dir: Path | None) -> Path:

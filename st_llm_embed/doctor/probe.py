@@ -33,7 +33,7 @@ MINIMUM_COSINE = 0.9999
 """What rounding in float32 leaves of the similarity of two vectors of one text, computed in another order."""
 
 EXACT_COSINE = 0.99999
-"""For the same weights in the same precision by another runtime; two texts above it are not told apart."""
+"""For the same weights in the same precision by another runtime; two texts above it are not distinguished."""
 
 SIXTEEN_BIT_COSINE = 0.999
 """For bfloat16 and float16, where two batch sizes alone leave down to 0.9998."""

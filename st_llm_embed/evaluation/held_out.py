@@ -123,7 +123,7 @@ def score_held_out(rows: HeldOut, queries: NDArray[np.float32], documents: NDArr
     sts = (rows.task_type[has_negative] == "sts").nonzero()[0]
     bitext = (rows.task_type == "bitext").nonzero()[0]
     # As in mteb's bitext mining: the nearest among the translations of all bitext rows.
-    bitext_ranks = similarity_ranks(queries[bitext] @ documents[rows.positive[bitext]].T, np.arange(len(bitext)))
+    bitext_ranks = retrieval_ranks(queries[bitext], documents[rows.positive[bitext]], np.arange(len(bitext)))
     summary = {
         **_retrieval(ranks),
         "sts_triplet_accuracy": _mean(positive_similarity[has_negative][sts] > negative_similarity[sts]),
@@ -145,25 +145,13 @@ def retrieval_ranks(
     queries: NDArray[np.float32], documents: NDArray[np.float32], relevant: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """Return the rank, from 0, of each query's relevant document by the dot product, some queries at a time."""
-    return np.concatenate(
-        [
-            similarity_ranks(
-                queries[start : start + QUERIES_AT_ONCE] @ documents.T, relevant[start : start + QUERIES_AT_ONCE]
-            )
-            for start in range(0, len(queries), QUERIES_AT_ONCE)
-        ]
-    )
-
-
-def similarity_ranks(similarity: NDArray[np.float32], relevant: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the rank, from 0, of each query's relevant document; similarity has shape (queries, documents)."""
-    own = np.take_along_axis(similarity, relevant[:, None], axis=1)
-    return (similarity >= own).sum(axis=1) - 1
-
-
-def ndcg_at_10(ranks: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the nDCG@10 of each query, which has one relevant document, from that document's rank."""
-    return np.where(ranks < 10, 1 / np.log2(ranks + 2), 0)
+    found = []
+    for start in range(0, max(1, len(queries)), QUERIES_AT_ONCE):
+        rows = slice(start, start + QUERIES_AT_ONCE)
+        similarity = queries[rows] @ documents.T
+        own = np.take_along_axis(similarity, relevant[rows, None], axis=1)
+        found.append((similarity >= own).sum(axis=1) - 1)
+    return np.concatenate(found)
 
 
 def _encode(model: SentenceTransformer, texts: list[str], batch_size: int) -> NDArray[np.float32]:
@@ -181,7 +169,7 @@ def _encode(model: SentenceTransformer, texts: list[str], batch_size: int) -> ND
 
 def _retrieval(ranks: NDArray[np.int64]) -> dict[str, Any]:
     return {
-        "retrieval_ndcg_at_10": _mean(ndcg_at_10(ranks)),
+        "retrieval_ndcg_at_10": _mean(np.where(ranks < 10, 1 / np.log2(ranks + 2), 0)),
         "retrieval_recall_at_1": _mean(ranks == 0),
         "retrieval_queries": len(ranks),
     }

@@ -27,6 +27,7 @@ from mteb.mocks.mock_run import is_dependency_error
 from mteb.models import ModelMeta
 from sentence_transformers import SentenceTransformer
 
+from st_llm_embed.doctor.probe import CHECK_TEXTS, SIXTEEN_BIT_COSINE, cosines
 from st_llm_embed.errors import InputError, did_you_mean, explained
 from st_llm_embed.evaluation.mteb_models import LocalModel, Usage
 from st_llm_embed.evaluation.served import ServedModel
@@ -52,16 +53,6 @@ PACKAGES = (
     "scikit-learn",
 )
 """Whose versions scores can depend on."""
-
-LEAST_COSINE = 0.999
-"""Between the vectors of a text alone and in a batch; 16-bit weights stay above it."""
-
-TEXTS = (
-    "An index on the filtered column spares the server from reading every row.",
-    "Short.",
-    "Zwei Sätze in einer anderen Sprache. Der zweite ist nur da, damit der Text länger wird als die übrigen, "
-    "und endet hier.",
-)
 
 
 class PlannedTask(NamedTuple):
@@ -195,19 +186,18 @@ def check_padding(model: SentenceTransformer) -> None:
     Raises:
         InputError: it has not, or a vector is not finite or zero.
     """
-    options: dict[str, Any] = {"prompt": "", "convert_to_numpy": True, "show_progress_bar": False}
-    together = model.encode(list(TEXTS), **options)
-    for text, vector in zip(TEXTS, together, strict=True):
-        alone = model.encode([text], **options)[0]
-        lengths = np.linalg.norm(alone) * np.linalg.norm(vector)
-        cosine = float(alone @ vector / lengths) if lengths else 0.0
-        # NaN is not above anything.
-        if not cosine > LEAST_COSINE:
-            raise InputError(
-                f"The vector of {text[:20]!r} alone and that in a batch have a cosine of {cosine:.4f}; at least "
-                f"{LEAST_COSINE} is needed. Padding (side {model.tokenizer.padding_side!r}) is not masked out, or the "
-                "weights are broken: save the model with its padding side of training, and try float32."
-            )
+    texts = [text for text in CHECK_TEXTS if text.strip()]
+    options: Any = {"prompt": "", "show_progress_bar": False}
+    together = model.encode(texts, **options)
+    alone = np.concatenate([model.encode([text], **options) for text in texts])
+    worst = float(cosines(alone, together).min())
+    # NaN is not above anything.
+    if not worst >= SIXTEEN_BIT_COSINE:
+        raise InputError(
+            f"The vectors of a text alone and in a batch have a cosine of {worst:.4f}, under {SIXTEEN_BIT_COSINE}. "
+            f"Padding (side {model.tokenizer.padding_side!r}) is not masked out, or the weights are broken: save the "
+            "model with its padding side of training, and try float32."
+        )
 
 
 def _check_mock_tasks(model: LocalModel, tasks: Sequence[AbsTask], batch_size: int) -> None:

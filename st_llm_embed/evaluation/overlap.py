@@ -65,8 +65,8 @@ TASKS_OF_SOURCES = {
     "dureader": ("DuRetrieval",),
     "t2ranking": ("T2Retrieval", "T2Reranking"),
 }
-"""mteb's tasks of the public sets of the paper's mix (section 4.1), by their names in recipes and on the Hub. mteb wants
-the task whose dataset was trained on, and adds variants such as translations and Nano sets by itself."""
+"""mteb's tasks of the public sets of the paper's mix (section 4.1), by their names in recipes and on the Hub. mteb
+adds variants such as translations and Nano sets."""
 
 
 class TrainedOn(NamedTuple):

@@ -203,7 +203,7 @@ def test_a_distillation_killed_in_training_is_resumed_and_ends_with_the_same_stu
     for folder in (killed, whole):
         done = subprocess.run([*command, folder], check=False, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert ("student: going on" in done.stderr) == (folder == killed)
+        assert ("student: resuming" in done.stderr) == (folder == killed)
         assert "what the student keeps" in done.stdout
     assert {path.name: path.stat().st_mtime_ns for path in (killed / "teacher").iterdir()} == vectors
     got, expected = (load_file(folder / "student-release" / "model.safetensors") for folder in (killed, whole))

@@ -190,5 +190,5 @@ def test_a_model_whose_vectors_depend_on_padding_is_refused(tiny_base: Path, tmp
     check_padding(model)
     # Its positions are counted from the left, padding included.
     model.tokenizer.padding_side = "left"
-    with pytest.raises(InputError, match=r"alone and that in a batch.*'left'"):
+    with pytest.raises(InputError, match=r"alone and in a batch.*'left'"):
         check_padding(model)
