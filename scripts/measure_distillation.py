@@ -162,9 +162,8 @@ def open_table(given: argparse.Namespace, teachers: dict[str, str]) -> str:
 
 def open_scores(path: Path, model: str, data: Path, prompts: dict[str, str] | None) -> dict[str, float]:
     """Score one model, or find its scores."""
+    from open_sets import score_open_sets
     from sentence_transformers import SentenceTransformer
-
-    from st_llm_embed.evaluation.open_sets import score_open_sets
 
     if not path.exists():
         path.write_text(json.dumps(score_open_sets(SentenceTransformer(model), data, prompts)), encoding="utf-8")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import typer
 
 from st_llm_embed.cli.options import (
@@ -11,11 +9,11 @@ from st_llm_embed.cli.options import (
     OutputDir,
     Overrides,
     RecipeArgument,
+    check_and_print,
     configure_logging,
-    required,
-    run_folder,
+    load_recipe,
+    print_contents,
 )
-from st_llm_embed.recipe import Recipe
 
 app = typer.Typer()
 
@@ -38,19 +36,17 @@ def distill(
     dry_run: DryRun = False,
 ) -> None:
     """Make a small student of a teacher and its rows, with a report. Run it again to resume."""
-    resolved = Recipe.load(required(recipe, "distill", example="demo-distill"), overrides or [])
+    resolved, folder = load_recipe("distill", recipe, overrides, output_dir, example="demo-distill")
+    configure_logging()
     from rich.console import Console
     from rich.table import Table
 
     from st_llm_embed.distillation.report import cost_rows, quality_rows
-    from st_llm_embed.student_pipeline import check_student_inputs, run_distillation
+    from st_llm_embed.pipeline import check_student_inputs, run_distillation
 
-    configure_logging()
     if dry_run:
-        check_student_inputs(resolved)
-        sys.stdout.write(resolved.to_yaml())
+        check_and_print(resolved, check_student_inputs)
         return
-    folder = run_folder(resolved.name, output_dir)
     report = run_distillation(resolved, folder)
     quality = Table("held-out rows", *report["scores"], title=f"{report['recipe']}: what the student keeps")
     for row in quality_rows(report):
@@ -59,6 +55,4 @@ def distill(
     for row in cost_rows(report):
         costs.add_row(*row)
     Console().print(quality, costs)
-    for name, content in CONTENTS.items():
-        if (folder / name).exists():
-            typer.echo(f"{folder / name}  {content}")
+    print_contents(folder, CONTENTS)

@@ -24,16 +24,15 @@ from transformers.trainer_utils import IntervalStrategy
 
 from st_llm_embed.data.dataset import negative_columns
 from st_llm_embed.data.files import read_texts
-from st_llm_embed.data.vectors import VectorFolder
+from st_llm_embed.data.vectors import VectorFolder, encoding
 from st_llm_embed.distillation.student import build_student, check_student
 from st_llm_embed.errors import InputError, explained, shown
 from st_llm_embed.instructions import format_query
 from st_llm_embed.modules import LLMSentenceTransformer
 from st_llm_embed.recipe import TRAINED, Distillation, DistillationLoss, Instructions, Recipe
 from st_llm_embed.training import training_arguments, training_set
-from st_llm_embed.training.batches import TellEpoch
-from st_llm_embed.training.false_negatives import known_positives
-from st_llm_embed.training.hard_negatives import encoding
+from st_llm_embed.training.batches import SetSamplerEpoch
+from st_llm_embed.training.loss import known_positives
 from st_llm_embed.training.reporting import check_reporting, reporting_into
 from st_llm_embed.training.train import last_complete_checkpoint
 from st_llm_embed.training.trainer import EmbedderTrainer
@@ -324,7 +323,9 @@ def train_student(
         name: student_loss(model, distillation.loss, vectors, contrastive=str(name) != UNLABELLED) for name in rows
     }
     with reporting_into(output_dir / "logs", arguments):
-        trainer = StudentTrainer(model=model, args=arguments, train_dataset=rows, loss=losses, callbacks=[TellEpoch()])
+        trainer = StudentTrainer(
+            model=model, args=arguments, train_dataset=rows, loss=losses, callbacks=[SetSamplerEpoch()]
+        )
         checkpoint = last_complete_checkpoint(output_dir / "checkpoints")
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     (output_dir / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1), encoding="utf-8")

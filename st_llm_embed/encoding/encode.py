@@ -40,7 +40,7 @@ from st_llm_embed.encoding.shards import (
 )
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.modules import LLMSentenceTransformer
-from st_llm_embed.modules.identity import model_identity
+from st_llm_embed.modules.layout import model_identity
 
 logger = logging.getLogger(__name__)
 

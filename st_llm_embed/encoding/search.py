@@ -15,7 +15,7 @@ from sentence_transformers.util import SimilarityFunction, semantic_search
 from st_llm_embed.encoding.encode import Embedder
 from st_llm_embed.encoding.shards import MANIFEST, read_manifest, shard_path
 from st_llm_embed.errors import InputError, explained
-from st_llm_embed.modules.identity import model_identity
+from st_llm_embed.modules.layout import model_identity
 
 VECTORS_AT_ONCE = 65_536
 

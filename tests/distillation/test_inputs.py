@@ -10,7 +10,7 @@ import pytest
 from transformers import AlbertConfig, BertConfig, MPNetConfig, PretrainedConfig, T5Config, XLMRobertaConfig
 
 from st_llm_embed import InputError
-from st_llm_embed.student_pipeline import check_student_inputs, run_distillation
+from st_llm_embed.pipeline import check_student_inputs, run_distillation
 from tests.distillation.conftest import BERT, TRAINING, MakeRecipe
 
 ENCODER = {"kind": "encoder", "bert": BERT}

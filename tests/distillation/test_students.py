@@ -26,9 +26,9 @@ from st_llm_embed.distillation import distillation_of, teacher_instructions, tra
 from st_llm_embed.distillation.report import bytes_on_disk, cost_rows
 from st_llm_embed.distillation.student import build_student
 from st_llm_embed.distillation.train import student_set
-from st_llm_embed.publishing.publishable import check_model
+from st_llm_embed.pipeline import run_distillation
+from st_llm_embed.publishing.push import check_model
 from st_llm_embed.recipe import Instructions, Recipe
-from st_llm_embed.student_pipeline import run_distillation
 from tests.distillation.conftest import BERT, TRAINING, MakeRecipe
 
 TEXTS = ["a question about thing 3", "", "thing " * 100]
@@ -203,7 +203,7 @@ def test_a_distillation_killed_in_training_is_resumed_and_ends_with_the_same_stu
     for folder in (killed, whole):
         done = subprocess.run([*command, folder], check=False, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert ("student: going on" in done.stderr) == (folder == killed)
+        assert ("student: resuming" in done.stderr) == (folder == killed)
         assert "what the student keeps" in done.stdout
     assert {path.name: path.stat().st_mtime_ns for path in (killed / "teacher").iterdir()} == vectors
     got, expected = (load_file(folder / "student-release" / "model.safetensors") for folder in (killed, whole))

@@ -16,7 +16,7 @@ from st_llm_embed import InputError
 from st_llm_embed.encoding.encode import Embedder
 from st_llm_embed.encoding.search import VectorIndex, query_embedder
 from st_llm_embed.encoding.shards import Manifest, VectorType, shard_path, write_manifest, write_shard
-from st_llm_embed.modules.identity import model_identity
+from st_llm_embed.modules.layout import model_identity
 
 Cli = Callable[..., Outcome]
 

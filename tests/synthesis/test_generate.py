@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,14 +16,12 @@ from typing import Any
 import pytest
 import yaml
 from conftest import Outcome
-from synthesis.asking import always
-from synthesis.running import answer_all, answered, client, planned, records, synthesis, without_probes
+from replay_server import Faults, ReplayServer, made_up_answer
+from synthesis.running import always, answer_all, answered, asking, records, synthesis, without_probes
 
 from st_llm_embed.errors import InputError
 from st_llm_embed.pipeline import run_synthesis
 from st_llm_embed.recipe import Recipe
-from st_llm_embed.synthesis.progress import Progress
-from st_llm_embed.synthesis.replay import Faults, ReplayServer, made_up_answer
 
 RunCli = Callable[..., Outcome]
 KEY = "sk-recognisable-0123456789"
@@ -105,6 +104,35 @@ def test_an_estimate_sends_k_requests_a_step_and_the_run_uses_their_answers(
     assert outcome.code == 0, outcome.err
     assert server.stats()["received"] == 201 + 1 + 5 + 5
     assert "brainstorm" in outcome.out
+
+
+@pytest.mark.parametrize("option", [("--dry-run",), ("--estimate", "5")])
+def test_a_dry_run_and_an_estimate_load_no_library_of_models(
+    option: tuple[str, ...], server: ReplayServer, tmp_path: Path
+) -> None:
+    program = (
+        "import sys\n"
+        "from st_llm_embed import cli\n"
+        "try:\n"
+        "    cli.main()\n"
+        "except SystemExit as stop:\n"
+        "    assert not stop.code\n"
+        "assert not {'torch', 'transformers', 'sentence_transformers'} & set(sys.modules), 'slow'\n"
+    )
+    recipe = write_recipe(tmp_path, server)
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        "synthesize",
+        str(recipe),
+        "--output-dir",
+        str(tmp_path / "out"),
+        *option,
+    ]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "JSON object" in done.stdout or "example" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -202,9 +230,7 @@ def test_an_interrupt_waits_for_what_is_in_flight(number: signal.Signals, tmp_pa
     out = tmp_path / "out"
     with ReplayServer(interrupts, latency=0.05) as server:
         recipe = write_recipe(tmp_path, server, 2000)
-        refused(
-            run_cli("synthesize", recipe, "--output-dir", out), "Stopped. Every answer that came is in the journal"
-        )
+        refused(run_cli("synthesize", recipe, "--output-dir", out), "Stopped. Every answer that came is kept")
         stats = server.stats()
         assert stats["received"] == stats["answered"] < 100
         assert len(answered(out / "journal")) == stats["received"] - 1
@@ -219,13 +245,13 @@ def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
             while server.stats()["in_flight"] < 8:
                 pass
             os.kill(os.getpid(), signal.SIGINT)
-            while not one._stopping:
+            while not one.client._stopping:
                 pass
             os.kill(os.getpid(), signal.SIGINT)
 
-        with client(recipe, tmp_path) as one, pytest.raises(InputError, match="Stopped"):  # noqa: PT012
+        with asking(recipe, tmp_path) as one, pytest.raises(InputError, match="Stopped"):  # noqa: PT012
             threading.Thread(target=interrupt_twice, daemon=True).start()
-            one.answer(lambda: planned(recipe), Progress("examples", 40), lambda _: None)
+            one.answer()
     assert len(records(tmp_path, "maybe paid")) == 8
 
 
@@ -260,7 +286,7 @@ def test_progress_says_everything_in_one_line(server: ReplayServer, tmp_path: Pa
     progress = answer_all(recipe, tmp_path)
     progress.waiting = "paused for 3 s, the server asked for it"
     line = progress.describe()
-    assert re.match(r"examples 40/40 \([\d.]+/s, .* left\); usable: .*sts \d+.*; rejected: truncated \d+; ", line)
+    assert re.match(r"examples 40/40 \([\d.]+/s, .* left\); answers: .*sts \d+.*; without text: truncated \d+; ", line)
     assert re.search(r"; \$0\.0\d of 5\.00, [\d,]+ tokens; paused for 3 s, the server asked for it$", line)
 
 
