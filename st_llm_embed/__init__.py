@@ -7,10 +7,10 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from st_llm_embed.doctor import doctor
+    from st_llm_embed.doctor import diagnose
     from st_llm_embed.doctor.verify import verify
     from st_llm_embed.errors import InputError
-    from st_llm_embed.export import export
+    from st_llm_embed.export import export_model
     from st_llm_embed.modules import LLMSentenceTransformer
     from st_llm_embed.pipeline import run_pipeline
     from st_llm_embed.publishing.publish import publish
@@ -23,8 +23,8 @@ __all__ = [
     "LLMSentenceTransformer",
     "Recipe",
     "__version__",
-    "doctor",
-    "export",
+    "diagnose",
+    "export_model",
     "publish",
     "run_pipeline",
     "verify",
@@ -35,8 +35,8 @@ _HOMES = {
     "LLMSentenceTransformer": "st_llm_embed.modules",
     "publish": "st_llm_embed.publishing.publish",
     "Recipe": "st_llm_embed.recipe",
-    "doctor": "st_llm_embed.doctor",
-    "export": "st_llm_embed.export",
+    "diagnose": "st_llm_embed.doctor",
+    "export_model": "st_llm_embed.export",
     "run_pipeline": "st_llm_embed.pipeline",
     "verify": "st_llm_embed.doctor.verify",
 }

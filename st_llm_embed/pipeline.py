@@ -15,13 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from st_llm_embed.data import Row, Split, check_rows, read_rows, rows_file, split_of, write_dataset
-from st_llm_embed.data.dataset import write_source
-from st_llm_embed.data.files import check_source, read_source
+from st_llm_embed.data import Row, Split, check_rows, read_rows, rows_file, write_dataset
+from st_llm_embed.data.dataset import task_type_of, write_source
+from st_llm_embed.data.sources import check_source, read_source
 from st_llm_embed.errors import InputError, explained
+from st_llm_embed.modules.layout import model_fingerprint
 from st_llm_embed.processes import is_first_process, wait_for_all_processes
-from st_llm_embed.recipe import BASE, SYNTHESIS, Base, Mining, Recipe, Synthesis
-from st_llm_embed.stage import TRAINING_STAGE, build_stage, file_hash, file_hashes, full_disk_explained, owned_folder
+from st_llm_embed.recipe import BASE, SYNTHESIS, TRAINED, Mining, Recipe, Synthesis
+from st_llm_embed.stage import TRAINING_STAGE, build_stage, file_hash, full_disk_explained, owned_folder
 from st_llm_embed.synthesis.generate import Projection, check_synthesis, estimate, generate
 from st_llm_embed.synthesis.output import write_synthetic_dataset
 from st_llm_embed.synthesis.selection import Selection, Similarities
@@ -37,40 +38,46 @@ def check_inputs(recipe: Recipe) -> None:
     """
     from st_llm_embed.evaluation import check_best_score
     from st_llm_embed.training import check_training
-    from st_llm_embed.training.stages import check_configurations
+    from st_llm_embed.training.train import configurations_of
 
     check_training(recipe)
-    check_data(recipe)
-    check_configurations(recipe)
+    rows = check_data(recipe)
     if recipe.evaluation.tasks:
         # Importing mteb takes seconds.
-        from st_llm_embed.evaluation.benchmark.task_score import scored_task
+        from st_llm_embed.evaluation.mteb import scored_task
 
         for name in recipe.evaluation.tasks:
             scored_task(name)
-    if recipe.data.rows != SYNTHESIS:
-        rows, fraction = read_rows(rows_file(recipe.data.rows)), recipe.data.validation_fraction
-        held_out = {row.task_type for row in rows if split_of(row, fraction) == "validation"}
+    if rows is not None:
+        if not recipe.data.sources and recipe.data.mining is None:
+            for stage in recipe.stages:
+                configurations_of(stage, [name for name, split in rows if split == "train"])
+        held_out = {task_type_of(name) for name, split in rows if split == "validation"}
         for training in recipe.trainings():
             check_best_score(training, held_out)
 
 
-def check_data(recipe: Recipe) -> None:
+def check_data(recipe: Recipe) -> Counter[tuple[str, Split]] | None:
     """Check the rows, or what is needed to have an LLM write them.
+
+    Returns:
+        The rows by (configuration, split); None where they are not written yet.
 
     Raises:
         InputError: they cannot be used.
     """
     if recipe.data.mining is not None:
-        from st_llm_embed.training.hard_negatives import check_mining
+        from st_llm_embed.data.mining import check_mining
 
         check_mining(recipe.data.mining)
+    rows = None
     if recipe.data.rows == SYNTHESIS:
         check_synthesis(synthesis_of(recipe))
     else:
-        check_rows(rows_file(recipe.data.rows), recipe.data.validation_fraction)
+        rows = check_rows(rows_file(recipe.data.rows), recipe.data.validation_fraction)
     for name, source in recipe.data.sources.items():
         check_source(name, source)
+    return rows
 
 
 def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
@@ -110,10 +117,87 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
         # The whole recipe lies in the release.
         build_stage(
             release_dir,
-            {"evaluation": evaluated, "recipe": recipe.model_dump(mode="json", exclude=_unused(recipe))},
+            {"evaluation": evaluated, "recipe": recipe.model_dump(mode="json")},
             lambda folder: write_release(recipe, dataset_dir, training_dir, evaluation_dir, folder),
         )
         return json.loads((evaluation_dir / "report.json").read_text(encoding="utf-8"))
+
+
+def check_student_inputs(recipe: Recipe) -> None:
+    """Check what a distillation needs that can be checked in seconds, before anything is written.
+
+    Raises:
+        InputError: teacher, student, rows, texts or a section of the recipe cannot be used.
+    """
+    from st_llm_embed.distillation import check_distillation, distillation_of
+
+    check_distillation(recipe)
+    trains_the_teacher = distillation_of(recipe).teacher.name_or_path == TRAINED
+    (check_inputs if trains_the_teacher else check_data)(recipe)
+
+
+def run_distillation(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
+    """Make the recipe's student: rows -> (teacher) -> student -> report -> release. Finished stages are kept.
+
+    Args:
+        recipe: all choices.
+        output_dir: as for `run_pipeline`, which runs first if the teacher is the model that the recipe trains. Also
+            gets teacher/ (its vectors), student/, student-report/ and student-release/.
+
+    Returns:
+        The content of student-report/report.json.
+
+    Raises:
+        InputError: as `run_pipeline`; or teacher, student or texts cannot be used.
+    """
+    from st_llm_embed.distillation import (
+        check_distillation,
+        distillation_of,
+        teacher_instructions,
+        train_student,
+        write_student_report,
+    )
+    from st_llm_embed.publishing.release import write_student_release
+
+    distillation = distillation_of(recipe)
+    check_distillation(recipe)
+    if distillation.teacher.name_or_path == TRAINED:
+        run_pipeline(recipe, output_dir)
+    else:
+        check_data(recipe)
+    with run_in(output_dir, recipe):
+        data = build_data(recipe, output_dir)
+        named = distillation.teacher
+        path = str(output_dir / "release") if named.name_or_path == TRAINED else named.name_or_path
+        teacher = path, model_fingerprint(path, named.revision)
+        dataset_dir, student_dir, report_dir = (output_dir / name for name in ("dataset", "student", "student-report"))
+        trained = build_stage(
+            student_dir,
+            {
+                **{folder.name: content_hash(folder) for folder in data if distillation.rows},
+                "texts": [file_hash(Path(name)) for name in distillation.texts],
+                "teacher": teacher[1],
+                "distillation": distillation.model_dump(
+                    mode="json", exclude={"texts": True, "teacher": {"batch_size"}}
+                ),
+                "seed": recipe.seed,
+                "instructions": teacher_instructions(recipe),
+            },
+            lambda folder: train_student(recipe, list(data), teacher, output_dir / "teacher", folder),
+            resumable=True,
+        )
+        reported = build_stage(
+            report_dir,
+            {"student": trained, "rows": content_hash(dataset_dir), "name": recipe.name}
+            | recipe.evaluation.model_dump(include={"batch_size"}),
+            lambda folder: write_student_report(recipe, dataset_dir, path, student_dir, folder),
+        )
+        build_stage(
+            output_dir / "student-release",
+            {"report": reported, "recipe": recipe.model_dump(mode="json")},
+            lambda folder: write_student_release(recipe, dataset_dir, student_dir, report_dir, folder),
+        )
+        return json.loads((report_dir / "report.json").read_text(encoding="utf-8"))
 
 
 def training_folders(recipe: Recipe) -> list[str]:
@@ -210,7 +294,8 @@ def _train_stages(recipe: Recipe, output_dir: Path, data: Sequence[Path]) -> tup
     """Train the stages of a recipe, each on from the one before; return as `_train`."""
     from st_llm_embed.evaluation import held_out_evaluator
     from st_llm_embed.training import train
-    from st_llm_embed.training.stages import configurations_of, going_on_from
+    from st_llm_embed.training.adapter import continue_from
+    from st_llm_embed.training.train import configurations_of
 
     names = [path.parent.name for folder in data for path in folder.glob("*/train.parquet")]
     # All of them, so that a name in a later stage is wrong before an earlier one has trained.
@@ -225,7 +310,7 @@ def _train_stages(recipe: Recipe, output_dir: Path, data: Sequence[Path]) -> tup
         start = resolved
         if done:
             former, inputs["before"] = done[-1]
-            start = going_on_from(resolved, former)
+            start = continue_from(resolved, former)
         build = partial(
             train,
             start,
@@ -241,12 +326,10 @@ def _train_stages(recipe: Recipe, output_dir: Path, data: Sequence[Path]) -> tup
 
 def _training_inputs(recipe: Recipe) -> dict[str, Any]:
     """Give what the result of a training depends on besides its rows."""
-    return {"base": _base_hash(recipe), **recipe.model_dump(include={"lora", "loss", "batches", "training", "seed"})}
-
-
-def _unused(recipe: Recipe) -> set[str]:
-    # A section that came later and is empty must not change the release of a recipe without it.
-    return {name for name in ("stages", "distillation") if not getattr(recipe, name)}
+    return {
+        "base": _base_fingerprint(recipe),
+        **recipe.model_dump(include={"lora", "loss", "batches", "training", "seed"}),
+    }
 
 
 def synthesis_of(recipe: Recipe) -> Synthesis:
@@ -258,7 +341,7 @@ def synthesis_of(recipe: Recipe) -> Synthesis:
     if recipe.synthesis is None or recipe.data.rows != SYNTHESIS:
         raise InputError(
             f"Recipe {recipe.name} takes its rows from {recipe.data.rows}. To have an LLM write them, set data.rows "
-            "to synthesis and give a section synthesis; recipes/demo.yaml has one."
+            "to synthesis and give a section synthesis; the recipe demo has one."
         )
     return recipe.synthesis
 
@@ -297,7 +380,7 @@ def _build_dataset(recipe: Recipe, output_dir: Path, selection: Selection | None
         counts = _mined(recipe, output_dir, folder) or counts
         (folder / "README.md").write_text(dataset_card(recipe, folder, counts), encoding="utf-8")
 
-    build_stage(folder, inputs, build, anew=anew)
+    build_stage(folder, inputs, build, again=anew)
     return content_hash(folder)
 
 
@@ -357,29 +440,28 @@ def _mined(recipe: Recipe, output_dir: Path, folder: Path) -> Counter[tuple[str,
     """Mine negatives for the rows in a folder, if the recipe says so; vectors/ keeps what was encoded."""
     if recipe.data.mining is None:
         return None
-    from st_llm_embed.training.hard_negatives import mine_hard_negatives
+    from st_llm_embed.data.mining import mine_dataset, mining_model
+    from st_llm_embed.data.vectors import VectorFolder, encoding
+    from st_llm_embed.training.adapter import starting_model
 
-    model = json.dumps(_mining_model(recipe, recipe.data.mining), sort_keys=True)
-    return mine_hard_negatives(recipe, recipe.data.mining, folder, output_dir / "vectors", model)
+    mining = recipe.data.mining
+    embedder = starting_model(recipe) if mining.model == BASE else mining_model(mining)
+    model = json.dumps(_mining_model(recipe, mining), sort_keys=True)
+    encoder = f"{model}\n{mining.query_prompt!r}\n{mining.document_prompt!r}"
+    vectors = VectorFolder(output_dir / "vectors", encoding(embedder, mining), encoder)
+    return mine_dataset(folder, mining, vectors, str(embedder.device))
 
 
 def _mining_model(recipe: Recipe, mining: Mining) -> dict[str, Any]:
-    """Identify the mining model as `_base_hash` does the base."""
+    """Identify the mining model as `_base_fingerprint` does the base."""
     if mining.model == BASE:
-        return _base_hash(recipe) | ({"seed": recipe.seed} if recipe.base.random_init else {})
-    return {"name_or_path": file_hashes(Path(mining.model)) or mining.model, "revision": mining.revision}
+        return _base_fingerprint(recipe) | ({"seed": recipe.seed} if recipe.base.random_init else {})
+    return {"model": model_fingerprint(mining.model, mining.revision)}
 
 
-def _base_hash(recipe: Recipe) -> dict[str, Any]:
-    """Identify base and adapter: by the content of a local folder's files, by name and revision on the Hub."""
-    from st_llm_embed.modules import base_path
-
-    base = recipe.base.model_dump()
-    for key in ("pooling_mode", "instructions"):
-        # They came later, and what was trained without them had their defaults.
-        if base[key] == Base.model_fields[key].default:
-            del base[key]
-    for key in ("name_or_path", "adapter"):
-        if base[key] is not None:
-            base[key] = file_hashes(Path(base_path(base[key])), "*") or base[key]
+def _base_fingerprint(recipe: Recipe) -> dict[str, Any]:
+    """Identify base and adapter: by the content of a local folder, by name and revision on the Hub."""
+    base = recipe.base.model_dump(exclude={"revision"})
+    base["name_or_path"] = model_fingerprint(recipe.base.name_or_path, recipe.base.revision)
+    base["adapter"] = recipe.base.adapter and model_fingerprint(recipe.base.adapter)
     return base

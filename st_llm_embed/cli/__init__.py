@@ -7,17 +7,14 @@ import sys
 import typer
 
 from st_llm_embed.cli import (
-    ablation,
-    distillation,
-    doctor,
-    encoding,
+    check,
+    distill,
+    encode,
     evaluation,
-    export,
     publish,
     recipes,
-    runs,
+    run,
     synthesis,
-    verify,
 )
 from st_llm_embed.errors import InputError
 
@@ -29,16 +26,13 @@ app = typer.Typer(
 )
 app.add_typer(recipes.app, name="recipes")
 for commands in (
-    runs.app,
+    run.app,
     synthesis.app,
     evaluation.app,
-    export.app,
-    doctor.app,
-    verify.app,
+    check.app,
     publish.app,
-    encoding.app,
-    distillation.app,
-    ablation.app,
+    encode.app,
+    distill.app,
 ):
     app.add_typer(commands)
 

@@ -1,7 +1,8 @@
-"""The probe: canary texts with the token ids and vectors that every copy and server of a model has to give.
+"""Reference texts, and how near two vectors of one text have to be.
 
-Each text shows a fault that is silent otherwise: an empty one where EOS is missing, one with blanks at its ends where
-they are stripped, an over-long one where it is cut elsewhere, and so on.
+The probe of a model, probe.json, holds texts with the token ids and vectors that every copy and server of the model
+has to return. Each text shows a fault that is silent otherwise: an empty one where EOS is missing, one with whitespace
+at its ends where that is stripped, an over-long one where it is cut elsewhere, and so on.
 """
 
 from __future__ import annotations
@@ -29,10 +30,36 @@ PROBE_FILE = "probe.json"
 VERSION = 1
 
 MINIMUM_COSINE = 0.9999
-"""What rounding in float32 leaves of the similarity of two vectors of one text; half precision needs less."""
+"""What rounding in float32 leaves of the similarity of two vectors of one text, computed in another order."""
+
+EXACT_COSINE = 0.99999
+"""For the same weights in the same precision by another runtime; two texts above it are not distinguished."""
+
+SIXTEEN_BIT_COSINE = 0.999
+"""For bfloat16 and float16, where two batch sizes alone leave down to 0.9998."""
+
+ROUNDED_COSINE = 0.995
+"""Above it a difference of all texts looks like rounding: bfloat16 leaves 0.999, eight bits less."""
+
+NORM_TOLERANCE = 0.01
+"""A vector of norm 1 rounded to bfloat16 is within it."""
+
+FLOAT32_NORM_TOLERANCE = 1e-3
+
+CHECK_TEXTS = (
+    "",
+    " ",
+    "a",
+    "two words",
+    " edges \n",
+    "Ünïcödé 文字 текст 🎈",
+    "Instruct: Given a question, retrieve passages that answer it.\nQuery: why is the sky blue?",
+    "one two three four five six seven " * 4,
+)
+"""For checks of a loaded model: empty, blank, short and longer texts in several scripts, and an instruction."""
 
 LONGEST_PROBE = 4096
-"""Tokens. With a limit above it, the over-long texts still show shorter limits."""
+"""Tokens. With a higher limit, the over-long texts still show lower ones."""
 
 TAIL = " Here ends the long text: a red harbour at dawn, seven bells and an orange kite."
 
@@ -58,13 +85,13 @@ DOCUMENTS = {
 
 @dataclass(frozen=True)
 class ProbeText:
-    """One canary."""
+    """One text of a probe."""
 
     name: str
     role: Role
     text: str
     prompt: str
-    """What stands before the text."""
+    """What is put before the text."""
     ids: tuple[int, ...]
     """Of prompt and text, special tokens included, cut at the model's length."""
     vector: NDArray[np.float32]
@@ -78,7 +105,7 @@ class ProbeText:
 
 @dataclass(frozen=True)
 class Probe:
-    """Canary texts of one model."""
+    """The reference texts of one model."""
 
     model: str | None
     """Name on the Hub."""
@@ -92,19 +119,31 @@ class Probe:
     texts: tuple[ProbeText, ...]
 
 
+def cosines(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.float64]:
+    """Return cosine similarities along the last axis of vectors, shape (..., dimension); nan for a zero vector."""
+    a, b = one.astype(np.float64), other.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        return (a * b).sum(axis=-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
+
+
 def make_probe(model: SentenceTransformer, name: str | None = None) -> Probe:
-    """Compute the ids and vectors of the canary texts.
+    """Compute the ids and vectors of the reference texts.
 
     Args:
-        model: stock sentence-transformers in float32, on the CPU where the vectors shall be those of any machine.
+        model: stock sentence-transformers in float32, on the CPU for vectors that are those of any machine.
         name: the model's name on the Hub.
 
     Raises:
         InputError: the model states no longest text, or its tokenizer has no vocabulary.
     """
-    limit = _length(model)
+    if model.max_seq_length is None:
+        raise InputError(
+            "The model states no longest text (max_seq_length), so no probe can be made of where it cuts texts. Set "
+            "model.max_seq_length and save it again."
+        )
+    limit = None if model.max_seq_length == math.inf else int(model.max_seq_length)
     prompts = {role: model.prompts.get(role) or "" for role in ("query", "document")}
-    texts = [_text(model, *one) for one in _canaries(model, prompts, limit)]
+    texts = [_text(model, *one) for one in _reference_texts(model, prompts, limit)]
     # To a static model a text without tokens has no vector.
     texts = [text for text in texts if text.ids]
     special = set(getattr(model.tokenizer, "all_special_ids", ()))
@@ -142,7 +181,7 @@ def write_probe(probe: Probe, path: Path) -> None:
             "prompt": text.prompt,
             "ids": text.ids,
             "length": len(text.ids),
-            # The shortest digits that give the same float32.
+            # The shortest digits that read back as the same float32.
             "vector": [float(str(number)) for number in text.vector],
         }
         for text in probe.texts
@@ -156,7 +195,7 @@ def read_probe(path: Path) -> Probe:
     """Read what `write_probe` wrote.
 
     Raises:
-        InputError: there is no such file, or it is no probe of this version.
+        InputError: there is no such file, or it is not a probe of this version.
     """
     try:
         read = _File.model_validate_json(path.read_text(encoding="utf-8"))
@@ -165,15 +204,19 @@ def read_probe(path: Path) -> Probe:
     except (ValidationError, UnicodeDecodeError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
         place = ".".join(map(str, first["loc"])) or "the file"
-        raise InputError(f"{path} is no probe that can be read: {place}: {first['msg']}. {WANTED}") from error
+        raise InputError(f"{path} is not a probe that can be read: {place}: {first['msg']}. {WANTED}") from error
     texts = tuple(
         ProbeText(one.name, one.role, one.text, one.prompt, tuple(one.ids), np.array(one.vector, dtype=np.float32))
         for one in read.texts
     )
-    wrong = [text.name for text in texts if len(text.vector) != read.dimension or not _is_unit(text.vector)]
+    wrong = [
+        text.name
+        for text in texts
+        if len(text.vector) != read.dimension or abs(np.linalg.norm(text.vector) - 1) > FLOAT32_NORM_TOLERANCE
+    ]
     if wrong:
         raise InputError(
-            f"{path} is no probe that can be read: the vector of {wrong[0]!r} is not one of length 1 with "
+            f"{path} is not a probe that can be read: the vector of {wrong[0]!r} is not one of length 1 with "
             f"{read.dimension} numbers. {WANTED}"
         )
     return Probe(read.model, read.max_seq_length, read.dimension, read.dtype, read.prompts, texts)
@@ -203,25 +246,10 @@ class _File(BaseModel):
     texts: Annotated[list[_Text], Field(min_length=1)]
 
 
-def _is_unit(vector: NDArray[np.float32]) -> bool:
-    return bool(abs(np.linalg.norm(vector) - 1) < 1e-3)
-
-
-def _length(model: SentenceTransformer) -> int | None:
-    if model.max_seq_length == math.inf:
-        return None
-    if model.max_seq_length is None:
-        raise InputError(
-            "The model states no longest text (max_seq_length), so that no probe can be made of where it cuts texts. "
-            "Set model.max_seq_length and save it again."
-        )
-    return int(model.max_seq_length)
-
-
-def _canaries(
+def _reference_texts(
     model: SentenceTransformer, prompts: dict[str, str], limit: int | None
 ) -> list[tuple[str, Role, str, str]]:
-    """Give name, role, text and prompt of each canary."""
+    """Return name, role, text and prompt of each reference text."""
     documents = DOCUMENTS
     if limit is not None:
         end = model.tokenizer.eos_token or model.tokenizer.sep_token or "</s>"
@@ -231,18 +259,18 @@ def _canaries(
             "over-long": long + TAIL,
             "over-long without its tail": long,
         }
-    canaries: list[tuple[str, Role, str, str]] = [
+    texts: list[tuple[str, Role, str, str]] = [
         (name, "document", text, prompts["document"]) for name, text in documents.items()
     ]
     return [
-        *canaries,
+        *texts,
         ("query", "query", QUESTION, prompts["query"]),
         ("query of another task", "query", QUESTION, instruction_prompt(OTHER_INSTRUCTION)),
     ]
 
 
 def _long_text(model: SentenceTransformer, limit: int) -> str:
-    """Make a text that has a few tokens more than the limit, each line of it another one."""
+    """Make a text of a few tokens more than the limit, no two lines of it the same."""
     tokenizer: Any = model.tokenizer
     lines = [f"Line {number} of a long text." for number in range(1, limit + 2)]
     low, high = 1, len(lines)
@@ -259,6 +287,6 @@ def _long_text(model: SentenceTransformer, limit: int) -> str:
 def _text(model: SentenceTransformer, name: str, role: Role, text: str, prompt: str) -> ProbeText:
     whole = prompt + text
     ids = model.preprocess([whole])["input_ids"].flatten().tolist()
-    # Alone, so that no padding has a part in it; the empty prompt keeps a default one away.
+    # Alone, so that there is no padding; the empty prompt keeps a default one away.
     [vector] = model.encode([whole], prompt="", normalize_embeddings=True, show_progress_bar=False)
     return ProbeText(name, role, text, prompt, tuple(ids), vector.astype(np.float32))

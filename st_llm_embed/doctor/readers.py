@@ -7,26 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from st_llm_embed.doctor.finding import Reading
 from st_llm_embed.doctor.repository import Repository
-
-POOLING_MODES = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
+from st_llm_embed.doctor.traps import Reading
+from st_llm_embed.modules.layout import LEGACY_MODULES, NEW_SETTINGS, POOLING_FLAGS
 
 FLAG_CLASSES = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "CohereTokenizer")
 """Classes whose fast version in transformers 4 rebuilds the post-processor from add_bos_token and add_eos_token."""
 
 FLAG_MODEL_TYPES = ("llama", "mistral", "mixtral", "gemma", "gemma2", "cohere")
 """Model types for which transformers 4 takes one of those classes where no class is named."""
-
-UNLIMITED = 10**9
-"""transformers writes 1e30 where a tokenizer has no limit."""
 
 TEI_MODEL_TYPES = ("mistral", "llama", "qwen2", "qwen3", "gemma3_text", "nomic_bert", "gte", "new")
 LLAMA_CPP_POOLS = ("Qwen2", "Qwen3", "Gemma3Text", "Arcee")
@@ -35,7 +24,7 @@ LLAMA_CPP_READS = ("Llama", "Mistral", "Mixtral")
 
 
 def read_all(repository: Repository) -> list[Reading]:
-    """Give what every library understands; the first is sentence-transformers 6, the reference of the others."""
+    """Return what every library understands; the first is sentence-transformers 6, the reference of the others."""
     return [
         sentence_transformers_6(repository),
         sentence_transformers_5(repository),
@@ -47,56 +36,41 @@ def read_all(repository: Repository) -> list[Reading]:
     ]
 
 
-def around(repository: Repository) -> tuple[list[int], list[int]]:
-    """Give the special tokens that tokenizer.json puts before and behind a text."""
-    if repository.tokenizer is None:
-        return [], []
-    whole = repository.tokenizer.encode("a").ids
-    bare = repository.tokenizer.encode("a", add_special_tokens=False).ids
-    for start in range(len(whole) - len(bare) + 1):
-        if whole[start : start + len(bare)] == bare:
-            return whole[:start], whole[start + len(bare) :]
-    return [], []
-
-
 def sentence_transformers_6(repository: Repository) -> Reading:
     """sentence_transformers 6.2: base/modules/transformer.py, sentence_transformer/modules/pooling.py."""
-    settings = _settings(repository)
-    limit = settings.get("max_seq_length") or _least(repository, "model_max_length", "max_position_embeddings")
-    custom = _custom_module(repository)
+    kinds = (one["type"] for one in repository.modules)
+    custom = next((kind for kind in kinds if not kind.startswith("sentence_transformers.")), None)
     return Reading(
         "sentence-transformers 6",
         "sentence_transformers/base/modules/transformer.py",
         refuses=f"modules.json names {custom}, which needs trust_remote_code" if custom else None,
-        pooling=_pooling_of_both_spellings(repository),
-        normalize=repository.module("Normalize") is not None,
-        max_length=limit,
+        pooling=repository.pooling,
+        normalize=repository.normalized,
+        max_length=repository.max_seq_length,
         ends_with=_from_post_processor(repository),
-        lower_case=bool(settings.get("do_lower_case")),
+        lower_case=bool(repository.settings.get("do_lower_case")),
     )
 
 
 def sentence_transformers_5(repository: Repository) -> Reading:
     """sentence_transformers 5.1.2 on transformers 4.57: models/Transformer.py, models/Pooling.py."""
-    settings = _settings(repository)
+    settings = repository.settings
     new = next((one["type"] for one in repository.modules if _is_new_path(one["type"])), None)
-    unknown = sorted(
-        settings.keys() & {"transformer_task", "modality_config", "module_output_name", "processing_kwargs"}
-    )
+    unknown = sorted(settings.keys() & {*NEW_SETTINGS, "processing_kwargs"})
     refuses = _transformers_4_refuses(repository)
     if new is not None:
         refuses = f"No module named {new.rpartition('.')[0]!r}"
     elif unknown:
         refuses = f"Transformer.__init__() got an unexpected keyword argument {unknown[0]!r}"
-    elif "embedding_dimension" in (_pooling_file(repository) or {}):
+    elif "embedding_dimension" in (repository.pooling_config or {}):
         refuses = "Pooling.__init__() got an unexpected keyword argument 'embedding_dimension'"
     return Reading(
         "sentence-transformers 5",
         "sentence_transformers/models/Transformer.py",
         refuses=refuses,
         pooling=_pooling_of_booleans(repository, mean_by_default=True),
-        normalize=repository.module("Normalize") is not None,
-        max_length=settings.get("max_seq_length") or _least(repository, "model_max_length", "max_position_embeddings"),
+        normalize=repository.normalized,
+        max_length=settings.get("max_seq_length") or repository.least("model_max_length", "max_position_embeddings"),
         ends_with=_of_transformers_4(repository),
         lower_case=bool(settings.get("do_lower_case")),
     )
@@ -107,7 +81,7 @@ def transformers_5(repository: Repository) -> Reading:
     return Reading(
         "transformers 5",
         "transformers/tokenization_utils_tokenizers.py",
-        max_length=_least(repository, "model_max_length"),
+        max_length=repository.least("model_max_length"),
         ends_with=_from_post_processor(repository),
     )
 
@@ -118,7 +92,7 @@ def transformers_4(repository: Repository) -> Reading:
         "transformers 4",
         "transformers/models/llama/tokenization_llama_fast.py",
         refuses=_transformers_4_refuses(repository),
-        max_length=_least(repository, "model_max_length"),
+        max_length=repository.least("model_max_length"),
         ends_with=_of_transformers_4(repository),
     )
 
@@ -126,17 +100,17 @@ def transformers_4(repository: Repository) -> Reading:
 def tei(repository: Repository) -> Reading:
     """text-embeddings-inference 1.9: the structs ModelConfig, PoolConfig and STConfig of router/src/lib.rs."""
     reader, source = "TEI", "text-embeddings-inference/router/src/lib.rs"
-    kind = repository.config.get("model_type")
+    kind = repository.model_type
     if kind not in TEI_MODEL_TYPES:
         return Reading(reader, source, not_for=f"it serves no models of type {kind!r}")
     if not repository.modules:
         return Reading(reader, source, not_for="without modules.json the pooling has to be given by --pooling")
-    settings, pooling = _settings(repository), _pooling_file(repository)
+    settings, pooling = repository.settings, repository.pooling_config
     refuses = None
     if "architectures" not in repository.config or "max_position_embeddings" not in repository.text_config:
         refuses = "Failed to parse `config.json`"
     elif pooling is None or not all(
-        isinstance(pooling.get(key), bool) for key in ("pooling_mode_cls_token", "pooling_mode_mean_tokens")
+        isinstance(pooling.get(key), bool) for key in (POOLING_FLAGS["cls"], POOLING_FLAGS["mean"])
     ):
         refuses = "Failed to parse `1_Pooling/config.json`"
     elif "sentence_bert_config.json" in repository.files and not isinstance(settings.get("max_seq_length"), int):
@@ -150,7 +124,7 @@ def tei(repository: Repository) -> Reading:
         pooling=_pooling_of_booleans(repository),
         # /embed normalises unless it is asked not to.
         normalize=True,
-        max_length=settings.get("max_seq_length") or _least(repository, "max_position_embeddings"),
+        max_length=settings.get("max_seq_length") or repository.least("max_position_embeddings"),
         ends_with=_from_post_processor(repository),
         lower_case=False,
     )
@@ -161,17 +135,17 @@ def vllm(repository: Repository) -> Reading:
     reader, source = "vLLM", "vllm/transformers_utils/config.py"
     if "params.json" in repository.files:
         return Reading(reader, source, refuses="params.json makes it read the repository in Mistral's own format")
-    legacy = any(one["type"] == "sentence_transformers.models.Pooling" for one in repository.modules)
+    legacy = any(one["type"] == f"{LEGACY_MODULES}.Pooling" for one in repository.modules)
     named = _pooling_of_booleans(repository) if legacy else None
-    settings = _settings(repository)
+    settings = repository.settings
     whole = settings.keys() >= {"max_seq_length", "do_lower_case"}
     return Reading(
         reader,
         source,
         # Without a configuration that it knows, silently the default of decoders.
         pooling=named or "lasttoken",
-        normalize=repository.module("Normalize") is not None if legacy else True,
-        max_length=settings["max_seq_length"] if whole else _least(repository, "max_position_embeddings"),
+        normalize=repository.normalized if legacy else True,
+        max_length=settings["max_seq_length"] if whole else repository.least("max_position_embeddings"),
         ends_with=_from_post_processor(repository),
         lower_case=bool(settings["do_lower_case"]) if whole else False,
     )
@@ -180,86 +154,58 @@ def vllm(repository: Repository) -> Reading:
 def llama_cpp(repository: Repository) -> Reading:
     """llama.cpp's converter: conversion/base.py (_try_set_pooling_type), gguf-py/gguf/vocab.py (SpecialVocab)."""
     reader, source = "llama.cpp", "llama.cpp/conversion/base.py"
-    named = (repository.config.get("architectures") or [""])[0]
-    family = named.removesuffix("ForCausalLM").removesuffix("Model")
+    family = llama_cpp_family(repository)
     ends_with = _of_llama_cpp(repository)
     if family in LLAMA_CPP_POOLS:
-        pooling = _pooling_of_both_spellings(repository)
-        return Reading(reader, source, pooling=pooling, ends_with=ends_with, lower_case=False)
+        return Reading(reader, source, pooling=repository.pooling, ends_with=ends_with, lower_case=False)
     if family in LLAMA_CPP_READS:
         # The converter's class for Llama and Mistral writes no pooling type, whatever the repository says.
         return Reading(reader, source, ends_with=ends_with, lower_case=False)
-    return Reading(reader, source, not_for=f"its converter writes no pooling for {named or 'this architecture'}")
+    return Reading(reader, source, not_for=f"its converter writes no pooling for {family or 'this architecture'}")
+
+
+def llama_cpp_family(repository: Repository) -> str:
+    """Return the architecture by which the converter of llama.cpp chooses its class."""
+    named = (repository.config.get("architectures") or [""])[0]
+    return named.removesuffix("ForCausalLM").removesuffix("Model")
 
 
 def chat_rendered(repository: Repository) -> bool:
-    """Say whether sentence-transformers 6 renders every text by the chat template."""
-    modality = _settings(repository).get("modality_config")
+    """Return whether sentence-transformers 6 renders every text by the chat template."""
+    modality = repository.settings.get("modality_config")
     if not isinstance(modality, dict) or not {"text", "message"} <= modality.keys():
         return False
     return "chat_template.jinja" in repository.files or bool(repository.tokenizer_config.get("chat_template"))
 
 
 def rope_of_transformers_4(config: dict[str, Any]) -> tuple[float, str]:
-    """Give base and kind of rotary positions that a reader without `rope_parameters` takes."""
+    """Return base and kind of rotary positions that a reader without `rope_parameters` takes."""
     scaling = config.get("rope_scaling") or {}
     return float(config.get("rope_theta", 10_000.0)), scaling.get("rope_type", scaling.get("type", "default"))
 
 
 def rope_of_transformers_5(config: dict[str, Any]) -> tuple[float, str]:
-    """Give base and kind of rotary positions that transformers 5 takes."""
+    """Return base and kind of rotary positions that transformers 5 takes."""
     parameters = config.get("rope_parameters") or {}
     theta, kind = rope_of_transformers_4(config)
     return float(parameters.get("rope_theta", theta)), parameters.get("rope_type", kind)
 
 
-def _settings(repository: Repository) -> dict[str, Any]:
-    """Read sentence_bert_config.json."""
-    return repository.table("sentence_bert_config.json")
-
-
 def _is_new_path(kind: str) -> bool:
-    return kind.startswith("sentence_transformers.") and not kind.startswith("sentence_transformers.models.")
-
-
-def _custom_module(repository: Repository) -> str | None:
-    kinds = (one["type"] for one in repository.modules)
-    return next((kind for kind in kinds if not kind.startswith("sentence_transformers.")), None)
-
-
-def _pooling_file(repository: Repository) -> dict[str, Any] | None:
-    module = repository.module("Pooling")
-    return None if module is None else repository.table(repository.file_of(module))
+    return kind.startswith("sentence_transformers.") and not kind.startswith(LEGACY_MODULES)
 
 
 def _pooling_of_booleans(repository: Repository, *, mean_by_default: bool = False) -> str | None:
-    config = _pooling_file(repository) or {}
+    config = repository.pooling_config or {}
     if mean_by_default:
-        config = {"pooling_mode_mean_tokens": True} | config
-    return "+".join(name for key, name in POOLING_MODES.items() if config.get(key) is True) or None
-
-
-def _pooling_of_both_spellings(repository: Repository) -> str | None:
-    config = _pooling_file(repository)
-    if config is None:
-        # A plain language model: sentence-transformers makes a mean pooling of its own.
-        return None if repository.modules else "mean"
-    mode = config.get("pooling_mode")
-    if isinstance(mode, list):
-        return "+".join(mode)
-    return mode or _pooling_of_booleans(repository) or "mean"
-
-
-def _least(repository: Repository, *keys: str) -> int | None:
-    both = repository.text_config | repository.tokenizer_config
-    limits = [both[key] for key in keys if isinstance(both.get(key), (int, float)) and 0 < both[key] < UNLIMITED]
-    return int(min(limits)) if limits else None
+        config = {POOLING_FLAGS["mean"]: True} | config
+    return "+".join(name for name, key in POOLING_FLAGS.items() if config.get(key) is True) or None
 
 
 def _from_post_processor(repository: Repository) -> str | None:
     if repository.tokenizer is None:
         return None
-    _, after = around(repository)
+    _, after = repository.around
     return repository.token(after[-1]) if after else ""
 
 
@@ -276,11 +222,7 @@ def _of_transformers_4(repository: Repository) -> str | None:
     if repository.tokenizer is None:
         return None
     named = repository.tokenizer_config.get("tokenizer_class")
-    by_flags = (
-        named.removesuffix("Fast") in FLAG_CLASSES
-        if named
-        else repository.config.get("model_type") in FLAG_MODEL_TYPES
-    )
+    by_flags = named.removesuffix("Fast") in FLAG_CLASSES if named else repository.model_type in FLAG_MODEL_TYPES
     if not by_flags:
         return _from_post_processor(repository)
     return _eos(repository) if repository.tokenizer_config.get("add_eos_token") else ""

@@ -1,43 +1,53 @@
-"""A repository as files: a folder, or the small files of one on the Hub. Weights are read by their headers alone."""
+"""What a saved repository says: a folder, or the small files of one on the Hub.
+
+The one reader for doctor, cards, export and publish. Of weights it reads names and shapes alone, unless asked.
+"""
 
 from __future__ import annotations
 
 import json
-import struct
+import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import yaml
 from huggingface_hub import HfApi, hf_hub_download, parse_safetensors_file_metadata, snapshot_download
 from huggingface_hub.errors import (
-    HfHubHTTPError,
     HFValidationError,
     HTTPError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from numpy.typing import NDArray
+from safetensors import safe_open
 from tokenizers import Tokenizer
 
 from st_llm_embed.doctor.probe import PROBE_FILE, Probe, read_probe
 from st_llm_embed.errors import InputError, explained
+from st_llm_embed.modules.layout import pooling_dimension, pooling_modes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SETTINGS_FILE = "sentence_bert_config.json"
+PROMPTS_FILE = "config_sentence_transformers.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 SMALL_FILES = (
     "modules.json",
     "config.json",
-    "config_sentence_transformers.json",
-    "sentence_bert_config.json",
+    PROMPTS_FILE,
+    SETTINGS_FILE,
     "tokenizer_config.json",
     "tokenizer.json",
     "tokenizer.model",
     "special_tokens_map.json",
     "chat_template.jinja",
-    "adapter_config.json",
+    ADAPTER_CONFIG,
     "model.safetensors.index.json",
     PROBE_FILE,
     "recipe.yaml",
@@ -53,11 +63,10 @@ ENCODERS = (
     *("albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet"),
     *("new", "nomic_bert", "roberta", "xlm-roberta", "xlm-roberta-xl", "t5", "mt5", "umt5", "bart", "xlnet"),
 )
-"""Model types whose embedding hangs neither on EOS nor on the side of the padding."""
+"""Model types whose embedding depends neither on EOS nor on the side of the padding."""
 
-
-FLOATS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-"""numpy's types of the data types in safetensors files."""
+UNLIMITED = 10**7
+"""Tokens; transformers writes 1e30 where a tokenizer has no limit."""
 
 
 class NoDecoderError(InputError):
@@ -70,10 +79,10 @@ class Repository:
     Args:
         name_or_path: a folder, or a Hub id, of which only the small files are fetched.
         revision: branch, tag or commit of a Hub repository.
+        is_base: it is the base of an adapter, whose own base is not looked for.
 
     Raises:
         InputError: there is no such repository.
-        NoDecoderError: it holds no transformer, or an encoder.
     """
 
     def __init__(self, name_or_path: str, *, revision: str | None = None, is_base: bool = False) -> None:
@@ -84,32 +93,38 @@ class Repository:
         self.local = folder.is_dir()
         if self.local:
             self.folder = folder
-            self.files = frozenset(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+            self.files = frozenset(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         else:
             with _asking_the_hub(name_or_path):
                 self.files = frozenset(HfApi().list_repo_files(name_or_path, revision=revision))
                 wanted = [name for name in self.files if name in SMALL_FILES or name.endswith("/config.json")]
                 paths = [hf_hub_download(name_or_path, name, revision=revision) for name in sorted(wanted)]
             self.folder = Path(paths[0]).parents[sorted(wanted)[0].count("/")] if paths else Path()
-        if not {"config.json", "adapter_config.json"} & self.files and "modules.json" in self.files:
+
+    def check_decoder(self) -> None:
+        """Check that the repository holds a decoder, or an adapter of one.
+
+        Raises:
+            NoDecoderError: it holds no transformer, or an encoder.
+        """
+        if not {"config.json", ADAPTER_CONFIG} & self.files and "modules.json" in self.files:
             raise NoDecoderError(
-                f"{name_or_path} has no transformer at its top: it is a static model or an asymmetric pair, and what "
-                "doctor looks for are the traps of decoders. Nothing was checked; give a decoder."
+                f"{self.name} has no transformer at its top: it is a static model or an asymmetric pair, and doctor "
+                "looks for the traps of decoders. Nothing was checked; give a decoder."
             )
-        if not {"config.json", "adapter_config.json"} & self.files:
+        if not {"config.json", ADAPTER_CONFIG} & self.files:
             raise NoDecoderError(
-                f"{name_or_path} holds neither config.json nor adapter_config.json, so it is no model. Give the "
-                "folder or the Hub id of an embedding model."
+                f"{self.name} has neither config.json nor adapter_config.json, so it is not a model. Give the folder "
+                "or the Hub id of an embedding model."
             )
-        kind = self.config.get("model_type")
-        if kind in ENCODERS or self.config.get("is_encoder_decoder"):
+        if self.model_type in ENCODERS or self.config.get("is_encoder_decoder"):
             raise NoDecoderError(
-                f"{name_or_path} is of type {kind!r}, an encoder, and what doctor looks for are the traps of "
-                "decoders: EOS, last-token pooling, padding, adapters. Nothing was checked; give a decoder."
+                f"{self.name} is of type {self.model_type!r}, an encoder, and doctor looks for the traps of decoders: "
+                "EOS, last-token pooling, padding, adapters. Nothing was checked; give a decoder."
             )
 
     def whole_folder(self, without: Sequence[str] = ()) -> Path:
-        """Give the folder with all files, weights included; those of a Hub repository are downloaded.
+        """Return the folder with all files, weights included; those of a Hub repository are downloaded.
 
         Args:
             without: patterns of files that need not be downloaded.
@@ -121,7 +136,7 @@ class Repository:
             return self.folder
         with explained(
             f"{self.name} cannot be downloaded",
-            "Check the network and the room on the disk, and give the command again; finished files are kept.",
+            "Check the network and the free space, and run the command again; finished files are kept.",
         ):
             return Path(snapshot_download(self.name, revision=self.revision, ignore_patterns=list(without)))
 
@@ -129,7 +144,7 @@ class Repository:
         """Read a JSON file; None if there is none.
 
         Raises:
-            InputError: it is no JSON.
+            InputError: it is not JSON.
         """
         if name not in self.files:
             return None
@@ -148,7 +163,7 @@ class Repository:
         """
         content = self.json(name)
         if content is not None and not isinstance(content, dict):
-            raise InputError(f"{self.name}: {name} holds a {type(content).__name__}, and a JSON object is wanted.")
+            raise InputError(f"{self.name}: {name} holds a {type(content).__name__}, not a JSON object.")
         return content or {}
 
     def text(self, name: str) -> str:
@@ -165,22 +180,133 @@ class Repository:
         return read_probe(self.folder / PROBE_FILE) if PROBE_FILE in self.files else None
 
     @cached_property
+    def modules(self) -> list[dict[str, Any]]:
+        """modules.json; empty if there is none.
+
+        Raises:
+            InputError: it holds something else than modules.
+        """
+        content = self.json("modules.json")
+        if content is not None and not (isinstance(content, list) and all(map(_is_module, content))):
+            raise InputError(
+                f"{self.name}: modules.json has to be a list of modules, each with a type and a path inside the "
+                "repository. Save it again."
+            )
+        return content or []
+
+    @cached_property
+    def places(self) -> dict[str, str]:
+        """Folder of each module inside the repository, by class; of a pair, those of the model of documents."""
+        places = {_class(one["type"]): one.get("path", "") for one in reversed(self.modules)}
+        if "Router" not in places:
+            return places
+        routes = self.table(f"{places['Router']}/router_config.json".lstrip("/"))
+        return {_class(routes["types"][place]): place for place in routes["structure"]["document"]}
+
+    def file_of(self, module: str, name: str = "config.json") -> str:
+        """Return the path of a file of a module; that of the repository itself where it has no such module."""
+        return f"{self.places.get(module, '')}/{name}".lstrip("/")
+
+    @property
+    def kind(self) -> Literal["transformer", "static", "pair"]:
+        """`static`: a mean of token vectors alone. `pair`: one model for queries and another for documents."""
+        if any(_class(one["type"]) == "Router" for one in self.modules):
+            return "pair"
+        return "static" if "StaticEmbedding" in self.places else "transformer"
+
+    @cached_property
     def config(self) -> dict[str, Any]:
-        """The decoder's config.json, the base's for an adapter whose base lies here; empty where there is none."""
-        own = self.table("config.json")
-        if own or self.base is None:
-            return own
-        return self.base.config
+        """The transformer's config.json; for an adapter that of its base, if that can be reached; else empty."""
+        own = self.table(self.file_of("Transformer"))
+        return own if own or self.base is None else self.base.config
 
     @cached_property
     def text_config(self) -> dict[str, Any]:
         """The part of the configuration that describes the language model."""
         return self.config | self.config.get("text_config", {})
 
+    @property
+    def model_type(self) -> str | None:
+        """The type of the transformer, such as `mistral`."""
+        return self.config.get("model_type")
+
+    @property
+    def dtype(self) -> str | None:
+        """Data type of the weights, as the configuration states it."""
+        return self.config.get("dtype") or self.config.get("torch_dtype")
+
+    @property
+    def matryoshka_dimensions(self) -> Any:
+        """What config.json states as dimensions that vectors may be cut to."""
+        return self.config.get("matryoshka_dimensions")
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """sentence_bert_config.json."""
+        return self.table(self.file_of("Transformer", SETTINGS_FILE))
+
+    @property
+    def split_special_tokens(self) -> bool:
+        """Whether a literal ``</s>`` in a text stays text."""
+        return bool(((self.settings.get("processing_kwargs") or {}).get("text") or {}).get("split_special_tokens"))
+
+    @cached_property
+    def pooling_config(self) -> dict[str, Any] | None:
+        """The configuration of the pooling; None where there is no such module."""
+        return self.table(self.file_of("Pooling")) if "Pooling" in self.places else None
+
+    @property
+    def pooling(self) -> str | None:
+        """What sentence-transformers 6 pools by; `+` joins several, which are put side by side."""
+        if self.pooling_config is None:
+            # Of a plain language model sentence-transformers makes a mean pooling.
+            return None if self.modules else "mean"
+        return "+".join(pooling_modes(self.pooling_config))
+
+    @property
+    def normalized(self) -> bool:
+        """Whether a module scales vectors to length 1."""
+        return "Normalize" in self.places
+
+    @cached_property
+    def dimension(self) -> int:
+        """Size of a vector.
+
+        Raises:
+            InputError: no file states it.
+        """
+        config = self.pooling_config or {}
+        size = pooling_dimension(config)
+        size = size and size * len(pooling_modes(config))
+        if "Dense" in self.places:
+            size = self.table(self.file_of("Dense")).get("out_features") or size
+        if size is None and "StaticEmbedding" in self.places:
+            shapes = self.tensors(self.file_of("StaticEmbedding", "model.safetensors")).values()
+            size = next((shape[1] for shape in shapes if len(shape) == 2), None)
+        size = size or self.text_config.get("hidden_size")
+        if not isinstance(size, int):
+            raise InputError(
+                f"{self.name} does not say how many numbers a vector has: there is neither a pooling module nor "
+                "hidden_size in config.json. Save the model again with model.save_pretrained."
+            )
+        return size
+
+    @property
+    def max_seq_length(self) -> int | None:
+        """Tokens at which sentence-transformers cuts a text; None where no file limits it."""
+        limit = self.settings.get("max_seq_length") or self.least("model_max_length", "max_position_embeddings")
+        return limit if limit is not None and limit <= UNLIMITED else None
+
+    def least(self, *keys: str) -> int | None:
+        """Return the smallest limit that config.json and tokenizer_config.json state under these keys."""
+        both = self.text_config | self.tokenizer_config
+        limits = [both[key] for key in keys if isinstance(both.get(key), (int, float)) and 0 < both[key] <= UNLIMITED]
+        return int(min(limits)) if limits else None
+
     @cached_property
     def tokenizer_config(self) -> dict[str, Any]:
         """tokenizer_config.json."""
-        return self.table("tokenizer_config.json")
+        return self.table(self.file_of("Transformer", "tokenizer_config.json"))
 
     @cached_property
     def tokenizer_json(self) -> dict[str, Any]:
@@ -203,39 +329,25 @@ class Repository:
         return tokenizer
 
     @cached_property
-    def modules(self) -> list[dict[str, Any]]:
-        """modules.json; empty if there is none."""
-        content = self.json("modules.json")
-        if content is not None and not (isinstance(content, list) and all(map(_is_module, content))):
-            raise InputError(
-                f"{self.name}: modules.json has to be a list of modules, each with a type and a path inside the "
-                "repository. Save it again."
-            )
-        return content or []
-
-    def module(self, kind: str) -> dict[str, Any] | None:
-        """Give the first module whose class has this name."""
-        return next((one for one in self.modules if one["type"].rsplit(".", 1)[-1] == kind), None)
-
-    def file_of(self, module: dict[str, Any], name: str = "config.json") -> str:
-        """Give the path of a module's file."""
-        return f"{module['path']}/{name}" if module.get("path") else name
-
-    @cached_property
     def prompts(self) -> dict[str, str]:
         """The prompts that sentence-transformers reads."""
-        prompts = self.table("config_sentence_transformers.json").get("prompts") or {}
+        prompts = self.table(PROMPTS_FILE).get("prompts") or {}
         return {str(name): prompt or "" for name, prompt in prompts.items()}
+
+    @property
+    def similarity(self) -> str | None:
+        """The similarity function that is saved with the model."""
+        return self.table(PROMPTS_FILE).get("similarity_fn_name")
 
     @cached_property
     def adapter(self) -> dict[str, Any]:
-        """adapter_config.json; empty if the repository is no adapter."""
-        return self.table("adapter_config.json")
+        """adapter_config.json; empty if the repository is not an adapter."""
+        return self.table(ADAPTER_CONFIG)
 
     @cached_property
     def base(self) -> Repository | None:
         """The base of an adapter, if it can be reached."""
-        name = self.table("adapter_config.json").get("base_model_name_or_path")
+        name = self.adapter.get("base_model_name_or_path")
         # The base of a base is not followed: adapters could name each other.
         if not isinstance(name, str) or not name or self.is_base:
             return None
@@ -253,59 +365,73 @@ class Repository:
             return {}
         return content if isinstance(content, dict) and {"base", "loss", "training"} <= content.keys() else {}
 
+    def special_token(self, role: str) -> str | None:
+        """Return the token that the files call eos, bos or pad; None if there is none."""
+        key = f"{role}_token"
+        token = self.tokenizer_config.get(key) or self.table("special_tokens_map.json").get(key)
+        return token["content"] if isinstance(token, dict) else token
+
     def token_id(self, role: str) -> int | None:
-        """Give the id of the token that tokenizer_config.json calls eos, bos or pad; None if there is none."""
-        token = self.tokenizer_config.get(f"{role}_token") or self.table("special_tokens_map.json").get(
-            f"{role}_token"
-        )
-        content = token.get("content") if isinstance(token, dict) else token
+        """Return the id of `special_token`; None if the tokenizer does not know it."""
+        content = self.special_token(role)
         return self.tokenizer.token_to_id(content) if content and self.tokenizer is not None else None
 
     def token(self, number: int) -> str:
-        """Give a token's text."""
+        """Return a token's text."""
         return str(self.tokenizer.id_to_token(number)) if self.tokenizer is not None else str(number)
 
+    @cached_property
+    def around(self) -> tuple[list[int], list[int]]:
+        """The special tokens that tokenizer.json puts before and after a text."""
+        if self.tokenizer is None:
+            return [], []
+        whole = self.tokenizer.encode("a").ids
+        bare = self.tokenizer.encode("a", add_special_tokens=False).ids
+        for start in range(len(whole) - len(bare) + 1):
+            if whole[start : start + len(bare)] == bare:
+                return whole[:start], whole[start + len(bare) :]
+        return [], []
+
     def tensors(self, name: str) -> dict[str, list[int]]:
-        """Give names and shapes of a safetensors file's tensors from its header; no weights are read.
+        """Return names and shapes of a safetensors file's tensors from its header.
 
         Raises:
-            InputError: the file is no safetensors file.
+            InputError: the file is not a safetensors file.
         """
-        try:
+        with explained(f"{self.name}: the header of {name} cannot be read", "Download or save the file again."):
             if self.local:
-                with (self.folder / name).open("rb") as file:
-                    [length] = struct.unpack("<Q", file.read(8))
-                    header = json.loads(file.read(length))
-                return {key: value["shape"] for key, value in header.items() if key != "__metadata__"}
+                with safe_open(self.folder / name, framework="np") as file:
+                    return {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
             metadata = parse_safetensors_file_metadata(self.name, name, revision=self.revision)
-        except (OSError, ValueError, struct.error, HfHubHTTPError) as error:
-            raise InputError(
-                f"{self.name}: the header of {name} cannot be read ({error}). Download or save the file again."
-            ) from error
-        return {key: list(tensor.shape) for key, tensor in metadata.tensors.items()}
+            return {key: list(tensor.shape) for key, tensor in metadata.tensors.items()}
 
-    def arrays(self, name: str) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """Give the floating-point tensors of a safetensors file that lies here, one after the other, as float32."""
-        with (self.folder / name).open("rb") as file:
-            [length] = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-            for key, value in header.items():
-                if key == "__metadata__" or value["dtype"] not in FLOATS:
-                    continue
-                start, stop = value["data_offsets"]
-                file.seek(8 + length + start)
-                raw = np.frombuffer(file.read(stop - start), dtype=FLOATS[value["dtype"]])
-                # numpy has no bfloat16, which is the upper half of a float32.
-                floats = (raw.astype(np.uint32) << 16).view(np.float32) if value["dtype"] == "BF16" else raw
-                yield key, floats.astype(np.float32).reshape(value["shape"])
+    def weights(self, name: str) -> Iterator[tuple[str, Tensor]]:
+        """Yield the tensors of a local safetensors file, one after the other; imports torch."""
+        with safe_open(self.folder / name, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118
+                yield key, file.get_tensor(key)
+
+    @cached_property
+    def parameters(self) -> int | None:
+        """Number of weights in the safetensors files of the transformer; None where there are none."""
+        index = self.table(self.file_of("Transformer", "model.safetensors.index.json")).get("weight_map", {})
+        names = set(index.values()) or {self.file_of("Transformer", "model.safetensors")}
+        if not names <= self.files:
+            return None
+        return sum(math.prod(shape) for name in names for shape in self.tensors(name).values())
 
     @cached_property
     def weight_names(self) -> frozenset[str]:
-        """Names of the decoder's weights; empty where no weights lie here."""
+        """Names of the decoder's weights; empty where no weights are here."""
         index = self.table("model.safetensors.index.json").get("weight_map", {})
         if index:
             return frozenset(index)
         return frozenset(self.tensors("model.safetensors")) if "model.safetensors" in self.files else frozenset()
+
+
+def _class(path: str) -> str:
+    """Return the class of an import path."""
+    return path.rpartition(".")[2]
 
 
 def _is_module(entry: object) -> bool:
@@ -321,18 +447,19 @@ def _asking_the_hub(repo_id: str) -> Generator[None]:
     try:
         yield
     except (RepositoryNotFoundError, HFValidationError) as error:
-        reason = "no folder, and no repository on the Hub"
-        advice = "Check the spelling; a private repository needs a token (`hf auth login`)."
-        raise InputError(f"{repo_id!r} is {reason} that can be seen. {advice}") from error
+        raise InputError(
+            f"{repo_id!r} is neither a folder nor a repository that can be seen on the Hub. Check the spelling; a "
+            "private repository needs a token (`hf auth login`)."
+        ) from error
     except OfflineModeIsEnabled as error:
         raise InputError(
-            f"{repo_id!r} is no folder, and the environment variable HF_HUB_OFFLINE forbids asking the Hub for it. "
+            f"{repo_id!r} is not a folder, and the environment variable HF_HUB_OFFLINE forbids asking the Hub for it. "
             "Give a folder, or unset the variable."
         ) from error
     except RevisionNotFoundError as error:
         raise InputError(
-            f"{repo_id!r} has no such branch, tag or commit. Its page on the Hub lists them; leave --revision away "
-            "for the main branch."
+            f"{repo_id!r} has no such branch, tag or commit. Its page on the Hub lists them; omit --revision for "
+            "the main branch."
         ) from error
     except (HTTPError, OSError) as error:
         raise InputError(f"The Hub did not answer for {repo_id!r}: {error}. Check the network.") from error

@@ -1,19 +1,10 @@
-"""The base: where it lies, and its tokenizer made fit for embedding."""
+"""The base: which models can be one, and its tokenizer made fit for embedding."""
 
 from __future__ import annotations
 
-import logging
-from importlib.resources import files
 from pathlib import Path
 from typing import cast
 
-from huggingface_hub import hf_hub_download, is_offline_mode
-from huggingface_hub.errors import (
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-)
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -25,47 +16,10 @@ from transformers import (
 
 from st_llm_embed.errors import InputError
 from st_llm_embed.modules.eos import append_eos
+from st_llm_embed.modules.layout import SENTENCEPIECE_FILE, base_path
 from st_llm_embed.recipe import EMBEDDED
 
-logger = logging.getLogger(__name__)
-
-SENTENCEPIECE_FILE = "tokenizer.model"
-
 TOKENIZER_FILES = ("tokenizer.json", SENTENCEPIECE_FILE, "vocab.json")
-
-
-def base_path(name_or_path: str) -> str:
-    """Give what transformers can load: the packaged base for ``embedded``, else the name or path itself."""
-    if name_or_path == EMBEDDED:
-        return str(files("st_llm_embed") / "modules" / "tiny-mistral-multilingual")
-    return name_or_path
-
-
-def sentencepiece_file(name_or_path: str, revision: str | None = None) -> Path | None:
-    """Find the file tokenizer.model of a model, which transformers 5 neither needs nor saves; None if it has none.
-
-    Args:
-        name_or_path: Hub id or local folder, or ``embedded``.
-        revision: branch, tag or commit of a Hub model.
-    """
-    folder = Path(base_path(name_or_path))
-    if folder.is_dir():
-        path = folder / SENTENCEPIECE_FILE
-        return path if path.is_file() else None
-    try:
-        return Path(hf_hub_download(name_or_path, SENTENCEPIECE_FILE, revision=revision))
-    except LocalEntryNotFoundError as error:
-        # Offline nobody can tell whether the model has one that is not in the cache.
-        if not is_offline_mode():
-            logger.warning(
-                "The Hub cannot tell whether %s has a %s, which is left out: %s",
-                name_or_path,
-                SENTENCEPIECE_FILE,
-                error.__cause__ or error,
-            )
-        return None
-    except (RemoteEntryNotFoundError, RepositoryNotFoundError, HFValidationError):
-        return None
 
 
 def load_tokenizer(
@@ -79,13 +33,13 @@ def load_tokenizer(
         max_seq_length: longest text in tokens, to be checked against what the model has positions for.
 
     Raises:
-        InputError: there is no such model, it is no decoder, it has no usable tokenizer, or too few positions.
+        InputError: there is no such model, it is not a decoder, it has no usable tokenizer, or too few positions.
     """
     path = base_path(name_or_path)
     if Path(path).is_dir() and not any((Path(path) / name).is_file() for name in TOKENIZER_FILES):
         raise InputError(
-            f"The base model folder {name_or_path} holds no tokenizer ({', '.join(TOKENIZER_FILES)}). "
-            "Copy the files of the model's tokenizer into it, or name another base."
+            f"The base model folder {name_or_path} has no tokenizer ({', '.join(TOKENIZER_FILES)}). Copy the files of "
+            "the model's tokenizer into it, or name another base."
         )
     try:
         config = AutoConfig.from_pretrained(path, revision=revision)
@@ -98,9 +52,8 @@ def load_tokenizer(
         ) from error
     if not is_decoder_only(config):
         raise InputError(
-            f"The base model {name_or_path!r} is of type {config.model_type!r}, which is no decoder-only language "
-            "model, and an embedding is the hidden state of a decoder's last token. Choose a decoder such as Mistral, "
-            "Llama, Qwen, Gemma, Phi, GPT-2 or NeoX."
+            f"The base model {name_or_path!r} is of type {config.model_type!r}, which is not a decoder-only language "
+            "model. Choose a decoder such as Mistral, Llama, Qwen, Gemma, Phi, GPT-2 or NeoX."
         )
     append_eos(tokenizer)
     if max_seq_length is not None:
@@ -120,9 +73,9 @@ def load_tokenizer(
 
 
 def is_decoder_only(config: PreTrainedConfig) -> bool:
-    """Tell whether a configuration, or the text part of it, is that of a decoder-only language model."""
+    """Return whether a configuration, or the text part of it, is that of a decoder-only language model."""
     text = config.get_text_config()
     if config.is_encoder_decoder or text.is_encoder_decoder or type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return False
-    # BERT and its like can be told to be decoders; GPT-NeoX is one although its is_decoder is False.
+    # BERT and its like can be configured as decoders; GPT-NeoX is one although its is_decoder is False.
     return type(text) not in MODEL_FOR_MASKED_LM_MAPPING or getattr(text, "is_decoder", False)

@@ -1,7 +1,7 @@
 """The EOS contract: the last attended token of every encoded text is EOS, exactly once, also after truncation.
 
-The embedding is the hidden state of that token (paper, section 2.2), so a text without it gets a vector from the
-middle of nowhere, and nothing warns. Flags such as ``add_eos_token`` do not hold the contract: transformers 5 ignores
+The embedding is the hidden state of that token (paper, section 2.2), so a text without it gets a
+meaningless vector, and nothing warns. Flags such as ``add_eos_token`` do not hold the contract: transformers 5 ignores
 them where a tokenizer.json exists, and setting them at run time drops BOS. A post-processor does.
 """
 
@@ -13,14 +13,14 @@ from transformers import PreTrainedTokenizerBase
 
 from st_llm_embed.errors import InputError
 
-PROBE = "a probe"
+SHORT_TEXT = "a probe"
 
-PROBED_LENGTH = 64
+CUT_AT = 64
 """The longest length, in tokens, at which `check_eos` has texts cut off."""
 
 
 def append_eos(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make the tokenizer end every text with EOS, in place of what it may put there, and keep what it puts before one.
+    """Make the tokenizer end every text with EOS, in place of what it may put there, and keep what it puts in front.
 
     Raises:
         InputError: the tokenizer has no EOS token, is not a fast one, or changes the text itself for special tokens.
@@ -46,7 +46,7 @@ def append_eos(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Give the special token that the tokenizer puts behind a text; None if it puts none.
+    """Return the special token that the tokenizer puts after a text; None if it puts none.
 
     That is EOS, but some models end texts in another token (Qwen3-Embedding in <|endoftext|>, its pad token).
     """
@@ -55,16 +55,16 @@ def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def _tokens_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Give the special tokens that the tokenizer puts before and behind a text."""
-    bare = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
-    whole = tokenizer(PROBE)["input_ids"]
+    """Return the special tokens that the tokenizer puts before and after a text."""
+    bare = tokenizer(SHORT_TEXT, add_special_tokens=False)["input_ids"]
+    whole = tokenizer(SHORT_TEXT)["input_ids"]
     for start in range(len(whole) - len(bare) + 1):
         if whole[start : start + len(bare)] == bare:
             return whole[:start], whole[start + len(bare) :]
     raise InputError(
-        f"The tokenizer reads {PROBE!r} as {tokenizer.convert_ids_to_tokens(whole)} with special tokens and as "
-        f"{tokenizer.convert_ids_to_tokens(bare)} without, so that it cannot be told what it puts around a text. "
-        "Choose a base whose post-processor only adds tokens before and behind a text."
+        f"The tokenizer reads {SHORT_TEXT!r} as {tokenizer.convert_ids_to_tokens(whole)} with special tokens and as "
+        f"{tokenizer.convert_ids_to_tokens(bare)} without, so that it is unknown what it puts around a text. "
+        "Choose a base whose post-processor only adds tokens before and after a text."
     )
 
 
@@ -76,19 +76,19 @@ def check_eos(model: SentenceTransformer) -> None:
     """
     tokenizer = model.tokenizer
     # A text need not fill thousands of tokens to be cut off like one that does.
-    longest = min(tokenizer.model_max_length, PROBED_LENGTH)
+    longest = min(tokenizer.model_max_length, CUT_AT)
     end = end_token_id(tokenizer)
     special = tokenizer("")["input_ids"]
     # GPT-2 and NeoX have one token for BOS and EOS.
     times = 1 + (len(special) > 1 and special[0] == end)
-    texts = ["", PROBE, f"{PROBE} " * 8, "word " * (2 * longest)]
+    texts = ["", SHORT_TEXT, f"{SHORT_TEXT} " * 8, "word " * (2 * longest)]
     batch = model.preprocess(texts, processing_kwargs={"text": {"max_length": longest}})
     for text, ids, mask in zip(texts, batch["input_ids"].tolist(), batch["attention_mask"].tolist(), strict=True):
         attended = [token for token, attend in zip(ids, mask, strict=True) if attend]
         if end is None or attended[-1] != end or attended.count(end) != times:
             raise InputError(
                 f"The text {text[:20]!r} ends in the tokens {tokenizer.convert_ids_to_tokens(attended)[-4:]}; it "
-                f"has to end in one {tokenizer.eos_token!r}. Build the embedder anew with "
+                f"has to end in one {tokenizer.eos_token!r}. Build the embedder again with "
                 "LLMSentenceTransformer.from_base."
             )
         if len(attended) > longest:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Self, cast, get_args
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -18,14 +18,11 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from st_llm_embed.errors import InputError
 from st_llm_embed.instructions import PUBLISHED_PROMPTS, instruction_prompt
-from st_llm_embed.modules.base import base_path, is_decoder_only, load_tokenizer
+from st_llm_embed.modules.base import is_decoder_only, load_tokenizer
 from st_llm_embed.modules.eos import check_eos, end_token_id
-from st_llm_embed.modules.layout import make_portable
-from st_llm_embed.modules.pooling import LastTokenPooling
-from st_llm_embed.modules.transformer import DecoderTransformer
+from st_llm_embed.modules.layout import base_path, make_portable
+from st_llm_embed.modules.transformer import DecoderTransformer, LastTokenPooling
 from st_llm_embed.recipe import Dtype, PoolingMode
-
-Attention = Literal["causal", "bidirectional"]
 
 # Text only: without it, a base with a chat template renders every text as a chat message, without BOS and EOS.
 TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
@@ -56,13 +53,13 @@ class LLMSentenceTransformer(SentenceTransformer):
         """Load a stock repository, or build from `modules`; the keyword arguments are those of SentenceTransformer.
 
         Raises:
-            InputError: there is a plain language model and no embedder, or `modules` holds stock modules.
+            InputError: it is a plain language model and not an embedder, or `modules` holds stock modules.
         """
         super().__init__(model_name_or_path, **kwargs)
         # Repositories are loaded into our classes; stock builds a plain language model of its own.
         if any(type(module) in RUNTIME_CLASSES for module in self):
             raise InputError(
-                f"{model_name_or_path or 'modules='} holds no embedder that LLMSentenceTransformer can take as it is. "
+                f"{model_name_or_path or 'modules='} is not an embedder that LLMSentenceTransformer can load. "
                 "Make one of a plain language model with LLMSentenceTransformer.from_base(name_or_path, "
                 "max_seq_length=...); in modules=, give a DecoderTransformer and a LastTokenPooling of "
                 "st_llm_embed.modules instead of stock's Transformer and Pooling."
@@ -83,9 +80,7 @@ class LLMSentenceTransformer(SentenceTransformer):
         random_init: bool = False,
         dtype: Dtype = "float32",
         quantization_config: QuantizationConfigMixin | None = None,
-        attention: Attention = "causal",
         pooling_mode: PoolingMode = "lasttoken",
-        split_special_tokens: bool = False,
         device: str | None = None,
     ) -> Self:
         """Build an embedder from a decoder-only base: EOS appended, last-token pooling, unit length.
@@ -97,24 +92,17 @@ class LLMSentenceTransformer(SentenceTransformer):
             random_init: draw fresh weights from torch's current random state instead of the pretrained ones.
             dtype: data type of the weights.
             quantization_config: transformers' own, for weights that are quantized as they are loaded.
-            attention: whether a token sees those to its right.
             pooling_mode: what is made a text's vector; means are for comparison with the last token.
-            split_special_tokens: keep a literal ``</s>`` in a text from becoming the EOS token.
             device: where the model is put; None for the best there is.
 
         Returns:
             A model whose embeddings have shape (number of texts, hidden size) and norm 1.
 
         Raises:
-            InputError: there is no such base, it is no decoder, it cannot be made to end texts with EOS, or it cannot
-                have this length, dtype, attention or pooling.
+            InputError: there is no such base, it is not a decoder, it cannot be made to end texts with EOS, or it
+                cannot have this length, dtype or pooling.
         """
-        choices = (
-            ("dtype", dtype, Dtype),
-            ("attention", attention, Attention),
-            ("pooling_mode", pooling_mode, PoolingMode),
-        )
-        for name, value, allowed in choices:
+        for name, value, allowed in (("dtype", dtype, Dtype), ("pooling_mode", pooling_mode, PoolingMode)):
             if value not in get_args(allowed):
                 raise InputError(f"{name} is {value!r}; allowed are {', '.join(map(repr, get_args(allowed)))}.")
         tokenizer = load_tokenizer(name_or_path, revision=revision, max_seq_length=max_seq_length)
@@ -127,7 +115,6 @@ class LLMSentenceTransformer(SentenceTransformer):
             },
             config_kwargs={"revision": revision},
             processor_kwargs={"revision": revision},
-            processing_kwargs={"text": {"split_special_tokens": True}} if split_special_tokens else None,
             modality_config=TEXT_ONLY,
             module_output_name="token_embeddings",
         )
@@ -135,17 +122,8 @@ class LLMSentenceTransformer(SentenceTransformer):
             # Qwen's tokenizer class adds a pad token of its own to a vocabulary that lacks it.
             tokenizer.pad_token = tokenizer.eos_token
         transformer.processor = tokenizer
-        if attention == "bidirectional":
-            transformer.config.get_text_config().is_causal = False
         if random_init:
             transformer.model = AutoModel.from_config(transformer.config, dtype=getattr(torch, dtype))
-        sees_later = transformer.sees_later_tokens()
-        if sees_later != (attention == "bidirectional"):
-            raise InputError(
-                f"attention={attention!r} has no effect on the base model {name_or_path!r}: its tokens "
-                f"{'always' if sees_later else 'never'} see those to their right, for so is transformers' code for "
-                f"models of type {transformer.config.model_type!r}. Choose another base or attention."
-            )
         transformer.max_seq_length = max_seq_length
         transformer.config.pad_token_id = tokenizer.pad_token_id
         pooling = LastTokenPooling(transformer.get_embedding_dimension(), pooling_mode=pooling_mode)
@@ -229,7 +207,7 @@ class LLMSentenceTransformer(SentenceTransformer):
         """Whether an embedding is the hidden state of a decoder's last token alone, which then has to be EOS."""
         return self._last_token_pooling() is not None
 
-    # The two private hooks of sentence-transformers; tests/modules/test_hooks.py says when they change.
+    # The two private hooks of sentence-transformers; tests/modules/test_hooks.py fails when they change.
 
     def _load_module_class_from_ref(self, class_ref: str, *args: Any, **kwargs: Any) -> type:
         loaded = super()._load_module_class_from_ref(class_ref, *args, **kwargs)
@@ -254,7 +232,7 @@ class LLMSentenceTransformer(SentenceTransformer):
                 raise InputError(
                     "batch_num_tokens is for the sentence embeddings of plain texts by a decoder with last-token "
                     "pooling, without processing_kwargs, padding options, own lengths for queries or documents, or "
-                    "flash attention without padding. Leave it away and set batch_size."
+                    "flash attention without padding. Omit it and set batch_size."
                 )
             return super()._inference(
                 inputs, prompt=prompt, batch_size=batch_size, output_value=output_value, device=device, **options
@@ -264,7 +242,7 @@ class LLMSentenceTransformer(SentenceTransformer):
         )
 
     def _is_plain_text(self, inputs: list[Any], output_value: str | None, options: dict[str, Any]) -> bool:
-        """Tell whether `_embed_texts` can do what is asked for; the rest is left to stock."""
+        """Return whether `_embed_texts` can do what is asked for; the rest is left to stock."""
         transformer = cast(DecoderTransformer, self[0])
         return (
             len(inputs) > 0
@@ -316,13 +294,13 @@ class LLMSentenceTransformer(SentenceTransformer):
         return embeddings[torch.tensor(places, device=embeddings.device).argsort()]
 
     def _last_token_pooling(self) -> LastTokenPooling | None:
-        """Give the pooling of a decoder whose embedding is the hidden state of the last token alone."""
+        """Return the pooling of a decoder whose embedding is the hidden state of the last token alone."""
         poolings = [module for module in self if isinstance(module, Pooling)]
         first = self[0]
         if not isinstance(first, DecoderTransformer) or not is_decoder_only(first.config) or len(poolings) != 1:
             return None
         [pooling] = poolings
-        # A chat template ("message") renders texts in a way of its own; such a repository stays as stock has it.
+        # A chat template ("message") renders texts its own way; such a repository stays as stock has it.
         if "message" in first.modality_config or not isinstance(pooling, LastTokenPooling):
             return None
         return pooling if pooling.pooling_mode == "lasttoken" else None
@@ -355,7 +333,7 @@ def _under_instructions(texts: list[Any], instructions: list[Any]) -> list[_Prom
 
 
 def _groups(texts: Sequence[str], prompt: str) -> list[tuple[str, list[int]]]:
-    """Group the places of texts by the prompt they stand under; prompts of few texts make one group together."""
+    """Group the places of texts by their prompt; prompts of few texts make one group together."""
     by_prompt: dict[str, list[int]] = {}
     for place, text in enumerate(texts):
         by_prompt.setdefault(text.prompt if isinstance(text, _PromptedText) else prompt, []).append(place)

@@ -1,4 +1,7 @@
-"""The decoder: stock Transformer with the EOS contract and keys and values shared by texts under one instruction."""
+"""The stock modules with what a decoder needs at run time.
+
+That is the EOS contract, and keys and values shared by texts under one instruction.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,16 @@ from typing import Any, cast
 import numpy as np
 import torch
 from sentence_transformers.base.modules.transformer import ProcessingKwargs
-from sentence_transformers.sentence_transformer.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, DynamicLayer
 
-from st_llm_embed.modules.base import is_decoder_only, sentencepiece_file
+from st_llm_embed.errors import InputError
+from st_llm_embed.modules.base import is_decoder_only
 from st_llm_embed.modules.eos import append_eos, end_token_id
+from st_llm_embed.modules.layout import sentencepiece_file
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +36,7 @@ TOKENIZED_AT_ONCE = 4096
 
 
 class DecoderTransformer(Transformer):
-    """A decoder-only language model that gives the hidden state of every token.
+    """A decoder-only language model that returns the hidden state of every token.
 
     Saved as the stock class. What it adds holds at run time only: it repairs a tokenizer that does not end texts with
     EOS, warns of an instruction that leaves no room for its query, and computes the tokens that many texts begin with
@@ -41,7 +46,7 @@ class DecoderTransformer(Transformer):
     def __init__(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> None:
         super().__init__(model_name_or_path, *args, **kwargs)
         self._origin = model_name_or_path, (kwargs.get("processor_kwargs") or {}).get("revision")
-        # Lets `encode(..., batch_num_tokens=...)` through; the model takes it out before any forward pass.
+        # Lets `encode(..., batch_num_tokens=...)` through; the model removes it before any forward pass.
         self.forward_kwargs = {*self.forward_kwargs, "batch_num_tokens"}
 
     @property
@@ -74,14 +79,6 @@ class DecoderTransformer(Transformer):
         bases = [(adapter.base_model_name_or_path, adapter.revision) for adapter in adapters]
         found = (sentencepiece_file(name, revision) for name, revision in (self._origin, *bases) if name)
         return next((path for path in found if path is not None), None)
-
-    @torch.inference_mode()
-    def sees_later_tokens(self) -> bool:
-        """Tell whether the hidden state of a token depends on those to its right; asks the model itself."""
-        ids = torch.tensor([[0, *[1] * 7], [0, *[2] * 7]], device=self.model.device)
-        # Apart from each other, so that both go through the same arithmetic.
-        one, other = (self.model.eval()(input_ids=row[None]).last_hidden_state[0, 0].float() for row in ids)
-        return not torch.allclose(one, other, atol=1e-3)
 
     def preprocess(
         self,
@@ -128,7 +125,7 @@ class DecoderTransformer(Transformer):
             device: where the model runs.
 
         Returns:
-            Keys and values to give to `padded`; None where there is too little to share or sharing would be wrong.
+            Keys and values for `padded`; None where there is too little to share or sharing would be wrong.
         """
         length = self._shareable_length(ids)
         if length < SHORTEST_PREFIX:
@@ -176,7 +173,7 @@ class DecoderTransformer(Transformer):
         return features
 
     def _shareable_length(self, ids: Sequence[array[int]]) -> int:
-        """Give the number of leading tokens that all texts share and that may be computed once; 0 for none."""
+        """Return the number of leading tokens that all texts share and that may be computed once; 0 for none."""
         if len(ids) < 2 or self.tokenizer.padding_side != "right" or not self._is_plain_causal():
             return 0
         config = self.config.get_text_config()
@@ -188,7 +185,7 @@ class DecoderTransformer(Transformer):
         common = next(
             (place for place, pair in enumerate(zip(low, high, strict=False)) if pair[0] != pair[1]), len(low)
         )
-        # Every text keeps a token of its own, for its hidden state is what is asked for.
+        # Every text keeps a token of its own, whose hidden state is asked for.
         return min(common, min(map(len, ids)) - 1)
 
     def _is_plain_causal(self) -> bool:
@@ -222,3 +219,30 @@ class _SharedLayer(DynamicLayer):
             torch.cat([keys.expand(texts, -1, -1, -1), key_states], dim=-2),
             torch.cat([values.expand(texts, -1, -1, -1), value_states], dim=-2),
         )
+
+
+class LastTokenPooling(Pooling):
+    """Stock pooling with a check of the last token; saved as the stock class."""
+
+    end_token_id: int | None = None
+    """The token that every sequence has to end in; None, as for the other pooling modes, checks nothing."""
+
+    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Add sentence_embedding of shape (batch_size, hidden_size), the hidden state of each last attended token.
+
+        Raises:
+            InputError: a sequence ends in another token.
+        """
+        ids, mask = features.get("input_ids"), features.get("attention_mask")
+        if self.end_token_id is not None and ids is not None and mask is not None and ids.shape == mask.shape:
+            positions = torch.arange(mask.shape[1], device=mask.device)
+            last = (mask * positions).argmax(dim=1)
+            ends = ids.gather(1, last[:, None])[:, 0]
+            if not bool((ends == self.end_token_id).all()):
+                wrong = int((ends != self.end_token_id).nonzero()[0])
+                raise InputError(
+                    f"Text {wrong} of the batch ends in token {int(ends[wrong])}, not in {self.end_token_id}, where "
+                    "the embedding is read. The tokenizer was changed, or EOS was cut off: let the tokenizer's "
+                    "post-processor add it (st_llm_embed.modules.append_eos)."
+                )
+        return super().forward(features, **kwargs)

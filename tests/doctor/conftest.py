@@ -1,4 +1,4 @@
-"""Good repositories of several families, each a folder to copy and to spoil."""
+"""Good repositories of several families, each a folder to copy and to break."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FAMILIES: dict[str, Callable[[int], Any]] = {
 
 @pytest.fixture(scope="session")
 def good(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Callable[[str], Path]:
-    """Give the folder of a released model by family; each is made once."""
+    """Return the folder of a released model by family; each is made once."""
     made: dict[str, Path] = {}
 
     def release(family: str) -> Path:
@@ -53,6 +53,6 @@ def good(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Callable[
 
 
 @pytest.fixture
-def spoilt(good: Callable[[str], Path], tmp_path: Path) -> Path:
-    """A copy of a good Mistral for a test that spoils it."""
-    return shutil.copytree(good("mistral"), tmp_path / "spoilt")
+def broken(good: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A copy of a good Mistral for a test that breaks it."""
+    return shutil.copytree(good("mistral"), tmp_path / "broken")

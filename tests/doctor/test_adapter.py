@@ -1,4 +1,4 @@
-"""Adapter repositories: traps 7 and 8."""
+"""Adapter repositories: an adapter that does not apply, and a base that others do not get."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from break_repository import edit
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
-from spoil import edit
 
-from st_llm_embed import LLMSentenceTransformer, doctor
-from st_llm_embed.doctor import diagnose
+from st_llm_embed import LLMSentenceTransformer, diagnose
 from st_llm_embed.publishing.release import has_public_base
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -58,39 +57,41 @@ def test_an_adapter_of_a_pinned_base_on_the_hub_is_healthy_as_far_as_can_be_seen
 
 
 @pytest.mark.parametrize("name", ["lab/base", "distilgpt2"])
-def test_a_base_that_publish_takes_is_no_finding(name: str, adapter: Path) -> None:
+def test_a_base_that_publish_takes_is_not_a_finding(name: str, adapter: Path) -> None:
     edit(adapter / "adapter_config.json", base_model_name_or_path=name, revision=COMMIT)
     assert has_public_base(adapter)
-    assert doctor(str(adapter), live=False) == []
+    assert diagnose(str(adapter), live=False).findings == []
 
 
 @pytest.mark.parametrize(
-    ("name", "revision", "severity"),
+    ("name", "revision", "trap", "severity"),
     [
-        ("/home/somebody/base", COMMIT, "error"),
-        ("../base", COMMIT, "error"),
-        ("base (not on the Hub)", None, "error"),
-        ("lab/base", None, "warning"),
-        ("lab/base", "main", "warning"),
+        ("/home/somebody/base", COMMIT, "base not on the Hub", "error"),
+        ("../base", COMMIT, "base not on the Hub", "error"),
+        ("base (not on the Hub)", None, "base not on the Hub", "error"),
+        ("lab/base", None, "base not pinned", "warning"),
+        ("lab/base", "main", "base not pinned", "warning"),
     ],
 )
-def test_a_base_that_others_do_not_get_is_found(name: str, revision: str | None, severity: str, adapter: Path) -> None:
+def test_a_base_that_others_do_not_get_is_found(
+    name: str, revision: str | None, trap: str, severity: str, adapter: Path
+) -> None:
     edit(adapter / "adapter_config.json", base_model_name_or_path=name)
     edit(adapter / "adapter_config.json", revision=revision or "")
-    [finding] = doctor(str(adapter), live=False)
-    assert (finding.trap, finding.severity) == (8, severity)
+    [finding] = diagnose(str(adapter), live=False).findings
+    assert (finding.trap, finding.severity) == (trap, severity)
 
 
 def test_an_adapter_that_applies_has_the_name_of_its_base_alone_against_it(adapter: Path) -> None:
     """Live, too: its vectors differ from the base's."""
     diagnosis = diagnose(str(adapter), live=True)
-    assert [finding.trap for finding in diagnosis.findings] == [8]
-    [applied] = [check for check in diagnosis.checks if check.live and check.trap == 7]
+    assert [finding.trap for finding in diagnosis.findings] == ["base not on the Hub"]
+    [applied] = [check for check in diagnosis.checks if check.what == "vectors differ from those without the adapter"]
     assert applied.not_checked is None
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
         (
             lambda folder: rename(folder, lambda key: key.replace(".layers.", ".language_model.layers.")),
@@ -110,15 +111,17 @@ def test_an_adapter_that_applies_has_the_name_of_its_base_alone_against_it(adapt
     ],
     ids=["language_model", "shifted", "a hole", "default", "zero", "infinite", "infinite in bfloat16"],
 )
-def test_an_adapter_that_does_not_apply_is_found(spoil: Callable[[Path], None], message: str, adapter: Path) -> None:
-    spoil(adapter)
-    [finding] = [finding for finding in doctor(str(adapter), live=False) if finding.trap == 7]
+def test_an_adapter_that_does_not_apply_is_found(damage: Callable[[Path], None], message: str, adapter: Path) -> None:
+    damage(adapter)
+    [finding] = [
+        finding for finding in diagnose(str(adapter), live=False).findings if finding.trap == "adapter not applied"
+    ]
     assert message in finding.message
 
 
-def test_stock_loads_an_adapter_that_does_not_apply_and_the_vectors_tell(adapter: Path) -> None:
-    """The keys have names that peft reads, so that only the vectors could tell."""
+def test_stock_loads_an_adapter_that_does_not_apply_and_the_vectors_show_it(adapter: Path) -> None:
+    """The keys have names that peft reads, so only the vectors show it."""
     change(adapter, lambda key, value: value * 1e-9 if "lora_B" in key else value)
-    found = doctor(str(adapter), live=True)
-    assert {finding.trap for finding in found} == {7, 8}
-    assert any("With and without the adapter" in finding.message for finding in found)
+    found = diagnose(str(adapter), live=True).findings
+    assert {finding.trap for finding in found} == {"adapter not applied", "base not on the Hub"}
+    assert any("With and without it" in finding.message for finding in found)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from break_repository import edit, edit_list, no_probe, prompts, template, tokenizer_config
 from conftest import Outcome
 from sentence_transformers import SentenceTransformer
-from spoil import edit, edit_list, no_probe, prompts, template, tokenizer_config
 
-from st_llm_embed import InputError, doctor
+from st_llm_embed import InputError, diagnose
 from st_llm_embed.doctor.fix import repair
 
 
@@ -45,16 +45,16 @@ def query_prompt_on_documents(folder: Path) -> None:
     prompts(folder, document=json.loads((folder / "probe.json").read_text(encoding="utf-8"))["prompts"]["query"])
 
 
-@pytest.mark.parametrize("spoil", [as_stock_saves_it, as_e5_mistral, everything, query_prompt_on_documents])
-def test_a_repaired_copy_is_healthy(spoil: Callable[[Path], None], spoilt: Path, tmp_path: Path) -> None:
-    spoil(spoilt)
-    assert doctor(str(spoilt), live=False)
-    before = contents(spoilt)
-    repair(str(spoilt), tmp_path / "fixed")
-    assert doctor(str(tmp_path / "fixed"), live=True) == []
-    assert contents(spoilt) == before
+@pytest.mark.parametrize("damage", [as_stock_saves_it, as_e5_mistral, everything, query_prompt_on_documents])
+def test_a_repaired_copy_is_healthy(damage: Callable[[Path], None], broken: Path, tmp_path: Path) -> None:
+    damage(broken)
+    assert diagnose(str(broken), live=False).findings
+    before = contents(broken)
+    repair(str(broken), tmp_path / "fixed")
+    assert diagnose(str(tmp_path / "fixed"), live=True).findings == []
+    assert contents(broken) == before
     weights = "model.safetensors"
-    assert (tmp_path / "fixed" / weights).stat().st_ino == (spoilt / weights).stat().st_ino
+    assert (tmp_path / "fixed" / weights).stat().st_ino == (broken / weights).stat().st_ino
 
 
 def test_a_good_repository_is_copied_unchanged(good: Callable[[str], Path], tmp_path: Path) -> None:
@@ -62,21 +62,21 @@ def test_a_good_repository_is_copied_unchanged(good: Callable[[str], Path], tmp_
     assert contents(tmp_path / "copy") == contents(good("mistral"))
 
 
-def test_what_stock_saved_gives_the_same_vectors_after_the_repair(spoilt: Path, tmp_path: Path) -> None:
-    as_stock_saves_it(spoilt)
-    repair(str(spoilt), tmp_path / "fixed")
+def test_what_stock_saved_gives_the_same_vectors_after_the_repair(broken: Path, tmp_path: Path) -> None:
+    as_stock_saves_it(broken)
+    repair(str(broken), tmp_path / "fixed")
     texts = ["", "a", " edges ", "answer about thing " * 40]
-    one, other = (SentenceTransformer(str(folder), device="cpu") for folder in (spoilt, tmp_path / "fixed"))
+    one, other = (SentenceTransformer(str(folder), device="cpu") for folder in (broken, tmp_path / "fixed"))
     np.testing.assert_array_equal(one.encode(texts), other.encode(texts))
     np.testing.assert_array_equal(one.encode_query(texts), other.encode_query(texts))
 
 
-def test_a_length_of_null_becomes_the_one_that_is_read(spoilt: Path, tmp_path: Path) -> None:
+def test_a_length_of_null_becomes_the_one_that_is_read(broken: Path, tmp_path: Path) -> None:
     content = {"max_seq_length": None, "do_lower_case": False}
     content |= {"processing_kwargs": {"text": {"truncation": False, "padding": "longest"}, "image": {"size": 8}}}
-    (spoilt / "sentence_bert_config.json").write_text(json.dumps(content), encoding="utf-8")
-    assert SentenceTransformer(str(spoilt), device="cpu").max_seq_length == 48
-    repair(str(spoilt), tmp_path / "fixed")
+    (broken / "sentence_bert_config.json").write_text(json.dumps(content), encoding="utf-8")
+    assert SentenceTransformer(str(broken), device="cpu").max_seq_length == 48
+    repair(str(broken), tmp_path / "fixed")
     assert json.loads((tmp_path / "fixed" / "sentence_bert_config.json").read_text(encoding="utf-8")) == {
         "max_seq_length": 48,
         "do_lower_case": False,
@@ -84,61 +84,61 @@ def test_a_length_of_null_becomes_the_one_that_is_read(spoilt: Path, tmp_path: P
     }
 
 
-def test_a_copy_inside_of_what_is_copied_is_refused(spoilt: Path) -> None:
-    with pytest.raises(InputError, match="lies inside"):
-        repair(str(spoilt), spoilt / "fixed")
-    assert not (spoilt / "fixed").exists()
+def test_a_copy_inside_of_what_is_copied_is_refused(broken: Path) -> None:
+    with pytest.raises(InputError, match="is inside"):
+        repair(str(broken), broken / "fixed")
+    assert not (broken / "fixed").exists()
 
 
-def test_a_pooling_that_is_gone_is_not_guessed(spoilt: Path, tmp_path: Path) -> None:
-    no_probe(spoilt)
-    (spoilt / "1_Pooling" / "config.json").unlink()
-    repair(str(spoilt), tmp_path / "fixed")
+def test_a_pooling_that_is_gone_is_not_guessed(broken: Path, tmp_path: Path) -> None:
+    no_probe(broken)
+    (broken / "1_Pooling" / "config.json").unlink()
+    repair(str(broken), tmp_path / "fixed")
     assert not (tmp_path / "fixed" / "1_Pooling" / "config.json").exists()
-    assert doctor(str(tmp_path / "fixed"), live=False)
+    assert diagnose(str(tmp_path / "fixed"), live=False).findings
 
 
-def test_an_existing_folder_is_never_written_to(spoilt: Path, tmp_path: Path) -> None:
+def test_an_existing_folder_is_never_written_to(broken: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     with pytest.raises(InputError, match="exists already"):
-        repair(str(spoilt), tmp_path / "mine")
+        repair(str(broken), tmp_path / "mine")
     assert list((tmp_path / "mine").iterdir()) == []
 
 
 def test_the_command_tells_healthy_from_ill_from_bad_input(
-    run_cli: Callable[..., Outcome], good: Callable[[str], Path], spoilt: Path, tmp_path: Path
+    run_cli: Callable[..., Outcome], good: Callable[[str], Path], broken: Path, tmp_path: Path
 ) -> None:
     healthy = run_cli("doctor", good("mistral"), "--no-live")
     assert healthy.code == 0
     assert "0 findings" in healthy.out
-    as_e5_mistral(spoilt)
-    ill = run_cli("doctor", spoilt, "--no-live")
+    as_e5_mistral(broken)
+    ill = run_cli("doctor", broken, "--no-live")
     assert ill.code == 1
-    assert "ERROR: trap 1, EOS missing (tokenizer.json)" in ill.out
+    assert "ERROR: missing EOS (tokenizer.json)" in ill.out
     missing = run_cli("doctor", tmp_path / "nothing")
     assert (missing.code, missing.out) == (2, "")
-    fixed = run_cli("doctor", spoilt, "--no-live", "--fix", tmp_path / "fixed")
+    fixed = run_cli("doctor", broken, "--no-live", "--fix", tmp_path / "fixed")
     assert fixed.code == 0
     assert "- tokenizer.json: a post-processor that ends texts in one </s>" in fixed.out
 
 
 def test_json_says_what_was_checked_and_what_not(
-    run_cli: Callable[..., Outcome], spoilt: Path, tmp_path: Path
+    run_cli: Callable[..., Outcome], broken: Path, tmp_path: Path
 ) -> None:
-    as_e5_mistral(spoilt)
-    outcome = run_cli("doctor", spoilt, "--live", "--json", "--fix", tmp_path / "fixed", "--device", "cpu")
-    told = json.loads(outcome.out)
+    as_e5_mistral(broken)
+    outcome = run_cli("doctor", broken, "--live", "--json", "--fix", tmp_path / "fixed", "--device", "cpu")
+    output = json.loads(outcome.out)
     assert outcome.code == 0
-    assert not told["before"]["healthy"]
-    assert told["after"]["healthy"]
-    assert {check["done"] for check in told["after"]["checks"]} == {True, False}
-    assert {finding["trap"] for finding in told["before"]["findings"]} >= {1, 14}
-    assert told["after"]["readers"][0]["reader"] == "sentence-transformers 6"
+    assert not output["before"]["healthy"]
+    assert output["after"]["healthy"]
+    assert {check["done"] for check in output["after"]["checks"]} == {True, False}
+    assert {finding["trap"] for finding in output["before"]["findings"]} >= {"missing EOS", "tokenizer"}
+    assert output["after"]["readers"][0]["reader"] == "sentence-transformers 6"
 
 
-def test_what_no_program_can_repair_is_said(run_cli: Callable[..., Outcome], spoilt: Path, tmp_path: Path) -> None:
-    edit(spoilt / "config.json", vocab_size=100)
-    outcome = run_cli("doctor", spoilt, "--no-live", "--fix", tmp_path / "fixed")
+def test_what_no_program_can_repair_is_said(run_cli: Callable[..., Outcome], broken: Path, tmp_path: Path) -> None:
+    edit(broken / "config.json", vocab_size=100)
+    outcome = run_cli("doctor", broken, "--no-live", "--fix", tmp_path / "fixed")
     assert outcome.code == 1
     assert "This cannot be repaired by a program:" in outcome.out
-    assert "trap 14" in outcome.out.split("This cannot be repaired")[1]
+    assert "too few embeddings" in outcome.out.split("This cannot be repaired")[1]

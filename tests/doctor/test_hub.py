@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from break_repository import edit, tokenizer_config
 from hub import Hub
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
-from spoil import edit, tokenizer_config
 
 from st_llm_embed import LLMSentenceTransformer
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.integration
 
 PROGRAM = """
 import json, sys
-from st_llm_embed.doctor import diagnose
+from st_llm_embed import diagnose
 diagnosis = diagnose(sys.argv[1], live={live})
 print(json.dumps(diagnosis.to_json() | {{"torch": "torch" in sys.modules}}))
 """
@@ -37,21 +37,20 @@ REFUSED = """
 import json, os, sys
 os.environ.update(json.loads(sys.argv[2]))
 from pathlib import Path
-from st_llm_embed import InputError
-from st_llm_embed.doctor import diagnose
+from st_llm_embed import InputError, diagnose
 from st_llm_embed.doctor.fix import repair
-told = []
+output = []
 for attempt in (lambda: diagnose(sys.argv[1], live=True), lambda: repair(sys.argv[1], Path("fixed"))):
     try:
         attempt()
     except InputError as error:
-        told.append(str(error))
-print(json.dumps(told))
+        output.append(str(error))
+print(json.dumps(output))
 """
 
 
 def push(hub: Hub, folder: Path, name: str) -> str:
-    """Upload a folder whatever is in it, and give the commit."""
+    """Upload a folder whatever is in it, and return the commit."""
     return hub.run(UPLOAD, folder, name)
 
 
@@ -65,7 +64,7 @@ def test_small_files_are_enough_and_torch_is_not_imported(
     hub.fail()
     healthy, ill = (hub.run(PROGRAM.format(live=False), name) for name in ("lab/good", "lab/bad"))
     assert healthy["findings"] == []
-    assert [finding["trap"] for finding in ill["findings"]] == [1]
+    assert [finding["trap"] for finding in ill["findings"]] == ["missing EOS"]
     assert not healthy["torch"]
     asked = [one["path"] for one in hub.requests("GET")]
     assert any("tokenizer.json" in path for path in asked)
@@ -85,9 +84,9 @@ def test_an_adapter_is_compared_with_the_headers_of_its_base(
     names = {"base_model_name_or_path": "lab/base", "revision": commit}
     edit(tmp_path / "adapter" / "adapter_config.json", **names)
     push(hub, tmp_path / "adapter", "lab/adapter")
-    told = hub.run(PROGRAM.format(live=True), "lab/adapter")
-    assert told["findings"] == []
-    done = {check["what"]: check["done"] for check in told["checks"]}
+    output = hub.run(PROGRAM.format(live=True), "lab/adapter")
+    assert output["findings"] == []
+    done = {check["what"]: check["done"] for check in output["checks"]}
     assert done["the adapter's keys fit its base"]
     assert done["vectors differ from those without the adapter"]
 
@@ -98,30 +97,30 @@ def test_an_adapter_is_compared_with_the_headers_of_its_base(
     save_file({key.replace("_proj.", "_projection."): value for key, value in load_file(weights).items()}, weights)
     push(hub, tmp_path / "adapter", "lab/renamed")
     [finding] = hub.run(PROGRAM.format(live=False), "lab/renamed")["findings"]
-    assert finding["trap"] == 7
+    assert finding["trap"] == "adapter not applied"
     assert "4 of 4 modules are not in the base" in finding["message"]
 
 
 def test_weights_that_cannot_be_downloaded_are_one_message(hub: Hub, good: Callable[[str], Path]) -> None:
     push(hub, good("mistral"), "lab/heavy")
     hub.fail({"method": "HEAD", "path": "/resolve/.*safetensors", "times": 9, "status": 403, "message": "no more"})
-    told = hub.run(REFUSED, "lab/heavy", "{}")
-    assert ["lab/heavy cannot be downloaded" in one for one in told] == [True, True]
+    output = hub.run(REFUSED, "lab/heavy", "{}")
+    assert ["lab/heavy cannot be downloaded" in one for one in output] == [True, True]
     assert not (hub.folder / "fixed").exists()
 
 
 def test_a_hub_that_cannot_be_reached_is_one_message(hub: Hub) -> None:
-    told = hub.run(REFUSED, "lab/heavy", '{"HF_ENDPOINT": "ftp://127.0.0.1"}')
-    assert ["The Hub did not answer for 'lab/heavy'" in one for one in told] == [True, True]
+    output = hub.run(REFUSED, "lab/heavy", '{"HF_ENDPOINT": "ftp://127.0.0.1"}')
+    assert ["The Hub did not answer for 'lab/heavy'" in one for one in output] == [True, True]
 
 
 def test_a_repository_that_is_not_there_is_bad_input(hub: Hub) -> None:
     program = """
 import json
-from st_llm_embed import InputError, doctor
+from st_llm_embed import InputError, diagnose
 try:
-    doctor("lab/nothing")
+    diagnose("lab/nothing")
 except InputError as error:
     print(json.dumps(str(error)))
 """
-    assert "no repository on the Hub" in hub.run(program)
+    assert "nor a repository that can be seen on the Hub" in hub.run(program)

@@ -16,7 +16,7 @@ from transformers import AutoModel
 
 from st_llm_embed import InputError, LLMSentenceTransformer, verify
 from st_llm_embed.doctor.probe import PROBE_FILE, make_probe, write_probe
-from st_llm_embed.doctor.verify import llama_cpp_runtime
+from st_llm_embed.doctor.runtimes import llama_cpp_runtime
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "sentence_bert_config.json")
 

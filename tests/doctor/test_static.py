@@ -3,38 +3,33 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from spoil import edit, edit_list, no_probe, pieces, prompts, template, tokenizer_config
+from break_repository import (
+    edit,
+    eos_as_text,
+    eos_twice,
+    no_mask,
+    no_normalize,
+    no_probe,
+    pieces,
+    prompts,
+    template,
+    tokenizer_config,
+)
 
-from st_llm_embed import InputError, Recipe, doctor
-from st_llm_embed.doctor import TRAPS, diagnose
+from st_llm_embed import InputError, Recipe, diagnose
+from st_llm_embed import doctor as doctor_package
+from st_llm_embed.doctor import TRAPS
 
 QUERY = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: "
 
 MODALITIES = {"text": {"method": "forward"}, "message": {"method": "forward", "format": "flat"}}
 """As sentence-transformers 6 saves a model whose base has a chat template."""
-
-TRAINERS_CARD = """---
-tags:
-- sentence-transformers
-- generated_from_trainer
-- loss:MultipleNegativesRankingLoss
----
-* Loss: `MultipleNegativesRankingLoss` with these parameters:
-  ```json
-  {
-      "scale": 50.0,
-      "similarity_fct": "cos_sim"
-  }
-  ```
-#### Non-Default Hyperparameters
-- `per_device_train_batch_size`: 64
-- `bf16`: True
-"""
 
 
 def flag_only(folder: Path) -> None:
@@ -57,10 +52,6 @@ def flag_says_no(folder: Path) -> None:
     tokenizer_config(folder, add_eos_token=False)
 
 
-def eos_twice(folder: Path) -> None:
-    template(folder, "<s>", "A", "</s>", "</s>")
-
-
 def bos_in_a_prompt(folder: Path) -> None:
     prompts(folder, query=f"<s>{QUERY}")
 
@@ -70,21 +61,8 @@ def chat_template(folder: Path) -> None:
     edit(folder / "sentence_bert_config.json", modality_config=MODALITIES)
 
 
-def eos_as_text(folder: Path) -> None:
-    """Appended by a normalizer, so that the tokenizer takes it for a part of the text."""
-    template(folder, "<s>", "A")
-    tokens = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
-    tokens = [token | {"normalized": token["content"] == "</s>"} for token in tokens]
-    append = {"type": "Replace", "pattern": {"Regex": "(?<!</s>)$"}, "content": "</s>"}
-    edit(folder / "tokenizer.json", normalizer=append, added_tokens=tokens)
-
-
 def cut_on_the_left(folder: Path) -> None:
     tokenizer_config(folder, truncation_side="left")
-
-
-def no_mask(folder: Path) -> None:
-    tokenizer_config(folder, model_input_names=["input_ids"])
 
 
 def no_pad_token(folder: Path) -> None:
@@ -152,22 +130,6 @@ def prompt_missing_by_the_card(folder: Path) -> None:
     no_probe(folder)
     (folder / "README.md").write_text("Queries are `Instruct: {task}\\nQuery: {query}`.", encoding="utf-8")
     prompts(folder, query="", STS=None, BitextMining=None, **{"SciFact-query": None})
-
-
-def prompts_not_of_the_training(folder: Path) -> None:
-    (folder / "README.md").write_text(TRAINERS_CARD + "- `prompts`: None\n", encoding="utf-8")
-
-
-def stock_trainer(folder: Path) -> None:
-    (folder / "README.md").write_text(TRAINERS_CARD, encoding="utf-8")
-
-
-def nothing_against_duplicates(folder: Path) -> None:
-    recipe(folder, **{"loss.mask_duplicates": "false", "training.batch_sampler": "batch_sampler"})
-
-
-def no_normalize(folder: Path) -> None:
-    edit_list(folder / "modules.json", lambda modules: modules[:2])
 
 
 def cut_dimensions_unsaid(folder: Path) -> None:
@@ -250,69 +212,64 @@ def new_rope_alone(folder: Path) -> None:
     edit(folder / "config.json", rope_theta=None, rope_parameters=parameters)
 
 
-INJECTIONS: list[tuple[int | str, Callable[[Path], None], str]] = [
-    (1, flag_only, "transformers 5"),
-    (1, post_processor_only, "transformers 4"),
-    (1, neither, "TEI"),
-    (1, flag_says_no, "llama.cpp"),
-    (2, eos_twice, ""),
-    (2, bos_in_a_prompt, ""),
-    (3, eos_as_text, ""),
-    (3, cut_on_the_left, ""),
-    (4, no_mask, ""),
-    (4, no_pad_token, ""),
-    (4, two_padding_sides, ""),
-    (5, compact_pooling, "TEI"),
-    (5, pooling_without_mean, "sentence-transformers 5"),
-    (5, no_modules, ""),
-    (6, query_prompt_on_everything, "sentence-transformers"),
-    (6, query_prompt_on_documents, ""),
-    (6, prompt_twice, ""),
-    (6, two_spellings, ""),
-    (6, another_prompt_than_published, ""),
-    (6, untrained_spelling, ""),
-    (6, prompt_missing, ""),
-    (6, prompt_missing_by_the_card, ""),
-    (6, prompts_not_of_the_training, ""),
-    (10, stock_trainer, ""),
-    (11, stock_trainer, ""),
-    (11, nothing_against_duplicates, ""),
-    (12, no_normalize, "vLLM"),
-    (12, cut_dimensions_unsaid, "vLLM"),
-    (12, too_many_dimensions, "vLLM"),
-    (13, lower_case, "TEI"),
-    (13, strip, "llama.cpp"),
-    (14, other_merges, ""),
-    (14, chat_template, "sentence-transformers 6"),
-    (14, other_pieces, "llama.cpp"),
-    (14, no_tokenizer_json, ""),
-    (14, too_few_embeddings, ""),
-    (15, no_max_seq_length, "TEI"),
-    (15, another_length_in_the_tokenizer, "tokenizers"),
-    (15, no_limit_in_the_tokenizer, "transformers 5"),
-    (15, another_length_than_published, ""),
-    ("layout", new_module_paths, "sentence-transformers 5"),
-    ("layout", own_code, "sentence-transformers 6"),
-    ("layout", tokenizers_backend, "transformers 4"),
-    ("layout", list_of_special_tokens, "transformers 4"),
-    ("layout", mistral_format, "vLLM"),
-    ("rope", new_rope_alone, "transformers 4"),
+INJECTIONS: list[tuple[str, Callable[[Path], None], str]] = [
+    ("missing EOS", flag_only, "transformers 5"),
+    ("missing EOS", post_processor_only, "transformers 4"),
+    ("missing EOS", neither, "TEI"),
+    ("missing EOS", flag_says_no, "llama.cpp"),
+    ("doubled EOS", eos_twice, ""),
+    ("special token in a prompt", bos_in_a_prompt, ""),
+    ("EOS cut off", eos_as_text, ""),
+    ("cut on the left", cut_on_the_left, ""),
+    ("no attention mask", no_mask, ""),
+    ("no pad token", no_pad_token, ""),
+    ("two padding sides", two_padding_sides, ""),
+    ("pooling", compact_pooling, "TEI"),
+    ("pooling", pooling_without_mean, "sentence-transformers 5"),
+    ("no modules.json", no_modules, ""),
+    ("prompt on documents", query_prompt_on_everything, "sentence-transformers"),
+    ("prompt on documents", query_prompt_on_documents, ""),
+    ("prompt doubled", prompt_twice, ""),
+    ("prompt", two_spellings, ""),
+    ("prompt", another_prompt_than_published, ""),
+    ("prompt", untrained_spelling, ""),
+    ("prompt missing", prompt_missing, ""),
+    ("prompt missing by the card", prompt_missing_by_the_card, ""),
+    ("not normalised", no_normalize, "vLLM"),
+    ("unstated dimensions", cut_dimensions_unsaid, "vLLM"),
+    ("matryoshka dimensions", too_many_dimensions, "vLLM"),
+    ("lower case", lower_case, "TEI"),
+    ("normalizer", strip, "llama.cpp"),
+    ("tokenizer", other_merges, ""),
+    ("chat template", chat_template, "sentence-transformers 6"),
+    ("tokenizer.model", other_pieces, "llama.cpp"),
+    ("no tokenizer.json", no_tokenizer_json, ""),
+    ("too few embeddings", too_few_embeddings, ""),
+    ("max length", no_max_seq_length, "TEI"),
+    ("max length", another_length_in_the_tokenizer, "tokenizers"),
+    ("unstated length", no_limit_in_the_tokenizer, "transformers 5"),
+    ("max length", another_length_than_published, ""),
+    ("unreadable files", new_module_paths, "sentence-transformers 5"),
+    ("unreadable files", own_code, "sentence-transformers 6"),
+    ("unreadable files", tokenizers_backend, "transformers 4"),
+    ("unreadable files", list_of_special_tokens, "transformers 4"),
+    ("unreadable files", mistral_format, "vLLM"),
+    ("rotary base", new_rope_alone, "transformers 4"),
 ]
 
 
 @pytest.mark.parametrize("family", ["embedded", "mistral", "llama", "qwen3", "gpt2"])
 def test_a_good_repository_has_no_finding(family: str, good: Callable[[str], Path]) -> None:
-    assert doctor(str(good(family)), live=True) == []
+    assert diagnose(str(good(family)), live=True).findings == []
 
 
 @pytest.mark.parametrize(
-    ("trap", "spoil", "reader"), INJECTIONS, ids=[f"{trap}-{spoil.__name__}" for trap, spoil, _ in INJECTIONS]
+    ("trap", "damage", "reader"), INJECTIONS, ids=[f"{trap}-{damage.__name__}" for trap, damage, _ in INJECTIONS]
 )
-def test_a_trap_is_found_and_named(trap: int | str, spoil: Callable[[Path], None], reader: str, spoilt: Path) -> None:
-    spoil(spoilt)
-    found = [finding for finding in doctor(str(spoilt), live=False) if finding.trap == trap]
+def test_a_trap_is_found_and_named(trap: str, damage: Callable[[Path], None], reader: str, broken: Path) -> None:
+    damage(broken)
+    found = [finding for finding in diagnose(str(broken), live=False).findings if finding.trap == trap]
     assert found
-    assert found[0].name == TRAPS[trap]
     assert found[0].fix
     assert reader in " ".join(found[0].readers)
 
@@ -320,40 +277,54 @@ def test_a_trap_is_found_and_named(trap: int | str, spoil: Callable[[Path], None
 def test_left_padding_and_counted_positions_do_not_go_together(good: Callable[[str], Path], tmp_path: Path) -> None:
     folder = shutil.copytree(good("gpt2"), tmp_path / "gpt2")
     tokenizer_config(folder, padding_side="left")
-    found = doctor(str(folder), live=False)
-    assert {finding.trap for finding in found} == {4}
+    found = diagnose(str(folder), live=False).findings
+    assert {finding.trap for finding in found} == {"left padding of absolute positions"}
     assert "counts positions from the first column" in found[0].message
 
 
 def test_a_byte_fallback_tokenizer_needs_its_model_or_a_probe(good: Callable[[str], Path], tmp_path: Path) -> None:
     folder = shutil.copytree(good("embedded"), tmp_path / "embedded")
     no_probe(folder)
-    [finding] = doctor(str(folder), live=False)
-    assert (finding.trap, finding.severity, finding.readers) == (14, "warning", ("llama.cpp",))
+    [finding] = diagnose(str(folder), live=False).findings
+    assert (finding.trap, finding.severity, finding.readers) == ("no tokenizer.model", "warning", ("llama.cpp",))
     vocabulary = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
     pieces(folder / "tokenizer.model", sorted(vocabulary, key=lambda piece: vocabulary[piece]))
-    assert doctor(str(folder), live=False) == []
+    assert diagnose(str(folder), live=False).findings == []
 
 
-def test_a_tokenizer_that_strips_gives_the_texts_with_edges_other_tokens(spoilt: Path) -> None:
-    strip(spoilt)
-    messages = [finding.message for finding in doctor(str(spoilt), live=False) if finding.trap == 13]
-    assert any("all of them have whitespace at an edge" in message for message in messages)
+def test_a_tokenizer_that_strips_gives_the_texts_with_edges_other_tokens(broken: Path) -> None:
+    strip(broken)
+    assert {"normalizer", "whitespace"} == {finding.trap for finding in diagnose(str(broken), live=False).findings}
 
 
-def test_what_was_not_checked_is_said_with_the_reason(spoilt: Path) -> None:
-    checks = {(check.trap, check.what): check.not_checked for check in diagnose(str(spoilt), live=False).checks}
-    assert {trap for trap, _ in checks} >= set(range(1, 16)) - {9}
-    reasons = [reason for (trap, _), reason in checks.items() if trap in (10, 11)]
-    assert reasons == ["neither recipe.yaml nor a trainer's README.md tells how the model was trained"] * 2
-    recipe(spoilt)
-    checks = {check.what: check.not_checked for check in diagnose(str(spoilt), live=False).checks}
-    assert checks["equal texts were kept out of a batch"] is None
+def test_what_was_not_checked_is_said_with_the_reason(broken: Path) -> None:
+    def reason() -> str | None:
+        checks = {check.what: check.not_checked for check in diagnose(str(broken), live=False).checks}
+        return checks["prompts are those of the training"]
+
+    assert reason() == "there is no recipe.yaml, which states the prompts of the training"
+    recipe(broken)
+    assert reason() is None
 
 
-def test_a_repository_without_a_probe_is_examined(spoilt: Path) -> None:
-    no_probe(spoilt)
-    diagnosis = diagnose(str(spoilt), live=False)
+def test_every_trap_that_is_found_is_in_the_catalogue_and_the_other_way_round() -> None:
+    package = Path(doctor_package.__file__).parent
+    code = "".join(path.read_text(encoding="utf-8") for path in package.rglob("*.py"))
+    assert set(re.findall(r'(?:Finding|_explanation|_seen|explain)\("([^"]+)"', code)) <= TRAPS.keys()
+    assert [trap for trap in TRAPS if f'"{trap}"' not in code] == []
+
+
+def test_the_public_name_is_a_function_whatever_was_imported_before() -> None:
+    """`doctor` is a package of the same room, so the function has a name of its own."""
+    import st_llm_embed.doctor.probe
+
+    assert callable(st_llm_embed.diagnose)
+    assert callable(st_llm_embed.verify)
+
+
+def test_a_repository_without_a_probe_is_examined(broken: Path) -> None:
+    no_probe(broken)
+    diagnosis = diagnose(str(broken), live=False)
     assert diagnosis.findings == []
     assert [check.not_checked for check in diagnosis.checks].count("there is no probe.json") == 1
 
@@ -370,44 +341,47 @@ def test_a_repository_without_a_probe_is_examined(spoilt: Path) -> None:
         ("modules.json", '[{"type": "a.Pooling", "path": "../other"}]', r"a path inside the repository"),
         ("modules.json", '[{"type": "a.Pooling", "path": "/other"}]', r"a path inside the repository"),
         ("tokenizer.json", '{"version": "1.0"}', r"tokenizer\.json cannot be read"),
-        ("probe.json", '{"version": 1}', r"probe\.json is no probe that can be read"),
+        ("probe.json", '{"version": 1}', r"probe\.json is not a probe that can be read"),
         ("tokenizer_config.json", "[]", r"tokenizer_config\.json holds a list"),
     ],
 )
-def test_files_that_cannot_be_read_are_named(name: str, content: str, message: str, spoilt: Path) -> None:
-    (spoilt / name).write_text(content, encoding="utf-8")
+def test_files_that_cannot_be_read_are_named(name: str, content: str, message: str, broken: Path) -> None:
+    (broken / name).write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match=message):
-        doctor(str(spoilt), live=False)
+        diagnose(str(broken), live=False)
 
 
 @pytest.mark.parametrize(
     ("model", "message"),
-    [("no/such/folder", "is no folder, and no repository"), ("lab/model", "HF_HUB_OFFLINE forbids asking the Hub")],
+    [
+        ("no/such/folder", "is neither a folder nor a repository"),
+        ("lab/model", "HF_HUB_OFFLINE forbids asking the Hub"),
+    ],
 )
 def test_a_model_that_is_not_there_is_named(model: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        doctor(model)
+        diagnose(model)
 
 
-def test_an_instruction_may_speak_of_a_query(spoilt: Path) -> None:
-    no_probe(spoilt)
-    prompts(spoilt, query="Instruct: Given a search query: find passages that answer it\nQuery: ")
-    assert not [finding for finding in doctor(str(spoilt), live=False) if "twice" in finding.message]
+def test_an_instruction_may_speak_of_a_query(broken: Path) -> None:
+    no_probe(broken)
+    prompts(broken, query="Instruct: Given a search query: find passages that answer it\nQuery: ")
+    assert not [finding for finding in diagnose(str(broken), live=False).findings if finding.trap == "prompt doubled"]
 
 
-def test_an_adapter_that_names_itself_as_its_base_is_no_endless_search(tmp_path: Path) -> None:
+def test_an_adapter_that_names_itself_as_its_base_is_not_searched_endlessly(tmp_path: Path) -> None:
     config = {"base_model_name_or_path": str(tmp_path), "peft_type": "LORA"}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
-    assert doctor(str(tmp_path), live=False)
+    assert diagnose(str(tmp_path), live=False).findings
 
 
-def test_weights_that_are_pickles_alone_are_told_and_not_loaded(spoilt: Path) -> None:
-    no_probe(spoilt)
-    (spoilt / "model.safetensors").rename(spoilt / "pytorch_model.bin")
-    [finding] = [one for one in doctor(str(spoilt)) if one.file == "pytorch_model.bin"]
+def test_weights_that_are_pickles_alone_are_found_and_not_loaded(broken: Path) -> None:
+    no_probe(broken)
+    (broken / "model.safetensors").rename(broken / "pytorch_model.bin")
+    [finding] = [one for one in diagnose(str(broken)).findings if one.file == "pytorch_model.bin"]
     assert "can run code" in finding.message
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="so it is no model"):
-        doctor(str(tmp_path))
+    with pytest.raises(InputError, match="so it is not a model"):
+        diagnose(str(tmp_path))

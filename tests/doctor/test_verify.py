@@ -19,7 +19,8 @@ from transformers import AutoTokenizer
 
 from st_llm_embed import InputError, LLMSentenceTransformer, verify
 from st_llm_embed.doctor.probe import PROBE_FILE, TAIL, make_probe, write_probe
-from st_llm_embed.doctor.verify import Verification, server_runtime
+from st_llm_embed.doctor.server import server_runtime
+from st_llm_embed.doctor.verify import Verification
 
 FAMILIES = ("mistral", "qwen3", "llama")
 PROMPT = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: "
@@ -146,7 +147,7 @@ def test_the_probe_and_the_servers_ids_are_enough_to_name_it(trap: str, mistral:
 
 
 @pytest.mark.parametrize(
-    ("trap", "told"),
+    ("trap", "expected"),
     [
         ("right padding", "padding"),
         ("left padding", "padding"),
@@ -159,15 +160,15 @@ def test_the_probe_and_the_servers_ids_are_enough_to_name_it(trap: str, mistral:
         ("dimension", "dimension"),
     ],
 )
-def test_the_vectors_alone_tell_what_they_can(trap: str, told: str, mistral: Path) -> None:
+def test_the_vectors_alone_show_what_they_can(trap: str, expected: str, mistral: Path) -> None:
     mistake = MISTAKES[trap] if trap != "max length" else {"max_length": 1000}
     verification = asked(mistral, served(mistral).but(**mistake), weights=False)
-    assert traps(verification) == {told}
+    assert traps(verification) == {expected}
     if trap == "max length":
-        assert "What lies beyond max_seq_length is embedded" in verification.explanations[0].sentence
+        assert "What is beyond max_seq_length is embedded" in verification.explanations[0].sentence
 
 
-def test_a_length_is_told(mistral: Path) -> None:
+def test_the_other_length_is_said(mistral: Path) -> None:
     [one] = asked(mistral, served(mistral).but(max_length=48)).explanations
     assert "They are cut at 48 tokens, and have to be at 192." in one.sentence
     [one] = asked(mistral, served(mistral).but(max_length=1000)).explanations
@@ -206,7 +207,7 @@ def test_two_mistakes_are_both_named(mistral: Path) -> None:
     assert traps(asked(mistral, one)) == {"mean pooling", "no special tokens", "not normalised"}
 
 
-def test_half_precision_is_told_from_a_fault(mistral: Path) -> None:
+def test_half_precision_is_distinguished_from_a_fault(mistral: Path) -> None:
     one = served(mistral)
     one.model.to(torch.bfloat16)
     verification = asked(mistral, one)
@@ -219,7 +220,7 @@ def refuses(test: Callable[[str], bool]) -> Callable[[int, list[str]], Any]:
     return lambda _number, texts: error(400, "input is too long or empty") if any(map(test, texts)) else None
 
 
-def test_texts_that_a_server_refuses_are_told_and_are_no_difference(mistral: Path) -> None:
+def test_texts_that_a_server_refuses_are_reported_and_are_not_a_difference(mistral: Path) -> None:
     one = served(mistral)
     with EmbeddingServer(one.embed, fault=refuses(lambda text: not text or TAIL in text)) as server:
         verification = verify(mistral, server.base_url)
@@ -234,7 +235,7 @@ def test_texts_that_a_server_refuses_are_told_and_are_no_difference(mistral: Pat
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "expected"),
     [
         (lambda _number, _texts: error(400, "no such thing"), "None of the 17 texts was embedded"),
         (lambda _number, _texts: error(404, "no such model"), "answers with status 404"),
@@ -242,15 +243,15 @@ def test_texts_that_a_server_refuses_are_told_and_are_no_difference(mistral: Pat
         (lambda _number, _texts: "cut", "cut the connection"),
         (lambda _number, texts: [[float("nan")] * 32 for _ in texts], "not finite"),
         (lambda _number, texts: [[1.0]] * (len(texts) - 1), "16 vectors for 17 texts"),
-        (lambda _number, _texts: (200, {}, {"hello": "world"}), "something that is no list of vectors"),
+        (lambda _number, _texts: (200, {}, {"hello": "world"}), "something that is not a list of vectors"),
     ],
 )
 def test_a_server_that_cannot_be_compared_is_one_message(
-    fault: Callable[[int, list[str]], Any], told: str, mistral: Path
+    fault: Callable[[int, list[str]], Any], expected: str, mistral: Path
 ) -> None:
     with (
         EmbeddingServer(served(mistral).embed, fault=fault) as server,
-        pytest.raises(InputError, match=told),
+        pytest.raises(InputError, match=expected),
     ):
         verify(mistral, server.base_url)
 
@@ -288,15 +289,15 @@ def test_the_command_says_what_differs_and_exits_with_one(
     assert content["same"] is False
     assert [one["trap"] for one in content["explanations"]] == ["right padding"]
     assert len(content["texts"]) == 17
-    for arguments, told in (
-        ((mistral, "--against", tmp_path / "none"), "is nothing to compare a model with"),
+    for arguments, expected in (
+        ((mistral, "--against", tmp_path / "none"), "A model cannot be compared with"),
         ((tmp_path / "none", "--against", mistral), "There is no"),
         ((mistral, "--against", mistral, "--minimum-cosine", "2"), "has to be above 0 and at most 1"),
         ((mistral, "--against", "http://127.0.0.1:9/v1"), "cannot be reached"),
     ):
         outcome = run_cli("verify", *arguments)
         assert outcome.code == 2
-        assert told in outcome.err
+        assert expected in outcome.err
         assert outcome.err.count("\n") == 1
 
 

@@ -101,7 +101,7 @@ def test_a_tokenizer_that_changes_texts_for_special_tokens_is_refused() -> None:
         ) -> list[int]:
             return super().build_inputs_with_special_tokens(token_ids_0[::-1], token_ids_1)
 
-    with pytest.raises(InputError, match="cannot be told what it puts around a text"):
+    with pytest.raises(InputError, match="it is unknown what it puts around a text"):
         end_token_id(Reversing())
 
 
@@ -125,7 +125,7 @@ def test_check_eos_refuses_a_model_whose_tokenizer_lost_it(tiny_base: Path) -> N
 def test_a_folder_without_a_tokenizer_is_refused(tiny_base: Path, tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((tiny_base / name).read_bytes())
-    with pytest.raises(InputError, match="holds no tokenizer"):
+    with pytest.raises(InputError, match="has no tokenizer"):
         load_tokenizer(str(tmp_path))
 
 
@@ -149,7 +149,7 @@ def test_a_base_that_cannot_be_found_is_refused(name: str) -> None:
     ],
     ids=lambda value: getattr(value, "model_type", None),
 )
-def test_decoders_are_told_from_encoders(config: PreTrainedConfig, expected: bool) -> None:
+def test_decoders_are_distinguished_from_encoders(config: PreTrainedConfig, expected: bool) -> None:
     assert is_decoder_only(config) is expected
 
 
@@ -167,7 +167,7 @@ def test_an_encoder_is_refused_as_a_base(kind: str, tmp_path: Path) -> None:
             tmp_path
         )
     for build in (load_tokenizer, partial(LLMSentenceTransformer.from_base, max_seq_length=32, device="cpu")):
-        with pytest.raises(InputError, match=f"'{kind}', which is no decoder-only language model"):
+        with pytest.raises(InputError, match=f"'{kind}', which is not a decoder-only language model"):
             build(str(tmp_path))
 
 
@@ -194,10 +194,10 @@ def test_bert_shares_an_instruction_only_as_a_decoder(is_decoder: bool, tmp_path
     assert (1 in {rows for rows, _ in shapes}) is is_decoder, shapes
 
 
-@pytest.mark.parametrize(("length", "told"), [(513, "have room for 512"), (2, "need at least 3 tokens")])
-def test_a_length_that_the_base_cannot_have_is_refused(length: int, told: str, tiny_base: Path) -> None:
+@pytest.mark.parametrize(("length", "expected"), [(513, "have room for 512"), (2, "need at least 3 tokens")])
+def test_a_length_that_the_base_cannot_have_is_refused(length: int, expected: str, tiny_base: Path) -> None:
     for build in (load_tokenizer, partial(LLMSentenceTransformer.from_base, device="cpu")):
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=expected):
             build(str(tiny_base), max_seq_length=length)
 
 

@@ -18,14 +18,14 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from st_llm_embed import LLMSentenceTransformer
-from st_llm_embed.modules.base import sentencepiece_file
+from st_llm_embed.modules.layout import sentencepiece_file
 
 TEXTS = ["", "a", "several words here", "Instruct: Find it\nQuery: where?", "long " * 300]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 FIND = """
 import json, logging, sys, time
-from st_llm_embed.modules.base import sentencepiece_file
+from st_llm_embed.modules.layout import sentencepiece_file
 
 logged = []
 logging.getLogger("st_llm_embed").addHandler(logging.Handler())
@@ -151,8 +151,8 @@ def test_a_tokenizer_model_is_missed_where_the_hub_says_so(hub: Hub, caplog: pyt
     found, logged = hub.run(FIND, "lab/without")
     hub.fail()
     assert found is None
-    assert "cannot tell whether lab/without has a tokenizer.model" in logged
-    # Offline, as here, nobody can tell.
+    assert "does not say whether lab/without has a tokenizer.model" in logged
+    # Offline, as here, nobody knows.
     assert sentencepiece_file("lab/without") is None
     assert not caplog.records
 

@@ -116,7 +116,7 @@ def test_stock_modules_are_refused(tiny_base: Path) -> None:
     np.testing.assert_array_equal(again.encode(TEXTS), ours.encode(TEXTS))
 
 
-@pytest.mark.parametrize("option", [{"attention": "both"}, {"dtype": "foo"}, {"pooling_mode": "cls"}])
+@pytest.mark.parametrize("option", [{"dtype": "foo"}, {"pooling_mode": "cls"}])
 def test_unknown_options_of_from_base_are_refused(option: dict[str, str], tiny_base: Path) -> None:
     [(name, value)] = option.items()
     with pytest.raises(InputError, match=f"{name} is '{value}'; allowed are '"):

@@ -1,228 +1,120 @@
-"""Traps 4, 5, 12 and 15, and files that a library cannot read: what the readers understand, compared."""
+"""Layout, padding, pooling, length and rotary positions: what the readers understand, compared."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from st_llm_embed.doctor.finding import Finding, NotCheckedError, Reading
 from st_llm_embed.doctor.readers import rope_of_transformers_4, rope_of_transformers_5
-from st_llm_embed.doctor.repository import Repository
+from st_llm_embed.doctor.repository import SETTINGS_FILE, Repository
+from st_llm_embed.doctor.traps import Finding, NotCheckedError, Reading
 
 ABSOLUTE = ("gpt2", "gpt_neo", "opt", "gpt_bigcode", "xglm")
 """Model types whose positions are counted from the first column of a batch."""
 
-
 PICKLES = ("pytorch_model", "adapter_model.bin")
+
+FILES_IN_ERRORS = {
+    "tokenizer": "tokenizer_config.json",
+    "extra_special": "tokenizer_config.json",
+    "params": "params.json",
+    "transformer.__init__": SETTINGS_FILE,
+    "sentence_bert": SETTINGS_FILE,
+    "`config.json`": "config.json",
+}
+"""Words in the errors of readers, and the file that each is about."""
 
 
 def refused(repository: Repository, readings: list[Reading]) -> list[Finding]:
     """Name the libraries that stop with an error, and weights that are pickles alone."""
-    files = {"tokenizer": "tokenizer_config.json", "extra_special": "tokenizer_config.json", "params": "params.json"}
-    files |= {"Transformer.__init__": "sentence_bert_config.json", "sentence_bert": "sentence_bert_config.json"}
-    files |= {"`config.json`": "config.json"}
     by_reason: dict[str, list[str]] = {}
     for one in readings:
         if one.refuses is not None and not _stops_at_pooling(one):
             by_reason.setdefault(one.refuses, []).append(one.reader)
     pickles = sorted(file for file in repository.files if Path(file).name.startswith(PICKLES))
-    found = []
-    if pickles and not any(file.endswith(".safetensors") for file in repository.files):
-        found.append(
-            Finding(
-                "layout",
-                "error",
-                pickles[0],
-                "The weights are pickles, which can run code when they are loaded; doctor does not load them.",
-                "Save the model with safetensors: model.save_pretrained(folder).",
-            )
-        )
+    has_weights = any(file.endswith(".safetensors") for file in repository.files)
+    found = [Finding("pickles", pickles[0])] if pickles and not has_weights else []
     for reason, readers in by_reason.items():
-        found.append(
-            Finding(
-                "layout",
-                "error",
-                next((file for word, file in files.items() if word.lower() in reason.lower()), "modules.json"),
-                f"{', '.join(readers)} cannot read the repository: {reason}.",
-                "Write the legacy layout, which all of them read (doctor --fix does).",
-                tuple(readers),
-            )
-        )
+        file = next((file for word, file in FILES_IN_ERRORS.items() if word in reason.lower()), "modules.json")
+        found.append(Finding("unreadable files", file, f"{', '.join(readers)}: {reason}.", tuple(readers)))
     return found
 
 
 def pooling(repository: Repository, readings: list[Reading]) -> list[Finding]:
-    """Compare the pooling that the readers understand (trap 5)."""
-    reference, *others = readings
-    module = repository.module("Pooling")
-    file = repository.file_of(module) if module else "modules.json"
-    if repository.modules and module is None:
-        raise NotCheckedError("modules.json has no Pooling")
+    """Compare the pooling that the readers understand."""
     if not repository.modules:
-        return [
-            Finding(
-                5,
-                "error",
-                "modules.json",
-                "There is no modules.json: sentence-transformers takes mean pooling without normalisation, vLLM the "
-                "last token, and TEI asks for --pooling.",
-                "Save the model with sentence-transformers, or with LLMSentenceTransformer.from_base.",
-            )
-        ]
-    # One that refuses the pooling's file is hit as well.
-    hit = tuple(
-        f"{one.reader} ({one.pooling or one.refuses})"
-        for one in others
+        return [Finding("no modules.json", "modules.json")]
+    if repository.pooling_config is None:
+        raise NotCheckedError("modules.json has no Pooling")
+    # One that refuses the pooling's file is affected as well.
+    others = {
+        one.reader: one.pooling or one.refuses
+        for one in readings
         if one.not_for is None
-        and (_stops_at_pooling(one) or (one.reads and one.pooling is not None and one.pooling != reference.pooling))
-    )
-    if not hit:
+        and (_stops_at_pooling(one) or (one.reads and one.pooling not in (None, repository.pooling)))
+    }
+    if not others:
         return []
-    return [
-        Finding(
-            5,
-            "error",
-            file,
-            f"sentence-transformers 6 reads the pooling as {reference.pooling}, others do not: {', '.join(hit)}.",
-            "Write the booleans pooling_mode_*, all of them, with the one that the model was trained with true.",
-            tuple(one.split(" (")[0] for one in hit),
-        )
-    ]
+    read = ", ".join(f"{reader} ({pooling})" for reader, pooling in others.items())
+    detail = f"sentence-transformers 6 reads {repository.pooling}, others do not: {read}."
+    return [Finding("pooling", repository.file_of("Pooling"), detail, tuple(others))]
 
 
 def normalisation(repository: Repository, readings: list[Reading]) -> list[Finding]:
-    """Look for the module Normalize, and for the lengths that vectors may be cut to (trap 12)."""
+    """Look for the module Normalize, and for the dimensions that vectors may be cut to."""
+    del readings
     found = []
-    if repository.modules and not readings[0].normalize:
-        found.append(
-            Finding(
-                12,
-                "error",
-                "modules.json",
-                "There is no module Normalize: sentence-transformers and vLLM give vectors of any length, TEI and "
-                "llama.cpp of length 1, and scores by dot product differ.",
-                "Add sentence_transformers.models.Normalize as the last module.",
-                ("sentence-transformers", "vLLM"),
-            )
-        )
-    module = repository.module("Pooling")
-    sizes = repository.table(repository.file_of(module)) if module else {}
-    size = sizes.get("word_embedding_dimension", sizes.get("embedding_dimension"))
-    given = repository.config.get("matryoshka_dimensions")
+    if repository.modules and not repository.normalized:
+        detail = "There is no module Normalize, which TEI and llama.cpp do not need."
+        found.append(Finding("not normalised", "modules.json", detail, ("sentence-transformers", "vLLM")))
+    stated = repository.matryoshka_dimensions
     trained = list((repository.recipe.get("loss") or {}).get("matryoshka_dims") or [])
-    if given is not None and (
-        not isinstance(given, list) or not all(isinstance(one, int) and 0 < one <= (size or one) for one in given)
+    size = repository.dimension if stated else 0
+    if stated is not None and (
+        not isinstance(stated, list) or not all(isinstance(one, int) and 0 < one <= size for one in stated)
     ):
-        found.append(
-            Finding(
-                12,
-                "error",
-                "config.json",
-                f"matryoshka_dimensions is {given}, and the vectors have {size} dimensions.",
-                f"List whole numbers from 1 to {size}, or remove the key.",
-                ("vLLM",),
-            )
-        )
-    elif trained and not set(trained) <= set(given or []):
-        found.append(
-            Finding(
-                12,
-                "warning",
-                "config.json",
-                f"The model was trained for the lengths {trained} and config.json lists {given}: vLLM refuses "
-                "`dimensions`, and who cuts vectors by hand gets a length below 1.",
-                f"Set matryoshka_dimensions to {trained} in config.json.",
-                ("vLLM",),
-            )
-        )
+        detail = f"There are {stated}, and vectors have {size} dimensions."
+        found.append(Finding("matryoshka dimensions", "config.json", detail, ("vLLM",)))
+    elif not set(trained) <= set(stated or []):
+        found.append(Finding("unstated dimensions", "config.json", f"It was trained for {trained}.", ("vLLM",)))
     return found
 
 
 def lengths(repository: Repository, readings: list[Reading]) -> list[Finding]:
-    """Compare where the readers cut a text off (trap 15)."""
-    reference = readings[0]
+    """Compare where the readers cut a text."""
     stated = {one.reader: one.max_length for one in readings if one.not_for is None}
     stated.pop("llama.cpp", None)  # its context is the user's choice, not the repository's
     truncation = repository.tokenizer_json.get("truncation") or {}
     if "max_length" in truncation:
         stated["tokenizers"] = truncation["max_length"]
-    if reference.max_length is None:
-        return [
-            Finding(
-                15,
-                "error",
-                "sentence_bert_config.json",
-                "No file says how long a text may be, so that each server cuts off where it likes.",
-                "Write max_seq_length into sentence_bert_config.json and model_max_length into tokenizer_config.json.",
-            )
-        ]
-    other = {reader: length for reader, length in stated.items() if length != reference.max_length}
+    limit = repository.max_seq_length
+    if limit is None:
+        return [Finding("no max length", SETTINGS_FILE)]
+    other = {reader: length for reader, length in stated.items() if length != limit}
     if not other:
         return []
-    told = ", ".join(f"{reader} {'never' if length is None else f'at {length}'}" for reader, length in other.items())
-    only_unsaid = all(length is None for length in other.values())
-    return [
-        Finding(
-            15,
-            "warning" if only_unsaid else "error",
-            "tokenizer_config.json" if only_unsaid or "tokenizers" in other else "sentence_bert_config.json",
-            f"sentence-transformers 6 cuts texts off at {reference.max_length} tokens, others elsewhere: {told}.",
-            f"Write {reference.max_length} as max_seq_length (with do_lower_case) in sentence_bert_config.json, "
-            "model_max_length in tokenizer_config.json, and truncation.max_length in tokenizer.json.",
-            tuple(other),
-        )
-    ]
+    read = ", ".join(f"{reader} {'never' if length is None else f'at {length}'}" for reader, length in other.items())
+    unstated = all(length is None for length in other.values())
+    file = "tokenizer_config.json" if unstated or "tokenizers" in other else SETTINGS_FILE
+    detail = f"sentence-transformers 6 cuts texts at {limit} tokens, others elsewhere: {read}."
+    return [Finding("unstated length" if unstated else "max length", file, detail, tuple(other))]
 
 
 def padding(repository: Repository, readings: list[Reading]) -> list[Finding]:
-    """Look for what makes padding part of the text (trap 4)."""
+    """Look for what makes padding part of the text."""
     del readings
-    config = repository.tokenizer_config
-    names = config.get("model_input_names")
-    side = config.get("padding_side", "right")
+    file = "tokenizer_config.json"
+    names = repository.tokenizer_config.get("model_input_names")
+    side = repository.tokenizer_config.get("padding_side", "right")
     stored = (repository.tokenizer_json.get("padding") or {}).get("direction")
     found = []
     if isinstance(names, list) and "attention_mask" not in names:
-        found.append(
-            Finding(
-                4,
-                "error",
-                "tokenizer_config.json",
-                f"model_input_names is {names}: the tokenizer gives no attention mask, and padding is read as text.",
-                "Add attention_mask to model_input_names, or remove the key.",
-            )
-        )
-    if side == "left" and repository.config.get("model_type") in ABSOLUTE:
-        found.append(
-            Finding(
-                4,
-                "error",
-                "tokenizer_config.json",
-                f"padding_side is left, and a {repository.config['model_type']} counts positions from the first "
-                "column of a batch: the vector of a text depends on the texts beside it.",
-                "Set padding_side to right.",
-            )
-        )
+        found.append(Finding("no attention mask", file, f"model_input_names is {names}."))
+    if side == "left" and repository.model_type in ABSOLUTE:
+        found.append(Finding("left padding of absolute positions", file, f"It is a {repository.model_type}."))
     if stored is not None and stored.lower() != side:
-        found.append(
-            Finding(
-                4,
-                "warning",
-                "tokenizer_config.json",
-                f"padding_side is {side} in tokenizer_config.json and {stored.lower()} in tokenizer.json; a runtime "
-                "that takes the last column for the last token is right with one of them only.",
-                "Let both files name one side.",
-            )
-        )
+        found.append(Finding("two padding sides", file, f"They are {side} and {stored.lower()}."))
     if repository.tokenizer is not None and repository.token_id("pad") is None:
-        found.append(
-            Finding(
-                4,
-                "error",
-                "tokenizer_config.json",
-                "There is no pad_token that the tokenizer knows, so that texts of different lengths make no batch.",
-                "Set pad_token, to eos_token where there is no other.",
-            )
-        )
+        found.append(Finding("no pad token", file))
     return found
 
 
@@ -238,18 +130,10 @@ def rope(repository: Repository, readings: list[Reading]) -> list[Finding]:
     old, new = rope_of_transformers_4(config), rope_of_transformers_5(config)
     if old == new:
         return []
-    return [
-        Finding(
-            "rope",
-            "error",
-            "config.json",
-            f"transformers 4 reads the rotary base {old[0]:g} ({old[1]}), transformers 5 {new[0]:g} ({new[1]}).",
-            "Write rope_theta, and rope_scaling where there is one, beside rope_parameters with the same values.",
-            ("transformers 4", "sentence-transformers 5"),
-        )
-    ]
+    detail = f"transformers 4 reads the base {old[0]:g} ({old[1]}), transformers 5 {new[0]:g} ({new[1]})."
+    return [Finding("rotary base", "config.json", detail, ("transformers 4", "sentence-transformers 5"))]
 
 
 def _stops_at_pooling(reading: Reading) -> bool:
-    """Say whether a reader refuses the pooling's file, which is trap 5."""
+    """Return whether a reader refuses the pooling's file, which is a matter of pooling."""
     return reading.refuses is not None and any(word in reading.refuses for word in ("1_Pooling", "Pooling.__init__"))

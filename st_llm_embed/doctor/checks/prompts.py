@@ -1,14 +1,13 @@
-"""Trap 6: the prompts that queries carry, as saved, as trained with, and as published."""
+"""The prompts of queries, as saved, as trained with, and as published."""
 
 from __future__ import annotations
 
 import re
 
-from st_llm_embed.doctor.finding import Finding, NotCheckedError, Reading
-from st_llm_embed.doctor.repository import Repository
+from st_llm_embed.doctor.repository import PROMPTS_FILE, Repository
+from st_llm_embed.doctor.traps import Finding, NotCheckedError, Reading
 from st_llm_embed.instructions import INSTRUCTION_TEMPLATE
 
-FILE = "config_sentence_transformers.json"
 TRAINED = re.compile(re.escape(INSTRUCTION_TEMPLATE).replace(re.escape("{instruction}"), "[^\n]+"))
 PIECES = re.compile(r"^(?:Instruct|Query|passage): ?", re.IGNORECASE | re.MULTILINE)
 LABEL = re.compile(r"[^\n:]*:\s*")
@@ -16,99 +15,43 @@ LABEL = re.compile(r"[^\n:]*:\s*")
 
 
 def prompts(repository: Repository, readings: list[Reading]) -> list[Finding]:
-    """Look for prompts that stand on documents, twice, are spelt in two ways, or are missing."""
+    """Look for prompts that are on documents, twice, spelt in two ways, or missing."""
     del readings
     saved = repository.prompts
-    found = [*_on_documents(repository), *_twice(saved), *_spelling(saved)]
-    if not any(saved.values()):
-        named = "instruct:" in repository.text("README.md").casefold()
-        if repository.recipe or named:
-            found.append(
-                Finding(
-                    6,
-                    "error" if repository.recipe else "warning",
-                    FILE,
-                    "No prompt is saved, and "
-                    + ("recipe.yaml trained" if repository.recipe else "README.md has users write")
-                    + " queries with an instruction: encode_query gives vectors of bare queries.",
-                    "Save prompts: query with the instruction, document with an empty one.",
-                )
-            )
-    return found
-
-
-def prompts_as_trained(repository: Repository, readings: list[Reading]) -> list[Finding]:
-    """Compare the saved prompts with those of the training, where the repository tells them."""
-    del readings
-    saved = {name: prompt for name, prompt in repository.prompts.items() if prompt}
-    if repository.recipe:
-        other = {name: prompt for name, prompt in saved.items() if not TRAINED.fullmatch(prompt)}
-        return [
-            Finding(
-                6,
-                "error",
-                FILE,
-                f"The prompt {name!r} is {prompt!r}, and training put {INSTRUCTION_TEMPLATE!r} before each query.",
-                "Save the prompt as it was in training, to the last space.",
-            )
-            for name, prompt in other.items()
-        ]
-    if "generated_from_trainer" in repository.text("README.md"):
-        if saved and re.search(r"`prompts`: None", repository.text("README.md")):
-            return [
-                Finding(
-                    6,
-                    "warning",
-                    FILE,
-                    f"The prompts {', '.join(saved)} are saved, and README.md says `prompts`: None of the training; "
-                    "sentence-transformers' trainer does not read saved prompts.",
-                    "Train with prompts in SentenceTransformerTrainingArguments, or save none.",
-                )
-            ]
-        return []
-    raise NotCheckedError("neither recipe.yaml nor a trainer's README.md tells the prompts of the training")
-
-
-def _on_documents(repository: Repository) -> list[Finding]:
-    default = repository.table(FILE).get("default_prompt_name")
     found = []
-    if default and repository.prompts.get(default):
-        found.append(
-            Finding(
-                6,
-                "error",
-                FILE,
-                f"default_prompt_name is {default!r}: sentence-transformers puts this prompt before every text "
-                "given to encode, documents included, and servers put none.",
-                "Set default_prompt_name to null; encode_query takes the prompt 'query' by itself.",
-                ("sentence-transformers",),
-            )
-        )
-    query = repository.prompts.get("query")
-    document = repository.prompts.get("document") or repository.prompts.get("passage")
-    if query and document == query:
-        found.append(
-            Finding(
-                6,
-                "error",
-                FILE,
-                f"Documents have the prompt of queries, {query!r}.",
-                "Set the prompt 'document' to the empty text, or to what documents had in training.",
-            )
-        )
-    return found
-
-
-def _twice(saved: dict[str, str]) -> list[Finding]:
-    found = []
+    default = repository.table(PROMPTS_FILE).get("default_prompt_name")
+    if default and saved.get(default):
+        detail = f"sentence-transformers puts the default prompt {default!r} before every text given to encode."
+        found.append(Finding("prompt on documents", PROMPTS_FILE, detail, ("sentence-transformers",)))
+    query = saved.get("query")
+    if query and query == (saved.get("document") or saved.get("passage")):
+        found.append(Finding("prompt on documents", PROMPTS_FILE, f"The prompt of both is {query!r}."))
     for name, prompt in saved.items():
         pieces = [piece.strip().casefold() for piece in PIECES.findall(prompt)]
         half = prompt[: len(prompt) // 2]
         if len(pieces) > len(set(pieces)) or (half and half * 2 == prompt):
-            found.append(
-                Finding(6, "error", FILE, f"The prompt {name!r} stands twice in itself: {prompt!r}.", "Write it once.")
-            )
+            found.append(Finding("prompt doubled", PROMPTS_FILE, f"The prompt {name!r} is {prompt!r}."))
+    found += _spelling(saved)
+    if not any(saved.values()):
+        if repository.recipe:
+            detail = "No prompt is saved, and recipe.yaml trained queries with an instruction."
+            found.append(Finding("prompt missing", PROMPTS_FILE, detail))
+        elif "instruct:" in repository.text("README.md").casefold():
+            found.append(Finding("prompt missing by the card", PROMPTS_FILE))
     return found
+
+
+def prompts_as_trained(repository: Repository, readings: list[Reading]) -> list[Finding]:
+    """Compare the saved prompts with those of the training."""
+    del readings
+    if not repository.recipe:
+        raise NotCheckedError("there is no recipe.yaml, which states the prompts of the training")
+    trained = f"training put {INSTRUCTION_TEMPLATE!r} before each query."
+    return [
+        Finding("prompt", PROMPTS_FILE, f"The prompt {name!r} is {prompt!r}, and {trained}")
+        for name, prompt in repository.prompts.items()
+        if prompt and not TRAINED.fullmatch(prompt)
+    ]
 
 
 def _spelling(saved: dict[str, str]) -> list[Finding]:
@@ -124,13 +67,5 @@ def _spelling(saved: dict[str, str]) -> list[Finding]:
         return []
     common = max(forms.values(), key=len)
     other = sorted(set(instructed) - set(common))
-    return [
-        Finding(
-            6,
-            "error",
-            FILE,
-            f"The prompts {', '.join(other)} are spelt otherwise than {common[0]!r}: {saved[other[0]]!r} and "
-            f"{saved[common[0]]!r}.",
-            "Spell all prompts as in training, to the last space.",
-        )
-    ]
+    detail = f"{', '.join(other)}: {saved[other[0]]!r}, and {common[0]}: {saved[common[0]]!r}."
+    return [Finding("prompt", PROMPTS_FILE, detail)]

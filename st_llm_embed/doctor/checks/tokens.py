@@ -1,0 +1,244 @@
+"""Special tokens, texts changed before they are tokens, and tokenizers that are rebuilt from other files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from st_llm_embed.doctor.probe import ProbeText
+from st_llm_embed.doctor.readers import LLAMA_CPP_READS, chat_rendered, llama_cpp_family
+from st_llm_embed.doctor.repository import PROMPTS_FILE, SETTINGS_FILE, Repository
+from st_llm_embed.doctor.traps import Finding, NotCheckedError, Reading
+from st_llm_embed.modules.layout import SENTENCEPIECE_FILE
+
+CUT_AT = 16
+"""Tokens. A text need not fill thousands of tokens to be cut like one that does."""
+
+EDGES = ("Strip", "StripAccents", "Lowercase", "BertNormalizer")
+"""Normalizers that take something away from a text, and that llama.cpp does not know."""
+
+
+def eos_missing(repository: Repository, readings: list[Reading]) -> list[Finding]:
+    """Compare which special token each reader puts after a text."""
+    _need_last_token(repository)
+    ends = [one for one in readings if one.reads and one.ends_with is not None]
+    without = tuple(one.reader for one in ends if not one.ends_with)
+    if without:
+        config = repository.tokenizer_config
+        detail = (
+            f"The post-processor puts {_shown(repository.around[1], repository)} after a text, add_eos_token is "
+            f"{config.get('add_eos_token')}, and the tokenizer's class {config.get('tokenizer_class')}: "
+            f"{', '.join(without)} add none."
+        )
+        return [Finding("missing EOS", "tokenizer.json", detail, without)]
+    if len({one.ends_with for one in ends}) > 1:
+        detail = ", ".join(f"{one.reader}: {one.ends_with}" for one in ends)
+        return [Finding("different ends", "tokenizer.json", f"{detail}.")]
+    return []
+
+
+def specials_doubled(repository: Repository, readings: list[Reading]) -> list[Finding]:
+    """Count the special tokens around a text and within each prompt."""
+    del readings
+    tokenizer = _tokenizer(repository)
+    before, after = repository.around
+    found = [
+        Finding(trap, "tokenizer.json", f"The post-processor puts {_shown(ids, repository)} {where} it.")
+        for trap, where, ids in (("doubled BOS", "before", before), ("doubled EOS", "after", after))
+        if len(set(ids)) < len(ids)
+    ]
+    special = {repository.token_id("bos"), repository.token_id("eos"), *before, *after} - {None}
+    for name, prompt in repository.prompts.items():
+        inside = [number for number in tokenizer.encode(prompt, add_special_tokens=False).ids if number in special]
+        if inside:
+            detail = f"The prompt {name!r} holds {repository.token(inside[0])}."
+            found.append(Finding("special token in a prompt", PROMPTS_FILE, detail))
+    return found
+
+
+def eos_cut(repository: Repository, readings: list[Reading]) -> list[Finding]:
+    """Cut an over-long text and look at its last token."""
+    del readings
+    _need_last_token(repository)
+    tokenizer = _tokenizer(repository)
+    end = tokenizer.encode("a").ids[-1]
+    tokenizer.enable_truncation(CUT_AT)
+    try:
+        last = tokenizer.encode("word " * 8 * CUT_AT).ids[-1]
+    finally:
+        tokenizer.no_truncation()
+    found = []
+    # Where a text of one letter has no EOS either, `eos_missing` says so.
+    if end == repository.token_id("eos") and last != end:
+        detail = f"A short text ends in {repository.token(end)}, one that is cut in {repository.token(last)!r}."
+        found.append(Finding("EOS cut off", "tokenizer.json", detail))
+    direction = (repository.tokenizer_json.get("truncation") or {}).get("direction", "Right")
+    side = repository.tokenizer_config.get("truncation_side", "right")
+    if "left" in (direction.lower(), side):
+        found.append(Finding("cut on the left", "tokenizer_config.json" if side == "left" else "tokenizer.json"))
+    return found
+
+
+def texts_changed(repository: Repository, readings: list[Reading]) -> list[Finding]:
+    """Look for lower case and stripped edges that only some readers have."""
+    found = []
+    lower = {one.reader: one.lower_case for one in readings if one.reads and one.lower_case is not None}
+    if len(set(lower.values())) > 1:
+        detail = f"do_lower_case is true, for {', '.join(reader for reader, value in lower.items() if value)} alone."
+        others = tuple(reader for reader, value in lower.items() if not value)
+        found.append(Finding("lower case", SETTINGS_FILE, detail, others))
+    kinds = [kind for kind in _kinds(repository.tokenizer_json.get("normalizer")) if kind in EDGES]
+    if kinds:
+        found.append(Finding("normalizer", "tokenizer.json", f"It has {', '.join(kinds)}.", ("llama.cpp",)))
+    return found
+
+
+def rebuilt(repository: Repository, readings: list[Reading]) -> list[Finding]:
+    """Compare tokenizer.json with what other files say about the tokenizer."""
+    del readings
+    if repository.tokenizer is None:
+        return [Finding("no tokenizer.json", "tokenizer.json")]
+    found = []
+    if chat_rendered(repository):
+        detail = "modality_config has 'message'."
+        found.append(Finding("chat template", SETTINGS_FILE, detail, ("sentence-transformers 6",)))
+    vocabulary = _vocabulary(repository.tokenizer_json)
+    size = repository.text_config.get("vocab_size")
+    if size is not None and max(vocabulary.values()) >= size:
+        detail = f"Its ids go up to {max(vocabulary.values())}, and there are {size} embeddings."
+        found.append(Finding("too few embeddings", "tokenizer.json", detail))
+    if SENTENCEPIECE_FILE in repository.files:
+        pieces = _read_pieces(repository.folder / SENTENCEPIECE_FILE)
+        if pieces is None:
+            raise NotCheckedError(f"{SENTENCEPIECE_FILE} is not a SentencePiece file")
+        other = [piece for number, piece in enumerate(pieces) if vocabulary.get(piece) != number]
+        if other:
+            detail = f"{len(other)} of {len(pieces)} pieces have another id, or none, such as {other[0]!r}."
+            found.append(Finding("tokenizer.model", SENTENCEPIECE_FILE, detail, ("llama.cpp",)))
+    elif _llama_cpp_guesses(repository) and repository.probe is None:
+        found.append(Finding("no tokenizer.model", SENTENCEPIECE_FILE, readers=("llama.cpp",)))
+    return found
+
+
+def probe_tokens(repository: Repository, readings: list[Reading]) -> list[Finding]:
+    """Compare length, prompts and tokens with those in probe.json."""
+    del readings
+    probe, tokenizer = repository.probe, repository.tokenizer
+    if probe is None:
+        raise NotCheckedError("there is no probe.json")
+    if tokenizer is None:
+        raise NotCheckedError("there is no tokenizer.json")
+    found = []
+    if probe.max_seq_length != repository.max_seq_length:
+        detail = f"It is {repository.max_seq_length} tokens, and probe.json was made at {probe.max_seq_length}."
+        found.append(Finding("max length", SETTINGS_FILE, detail))
+    for name, prompt in probe.prompts.items():
+        saved = repository.prompts.get(name) or ""
+        if saved != prompt:
+            detail = f"The prompt {name!r} is {saved!r}, and probe.json was made with {prompt!r}."
+            found.append(Finding("prompt", PROMPTS_FILE, detail))
+            break
+    if probe.max_seq_length is not None:
+        tokenizer.enable_truncation(probe.max_seq_length)
+    try:
+        other = [one for one in probe.texts if tokenizer.encode(one.whole).ids != list(one.ids)]
+    finally:
+        tokenizer.no_truncation()
+    if other:
+        detail = f"So are {len(other)} of {len(probe.texts)} texts of probe.json, such as {other[0].name!r}."
+        trap = "whitespace" if _differ_at_edges(other, repository) else "tokenizer"
+        found.append(Finding(trap, "tokenizer.json", detail))
+    return found
+
+
+def _differ_at_edges(texts: list[ProbeText], repository: Repository) -> bool:
+    """Return whether whitespace explains why texts have other tokens; a special token within makes an edge, too."""
+    special = [token["content"] for token in repository.tokenizer_json.get("added_tokens", [])]
+    at_edge = [text.text != text.text.strip() for text in texts]
+    inside = [any(token in text.text for token in special) for text in texts]
+    return any(at_edge) and all(edge or token for edge, token in zip(at_edge, inside, strict=True))
+
+
+def _need_last_token(repository: Repository) -> None:
+    _tokenizer(repository)
+    if repository.pooling != "lasttoken":
+        raise NotCheckedError(f"pooling is {repository.pooling}, so no embedding is read at EOS")
+
+
+def _tokenizer(repository: Repository) -> Tokenizer:
+    if repository.tokenizer is None:
+        raise NotCheckedError("there is no tokenizer.json")
+    return repository.tokenizer
+
+
+def _shown(ids: list[int], repository: Repository) -> str:
+    return " ".join(repository.token(number) for number in ids) or "nothing"
+
+
+def _kinds(normalizer: Any) -> Iterator[str]:
+    if isinstance(normalizer, dict):
+        yield normalizer.get("type", "")
+        for part in normalizer.get("normalizers", []):
+            yield from _kinds(part)
+
+
+def _llama_cpp_guesses(repository: Repository) -> bool:
+    """Return whether the converter's class LlamaHfVocab takes this tokenizer, whose pieces then all have one score."""
+    model, decoder = repository.tokenizer_json.get("model", {}), repository.tokenizer_json.get("decoder") or {}
+    is_byte_fallback = model.get("type") == "BPE" and bool(model.get("byte_fallback"))
+    return llama_cpp_family(repository) in LLAMA_CPP_READS and is_byte_fallback and decoder.get("type") == "Sequence"
+
+
+def _vocabulary(tokenizer: dict[str, Any]) -> dict[str, int]:
+    """Return the ids of all pieces, read from the JSON: the library takes longer to hand them over."""
+    pieces = tokenizer["model"]["vocab"]
+    if isinstance(pieces, list):
+        pieces = {piece: number for number, (piece, _) in enumerate(pieces)}
+    return pieces | {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
+
+
+def _read_pieces(path: Path) -> list[str] | None:
+    """Read the pieces of a SentencePiece model in the order of their ids; None if it is not such a file.
+
+    The file is a protocol buffer (sentencepiece_model.proto): field 1 is a piece, and field 1 of that its text.
+    """
+    try:
+        pieces = [value for field, value in _fields(path.read_bytes()) if field == 1]
+        return [next(text for field, text in _fields(piece) if field == 1).decode() for piece in pieces] or None
+    except (IndexError, ValueError, StopIteration):
+        return None
+
+
+def _fields(content: bytes) -> list[tuple[int, bytes]]:
+    """Split a message into its fields; numbers come as empty bytes.
+
+    Raises:
+        ValueError: this is not a message.
+    """
+    fields, place = [], 0
+    while place < len(content):
+        tag, place = _varint(content, place)
+        kind, size = tag & 7, 0
+        if kind in (0, 2):
+            size, place = _varint(content, place)
+        elif kind not in (1, 5):
+            raise ValueError(f"there is no type {kind}")
+        value = content[place : place + size] if kind == 2 else b""
+        if len(value) < size and kind == 2:
+            raise ValueError("the message ends within a field")
+        place += {0: 0, 1: 8, 2: size, 5: 4}[kind]
+        fields.append((tag >> 3, value))
+    return fields
+
+
+def _varint(content: bytes, place: int) -> tuple[int, int]:
+    number = shift = 0
+    while True:
+        byte = content[place]
+        number |= (byte & 127) << shift
+        place, shift = place + 1, shift + 7
+        if byte < 128:
+            return number, place
