@@ -95,8 +95,8 @@ class RequestPlan:
             raise InputError(
                 f"{tasks.path} holds no tasks. Write one JSON object a line with task_type and instruction."
             )
-        for number in range(tasks.count("bitext")):
-            self._two_languages(0, tasks.of_type("bitext", number))
+        for task in tasks.of_type("bitext"):
+            self._two_languages(0, task)
 
     def brainstorm(self, index: int) -> Request:
         """Return brainstorm request number `index`, which asks for about 20 instructions."""
@@ -149,8 +149,8 @@ class RequestPlan:
         task_type: TaskType = self._types(self._uniform("example", index, "task type"))
         if task_type not in TWO_STEP:
             return Task(task_type, None)
-        number = int(self._uniform("example", index, "task") * tasks.count(task_type))
-        return tasks.of_type(task_type, number)
+        choices = tasks.of_type(task_type)
+        return choices[int(self._uniform("example", index, "task") * len(choices))]
 
     def _draw_attributes(self, index: int, task: Task) -> dict[str, str]:
         drawn = {}
