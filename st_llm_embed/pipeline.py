@@ -66,7 +66,8 @@ def check_data(recipe: Recipe) -> Counter[tuple[str, Split]] | None:
     Raises:
         InputError: they cannot be used.
     """
-    if recipe.data.mining is not None:
+    if recipe.data.mining is not None and recipe.data.mining.model != BASE:
+        # Importing torch takes seconds.
         from st_llm_embed.data.mining import check_mining
 
         check_mining(recipe.data.mining)

@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final
@@ -32,17 +31,6 @@ POLL_SECONDS = 30.0
 ENDED = {"completed", "expired", "cancelled", "failed"}
 URL: Final = "/v1/chat/completions"
 METADATA_KEY = "st_llm_embed_batch"
-
-
-@dataclass
-class Batch:
-    """Requests of one model, and how far they have come."""
-
-    name: str
-    """Sent as metadata, so that a submitted batch can be found again."""
-    step: str
-    file_id: str | None = None
-    batch_id: str | None = None
 
 
 class BatchClient:
@@ -88,10 +76,7 @@ class BatchClient:
     def _answer(self, requests: Callable[[], Iterator[Request]]) -> None:
         progress = self._chat.progress
         self._delete_files(lambda name: name not in self._journal.batches)
-        batches = [
-            Batch(name, fields["step"], fields.get("file_id"), fields.get("batch_id"))
-            for name, fields in self._journal.batches.items()
-        ]
+        batches = list(self._journal.batches)
         for batch in batches:
             for request, worst in self._asked(batch):
                 if not self._journal.has(request):
@@ -118,7 +103,7 @@ class BatchClient:
         if over_limit is not None:
             raise self._chat.over_limit(over_limit)
 
-    def _collect_all(self, batches: list[Batch]) -> None:
+    def _collect_all(self, batches: list[str]) -> None:
         """Wait for batches to end and journal their answers; an outage of the server is waited out for a while."""
         from httpx2 import TransportError
         from openai import APIConnectionError, InternalServerError, RateLimitError
@@ -136,13 +121,13 @@ class BatchClient:
                     raise
                 ended = []
                 progress.waiting = f"the Batch API does not answer ({type(error).__name__})"
-            left = [batch for batch in left if batch.name in self._journal.batches]
+            left = [batch for batch in left if batch in self._journal.batches]
             progress.spent = self._limit.describe()
             self._chat.show(progress)
             if left and not ended:
                 time.sleep(self._poll_seconds)
 
-    def _write_batches(self, requests: Iterator[Request], step: str, batches: list[Batch]) -> Cost | None:
+    def _write_batches(self, requests: Iterator[Request], step: str, batches: list[str]) -> Cost | None:
         """Write what is neither answered nor in a batch to batch files; return the first cost over the limit."""
         under_way = {request.key for batch in batches for request, _ in self._asked(batch)}
         self._folder.mkdir(exist_ok=True)
@@ -168,54 +153,54 @@ class BatchClient:
             batches += [self._written(file, step) for file in files.values()]
         return over_limit
 
-    def _written(self, file: _BatchFile, step: str) -> Batch:
-        """Have a batch file on the disk before the journal says so."""
+    def _written(self, file: _BatchFile, step: str) -> str:
+        """Have a batch file on the disk before the journal says so; return the batch's name."""
         for one in file.files:
             one.flush()
             os.fsync(one.fileno())
             one.close()
-        batch = Batch(file.name, step)
-        self._note(batch, "written")
-        return batch
+        self._note(file.name, "written", step=step)
+        return file.name
 
-    def _submit(self, batch: Batch) -> None:
+    def _submit(self, batch: str) -> None:
         """Upload and submit a batch unless that was done before."""
-        batches = self._openai.batches
-        if batch.batch_id is None and batch.file_id is not None:  # perhaps submitted and not written down
-            named = (one.id for one in batches.list(limit=100) if (one.metadata or {}).get(METADATA_KEY) == batch.name)
-            batch.batch_id = next(named, None)
-        if batch.file_id is None:
-            with (self._folder / f"{batch.name}.jsonl").open("rb") as file:
-                batch.file_id = self._openai.files.create(file=file, purpose="batch").id
-            self._note(batch, "uploaded", file_id=batch.file_id)
-        if batch.batch_id is None:
-            metadata = {METADATA_KEY: batch.name}
-            batch.batch_id = batches.create(
-                input_file_id=batch.file_id, endpoint=URL, completion_window="24h", metadata=metadata
+        known, batches, batch_id = self._journal.batches[batch], self._openai.batches, None
+        if "batch_id" in known:
+            return
+        if "file_id" in known:  # perhaps submitted and not written down
+            named = (one.id for one in batches.list(limit=100) if (one.metadata or {}).get(METADATA_KEY) == batch)
+            batch_id = next(named, None)
+        else:
+            with (self._folder / f"{batch}.jsonl").open("rb") as file:
+                self._note(batch, "uploaded", file_id=self._openai.files.create(file=file, purpose="batch").id)
+        if batch_id is None:
+            metadata = {METADATA_KEY: batch}
+            batch_id = batches.create(
+                input_file_id=known["file_id"], endpoint=URL, completion_window="24h", metadata=metadata
             ).id
-        if "batch_id" not in self._journal.batches[batch.name]:
-            self._note(batch, "submitted", batch_id=batch.batch_id)
+        self._note(batch, "submitted", batch_id=batch_id)
 
-    def _collect(self, batch: Batch) -> bool:
+    def _collect(self, batch: str) -> bool:
         """Journal the answers of a batch if it has ended; return whether it has."""
-        state = self._openai.batches.retrieve(str(batch.batch_id))
+        known, progress = self._journal.batches[batch], self._chat.progress
+        state = self._openai.batches.retrieve(known["batch_id"])
         if state.status not in ENDED:
             return False
         answers: dict[str, tuple[Path, int]] = {}
         for kind, file_id in (("output", state.output_file_id), ("errors", state.error_file_id)):
             if file_id:
-                answers |= self._download(file_id, self._folder / f"{batch.name}.{kind}")
+                answers |= self._download(file_id, self._folder / f"{batch}.{kind}")
         for request, worst in self._asked(batch):
             if not self._journal.has(request):
                 where = answers.get(request.key)
                 cost = self._journal_line(request, worst, *where) if where else None
-                self._chat.progress.done += cost is not None and batch.step == self._chat.progress.step
+                progress.done += cost is not None and known["step"] == progress.step
                 self._limit.settle(worst, cost)
         self._note(batch, "collected")
-        self._delete_files(lambda name: name == batch.name)
+        self._delete_files(lambda name: name == batch)
         if state.status == "failed":
             said = "; ".join(error.message or "" for error in (state.errors.data if state.errors else None) or [])
-            self._problem = f", and the provider refused batch {batch.batch_id}: {self._without_key(said)[:500]}"
+            self._problem = f", and the provider refused batch {known['batch_id']}: {self._without_key(said)[:500]}"
         return True
 
     def _download(self, file_id: str, path: Path) -> dict[str, tuple[Path, int]]:
@@ -250,15 +235,15 @@ class BatchClient:
         self._journal.append(request_record(request, "answered", cost.tokens, cost.usd, body=body, **fields))
         return cost
 
-    def _asked(self, batch: Batch) -> Iterator[tuple[Request, Cost]]:
+    def _asked(self, batch: str) -> Iterator[tuple[Request, Cost]]:
         """Yield the requests of a batch, without messages and schema, and the most that each can cost."""
-        with (self._folder / f"{batch.name}.asked").open(encoding="utf-8") as lines:
+        with (self._folder / f"{batch}.asked").open(encoding="utf-8") as lines:
             for line in lines:
                 step, index, key, model, about, tokens, usd = json.loads(line)
                 yield Request(step, index, key, model, [], {}, about), Cost(tokens, usd)
 
-    def _note(self, batch: Batch, event: str, **fields: str) -> None:
-        self._journal.append({"status": "batch", "event": event, "batch": batch.name, "step": batch.step, **fields})
+    def _note(self, batch: str, event: str, **fields: str) -> None:
+        self._journal.append({"status": "batch", "event": event, "batch": batch, **fields})
         self._journal.sync()
 
     def _delete_files(self, of_batch: Callable[[str], bool]) -> None:

@@ -52,7 +52,7 @@ class Journal:
         """Prompt and answer tokens so far, counted likewise."""
 
     def __enter__(self) -> Self:
-        """Take the lock, cut off a torn last line, and read the records.
+        """Take the lock, read the records, and cut off a torn last line.
 
         Raises:
             InputError: another process has the journal, or a line inside it is damaged.
@@ -66,9 +66,13 @@ class Journal:
             ) from error
         try:
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-            _repair_last_line(self._fd)
-            for record, _ in read_journal(self.path):
+            end = 0
+            for record, size in read_journal(self.path):
                 self._note(record)
+                end += size
+            os.ftruncate(self._fd, end)
+            if end and os.pread(self._fd, 1, end - 1) != b"\n":  # whole but for its end
+                os.write(self._fd, b"\n")
         except BaseException:
             self._lock.release()
             raise
@@ -152,7 +156,7 @@ def request_record(
 def read_journal(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
     """Read the records of a journal in the order they were written, each without its body and with its size in bytes.
 
-    Bodies are most of a journal and are skipped unparsed; `read_record` reads them.
+    Bodies are most of a journal and are skipped unparsed; `read_record` reads them. A torn last line is passed over.
 
     Raises:
         InputError: a line is damaged.
@@ -161,9 +165,10 @@ def read_journal(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
         for number, line in enumerate(lines, start=1):
             head, _, body = line.partition(_BODY)
             record = (_record(head + b"}") if body.endswith(b'"}\n') else None) or _record(line)
-            if record is None:
+            if record is not None:
+                yield record, len(line)
+            elif line.endswith(b"\n"):
                 raise _damaged(f"{path}, line {number}", line)
-            yield record, len(line)
 
 
 def read_record(journal: BinaryIO, offset: int) -> dict[str, Any]:
@@ -193,18 +198,3 @@ def _record(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and isinstance(record.get("status"), str) else None
-
-
-def _repair_last_line(fd: int) -> None:
-    """Cut off a record that was written in part; one that lacks only its line end gets it."""
-    size = os.lseek(fd, 0, os.SEEK_END)
-    end, tail = size, b""
-    while end > 0 and b"\n" not in tail:
-        start = max(0, end - (1 << 16))
-        tail = os.pread(fd, end - start, start) + tail
-        end = start
-    torn = tail[tail.rfind(b"\n") + 1 :]
-    if torn and _record(torn):
-        os.write(fd, b"\n")
-    elif torn:
-        os.ftruncate(fd, size - len(torn))
