@@ -136,7 +136,12 @@ def make_probe(model: SentenceTransformer, name: str | None = None) -> Probe:
     Raises:
         InputError: the model states no longest text, or its tokenizer has no vocabulary.
     """
-    limit = _length(model)
+    if model.max_seq_length is None:
+        raise InputError(
+            "The model states no longest text (max_seq_length), so no probe can be made of where it cuts texts. Set "
+            "model.max_seq_length and save it again."
+        )
+    limit = None if model.max_seq_length == math.inf else int(model.max_seq_length)
     prompts = {role: model.prompts.get(role) or "" for role in ("query", "document")}
     texts = [_text(model, *one) for one in _reference_texts(model, prompts, limit)]
     # To a static model a text without tokens has no vector.
@@ -239,17 +244,6 @@ class _File(BaseModel):
     dtype: str
     prompts: dict[str, str]
     texts: Annotated[list[_Text], Field(min_length=1)]
-
-
-def _length(model: SentenceTransformer) -> int | None:
-    if model.max_seq_length == math.inf:
-        return None
-    if model.max_seq_length is None:
-        raise InputError(
-            "The model states no longest text (max_seq_length), so no probe can be made of where it cuts texts. "
-            "Set model.max_seq_length and save it again."
-        )
-    return int(model.max_seq_length)
 
 
 def _reference_texts(
