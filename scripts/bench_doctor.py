@@ -104,7 +104,7 @@ def tokenizer_json() -> dict[str, object]:
 
 
 def processor_seconds() -> float:
-    """Give the seconds that finished child processes have computed."""
+    """Return the seconds that finished child processes have computed."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
@@ -124,8 +124,8 @@ def main() -> None:
             command = [sys.executable, "-m", "st_llm_embed.cli", "doctor", str(folder), "--no-live"]
             finished = subprocess.run(command, check=False, capture_output=True, text=True)
             seconds, used = time.perf_counter() - start, processor_seconds() - used
-            told = finished.stdout.splitlines()[0] if finished.stdout else finished.stderr
-            print(f"{seconds:.2f} s, {used:.2f} s of the processor, exit code {finished.returncode}: {told}")
+            output = finished.stdout.splitlines()[0] if finished.stdout else finished.stderr
+            print(f"{seconds:.2f} s, {used:.2f} s of the processor, exit code {finished.returncode}: {output}")
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def build(shape: str, dtype: str, device: str) -> tuple[LLMSentenceTransformer, 
 
 
 def measure(mix: Mix, ours: LLMSentenceTransformer, stock: SentenceTransformer, arguments: argparse.Namespace) -> str:
-    """Time one mix and give its row of the table."""
+    """Time one mix and return its row of the table."""
     generator = random.Random(0)  # noqa: S311
     texts = [" ".join(generator.choices(WORDS, k=generator.randint(*mix.words))) for _ in range(mix.texts)]
     options = {"batch_size": arguments.batch_size, "convert_to_tensor": True}
@@ -191,7 +191,7 @@ class CountedTokens:
 
 
 def peak_memory(call: Callable[[], torch.Tensor], device: str) -> int:
-    """Call, and give the peak of tensor memory in bytes beyond what was in use before."""
+    """Call, and return the peak of tensor memory in bytes beyond what was in use before."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

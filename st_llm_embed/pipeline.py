@@ -21,7 +21,7 @@ from st_llm_embed.data.sources import check_source, read_source
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.modules.layout import model_fingerprint
 from st_llm_embed.processes import is_first_process, wait_for_all_processes
-from st_llm_embed.recipe import BASE, SYNTHESIS, Mining, Recipe, Synthesis
+from st_llm_embed.recipe import BASE, SYNTHESIS, TRAINED, Mining, Recipe, Synthesis
 from st_llm_embed.stage import TRAINING_STAGE, build_stage, file_hash, full_disk_explained, owned_folder
 from st_llm_embed.synthesis.generate import Projection, check_synthesis, estimate, generate
 from st_llm_embed.synthesis.output import write_synthetic_dataset
@@ -121,6 +121,83 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
             lambda folder: write_release(recipe, dataset_dir, training_dir, evaluation_dir, folder),
         )
         return json.loads((evaluation_dir / "report.json").read_text(encoding="utf-8"))
+
+
+def check_student_inputs(recipe: Recipe) -> None:
+    """Check what a distillation needs that can be checked in seconds, before anything is written.
+
+    Raises:
+        InputError: teacher, student, rows, texts or a section of the recipe cannot be used.
+    """
+    from st_llm_embed.distillation import check_distillation, distillation_of
+
+    check_distillation(recipe)
+    trains_the_teacher = distillation_of(recipe).teacher.name_or_path == TRAINED
+    (check_inputs if trains_the_teacher else check_data)(recipe)
+
+
+def run_distillation(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
+    """Make the recipe's student: rows -> (teacher) -> student -> report -> release. Finished stages are kept.
+
+    Args:
+        recipe: all choices.
+        output_dir: as for `run_pipeline`, which runs first if the teacher is the model that the recipe trains. Also
+            gets teacher/ (its vectors), student/, student-report/ and student-release/.
+
+    Returns:
+        The content of student-report/report.json.
+
+    Raises:
+        InputError: as `run_pipeline`; or teacher, student or texts cannot be used.
+    """
+    from st_llm_embed.distillation import (
+        check_distillation,
+        distillation_of,
+        teacher_instructions,
+        train_student,
+        write_student_report,
+    )
+    from st_llm_embed.publishing.release import write_student_release
+
+    distillation = distillation_of(recipe)
+    check_distillation(recipe)
+    if distillation.teacher.name_or_path == TRAINED:
+        run_pipeline(recipe, output_dir)
+    else:
+        check_data(recipe)
+    with run_in(output_dir, recipe):
+        data = build_data(recipe, output_dir)
+        named = distillation.teacher
+        path = str(output_dir / "release") if named.name_or_path == TRAINED else named.name_or_path
+        teacher = path, model_fingerprint(path, named.revision)
+        dataset_dir, student_dir, report_dir = (output_dir / name for name in ("dataset", "student", "student-report"))
+        trained = build_stage(
+            student_dir,
+            {
+                **{folder.name: content_hash(folder) for folder in data if distillation.rows},
+                "texts": [file_hash(Path(name)) for name in distillation.texts],
+                "teacher": teacher[1],
+                "distillation": distillation.model_dump(
+                    mode="json", exclude={"texts": True, "teacher": {"batch_size"}}
+                ),
+                "seed": recipe.seed,
+                "instructions": teacher_instructions(recipe),
+            },
+            lambda folder: train_student(recipe, list(data), teacher, output_dir / "teacher", folder),
+            resumable=True,
+        )
+        reported = build_stage(
+            report_dir,
+            {"student": trained, "rows": content_hash(dataset_dir), "name": recipe.name}
+            | recipe.evaluation.model_dump(include={"batch_size"}),
+            lambda folder: write_student_report(recipe, dataset_dir, path, student_dir, folder),
+        )
+        build_stage(
+            output_dir / "student-release",
+            {"report": reported, "recipe": recipe.model_dump(mode="json")},
+            lambda folder: write_student_release(recipe, dataset_dir, student_dir, report_dir, folder),
+        )
+        return json.loads((report_dir / "report.json").read_text(encoding="utf-8"))
 
 
 def training_folders(recipe: Recipe) -> list[str]:

@@ -174,9 +174,7 @@ def _manifest_path(folder: Path) -> Path:
 
 def _read_manifest(folder: Path) -> Manifest:
     path = _manifest_path(folder)
-    with explained(
-        f"{path} is not a manifest of a run", f"Move it and {folder} away, or choose another --output-dir."
-    ):
+    with explained(f"{path} is not a manifest", f"Move it and {folder} away, or choose another --output-dir."):
         return Manifest.model_validate_json(path.read_bytes())
 
 
@@ -188,10 +186,10 @@ def _write_manifest(folder: Path, record: Manifest) -> None:
 def _check_ownership(output_dir: Path, trainings: Collection[str]) -> None:
     """Refuse a folder that holds, where a run writes, what no run wrote."""
     manifests = output_dir / "manifests"
-    ours = {
-        manifests: manifests.is_dir()
-        and all(path.stem in STAGES or path.stem.startswith(TRAINING_STAGE) for path in manifests.iterdir())
-    }
+    # A kill can leave .<name>.json.partial.
+    names = [path.name.removeprefix(".").partition(".json")[0] for path in manifests.glob("*")]
+    known = all(name in STAGES or name.startswith(TRAINING_STAGE) for name in names)
+    ours = {manifests: manifests.is_dir() and known}
     ours[output_dir / "recipe.yaml"] = ours[manifests] and (output_dir / "recipe.yaml").is_file()
     for name in ("journal", "vectors", "teacher"):
         ours[output_dir / name] = ours[manifests] and (output_dir / name).is_dir()

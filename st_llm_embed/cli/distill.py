@@ -42,7 +42,7 @@ def distill(
     from rich.table import Table
 
     from st_llm_embed.distillation.report import cost_rows, quality_rows
-    from st_llm_embed.student_pipeline import check_student_inputs, run_distillation
+    from st_llm_embed.pipeline import check_student_inputs, run_distillation
 
     if dry_run:
         check_and_print(resolved, check_student_inputs)

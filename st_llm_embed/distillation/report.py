@@ -32,14 +32,8 @@ def write_student_report(
 ) -> None:
     """Score teacher and student on the held-out rows, time them, and write the report into `output_dir`.
 
-    All are loaded by sentence-transformers alone, as those use them who have nothing else.
-
-    Args:
-        recipe: all choices.
-        dataset_dir: the dataset, whose validation rows are scored.
-        teacher_path: where the teacher is.
-        student_dir: what `train_student` wrote.
-        output_dir: gets report.json and report.md.
+    All are loaded by sentence-transformers alone, as those use them who have nothing else. `student_dir` is what
+    `train_student` wrote.
     """
     distillation, rows = distillation_of(recipe), load_held_out(dataset_dir, teacher_instructions(recipe))
     section = distillation.teacher

@@ -11,13 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import (
-    Dense,
-    Normalize,
-    Pooling,
-    StaticEmbedding,
-    Transformer,
-)
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, StaticEmbedding, Transformer
 from torch import nn
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel, PreTrainedTokenizerBase, set_seed
 
@@ -39,9 +33,6 @@ LEAST_WEIGHT = 1e-4
 
 MEAN_OVER_OWN = 4.0
 """How much larger the mean is than a token's own vector in what a fresh encoder begins with."""
-
-LEAST_HIDDEN_SIZE = 8
-"""Of fresh weights; as many as `dimensions` has at the least."""
 
 NO_PROMPTS = {"query": "", "document": ""}
 
@@ -105,10 +96,10 @@ def _check_bert(student: Student, bert: dict[str, Any]) -> None:
         if unknown := sorted(bert.keys() - BertConfig().to_dict().keys()):
             raise ValueError(f"{', '.join(unknown)} is not an argument of transformers.BertConfig")
         config = _bert_config(student)
-        if config.num_hidden_layers < 1 or config.hidden_size < LEAST_HIDDEN_SIZE:
+        if config.num_hidden_layers < 1 or config.hidden_size < 8:
             raise ValueError(
                 f"num_hidden_layers is {config.num_hidden_layers} and hidden_size {config.hidden_size}; allowed are 1 "
-                f"or more and {LEAST_HIDDEN_SIZE} or more"
+                "or more and 8 or more"
             )
         with torch.device("meta"):
             _check_positions(student, BertModel(config))

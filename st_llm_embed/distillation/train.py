@@ -103,11 +103,7 @@ class StudentLoss(nn.Module):
       and over one document there is nothing to learn.
     - 1 - cosine similarity with the teacher's vectors (sentence-transformers' EmbedDistillLoss), at full length.
 
-    Args:
-        model: the student.
-        weights: the recipe's.
-        teacher: vectors of the texts.
-        contrastive: whether a text's first document is its positive; False omits the first part.
+    Without `contrastive` a text's first document is not its positive, and the first part is omitted.
     """
 
     def __init__(
@@ -295,14 +291,14 @@ def train_student(
     """Train the recipe's student and save it.
 
     Writes ``start/`` (the student before training), ``checkpoints/`` on the way, and at the end ``log.json`` and
-    ``model/``; ``logs/`` where TensorBoard or W&B is asked for.
+    ``model/``; ``logs/`` where TensorBoard or W&B is asked for. An interrupted run in `output_dir` is resumed.
 
     Args:
         recipe: all choices.
         dataset_dirs: folders of the rows to train on.
         teacher: where it is and what identifies its weights.
         vectors_dir: keeps the teacher's vectors.
-        output_dir: an interrupted run in this folder is resumed.
+        output_dir: the student's.
 
     Raises:
         InputError: teacher, student or rows cannot be used, or the student's vectors are not finite.

@@ -29,6 +29,7 @@ from st_llm_embed.doctor.probe import (
     cosines,
 )
 from st_llm_embed.doctor.repository import ADAPTER_WEIGHTS, SETTINGS_FILE, Repository
+from st_llm_embed.doctor.runtimes import cast_in_place
 from st_llm_embed.doctor.traps import Check, Diagnosis, Finding, NotCheckedError
 from st_llm_embed.errors import InputError, explained
 
@@ -82,12 +83,12 @@ class LiveModel:
     def probed(self, probe: Probe) -> NDArray[np.float64]:
         """Return the cosine similarities of a probe's texts, encoded in its data type, with its vectors."""
         saved = next(self.model.parameters()).dtype
-        # In place: 16-bit weights are the same numbers in float32, and come back as they were.
-        self.model.to(getattr(torch, probe.dtype))
+        # 16-bit weights are the same numbers in float32, and come back as they were.
+        cast_in_place(self.model, getattr(torch, probe.dtype))
         try:
             found = np.concatenate([self.encode([one.text], one.prompt) for one in probe.texts])
         finally:
-            self.model.to(saved)
+            cast_in_place(self.model, saved)
         return cosines(found, np.stack([one.vector for one in probe.texts]))
 
     def attended(self, texts: list[str], max_length: int | None = None) -> list[list[int]]:
@@ -151,23 +152,19 @@ def _broken(model: LiveModel) -> list[Finding]:
     return []
 
 
-def _eos(model: LiveModel) -> list[Finding]:
+def _special_tokens(model: LiveModel) -> list[Finding]:
+    end, shown = model.end, model.repository.token
     for text, ids in zip(CHECK_TEXTS, model.attended(list(CHECK_TEXTS)), strict=True):
-        if not ids or ids[-1] != model.end:
-            last = model.repository.token(ids[-1]) if ids else "nothing"
-            detail = f"sentence-transformers ends {text[:20]!r} in {last}, not in {model.repository.token(model.end)}."
+        if not ids or ids[-1] != end:
+            last = shown(ids[-1]) if ids else "nothing"
+            detail = f"sentence-transformers ends {text[:20]!r} in {last}, not in {shown(end)}."
             return [Finding("missing EOS", "tokenizer.json", detail)]
-    return []
-
-
-def _doubled(model: LiveModel) -> list[Finding]:
-    [empty] = model.attended([""])
     [ids] = model.attended(["two words"])
     # GPT-2 and NeoX have one token for BOS and EOS.
-    at_both_ends = ids[0] == ids[-1] == model.end and ids.count(model.end) == 2
-    for trap, one in (("doubled BOS", ids[0]), ("doubled EOS", ids[-1])):
-        if one in empty and ids.count(one) > 1 and not (one == model.end and at_both_ends):
-            detail = f"sentence-transformers puts {model.repository.token(one)} {ids.count(one)} times around a text."
+    at_both_ends = ids[0] == end and ids.count(end) == 2
+    for trap, one in (("doubled BOS", ids[0]), ("doubled EOS", end)):
+        if one in model.attended([""])[0] and ids.count(one) > 1 and not (one == end and at_both_ends):
+            detail = f"sentence-transformers puts {shown(one)} {ids.count(one)} times around a text."
             return [Finding(trap, "tokenizer.json", detail)]
     return []
 
@@ -288,8 +285,7 @@ def _adapter(model: LiveModel) -> list[Finding]:
 
 LIVE_CHECKS: tuple[tuple[str, Callable[[LiveModel], list[Finding]]], ...] = (
     ("weights and vectors are finite and distinguish texts", _broken),
-    ("texts end in EOS: empty, whitespace, several scripts", _eos),
-    ("special tokens are there once around a text", _doubled),
+    ("texts end in EOS, and special tokens are there once", _special_tokens),
     ("a text that is cut ends in EOS", _cut),
     ("a text alone and in a batch padded on either side", _padding),
     ("vectors differ from those without the adapter", _adapter),

@@ -33,7 +33,7 @@ MINIMUM_COSINE = 0.9999
 """What rounding in float32 leaves of the similarity of two vectors of one text, computed in another order."""
 
 EXACT_COSINE = 0.99999
-"""For the same weights in the same precision by another runtime; two texts above it are not told apart."""
+"""For the same weights in the same precision by another runtime; two texts above it are not distinguished."""
 
 SIXTEEN_BIT_COSINE = 0.999
 """For bfloat16 and float16, where two batch sizes alone leave down to 0.9998."""
@@ -120,7 +120,7 @@ class Probe:
 
 
 def cosines(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the cosine similarities of vectors, shape (..., dimension), along the last axis; nan for a zero vector."""
+    """Return cosine similarities along the last axis of vectors, shape (..., dimension); nan for a zero vector."""
     a, b = one.astype(np.float64), other.astype(np.float64)
     with np.errstate(invalid="ignore"):
         return (a * b).sum(axis=-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
@@ -136,7 +136,12 @@ def make_probe(model: SentenceTransformer, name: str | None = None) -> Probe:
     Raises:
         InputError: the model states no longest text, or its tokenizer has no vocabulary.
     """
-    limit = _length(model)
+    if model.max_seq_length is None:
+        raise InputError(
+            "The model states no longest text (max_seq_length), so no probe can be made of where it cuts texts. Set "
+            "model.max_seq_length and save it again."
+        )
+    limit = None if model.max_seq_length == math.inf else int(model.max_seq_length)
     prompts = {role: model.prompts.get(role) or "" for role in ("query", "document")}
     texts = [_text(model, *one) for one in _reference_texts(model, prompts, limit)]
     # To a static model a text without tokens has no vector.
@@ -239,17 +244,6 @@ class _File(BaseModel):
     dtype: str
     prompts: dict[str, str]
     texts: Annotated[list[_Text], Field(min_length=1)]
-
-
-def _length(model: SentenceTransformer) -> int | None:
-    if model.max_seq_length == math.inf:
-        return None
-    if model.max_seq_length is None:
-        raise InputError(
-            "The model states no longest text (max_seq_length), so no probe can be made of where it cuts texts. "
-            "Set model.max_seq_length and save it again."
-        )
-    return int(model.max_seq_length)
 
 
 def _reference_texts(

@@ -422,7 +422,7 @@ class Repository:
 
     @cached_property
     def weight_names(self) -> frozenset[str]:
-        """Names of the decoder's weights; empty where no weights lie here."""
+        """Names of the decoder's weights; empty where no weights are here."""
         index = self.table("model.safetensors.index.json").get("weight_map", {})
         if index:
             return frozenset(index)

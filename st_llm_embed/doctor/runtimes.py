@@ -13,6 +13,7 @@ from st_llm_embed.errors import InputError, explained
 from st_llm_embed.modules.layout import read_json
 
 if TYPE_CHECKING:
+    import torch
     from sentence_transformers import SentenceTransformer
 
 Session = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
@@ -46,13 +47,24 @@ def load_stock(folder: str | Path) -> SentenceTransformer:
     with explained(
         f"The model {str(folder)!r} cannot be loaded", "Give the folder or Hub id of a sentence-transformers model."
     ):
-        model = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
+        model = SentenceTransformer(str(folder), device="cpu")
     if isinstance(model[0], Router):
         raise InputError(
             f"{str(folder)!r} is an asymmetric pair, a model for queries and another for documents. Verify each by "
             "itself: the folder or Hub id of the query tower, and that of the model of the documents."
         )
+    cast_in_place(model, torch.float32)
     return model
+
+
+def cast_in_place(model: SentenceTransformer, dtype: torch.dtype) -> None:
+    """Cast the weights of a model one after the other, so that no second set of them is in memory."""
+    if next(model.parameters()).dtype == dtype:
+        return
+    for weight in model.parameters():
+        # Out of the mapped file, which stays in memory as long as one tensor is in it.
+        weight.data = weight.data.clone()
+    model.to(dtype)
 
 
 def sentence_transformers_runtime(folder: str | Path) -> Runtime:
@@ -157,8 +169,8 @@ def _of_session(path: Path, run: Session) -> Runtime:
     folder = next((one for one in (path.parent, path.parent.parent) if (one / "tokenizer.json").is_file()), None)
     if folder is None:
         raise InputError(
-            f"There is no tokenizer.json in the folder of {path} or the one above, so no text can be made into tokens. "
-            "Copy that of the model there."
+            f"There is no tokenizer.json in the folder of {path} or the one above, so texts cannot be tokenized. Copy "
+            "that of the model there."
         )
     from tokenizers import Tokenizer
 

@@ -57,6 +57,8 @@ Pairs = Sequence[tuple[ProbeText, Embedding]]
 
 ToIds = Callable[[ProbeText], Sequence[int]]
 
+Pool = Callable[["Tensor"], "Tensor"]
+
 
 @dataclass(frozen=True)
 class Row:
@@ -309,19 +311,16 @@ def _explain_texts(probe: Probe, pairs: Pairs, minimum_cosine: float, *, weights
     differ = [pair for pair in pairs if not is_same(pair[0].vector, pair[1].vector, minimum_cosine)]
     if any(one.ids is not None and tuple(one.ids) != text.ids for text, one in differ):
         return [_seen(trap, texts) for trap, texts in _by_ids(probe, differ).items()]
-    plain = [text for text, _ in differ if text.role == "document" and not _is_special(probe, text)]
-    if plain and all(is_same(text.vector, one.vector, ROUNDED_COSINE) for text, one in differ):
+    whole = [text for text, _ in differ if text.role == "document" and len(text.ids) != probe.max_seq_length]
+    if any(text.whole == text.whole.strip() for text in whole) and all(
+        is_same(text.vector, one.vector, ROUNDED_COSINE) for text, one in differ
+    ):
         return [_explanation("precision")]
     if len(differ) == len(pairs):
         known = any(one.ids is not None for _, one in differ)
         unknown = "pooling or weights" if known else "ends, pooling or weights"
         return [_explanation("weights" if weights_known else unknown)]
     return _by_vectors(probe, pairs, [text for text, _ in differ], minimum_cosine)
-
-
-def _is_special(probe: Probe, text: ProbeText) -> bool:
-    """Return whether a text is cut, or has whitespace at its ends."""
-    return len(text.ids) == probe.max_seq_length or text.whole != text.whole.strip()
 
 
 def _by_ids(probe: Probe, differ: Pairs) -> dict[str, list[str]]:
@@ -379,7 +378,13 @@ def _by_vectors(probe: Probe, pairs: Pairs, differ: Sequence[ProbeText], minimum
     explain("prompt missing", [name for name, text in left.items() if like(text, "document")])
     explain("prompt on documents", [name for name, text in left.items() if like(text, "query")])
     cut = [text.name for text in probe.texts if len(text.ids) == probe.max_seq_length]
-    explain("max length", cut, _cut_where([got.get(name) for name in cut], minimum_cosine))
+    addition = ""
+    if len(known := [vector for name in cut if (vector := got.get(name)) is not None]) == 2:
+        # The same up to max_seq_length, with different tails.
+        is_cut = is_same(known[0], known[1], minimum_cosine)
+        earlier = "They are cut earlier than they should be, or without the EOS token."
+        addition = earlier if is_cut else "What is beyond max_seq_length is embedded, too."
+    explain("max length", cut, addition)
     explain("whitespace", [name for name, text in left.items() if text.whole != text.whole.strip()])
     if left and all(text.role == "query" for text in left.values()):
         explain("prompt", list(left))
@@ -387,20 +392,10 @@ def _by_vectors(probe: Probe, pairs: Pairs, differ: Sequence[ProbeText], minimum
     return found
 
 
-def _cut_where(vectors: Sequence[NDArray[np.float32] | None], minimum_cosine: float) -> str:
-    """Compare two texts that are the same up to max_seq_length and differ in their tails."""
-    known = [vector for vector in vectors if vector is not None]
-    if len(known) != 2:
-        return ""
-    if is_same(known[0], known[1], minimum_cosine):
-        return "They are cut earlier than they should be, or without the EOS token."
-    return "What is beyond max_seq_length is embedded, too."
-
-
 class _Reference:
     """The model itself, stock and in float32, to be used wrongly on purpose."""
 
-    POOLINGS: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = (
+    POOLINGS: tuple[tuple[str, Pool], ...] = (
         ("", lambda hidden: hidden[-1]),
         ("mean pooling", lambda hidden: hidden.mean(dim=0)),
         ("first-token pooling", lambda hidden: hidden[0]),
@@ -439,7 +434,12 @@ class _Reference:
         mistakes = list(self._mistakes())
         for pooling, pool in self.POOLINGS:
             for name, addition, to_ids in mistakes:
-                if all(self._explains(pair, to_ids, pool, minimum_cosine) for pair in shortest_first):
+
+                def explains(pair: tuple[ProbeText, Embedding], pool: Pool = pool, to_ids: ToIds = to_ids) -> bool:
+                    ids = tuple(to_ids(pair[0]))
+                    return bool(ids) and is_same(pool(self._states(ids)).numpy(), pair[1].vector, minimum_cosine)
+
+                if all(map(explains, shortest_first)):
                     found = [(name, addition)] if name else []
                     return [*found, (pooling, "")] if pooling else found
         return []
@@ -468,16 +468,6 @@ class _Reference:
             if all(is_same(made, one.vector, minimum_cosine) for (_, one), made in zip(batch, vectors, strict=True)):
                 return name
         return None
-
-    def _explains(
-        self,
-        pair: tuple[ProbeText, Embedding],
-        to_ids: ToIds,
-        pool: Callable[[Tensor], Tensor],
-        minimum_cosine: float,
-    ) -> bool:
-        ids = tuple(to_ids(pair[0]))
-        return bool(ids) and is_same(pool(self._states(ids)).numpy(), pair[1].vector, minimum_cosine)
 
     def _states(self, ids: tuple[int, ...]) -> Tensor:
         """Return the hidden states of tokens, shape (number of tokens, hidden size)."""

@@ -75,14 +75,16 @@ class Job:
         """Write one of `shards` shards.
 
         Raises:
-            InputError: a number is too large for `dtype`, or the file cannot be written.
+            InputError: a vector is not finite, or the file cannot be written.
         """
         with np.errstate(over="ignore"):
             stored = vectors.astype(self.dtype)
-        if not np.isfinite(stored).all():
+        broken = np.flatnonzero(~np.isfinite(stored).all(axis=1))
+        if len(broken):
             raise InputError(
-                f"Vectors of {self.model!r} have numbers above 65,504, the largest of {self.dtype}. Encode with "
-                "--dtype float32 into another folder."
+                f"{self.model!r} returns a vector that is not finite in {self.dtype} for {len(broken)} of "
+                f"{len(texts)} texts, the first of them {texts[broken[0]][:60]!r}. Encode with --dtype float32 into "
+                "another folder, load the model in bfloat16 or float32, or choose another."
             )
         write_shard(shard_path(self.folder, shard.number, shards), ids, texts if self.keep_text else None, stored)
 
@@ -129,7 +131,6 @@ class Embedder:
             "Give the Hub id of a sentence-transformers model or the folder of a saved one, and a device that exists.",
         ):
             self.model = PooledModel(name_or_path, revision=revision, device=device)
-        self.name_or_path = name_or_path
         self._encode = self.model.encode_query if role == "query" else self.model.encode_document
         self._normalize = any(isinstance(module, Normalize) for module in self.model.modules())
         # Encoded, not asked for: an asymmetric model does not know its dimension by itself.
@@ -142,13 +143,9 @@ class Embedder:
         self.dimension = dimension or whole
 
     def encode(self, texts: list[str], batch_size: int = 32, **options: Any) -> NDArray[np.float32]:
-        """Return the vectors of texts, shape (number of texts, dimension).
-
-        Raises:
-            InputError: a vector is not finite.
-        """
+        """Return the vectors of texts, shape (number of texts, dimension)."""
         with torch.inference_mode():
-            vectors = self._encode(
+            return self._encode(
                 texts,
                 batch_size=batch_size,
                 truncate_dim=self.dimension,
@@ -156,14 +153,6 @@ class Embedder:
                 show_progress_bar=False,
                 **options,
             )
-        broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-        if len(broken):
-            raise InputError(
-                f"{self.name_or_path!r} returns a vector that is not finite (NaN or infinity) for {len(broken)} of "
-                f"{len(texts)} texts, the first of them {texts[broken[0]][:60]!r}. Load the model in bfloat16 or "
-                "float32, or choose another."
-            )
-        return vectors.astype(np.float32, copy=False)
 
 
 def encode(

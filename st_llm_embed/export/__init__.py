@@ -19,10 +19,19 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 from transformers import AutoConfig
 
 from st_llm_embed.doctor.probe import PROBE_FILE, Probe, make_probe, write_probe
+from st_llm_embed.doctor.repository import UNLIMITED
 from st_llm_embed.doctor.verify import Verification, verify
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.export.gguf import write_gguf
-from st_llm_embed.export.onnx import OPSET, is_static, longest_text, quantize_onnx, write_onnx
+from st_llm_embed.export.onnx import (
+    OPSET,
+    graph_tokenizer,
+    is_static,
+    longest_text,
+    onnx_graph,
+    quantize_onnx,
+    save_onnx,
+)
 from st_llm_embed.export.readme import render
 from st_llm_embed.modules import DecoderTransformer, LastTokenPooling, LLMSentenceTransformer
 
@@ -39,9 +48,6 @@ OF_DECODERS = ("portable", "gguf")
 
 MINIMUM_COSINE = {"portable": 0.9999, "onnx": 0.99999, "gguf": 0.9999}
 """What an export has to reach to be kept."""
-
-NO_LIMIT = 10**7
-"""Tokens; transformers writes 10^30 where a tokenizer has no limit."""
 
 
 class Exported(NamedTuple):
@@ -88,7 +94,8 @@ def export_model(
                 source.to(_saved_dtype(str(model))).save_pretrained(str(folder), create_model_card=False)
                 settings, full, smaller = {}, folder, {}
             elif form == "onnx":
-                settings, full, smaller = _settings(source, name), write_onnx(source, folder), {}
+                settings, graph = _settings(source, name), onnx_graph(source)
+                graph_tokenizer(source).save(str(folder / "tokenizer.json"))
             else:
                 settings = _settings(source, name)
                 full, smaller, differences = _write_ggufs(source, folder / name, _saved_dtype(str(model)), quantize)
@@ -97,8 +104,10 @@ def export_model(
                     probe = _without_specials(probe, source.tokenizer.eos_token)
             del source
             gc.collect()  # A SentenceTransformer and its card refer to each other.
-            if form == "onnx" and "int8" in quantize:
-                smaller["int8"] = quantize_onnx(full)
+            if form == "onnx":
+                full = save_onnx(graph, folder)
+                del graph
+                smaller = {"int8": quantize_onnx(full)} if "int8" in quantize else {}
             verification = _compare(form, probe, full, str(model))
             quantized = {kind: _worst_cosine(probe, path) for kind, path in smaller.items()}
             if form != "portable":
@@ -180,7 +189,7 @@ def load_source(model: str, to: Sequence[str] = ()) -> LLMSentenceTransformer:
             f"{model!r} omits the prompt when it pools (include_prompt is false), and a graph cannot separate the "
             "prompt from the text. Export a model that pools the prompt with the text, or one without prompts."
         )
-    if not static and longest_text(embedder) > NO_LIMIT:
+    if not static and longest_text(embedder) > UNLIMITED:
         raise InputError(
             f"{model!r} states no longest text, so that an export would not know where to cut. Set "
             "model.max_seq_length and save it again."

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import inspect
 import logging
-import shutil
 import warnings
+from collections import Counter
 from pathlib import Path
-from typing import Any, cast
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
@@ -23,6 +24,9 @@ from st_llm_embed.errors import explained
 from st_llm_embed.modules import LLMSentenceTransformer
 from st_llm_embed.modules.base import is_decoder_only
 
+if TYPE_CHECKING:
+    import onnx
+
 OPSET = 18
 """The ONNX operator set; ONNX Runtime reads it from 1.14 on."""
 
@@ -30,33 +34,26 @@ LARGEST_FILE = 2_000_000_000
 """Bytes of weights up to which they stay in the .onnx file: protobuf ends at 2 GiB."""
 
 
-def write_onnx(model: LLMSentenceTransformer, folder: Path) -> Path:
-    """Write the graph of a model in float32.
+def onnx_graph(model: LLMSentenceTransformer) -> onnx.ModelProto:
+    """Trace a model in float32, and copy its weights into the graph.
 
     Args:
         model: what `load_source` returned; its attention implementation is set to eager.
-        folder: gets tokenizer.json and model.onnx, and model.onnx_data where the weights exceed protobuf's limit.
 
     Returns:
-        The path of model.onnx. Inputs `input_ids` and `attention_mask`, int64 of shape (batch, sequence), padded on
-        the right, for decoders and static models on either side; output `sentence_embedding`, float32 of shape
-        (batch, dimension).
+        The graph. Inputs `input_ids` and `attention_mask`, int64 of shape (batch, sequence), padded on the right, for
+        decoders and static models on either side; output `sentence_embedding`, float32 of shape (batch, dimension).
 
     Raises:
         InputError: the model's code cannot be traced.
     """
     import onnx
 
-    path, tokenizer = folder / "model.onnx", graph_tokenizer(model)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    graph = _Graph(model).eval()
-    weights = sum(weight.numel() * weight.element_size() for weight in graph.parameters())
-    traced = path if weights <= LARGEST_FILE else folder / "traced" / "model.onnx"
-    traced.parent.mkdir(exist_ok=True)
-    [token, *_] = tokenizer.encode("a").ids
+    [token, *_] = graph_tokenizer(model).encode("a").ids
     ids = torch.full((2, 5), token)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     dynamic = {0: "batch", 1: "sequence"}
+    module = _Graph(model).eval()
     kind = "static" if is_static(model) else cast(Any, model[0]).model.config.model_type
     with (
         explained(
@@ -65,28 +62,59 @@ def write_onnx(model: LLMSentenceTransformer, folder: Path) -> Path:
             "GPT-NeoX and Bloom, the encoders BERT, DistilBERT, MPNet, XLM-R and ModernBERT, and static models.",
         ),
         warnings.catch_warnings(),
+        TemporaryDirectory() as scratch,
     ):
         # The traced exporter is called legacy. The other one needs onnxscript, takes four times as long, and gives
         # the same numbers. Traced control flow is what the comparison at the end of an export is for.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            graph,
+            module,
             (ids, mask),
-            str(traced),
+            f"{scratch}/graph.onnx",
             input_names=["input_ids", "attention_mask"],
             output_names=["sentence_embedding"],
             dynamic_axes={"input_ids": dynamic, "attention_mask": dynamic, "sentence_embedding": {0: "batch"}},
             opset_version=OPSET,
             dynamo=False,
+            # With the weights the exporter takes four times their memory.
+            export_params=False,
+            do_constant_folding=False,
         )
-    written = onnx.load(traced)
+        written = onnx.load(f"{scratch}/graph.onnx")
     # Tracing leaves the dimension open.
     written.graph.output[0].type.tensor_type.shape.dim[1].dim_value = model.get_embedding_dimension() or 0
-    if traced == path:
-        onnx.save(written, path)
-    else:
-        onnx.save(written, path, save_as_external_data=True, location="model.onnx_data")
-        shutil.rmtree(traced.parent)
+    _add_weights(written.graph, module.state_dict())
+    return written
+
+
+def _add_weights(graph: onnx.GraphProto, weights: dict[str, Tensor]) -> None:
+    """Put weights into a graph that has them as inputs, transposed where nothing else is done with them."""
+    from onnx import numpy_helper
+
+    users = Counter(name for node in graph.node for name in node.input)
+    transposed = {
+        node.input[0]: node
+        for node in graph.node
+        if node.op_type == "Transpose" and weights.get(node.input[0], torch.empty(0)).ndim == 2
+    }
+    for value in [value for value in graph.input if value.name in weights]:
+        graph.input.remove(value)
+        node = transposed.get(value.name)
+        if node is not None and users[value.name] == 1:
+            array, name = weights[value.name].T.contiguous().numpy(), node.output[0]
+            graph.node.remove(node)
+        else:
+            array, name = weights[value.name].numpy(), value.name
+        graph.initializer.append(numpy_helper.from_array(array, name))
+
+
+def save_onnx(graph: onnx.ModelProto, folder: Path) -> Path:
+    """Write a graph as model.onnx, with model.onnx_data where the weights exceed protobuf's limit; return its path."""
+    import onnx
+
+    path = folder / "model.onnx"
+    weights = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)
+    onnx.save(graph, path, save_as_external_data=weights > LARGEST_FILE, location="model.onnx_data")
     onnx.checker.check_model(path)
     return path
 

@@ -99,8 +99,8 @@ class LLMSentenceTransformer(SentenceTransformer):
             A model whose embeddings have shape (number of texts, hidden size) and norm 1.
 
         Raises:
-            InputError: there is no such base, it is not a decoder, it cannot be made to end texts with EOS, or it cannot
-                have this length, dtype or pooling.
+            InputError: there is no such base, it is not a decoder, it cannot be made to end texts with EOS, or it
+                cannot have this length, dtype or pooling.
         """
         for name, value, allowed in (("dtype", dtype, Dtype), ("pooling_mode", pooling_mode, PoolingMode)):
             if value not in get_args(allowed):

@@ -10,7 +10,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -22,12 +21,12 @@ from st_llm_embed.data import Split, load_split
 from st_llm_embed.data.dataset import MINING_REPORT
 from st_llm_embed.distillation import distillation_of
 from st_llm_embed.distillation.report import cost_rows, kept, quality_rows
+from st_llm_embed.doctor.repository import Repository
 from st_llm_embed.errors import explained
 from st_llm_embed.evaluation import headline_rows
 from st_llm_embed.evaluation.report import HEADLINES
 from st_llm_embed.export.readme import render, template
 from st_llm_embed.instructions import INSTRUCTION_TEMPLATE
-from st_llm_embed.publishing.saved_model import read_saved_model
 from st_llm_embed.recipe import BASE, EMBEDDED, TRAINED, Recipe
 from st_llm_embed.synthesis.prompts import PROMPT_VERSION
 
@@ -87,7 +86,7 @@ def model_card(recipe: Recipe, model_dir: Path, dataset_dir: Path, evaluation_di
         template_path=str(template("model_card.md")),
         name=recipe.name,
         description=recipe.description,
-        model=read_saved_model(model_dir),
+        model=Repository(str(model_dir)),
         base_model=base_model,
         instructions=recipe.base.instructions,
         pooling_mode=recipe.base.pooling_mode,
@@ -139,7 +138,7 @@ def student_card(recipe: Recipe, model_dir: Path, dataset_dir: Path, report_dir:
         name=recipe.name,
         kind=distillation.student.kind,
         teacher=named,
-        lengths=distillation.loss.matryoshka_dims or (read_saved_model(model_dir).dimension,),
+        lengths=distillation.loss.matryoshka_dims or (Repository(str(model_dir)).dimension,),
         rows=distillation.rows,
         texts=bool(distillation.texts),
         instructions=distillation.student.instructions,
@@ -161,7 +160,7 @@ def folder_card(model_dir: Path, name: str) -> str:
         data,
         template_path=str(template("folder_card.md")),
         name=name.rpartition("/")[2],
-        model=read_saved_model(model_dir),
+        model=Repository(str(model_dir)),
     )
     return updated_card(str(card), model_dir, name)
 
@@ -338,7 +337,7 @@ def updated_card(card: str, folder: Path, name: str, links: Sequence[Link] = ())
     """
     card = card.replace(UNNAMED, name)
     for part, text in {
-        "usage": render("usage.md", name=name, **asdict(read_saved_model(folder))),
+        "usage": _usage(Repository(str(folder)), name),
         "mteb": _mteb_results(folder),
         "links": render("links.md", links=links),
     }.items():
@@ -359,6 +358,21 @@ def updated_dataset_card(card: str, name: str, links: Sequence[Link] = ()) -> st
     configs = DatasetCard(card).data.to_dict().get("configs") or [{}]
     card = _replaced(card, "load", render("load.md", name=name, config=configs[0].get("config_name")))
     return _replaced(card, "links", render("links.md", links=links))
+
+
+def _usage(model: Repository, name: str) -> str:
+    """Render how a model is used by each library and server."""
+    ggufs = sorted(model.folder.glob("**/*.gguf"), key=lambda path: path.stat().st_size)
+    return render(
+        "usage.md",
+        name=name,
+        model=model,
+        query_prompt=model.prompts.get("query", ""),
+        document_prompt=model.prompts.get("document", ""),
+        onnx={"onnx/model.onnx", "onnx/tokenizer.json"} <= model.files,
+        # The largest, which is the most exact.
+        gguf=ggufs[-1].relative_to(model.folder).as_posix() if ggufs else None,
+    )
 
 
 def _mteb_results(folder: Path) -> str:

@@ -6,11 +6,11 @@ import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, LiteralString, Self, cast
 
 import yaml
 from pydantic import Field, JsonValue, ValidationError, model_validator
-from pydantic_core import ErrorDetails, InitErrorDetails
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from st_llm_embed.errors import InputError, did_you_mean, explained, shown
 from st_llm_embed.recipe.data import Data
@@ -111,12 +111,14 @@ class Recipe(Section):
             return type(section or Batches()).model_validate(kept | own)
         except ValidationError as error:
             problems = [
-                details | {"loc": ("stages", number, key, *details["loc"])}
+                InitErrorDetails(
+                    type=PydanticCustomError(cast(LiteralString, details["type"]), "{text}", {"text": details["msg"]}),
+                    loc=("stages", number, key, *details["loc"]),
+                    input=details["input"],
+                )
                 for details in error.errors(include_url=False)
             ]
-            raise ValidationError.from_exception_data(
-                error.title, cast(list[InitErrorDetails], problems), hide_input=True
-            ) from error
+            raise ValidationError.from_exception_data(error.title, problems, hide_input=True) from error
 
     @classmethod
     def load(cls, name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -55,8 +55,8 @@ class Loss(Section):
     """Task types whose rows are compared with their own hard negatives and not with the batch: those whose positives
     are labels that many rows share (SFR-Embedding-Mistral)."""
     mask_duplicates: bool = True
-    """Mask false negatives in the batch of all processes: candidates that repeat a text of the row, or share its anchor
-    or positive."""
+    """Mask false negatives: candidates that repeat a text of the row, or share its anchor or positive, in the batch of
+    all processes."""
     false_negative_margin: float | None = Field(default=None, ge=0, le=2)
     """Mask a candidate whose similarity is above the positive's by more than this (Qwen3-Embedding: 0.1)."""
     matryoshka_dims: tuple[Annotated[int, Field(ge=1)], ...] = ()

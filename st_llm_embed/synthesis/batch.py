@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Final, Self
 from uuid import uuid4
 
 from st_llm_embed.api.budget import Cost
@@ -29,6 +29,7 @@ MAX_REQUESTS, MAX_BYTES = 50_000, 200_000_000
 """Of one batch file (openai.types.BatchCreateParams)."""
 POLL_SECONDS = 30.0
 ENDED = {"completed", "expired", "cancelled", "failed"}
+URL: Final = "/v1/chat/completions"
 METADATA_KEY = "st_llm_embed_batch"
 
 
@@ -168,7 +169,8 @@ class BatchClient:
                     over_limit = worst
                     break
                 self._limit.set_aside(worst)
-                line = self._line(request)
+                content = {"custom_id": request.key, "method": "POST", "url": URL, "body": self._chat.body(request)}
+                line = json.dumps(content).encode() + b"\n"
                 file = files.get(request.model)
                 if file is not None and not file.has_room(len(line)):
                     batches.append(self._written(file, step))
@@ -178,11 +180,6 @@ class BatchClient:
                 file.add(line, request, worst)
             batches += [self._written(file, step) for file in files.values()]
         return over_limit
-
-    def _line(self, request: Request) -> bytes:
-        body = self._chat.body(request)
-        line = {"custom_id": request.key, "method": "POST", "url": "/v1/chat/completions", "body": body}
-        return json.dumps(line).encode() + b"\n"
 
     def _written(self, file: _BatchFile, step: str) -> Batch:
         file.finish()
@@ -201,7 +198,7 @@ class BatchClient:
         if batch.batch_id is None:
             batch.batch_id = self._openai.batches.create(
                 input_file_id=batch.file_id,
-                endpoint="/v1/chat/completions",
+                endpoint=URL,
                 completion_window="24h",
                 metadata={METADATA_KEY: batch.name},
             ).id

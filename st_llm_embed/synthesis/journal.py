@@ -210,10 +210,7 @@ def read_journal(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
             head, _, body = line.partition(_BODY)
             record = (_record(head + b"}") if body.endswith(b'"}\n') else None) or _record(line)
             if record is None:
-                raise InputError(
-                    f"{path}, line {number} is damaged: {line[:80]!r}. Nothing but st-llm-embed may write to the "
-                    "journal; remove the line and run again; what it held will be asked for again."
-                )
+                raise _damaged(f"{path}, line {number}", line)
             yield record, len(line)
 
 
@@ -227,11 +224,15 @@ def read_record(journal: BinaryIO, offset: int) -> dict[str, Any]:
     line = journal.readline()
     record = _record(line)
     if record is None:
-        raise InputError(
-            f"The line at byte {offset:,} of {journal.name} is damaged: {line[:80]!r}. Nothing but st-llm-embed may "
-            "write to the journal; remove the line and run again; what it held will be asked for again."
-        )
+        raise _damaged(f"The line at byte {offset:,} of {journal.name}", line)
     return record
+
+
+def _damaged(where: str, line: bytes) -> InputError:
+    return InputError(
+        f"{where} is damaged: {line[:80]!r}. Nothing but st-llm-embed may write to the journal; remove the line and "
+        "run again; what it held will be asked for again."
+    )
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

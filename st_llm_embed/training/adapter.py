@@ -62,9 +62,17 @@ def _loaded(
         )
     model.prompts.update(published_prompts(recipe.base.instructions))
     if adapter is not None:
-        with explained(f"The adapter {adapter!r} cannot be loaded", ADAPTER_ADVICE):
-            model.load_adapter(adapter, is_trainable=True)
+        _add_trained(model, adapter, trainable=True)
     return model
+
+
+def _add_trained(model: LLMSentenceTransformer, adapter: str, *, trainable: bool) -> None:
+    decoder: Any = _decoder(model)
+    names = decoder._weight_conversions
+    with explained(f"The adapter {adapter!r} cannot be loaded", ADAPTER_ADVICE):
+        model.load_adapter(adapter, is_trainable=trainable)
+    # transformers 5.23 keeps peft's names here, and would save the merged weights under them.
+    decoder._weight_conversions = names
 
 
 def quantization_config(recipe: Recipe) -> BitsAndBytesConfig | None:
@@ -217,8 +225,7 @@ def load_adapter(
     check_adapter(adapter, base)
     with explained(f"The base model {base!r} cannot be loaded", BASE_ADVICE):
         model = LLMSentenceTransformer.from_base(base, max_seq_length=max_seq_length, revision=revision, dtype=dtype)
-    with explained(f"The adapter {adapter!r} cannot be loaded", ADAPTER_ADVICE):
-        model.load_adapter(adapter, is_trainable=trainable)
+    _add_trained(model, adapter, trainable=trainable)
     return model
 
 
@@ -242,4 +249,16 @@ def check_adapter(adapter: str, base: str) -> LoraConfig:
 
 
 def _decoder(model: LLMSentenceTransformer) -> PreTrainedModel:
+<<<<<<< HEAD
     return cast(PreTrainedModel, cast(Transformer, model[0]).model)
+=======
+    return cast(Transformer, model[0]).model
+
+
+def _snapshot(recipe: Recipe) -> Path | None:
+    """Return the folder of a loaded base in the Hub's cache, named after its commit; None for a local base."""
+    if Path(base_path(recipe.base.name_or_path)).is_dir():
+        return None
+    config = try_to_load_from_cache(recipe.base.name_or_path, "config.json", revision=recipe.base.revision)
+    return Path(config).parent if isinstance(config, str) else None
+>>>>>>> room-e

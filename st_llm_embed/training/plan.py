@@ -39,7 +39,7 @@ from st_llm_embed.recipe import SYNTHESIS, Instructions, Recipe, TrainingStage
 from st_llm_embed.training.adapter import BASE_ADVICE, add_without_weights
 from st_llm_embed.training.arguments import training_arguments
 from st_llm_embed.training.loss import SCORED_ROWS, cut
-from st_llm_embed.training.train import takes
+from st_llm_embed.training.train import configurations_of, takes
 
 GIB = 2**30
 
@@ -201,6 +201,9 @@ def plan_trainings(
     """
     notes: list[str] = []
     known, unread = _known_rows(recipe, output_dir, notes)
+    if recipe.data.rows != SYNTHESIS and not recipe.data.sources and recipe.data.mining is None:
+        for stage in recipe.stages:
+            configurations_of(stage, known)
     plans = []
     for training, stage in zip(recipe.trainings(), recipe.stages or (None,), strict=True):
         own = list(notes)

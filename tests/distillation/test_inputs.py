@@ -10,7 +10,7 @@ import pytest
 from transformers import AlbertConfig, BertConfig, MPNetConfig, PretrainedConfig, T5Config, XLMRobertaConfig
 
 from st_llm_embed import InputError
-from st_llm_embed.student_pipeline import check_student_inputs, run_distillation
+from st_llm_embed.pipeline import check_student_inputs, run_distillation
 from tests.distillation.conftest import BERT, TRAINING, MakeRecipe
 
 ENCODER = {"kind": "encoder", "bert": BERT}
@@ -30,11 +30,6 @@ ENCODER = {"kind": "encoder", "bert": BERT}
         (
             {"student": {"kind": "encoder", "bert": BERT | {"max_position_embeddings": 32}, "max_seq_length": 48}},
             "max_seq_length is 48, and distillation.student.bert has 32 positions",
-        ),
-        ({"student": ENCODER, "loss": {"matryoshka_dims": [1000, 8]}}, r"\[1000, 8\], and .* have 16 dimensions"),
-        (
-            {"student": {"kind": "static", "dimensions": 24}, "loss": {"matryoshka_dims": [32, 8]}},
-            r"\[32, 8\], and .* have 24 dimensions",
         ),
         ({"teacher": {"name_or_path": "nowhere"}}, "no modules.json|cannot be loaded"),
         ({"student": {"kind": "encoder", "name_or_path": "nowhere"}}, "The student 'nowhere' cannot be loaded"),
@@ -103,15 +98,21 @@ def test_shared_layers_cannot_be_chosen_from(make_recipe: MakeRecipe, tmp_path: 
         check_student_inputs(make_recipe(student=student | {"layers": 2}))
 
 
-def test_a_static_student_has_no_more_dimensions_than_its_teacher(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="have 64 dimensions and the teacher's 32"):
-        run_distillation(make_recipe(student={"kind": "static", "dimensions": 64}), tmp_path / "out")
-
-
-def test_a_student_longer_than_the_teacher_cannot_learn_its_vectors(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    recipe = make_recipe(student={"kind": "encoder", "bert": BERT | {"hidden_size": 64}})
-    with pytest.raises(InputError, match="have 64 dimensions and the teacher's 32"):
-        run_distillation(recipe, tmp_path / "out")
+@pytest.mark.parametrize(
+    ("student", "dims", "message"),
+    [
+        ({"kind": "static", "dimensions": 64}, [], "have 64 dimensions and the teacher's 32"),
+        ({"kind": "encoder", "bert": BERT | {"hidden_size": 64}}, [], "have 64 dimensions and the teacher's 32"),
+        (ENCODER, [1000, 8], r"\[1000, 8\], and .* have 16 dimensions"),
+        ({"kind": "static", "dimensions": 24}, [32, 8], r"\[32, 8\], and .* have 24 dimensions"),
+    ],
+)
+def test_dimensions_that_do_not_fit_are_refused_before_training(
+    student: dict[str, Any], dims: list[int], message: str, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        run_distillation(make_recipe(student=student, loss={"matryoshka_dims": dims}), tmp_path / "out")
+    assert not (tmp_path / "out" / "student" / "start").exists()
 
 
 @pytest.mark.parametrize(

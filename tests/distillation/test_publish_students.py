@@ -11,9 +11,9 @@ import pytest
 from hub import Hub, Pusher
 from sentence_transformers import SentenceTransformer
 
+from st_llm_embed.doctor.repository import Repository
 from st_llm_embed.export import export_model
-from st_llm_embed.publishing.saved_model import read_saved_model
-from st_llm_embed.student_pipeline import run_distillation
+from st_llm_embed.pipeline import run_distillation
 from tests.distillation.conftest import BERT, MakeRecipe
 
 TEXTS = ["a question about thing 3", "thing " * 100]
@@ -57,7 +57,7 @@ def test_an_encoder_goes_to_the_hub_with_its_export(
     student = {"kind": "encoder", "bert": BERT, "max_seq_length": 48, "dimensions": 8}
     run_distillation(make_recipe(student=student, texts=[str(texts_file)]), tmp_path / "out")
     release = tmp_path / "out" / "student-release"
-    facts = read_saved_model(release)
+    facts = Repository(str(release))
     assert (facts.kind, facts.dimension, facts.max_seq_length, facts.pooling) == ("transformer", 8, 48, "mean")
     export_model(release, ["onnx"], release)
     card = publish(hub, release, "lab/student")

@@ -120,7 +120,7 @@ def test_an_adapter_that_does_not_apply_is_found(damage: Callable[[Path], None],
 
 
 def test_stock_loads_an_adapter_that_does_not_apply_and_the_vectors_show_it(adapter: Path) -> None:
-    """The keys have names that peft reads, so that only the vectors could tell."""
+    """The keys have names that peft reads, so only the vectors show it."""
     change(adapter, lambda key, value: value * 1e-9 if "lora_B" in key else value)
     found = diagnose(str(adapter), live=True).findings
     assert {finding.trap for finding in found} == {"adapter not applied", "base not on the Hub"}

@@ -127,13 +127,13 @@ def test_json_says_what_was_checked_and_what_not(
 ) -> None:
     as_e5_mistral(broken)
     outcome = run_cli("doctor", broken, "--live", "--json", "--fix", tmp_path / "fixed", "--device", "cpu")
-    told = json.loads(outcome.out)
+    output = json.loads(outcome.out)
     assert outcome.code == 0
-    assert not told["before"]["healthy"]
-    assert told["after"]["healthy"]
-    assert {check["done"] for check in told["after"]["checks"]} == {True, False}
-    assert {finding["trap"] for finding in told["before"]["findings"]} >= {"missing EOS", "tokenizer"}
-    assert told["after"]["readers"][0]["reader"] == "sentence-transformers 6"
+    assert not output["before"]["healthy"]
+    assert output["after"]["healthy"]
+    assert {check["done"] for check in output["after"]["checks"]} == {True, False}
+    assert {finding["trap"] for finding in output["before"]["findings"]} >= {"missing EOS", "tokenizer"}
+    assert output["after"]["readers"][0]["reader"] == "sentence-transformers 6"
 
 
 def test_what_no_program_can_repair_is_said(run_cli: Callable[..., Outcome], broken: Path, tmp_path: Path) -> None:

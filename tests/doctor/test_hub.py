@@ -39,18 +39,18 @@ os.environ.update(json.loads(sys.argv[2]))
 from pathlib import Path
 from st_llm_embed import InputError, diagnose
 from st_llm_embed.doctor.fix import repair
-told = []
+output = []
 for attempt in (lambda: diagnose(sys.argv[1], live=True), lambda: repair(sys.argv[1], Path("fixed"))):
     try:
         attempt()
     except InputError as error:
-        told.append(str(error))
-print(json.dumps(told))
+        output.append(str(error))
+print(json.dumps(output))
 """
 
 
 def push(hub: Hub, folder: Path, name: str) -> str:
-    """Upload a folder whatever is in it, and give the commit."""
+    """Upload a folder whatever is in it, and return the commit."""
     return hub.run(UPLOAD, folder, name)
 
 
@@ -84,9 +84,9 @@ def test_an_adapter_is_compared_with_the_headers_of_its_base(
     names = {"base_model_name_or_path": "lab/base", "revision": commit}
     edit(tmp_path / "adapter" / "adapter_config.json", **names)
     push(hub, tmp_path / "adapter", "lab/adapter")
-    told = hub.run(PROGRAM.format(live=True), "lab/adapter")
-    assert told["findings"] == []
-    done = {check["what"]: check["done"] for check in told["checks"]}
+    output = hub.run(PROGRAM.format(live=True), "lab/adapter")
+    assert output["findings"] == []
+    done = {check["what"]: check["done"] for check in output["checks"]}
     assert done["the adapter's keys fit its base"]
     assert done["vectors differ from those without the adapter"]
 
@@ -104,14 +104,14 @@ def test_an_adapter_is_compared_with_the_headers_of_its_base(
 def test_weights_that_cannot_be_downloaded_are_one_message(hub: Hub, good: Callable[[str], Path]) -> None:
     push(hub, good("mistral"), "lab/heavy")
     hub.fail({"method": "HEAD", "path": "/resolve/.*safetensors", "times": 9, "status": 403, "message": "no more"})
-    told = hub.run(REFUSED, "lab/heavy", "{}")
-    assert ["lab/heavy cannot be downloaded" in one for one in told] == [True, True]
+    output = hub.run(REFUSED, "lab/heavy", "{}")
+    assert ["lab/heavy cannot be downloaded" in one for one in output] == [True, True]
     assert not (hub.folder / "fixed").exists()
 
 
 def test_a_hub_that_cannot_be_reached_is_one_message(hub: Hub) -> None:
-    told = hub.run(REFUSED, "lab/heavy", '{"HF_ENDPOINT": "ftp://127.0.0.1"}')
-    assert ["The Hub did not answer for 'lab/heavy'" in one for one in told] == [True, True]
+    output = hub.run(REFUSED, "lab/heavy", '{"HF_ENDPOINT": "ftp://127.0.0.1"}')
+    assert ["The Hub did not answer for 'lab/heavy'" in one for one in output] == [True, True]
 
 
 def test_a_repository_that_is_not_there_is_bad_input(hub: Hub) -> None:

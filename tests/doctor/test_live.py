@@ -49,7 +49,7 @@ def other_weights(folder: Path) -> None:
 
 
 def mean_pooling(folder: Path) -> None:
-    """Spelt so that all libraries agree: only the vectors tell."""
+    """Spelt so that all libraries agree: only the vectors show it."""
     edit(folder / "1_Pooling" / "config.json", pooling_mode_mean_tokens=True, pooling_mode_lasttoken=False)
 
 
@@ -80,7 +80,7 @@ def collapsed(folder: Path) -> None:
     ],
 )
 def test_a_trap_shows_in_tokens_or_vectors(trap: str, damage: Callable[[Path], None], broken: Path) -> None:
-    """By the live checks alone, as if the files told nothing."""
+    """By the live checks alone, as if the files showed nothing."""
     damage(broken)
     model = LiveModel(Repository(str(broken)), broken, "cpu")
     found: set[str] = set()

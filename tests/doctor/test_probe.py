@@ -92,7 +92,7 @@ def change(content: dict[str, Any], place: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "told"),
+    ("place", "value", "expected"),
     [
         ("version", 2, "version"),
         ("texts", [], "texts"),
@@ -104,12 +104,12 @@ def change(content: dict[str, Any], place: str, value: Any) -> None:
         ("dimension", None, "dimension"),
     ],
 )
-def test_a_broken_probe_is_refused(place: str, value: Any, told: str, probe: Probe, tmp_path: Path) -> None:
+def test_a_broken_probe_is_refused(place: str, value: Any, expected: str, probe: Probe, tmp_path: Path) -> None:
     write_probe(probe, tmp_path / "probe.json")
     content = json.loads((tmp_path / "probe.json").read_text(encoding="utf-8"))
     change(content, place, value)
     (tmp_path / "probe.json").write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(InputError, match=f"is not a probe that can be read: {told}"):
+    with pytest.raises(InputError, match=f"is not a probe that can be read: {expected}"):
         read_probe(tmp_path / "probe.json")
 
 

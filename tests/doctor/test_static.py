@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,8 @@ from break_repository import (
 )
 
 from st_llm_embed import InputError, Recipe, diagnose
+from st_llm_embed import doctor as doctor_package
+from st_llm_embed.doctor import TRAPS
 
 QUERY = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: "
 
@@ -302,6 +305,13 @@ def test_what_was_not_checked_is_said_with_the_reason(broken: Path) -> None:
     assert reason() == "there is no recipe.yaml, which states the prompts of the training"
     recipe(broken)
     assert reason() is None
+
+
+def test_every_trap_that_is_found_is_in_the_catalogue_and_the_other_way_round() -> None:
+    package = Path(doctor_package.__file__).parent
+    code = "".join(path.read_text(encoding="utf-8") for path in package.rglob("*.py"))
+    assert set(re.findall(r'(?:Finding|_explanation|_seen|explain)\("([^"]+)"', code)) <= TRAPS.keys()
+    assert [trap for trap in TRAPS if f'"{trap}"' not in code] == []
 
 
 def test_the_public_name_is_a_function_whatever_was_imported_before() -> None:

@@ -147,7 +147,7 @@ def test_the_probe_and_the_servers_ids_are_enough_to_name_it(trap: str, mistral:
 
 
 @pytest.mark.parametrize(
-    ("trap", "told"),
+    ("trap", "expected"),
     [
         ("right padding", "padding"),
         ("left padding", "padding"),
@@ -160,12 +160,12 @@ def test_the_probe_and_the_servers_ids_are_enough_to_name_it(trap: str, mistral:
         ("dimension", "dimension"),
     ],
 )
-def test_the_vectors_alone_tell_what_they_can(trap: str, told: str, mistral: Path) -> None:
+def test_the_vectors_alone_show_what_they_can(trap: str, expected: str, mistral: Path) -> None:
     mistake = MISTAKES[trap] if trap != "max length" else {"max_length": 1000}
     verification = asked(mistral, served(mistral).but(**mistake), weights=False)
-    assert traps(verification) == {told}
+    assert traps(verification) == {expected}
     if trap == "max length":
-        assert "What lies beyond max_seq_length is embedded" in verification.explanations[0].sentence
+        assert "What is beyond max_seq_length is embedded" in verification.explanations[0].sentence
 
 
 def test_the_other_length_is_said(mistral: Path) -> None:
@@ -235,7 +235,7 @@ def test_texts_that_a_server_refuses_are_reported_and_are_not_a_difference(mistr
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "expected"),
     [
         (lambda _number, _texts: error(400, "no such thing"), "None of the 17 texts was embedded"),
         (lambda _number, _texts: error(404, "no such model"), "answers with status 404"),
@@ -247,11 +247,11 @@ def test_texts_that_a_server_refuses_are_reported_and_are_not_a_difference(mistr
     ],
 )
 def test_a_server_that_cannot_be_compared_is_one_message(
-    fault: Callable[[int, list[str]], Any], told: str, mistral: Path
+    fault: Callable[[int, list[str]], Any], expected: str, mistral: Path
 ) -> None:
     with (
         EmbeddingServer(served(mistral).embed, fault=fault) as server,
-        pytest.raises(InputError, match=told),
+        pytest.raises(InputError, match=expected),
     ):
         verify(mistral, server.base_url)
 
@@ -289,7 +289,7 @@ def test_the_command_says_what_differs_and_exits_with_one(
     assert content["same"] is False
     assert [one["trap"] for one in content["explanations"]] == ["right padding"]
     assert len(content["texts"]) == 17
-    for arguments, told in (
+    for arguments, expected in (
         ((mistral, "--against", tmp_path / "none"), "A model cannot be compared with"),
         ((tmp_path / "none", "--against", mistral), "There is no"),
         ((mistral, "--against", mistral, "--minimum-cosine", "2"), "has to be above 0 and at most 1"),
@@ -297,7 +297,7 @@ def test_the_command_says_what_differs_and_exits_with_one(
     ):
         outcome = run_cli("verify", *arguments)
         assert outcome.code == 2
-        assert told in outcome.err
+        assert expected in outcome.err
         assert outcome.err.count("\n") == 1
 
 

@@ -24,8 +24,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense
 
 from st_llm_embed import InputError, LLMSentenceTransformer
-from st_llm_embed.encoding.encode import Embedder, Job, encode
-from st_llm_embed.encoding.shards import Texts
+from st_llm_embed.encoding.encode import Job, encode
+from st_llm_embed.encoding.shards import Texts, VectorType
 
 TEXTS = [f"text {number} about thing {number % 7} " + "and more " * (number % 5) for number in range(50)]
 
@@ -237,19 +237,14 @@ def test_two_runs_never_write_into_one_folder(encoded: Path, same_job: tuple[Pat
     assert (refused.code, "Another process encodes into" in refused.err) == (2, True)
 
 
-def test_a_number_too_large_for_float16_is_refused(texts: Path, tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("dtype", "factor"), [("float16", 1e6), ("float32", float("nan"))])
+def test_a_vector_that_is_not_finite_is_refused(
+    dtype: VectorType, factor: float, texts: Path, tiny_model: Path, tmp_path: Path
+) -> None:
     model = SentenceTransformer(str(tiny_model), device="cpu")
     scale = Dense(32, 32, bias=False, activation_function=torch.nn.Identity())
-    torch.nn.init.constant_(scale.linear.weight, 1e6)
+    torch.nn.init.constant_(scale.linear.weight, factor)
     SentenceTransformer(modules=[*model.children(), scale]).save_pretrained(str(tmp_path / "model"))
-    with pytest.raises(InputError, match=r"numbers above 65,504"):
-        encode(Job(Texts(str(texts)), str(tmp_path / "model"), tmp_path / "to", dtype="float16"))
+    with pytest.raises(InputError, match=f"not finite in {dtype} for 50 of 50 texts, the first of them 'text 0"):
+        encode(Job(Texts(str(texts)), str(tmp_path / "model"), tmp_path / "to", dtype=dtype), devices=["cpu"])
     assert not list((tmp_path / "to").glob("shard-*"))
-
-
-def test_a_vector_that_is_not_finite_is_refused(tiny_model: Path) -> None:
-    embedder = Embedder(str(tiny_model), "document", device="cpu")
-    with torch.no_grad():
-        next(embedder.model.parameters())[:] = torch.nan
-    with pytest.raises(InputError, match=r"not finite .* for 2 of 2 texts"):
-        embedder.encode(["one", "two"])

@@ -34,7 +34,7 @@ from transformers import (
 from st_llm_embed import InputError, LLMSentenceTransformer, export_model
 from st_llm_embed.export import load_source
 from st_llm_embed.export import onnx as onnx_export
-from st_llm_embed.export.onnx import OPSET, write_onnx
+from st_llm_embed.export.onnx import OPSET, onnx_graph, save_onnx
 
 TEXTS = ["", " ", "a", "two words", "the quick brown fox and one more", "Ünïcödé 文字 🎈", "x </s> y", "long " * 80]
 
@@ -87,18 +87,18 @@ def check(model: str, run: Run) -> None:
 @pytest.mark.parametrize("family", MODELS)
 def test_onnx_has_stocks_vectors(family: str, tmp_path: Path) -> None:
     model = make_embedder(tmp_path, family)
-    check(model, onnx_run(write_onnx(load_source(model), tmp_path)))
+    check(model, onnx_run(save_onnx(onnx_graph(load_source(model)), tmp_path)))
 
 
 def test_bidirectional_attention_stays_so_in_onnx(tmp_path: Path) -> None:
     model = make_embedder(tmp_path, "llama", is_causal=False)
-    check(model, onnx_run(write_onnx(load_source(model), tmp_path)))
+    check(model, onnx_run(save_onnx(onnx_graph(load_source(model)), tmp_path)))
 
 
 def test_openvino_reads_the_graph(tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino")
     model = make_embedder(tmp_path, "mistral with a window")
-    path = write_onnx(load_source(model), tmp_path)
+    path = save_onnx(onnx_graph(load_source(model)), tmp_path)
     compiled = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     check(model, lambda inputs: np.array(compiled(inputs)["sentence_embedding"]))
 
@@ -109,8 +109,8 @@ def test_the_graph_keeps_its_contract_and_large_weights_are_beside_it(
     model = make_embedder(tmp_path, "mistral")
     monkeypatch.setattr(onnx_export, "LARGEST_FILE", 1000)
     (tmp_path / "onnx").mkdir()
-    path = write_onnx(load_source(model), tmp_path / "onnx")
-    assert sorted(file.name for file in path.parent.iterdir()) == ["model.onnx", "model.onnx_data", "tokenizer.json"]
+    path = save_onnx(onnx_graph(load_source(model)), tmp_path / "onnx")
+    assert sorted(file.name for file in path.parent.iterdir()) == ["model.onnx", "model.onnx_data"]
     graph = onnx.load(path, load_external_data=False)
     assert [one.version for one in graph.opset_import if not one.domain] == [OPSET]
     shapes = {

@@ -71,7 +71,7 @@ def test_an_instruction_per_query(ours: LLMSentenceTransformer, stock: SentenceT
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         ({"instruction": ["a", "b"]}, "2 instructions are given for 40 texts"),
         ({"instruction": [*["a"] * 39, None]}, "Text 39 is a str and its instruction a NoneType"),
@@ -81,9 +81,9 @@ def test_an_instruction_per_query(ours: LLMSentenceTransformer, stock: SentenceT
     ],
 )
 def test_contradicting_instructions_are_refused(
-    arguments: dict[str, object], told: str, ours: LLMSentenceTransformer
+    arguments: dict[str, object], expected: str, ours: LLMSentenceTransformer
 ) -> None:
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=expected):
         ours.encode(QUERIES, **arguments)
 
 
@@ -334,7 +334,7 @@ def test_stock_options_behave_as_in_stock(ours: LLMSentenceTransformer, stock: S
 def test_int8_vectors_equal_stocks(ours: LLMSentenceTransformer, stock: SentenceTransformer) -> None:
     texts = [f"text {number} " * (number % 5 + 1) for number in range(120)]
     difference = ours.encode(texts, precision="int8").astype(int) - stock.encode(texts, precision="int8").astype(int)
-    assert np.abs(difference).max() <= 1, "a bucket's edge may lie within rounding"
+    assert np.abs(difference).max() <= 1, "a bucket's edge may be within rounding"
 
 
 @pytest.mark.integration

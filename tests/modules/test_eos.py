@@ -194,10 +194,10 @@ def test_bert_shares_an_instruction_only_as_a_decoder(is_decoder: bool, tmp_path
     assert (1 in {rows for rows, _ in shapes}) is is_decoder, shapes
 
 
-@pytest.mark.parametrize(("length", "told"), [(513, "have room for 512"), (2, "need at least 3 tokens")])
-def test_a_length_that_the_base_cannot_have_is_refused(length: int, told: str, tiny_base: Path) -> None:
+@pytest.mark.parametrize(("length", "expected"), [(513, "have room for 512"), (2, "need at least 3 tokens")])
+def test_a_length_that_the_base_cannot_have_is_refused(length: int, expected: str, tiny_base: Path) -> None:
     for build in (load_tokenizer, partial(LLMSentenceTransformer.from_base, device="cpu")):
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=expected):
             build(str(tiny_base), max_seq_length=length)
 
 

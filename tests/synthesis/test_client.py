@@ -1,4 +1,4 @@
-"""The client against the loopback server and its faults; pauses are waited for on a clock that jumps."""
+"""The client against the replay server and its faults; pauses are waited for on a clock that jumps."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ def test_429_without_end_is_given_up_though_the_server_asks_for_patience(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "told"),
+    ("status", "body", "expected"),
     [
         ("401 Unauthorized", '{"error": {"message": "wrong key KEY", "code": "invalid_api_key"}}', "refuses the key"),
         ("403 Forbidden", '{"error": "KEY may not"}', "refuses the key with status 403"),
@@ -241,13 +241,13 @@ def test_429_without_end_is_given_up_though_the_server_asks_for_patience(tmp_pat
     ],
 )
 def test_a_server_that_cannot_be_used_ends_with_one_message_without_the_key(
-    status: str, body: str, told: str, tmp_path: Path
+    status: str, body: str, expected: str, tmp_path: Path
 ) -> None:
     with raw_server(response(status, body.replace("KEY", KEY))) as url:
         recipe = synthesis(url)
         with asking(recipe, tmp_path, key=KEY) as one, pytest.raises(InputError) as error:
             one.find_formats()
-    assert told in str(error.value)
+    assert expected in str(error.value)
     assert error.value.__cause__ is error.value.__context__ is None
     assert KEY not in str(error.value)
     assert KEY not in (tmp_path / "answers.jsonl").read_text()

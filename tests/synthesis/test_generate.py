@@ -1,4 +1,4 @@
-"""The commands synthesize and reparse, and what stops them, against the loopback server."""
+"""The commands synthesize and reparse, and what stops them, against the replay server."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def server() -> Iterator[ReplayServer]:
         yield server
 
 
-def refused(outcome: Outcome, *told: str) -> None:
+def refused(outcome: Outcome, *expected: str) -> None:
     assert outcome.code == 2, outcome.err
     [message] = [line for line in outcome.err.splitlines() if line.startswith("Error: ")]
     assert "Traceback" not in outcome.err
-    for words in told:
+    for words in expected:
         assert words in message
 
 
@@ -136,7 +136,7 @@ def test_a_dry_run_and_an_estimate_load_no_library_of_models(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (("synthesize", "--estimate", "0"), ["--estimate is 0"]),
         (("synthesize", "--estimate", "-3"), ["--estimate is -3"]),
@@ -149,6 +149,10 @@ def test_a_dry_run_and_an_estimate_load_no_library_of_models(
             ["No price is known for m", "synthesis.budget.tokens"],
         ),
         (("synthesize", "--set", "synthesis.endpoint.parameters={}"), ["max_completion_tokens"]),
+        (
+            ("synthesize", "--set", "synthesis.endpoint={base_url: replay, models: {m: 1}, mode: batch}"),
+            ["mode batch needs the address of a server"],
+        ),
         (("synthesize", "--set", "synthesis.endpoint.parameters.n=2"), ["n cannot be set here"]),
         (("synthesize", "--set", "synthesis.endpoint.parameters.response_format={}"), ["response_format cannot"]),
         (("synthesize", "--set", "synthesis.endpoint.base_url=api.openai.com/v1"), ["base_url has to be replay or"]),
@@ -158,7 +162,7 @@ def test_a_dry_run_and_an_estimate_load_no_library_of_models(
 def test_what_cannot_be_used_ends_with_one_message_and_nothing_written(
     *,
     arguments: tuple[str, ...],
-    told: list[str],
+    expected: list[str],
     server: ReplayServer,
     tmp_path: Path,
     run_cli: RunCli,
@@ -166,7 +170,7 @@ def test_what_cannot_be_used_ends_with_one_message_and_nothing_written(
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     recipe = write_recipe(tmp_path, server)
-    refused(run_cli(arguments[0], recipe, "--output-dir", tmp_path / "out", *arguments[1:]), *told)
+    refused(run_cli(arguments[0], recipe, "--output-dir", tmp_path / "out", *arguments[1:]), *expected)
     assert not (tmp_path / "out" / "journal").exists()
     assert server.stats()["received"] == 0
 

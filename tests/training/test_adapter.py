@@ -227,7 +227,7 @@ def test_quantization_is_refused_where_it_cannot_be(tiny_recipe: Path) -> None:
         (["base.quantization=nf4"], "base.quantization is for training an adapter"),
         (["base.quantization=int3", *LORA], "base.quantization is 'int3'"),
         (["base.random_init=true", *LORA], "set base.random_init to false"),
-        (["base.adapter=x", *LORA], "leave one of them out"),
+        (["base.adapter=x", *LORA], "omit one of them"),
     ],
 )
 def test_sections_that_do_not_go_together_are_refused(overrides: list[str], told: str, tiny_recipe: Path) -> None:

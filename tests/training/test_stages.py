@@ -234,13 +234,22 @@ def test_names_that_only_a_source_gives_are_refused_once_its_rows_are_there(tiny
 @pytest.mark.parametrize(
     ("stages", "told"),
     [
-        ("[{name: a, loss: {temprature: 1}}]", r"stages.0.loss.temprature \(did you mean temperature\?\) \(allowed"),
+        (
+            "[{name: a, loss: {temprature: 1}}]",
+            r"stages.0.loss: unknown key temprature \(did you mean temperature\?\) \(allowed",
+        ),
         (
             "[{name: a}, {name: b, loss: {temperature: -1}}]",
             "stages.1.loss.temperature is -1: Input should be greater",
         ),
-        ("[{name: a, batches: {mix: true}}]", r"stages.0.batches.mix \(did you mean mixed\?\) \(allowed here: mixed"),
-        ("[{name: a, batch: {}}]", r"stages.0.batch \(did you mean batches\?\) \(allowed here: name, configurations"),
+        (
+            "[{name: a, batches: {mix: true}}]",
+            r"stages.0.batches: unknown key mix \(did you mean mixed\?\) \(allowed here: mixed",
+        ),
+        (
+            "[{name: a, batch: {}}]",
+            r"stages.0: unknown key batch \(did you mean batches\?\) \(allowed here: name, configurations",
+        ),
         ("[{name: a}, {name: a}]", "two stages have the name a"),
         ("[{name: a/b}]", "stages.0.name is 'a/b'"),
         ("[{}]", "stages.0.name is missing"),
