@@ -10,19 +10,23 @@ import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import datasets
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from sentence_transformers.sentence_transformer.modules import Normalize
 from tqdm.auto import tqdm
+from transformers.utils import logging as transformers_logging
 
+from st_llm_embed.encoding.ray import encode_with_ray
 from st_llm_embed.encoding.shards import (
     COMPARED,
     MANIFEST,
@@ -155,6 +159,23 @@ class Embedder:
             )
 
 
+class ShardEncoder:
+    """What an actor of Ray has: a model that encodes one shard after the other."""
+
+    def __init__(self, job: Job, shards: int, device: str | None) -> None:
+        # These bars would run into each other, and into that of the command.
+        datasets.disable_progress_bars()
+        transformers_logging.disable_progress_bar()
+        self._job, self._shards = job, shards
+        self._embedder = Embedder(job.model, job.role, revision=job.revision, dimension=job.dimension, device=device)
+        self._reader = ShardReader(job.texts, job.shard_size)
+
+    def __call__(self, shard: Shard) -> None:
+        """Read, encode and write a shard."""
+        ids, texts = self._reader.read(shard)
+        self._job.write(shard, self._shards, ids, texts, self._embedder.encode(texts, self._job.batch_size))
+
+
 def encode(
     job: Job, *, processes: int = 1, devices: Sequence[str] = (), with_ray: bool = False
 ) -> tuple[Manifest, int]:
@@ -194,13 +215,12 @@ def encode(
         logger.info("%d of %d shards to encode, %d texts", len(todo), len(shards), rows)
         processes = min(processes, len(todo))
         if with_ray:
-            from st_llm_embed.encoding.ray import encode_with_ray
-
             del embedder
             # Every actor has to have the same commit and dimension.
             revision = None if Path(job.model).is_dir() else manifest.model_revision
             job = replace(job, model=manifest.model, revision=revision, dimension=manifest.dimension)
-            written = encode_with_ray(replace(job, folder=job.folder.resolve()), todo, len(shards), processes, devices)
+            actor = partial(ShardEncoder, replace(job, folder=job.folder.resolve()), len(shards))
+            written = encode_with_ray(actor, todo, processes, devices)
         else:
             targets = [devices[number % len(devices)] if devices else "cpu" for number in range(processes)]
             written = _encode_here(job, embedder, todo, len(shards), targets)

@@ -249,16 +249,4 @@ def check_adapter(adapter: str, base: str) -> LoraConfig:
 
 
 def _decoder(model: LLMSentenceTransformer) -> PreTrainedModel:
-<<<<<<< HEAD
-    return cast(PreTrainedModel, cast(Transformer, model[0]).model)
-=======
     return cast(Transformer, model[0]).model
-
-
-def _snapshot(recipe: Recipe) -> Path | None:
-    """Return the folder of a loaded base in the Hub's cache, named after its commit; None for a local base."""
-    if Path(base_path(recipe.base.name_or_path)).is_dir():
-        return None
-    config = try_to_load_from_cache(recipe.base.name_or_path, "config.json", revision=recipe.base.revision)
-    return Path(config).parent if isinstance(config, str) else None
->>>>>>> room-e
