@@ -90,7 +90,7 @@ def _check_best(recipe: Recipe, arguments: SentenceTransformerTrainingArguments)
     if metric.removeprefix("eval_") not in (*SCORES, *recipe.evaluation.tasks):
         raise InputError(
             f"{where}.metric_for_best_model is {shown(metric)}, which is neither a score of the held-out rows nor "
-            f"one of evaluation.tasks. Allowed: {', '.join((*SCORES, *recipe.evaluation.tasks))}; without the key it is "
+            f"one of evaluation.tasks. Allowed: {', '.join((*SCORES, *recipe.evaluation.tasks))}; the default is "
             f"{SCORES[0]}."
         )
     if not arguments.greater_is_better:
