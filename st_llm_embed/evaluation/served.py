@@ -19,7 +19,7 @@ from mteb.models.openai_wrappers import OpenAIAPIEncodeWrapper
 from numpy.typing import NDArray
 
 from st_llm_embed.api.budget import Cost, SpendingLimit, shipped_prices, token_count
-from st_llm_embed.api.exchange import ServiceLabels, read_api_key, read_vectors
+from st_llm_embed.api.exchange import read_api_key, read_vectors
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.evaluation.mteb_models import Usage, experiment, prompts_by_key, task_prompt
 from st_llm_embed.instructions import PromptMode, TaskPrompt
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 KEY = "OPENAI_API_KEY"
 """Environment variable that holds the key."""
-LABELS = ServiceLabels("embeddings", "--base-url", "MODEL", KEY)
 ATTEMPTS = 8
 """Of one request, with pauses of 1, 2, 4, ... and at most 60 seconds between them."""
 TOKENS_AROUND_A_TEXT = 2
@@ -89,7 +88,7 @@ class ServedModel(OpenAIAPIEncodeWrapper):
         super().__init__(
             base_url,
             model,
-            read_api_key(base_url, KEY, LABELS),
+            read_api_key(base_url, KEY),
             max_retries=1,
             max_length=max_seq_length,
             modalities=["text"],

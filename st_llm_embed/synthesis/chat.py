@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from st_llm_embed.api.budget import BATCH_SHARE, Cost, SpendingLimit, actual_cost, shipped_prices, worst_case
 from st_llm_embed.api.client import Client
-from st_llm_embed.api.exchange import Outcome, ServiceLabels, json_object
+from st_llm_embed.api.exchange import Outcome, json_object
 from st_llm_embed.data.rows import content_hash
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import REPLAY, Endpoint, Price, Synthesis
@@ -30,14 +30,6 @@ logger = logging.getLogger(__name__)
 
 ResponseFormat = Literal["json_schema", "json_object", "prompt"]
 """How a server is made to answer in JSON; `prompt`: only by asking for it."""
-
-CHAT = ServiceLabels(
-    "chat completions",
-    "synthesis.endpoint.base_url",
-    "the names in synthesis.endpoint.models",
-    "synthesis.endpoint.api_key_env",
-    "synthesis.endpoint.parameters",
-)
 
 SPARE_BYTES = 8 << 20
 """On the disk, for the answers that are in flight."""
@@ -97,10 +89,6 @@ class Progress:
 
 class ChatService:
     """The `st_llm_embed.api.client.Service` of chat completions: keeps the limits, writes the journal."""
-
-    path = "/chat/completions"
-    answer_field = "choices"
-    labels = CHAT
 
     def __init__(
         self, synthesis: Synthesis, journal: Journal, show: Callable[[Progress], None] = lambda _: None
@@ -198,13 +186,13 @@ class ChatService:
             if outcome is None:
                 raise InputError(
                     f"{base_url} gives no answer for the model {model!r}: {client.trouble}. Check that "
-                    f"{CHAT.base_url} is right (it usually ends in /v1) and the server up; run again."
+                    "synthesis.endpoint.base_url is right (it usually ends in /v1) and the server up; run again."
                 )
             content = content_of(outcome.answer)
             if response_format == "prompt" and outcome.kind == "rejected":
                 raise InputError(
                     f"{base_url} refuses requests for the model {model!r}: {outcome.body[:300]}. Check "
-                    f"{CHAT.parameters}, which are sent as they are."
+                    "synthesis.endpoint.parameters, which are sent as they are."
                 )
             if response_format == "prompt" or (isinstance(content, str) and _follows_schema(content, response_format)):
                 self.journal.append(

@@ -17,7 +17,7 @@ from st_llm_embed.data.rows import fold
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import REPLAY, Synthesis
 from st_llm_embed.synthesis.batch import BatchClient
-from st_llm_embed.synthesis.chat import CHAT, ChatService, Progress, max_answer_tokens, model_prices, shown_progress
+from st_llm_embed.synthesis.chat import ChatService, Progress, max_answer_tokens, model_prices, shown_progress
 from st_llm_embed.synthesis.journal import Journal, read_journal, read_record
 from st_llm_embed.synthesis.parsing import Rejection, parse_completion
 from st_llm_embed.synthesis.plan import BRAINSTORM_SCHEMA, EXAMPLE_SCHEMAS, Request, RequestPlan
@@ -38,7 +38,7 @@ def check_synthesis(synthesis: Synthesis) -> None:
     model_prices(synthesis)
     max_answer_tokens(synthesis.endpoint)
     if synthesis.endpoint.base_url != REPLAY:
-        read_api_key(synthesis.endpoint.base_url, synthesis.endpoint.api_key_env, CHAT)
+        read_api_key(synthesis.endpoint.base_url, synthesis.endpoint.api_key_env)
     if synthesis.plan.tasks is not None:
         plan.check(TaskFile(tasks_path(synthesis.plan.tasks)))
     for path in synthesis.filters.evaluation_texts:
@@ -169,7 +169,7 @@ def _open_run(synthesis: Synthesis, folder: Path) -> Generator[_Run]:
     if base_url == REPLAY:
         base_url, key, transport = "http://replay/v1", "no key is needed", recorded_answers(synthesis, plan)
     else:
-        key = read_api_key(base_url, endpoint.api_key_env, CHAT)
+        key = read_api_key(base_url, endpoint.api_key_env)
     with Journal(folder) as journal, shown_progress() as show:
         if journal.batches and endpoint.mode == "live":
             raise InputError(

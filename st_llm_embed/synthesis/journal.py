@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,8 +39,6 @@ class Journal:
         self._answered: set[str] = set()
         self.unsynced = 0
         """Records appended since the last `sync`."""
-        self.counts: Counter[str] = Counter()
-        """Records by status."""
         self.formats: dict[tuple[str, str], Any] = {}
         """By address and model, how it is made to answer in JSON."""
         self.batches: dict[str, dict[str, Any]] = {}
@@ -111,7 +108,6 @@ class Journal:
         return request.key in self._answered
 
     def _note(self, record: dict[str, Any]) -> None:
-        self.counts[record["status"]] += 1
         self.usd += record.get("usd", 0.0)
         self.tokens += record.get("tokens", 0)
         if record["status"] == "answered":
