@@ -24,7 +24,7 @@ from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import REPLAY, Endpoint, Price, Synthesis
 from st_llm_embed.synthesis.journal import Journal, request_record
 from st_llm_embed.synthesis.parsing import Rejection, content_of
-from st_llm_embed.synthesis.plan import Request
+from st_llm_embed.synthesis.plan import Request, object_schema
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +43,7 @@ PROBES: tuple[tuple[ResponseFormat, str], ...] = (
     ("prompt", "Write one sentence about the sea."),
 )
 """The first asks in words for a sentence and by schema for a colour: an answer in violet shows that it holds."""
-PROBE_SCHEMA = {
-    "type": "object",
-    "properties": {"colour": {"type": "string", "enum": ["violet"]}},
-    "required": ["colour"],
-    "additionalProperties": False,
-}
+PROBE_SCHEMA = object_schema({"colour": {"type": "string", "enum": ["violet"]}})
 
 
 @dataclass
@@ -76,12 +71,9 @@ class Progress:
         rate = (self.done - self.done_before) / max(1e-9, time.monotonic() - self.started)
         left = f"{(self.planned - self.done) / rate / 60:.0f} min left" if rate else "time left unknown"
         parts = [f"{self.step} {self.done:,}/{self.planned:,} ({rate:.1f}/s, {left})"]
-        parts.append(
-            f"answers: {', '.join(f'{name} {count:,}' for name, count in sorted(self.texts.items())) or 'none'}"
-        )
-        if self.no_text:
-            reasons = ", ".join(f"{name} {count:,}" for name, count in self.no_text.most_common())
-            parts.append(f"without text: {reasons}")
+        for what, counts in (("answers", sorted(self.texts.items())), ("without text", self.no_text.most_common())):
+            if counts:
+                parts.append(f"{what}: {', '.join(f'{name} {count:,}' for name, count in counts)}")
         if self.left:
             parts.append(f"put off: {self.left:,}")
         return "; ".join(filter(None, [*parts, self.spent, self.waiting]))
@@ -194,10 +186,11 @@ class ChatService:
                     f"{base_url} refuses requests for the model {model!r}: {outcome.body[:300]}. Check "
                     "synthesis.endpoint.parameters, which are sent as they are."
                 )
-            if response_format == "prompt" or (isinstance(content, str) and _follows_schema(content, response_format)):
-                self.journal.append(
-                    {"status": "format", "model": model, "format": response_format, "base_url": base_url}
-                )
+            answer = json_object(content) if isinstance(content, str) else {}
+            obeyed = {"json_schema": answer == {"colour": "violet"}, "json_object": bool(answer), "prompt": True}
+            if obeyed[response_format]:
+                record = {"status": "format", "model": model, "format": response_format, "base_url": base_url}
+                self.journal.append(record)
                 return
 
 
@@ -213,11 +206,7 @@ def request_body(request: Request, parameters: dict[str, Any], response_format: 
 
 
 def max_answer_tokens(endpoint: Endpoint) -> int:
-    """Return the most tokens an answer can have by the recipe's request parameters.
-
-    Raises:
-        InputError: nothing bounds them.
-    """
+    """Return the most tokens an answer can have by the recipe; raise an InputError if nothing bounds them."""
     given = [endpoint.parameters[key] for key in ("max_completion_tokens", "max_tokens") if key in endpoint.parameters]
     if not given or not all(isinstance(value, int) and value > 0 for value in given):
         raise InputError(
@@ -267,9 +256,3 @@ def shown_progress() -> Generator[Callable[[Progress], None]]:
 
     with Live(console=Console(stderr=True), auto_refresh=False) as live:
         yield lambda progress: live.update(Text(progress.describe()), refresh=True)
-
-
-def _follows_schema(content: str, response_format: ResponseFormat) -> bool:
-    """Return whether a probe's answer shows that the server enforces the format."""
-    answer = json_object(content)
-    return answer == {"colour": "violet"} if response_format == "json_schema" else bool(answer)

@@ -1,8 +1,7 @@
 """Texts that are in another language than the one asked for.
 
 Only confident findings count: by the script, and by py3langid (Naive Bayes over byte n-grams; it knows 90 of our 93
-languages). Not knowing is never held against a text. scripts/measure_language_id.py prints what
-is rejected and what is caught.
+languages). scripts/measure_language_id.py prints what is rejected and what is caught.
 """
 
 from __future__ import annotations

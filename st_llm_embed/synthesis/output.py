@@ -83,7 +83,7 @@ def write_synthetic_dataset(
 
 
 def _accepted(selection: Selection, statistics: Statistics, rejected: DatasetWriter) -> Iterator[Row]:
-    """Yield the rows; count them and the rejected answers, which are written."""
+    """Yield the rows, write the rejected answers, and count both."""
     for item in selection.rows():
         statistics.add(item)
         if isinstance(item, Rejected):
