@@ -14,6 +14,8 @@ from replay_server.faults import Faults
 
 ENDPOINT = "/v1/chat/completions"
 MAX_LINES = 50_000
+UNFINISHED_SHARE = 0.5
+"""Of the lines of an expired batch."""
 ENDED = ("completed", "failed", "expired")
 
 
@@ -123,7 +125,7 @@ class Batches:
     def _result(self, line: dict[str, Any], outcome: str) -> dict[str, Any]:
         name = line["custom_id"]
         result: dict[str, Any] = {"id": f"batch_req_{name}", "custom_id": name, "response": None, "error": None}
-        if outcome == "expired" and _drawn("unfinished", name) < self._faults.batch_unfinished_share:
+        if outcome == "expired" and _drawn("unfinished", name) < UNFINISHED_SHARE:
             error = {"code": "batch_expired", "message": "This request was not executed before the batch expired."}
             return result | {"error": error}
         if _drawn("error", name) < self._faults.batch_error_share:

@@ -151,7 +151,8 @@ class ReplayServer:
             case "quota":
                 return _error(429, "You exceeded your current quota.", "insufficient_quota")
             case "rate_limit":
-                headers = self._faults.retry_after_header(within)
+                wait = self._faults.retry_after
+                headers = {} if wait is None else {"retry-after": f"{wait:g}"}
                 return _error(429, "Rate limit reached for requests.", "rate_limit_exceeded")._replace(headers=headers)
             case "server_error":
                 status = (500, 502, 503)[int(3 * within)]

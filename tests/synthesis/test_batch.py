@@ -60,21 +60,9 @@ def test_models_and_sizes_are_split_into_files_and_every_request_is_answered(
         assert journal.usd == pytest.approx(expected / 1e6)
 
 
-def test_bytes_split_files_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "MAX_BYTES", 10_000)
-    with ReplayServer(made_up_answer) as server:
-        recipe = recipe_for(server, tmp_path)
-        batch_answer_all(recipe, tmp_path)
-        with OpenAI(base_url=server.base_url, api_key="x", max_retries=0) as openai:
-            sizes = [openai.files.retrieve(one.input_file_id).bytes for one in openai.batches.list()]
-    assert len(sizes) > 3
-    assert max(sizes) <= 10_000
-    assert sorted(answered(tmp_path)) == keys(recipe)
-
-
 def test_expired_batches_and_lines_with_errors_are_asked_again(tmp_path: Path) -> None:
     log = tmp_path / "ledger.jsonl"
-    faults = Faults(batch_outcomes=("expired", "failed", "expired"), batch_unfinished_share=0.5, batch_polls=1)
+    faults = Faults(batch_outcomes=("expired", "failed", "expired"), batch_polls=1)
     with ReplayServer(made_up_answer, faults=faults, log=log) as server:
         recipe = recipe_for(server, tmp_path, models={"a": 1, "b": 1})
         progress = batch_answer_all(recipe, tmp_path)

@@ -100,9 +100,8 @@ def test_every_planned_request_is_answered_once_and_a_rerun_sends_nothing(tmp_pa
     assert record["request_id"].startswith("req_")
 
 
-@pytest.mark.parametrize("form", ["seconds", "date", "ms", "none"])
-@pytest.mark.parametrize("wait", [1.0, 300.0])
-def test_a_storm_of_429_loses_nothing_and_is_not_answered_by_hammering(form: str, wait: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("wait", [1.0, 300.0, None])
+def test_a_storm_of_429_loses_nothing_and_is_not_answered_by_hammering(wait: float | None, tmp_path: Path) -> None:
     shares = {"rate_limit": 0.9}
 
     class Storm(Hours):
@@ -111,7 +110,7 @@ def test_a_storm_of_429_loses_nothing_and_is_not_answered_by_hammering(form: str
             if self.now > 1000 + 600:
                 shares["rate_limit"] = 0.0
 
-    faults = Faults(shares=shares, retry_after=(wait, wait), retry_after_as=form)
+    faults = Faults(shares=shares, retry_after=wait)
     with ReplayServer(made_up_answer, faults=faults) as server:
         recipe = synthesis(server, 600, concurrency=16, parameters={"max_completion_tokens": 8})
         without_probes(recipe, tmp_path)
@@ -132,7 +131,7 @@ def test_a_long_pause_that_the_server_asks_for_is_honoured(tmp_path: Path) -> No
             self.longest = max(self.longest, seconds)
             await super().sleep(seconds)
 
-    faults = Faults(storm=(1, 2), retry_after=(7200, 7200))
+    faults = Faults(storm=(1, 2), retry_after=7200)
     with ReplayServer(made_up_answer, faults=faults) as server:
         hours = Waits()
         answer_all(synthesis(server, 5, concurrency=1, give_up_after_minutes=1), tmp_path, hours)
@@ -216,7 +215,7 @@ def test_a_server_that_stays_away_ends_the_run_and_the_next_one_goes_on(tmp_path
 
 
 def test_429_without_end_is_given_up_though_the_server_asks_for_patience(tmp_path: Path) -> None:
-    faults = Faults(storm=(5, 10**9), retry_after=(60, 60))
+    faults = Faults(storm=(5, 10**9), retry_after=60)
     with ReplayServer(made_up_answer, faults=faults) as server:
         message = refusal(synthesis(server), tmp_path)
     assert "has given no answer for 15 minutes (" in message
@@ -229,12 +228,9 @@ def test_429_without_end_is_given_up_though_the_server_asks_for_patience(tmp_pat
     [
         ("401 Unauthorized", '{"error": {"message": "wrong key KEY", "code": "invalid_api_key"}}', "refuses the key"),
         ("403 Forbidden", '{"error": "KEY may not"}', "refuses the key with status 403"),
-        ("402 Payment Required", '{"error": {"message": "Insufficient Balance"}}', "credit"),
         ("404 Not Found", "<html>KEY</html>", "usually ends in /v1"),
-        ("405 Method Not Allowed", "", "usually ends in /v1"),
         ("200 OK", "<html>Welcome KEY</html>", "status 200 without chat completions: <html>Welcome [key]</html>"),
         ("200 OK", '{"error": {"message": "upstream of KEY", "code": 502}}', "upstream of [key]"),
-        ("200 OK", "", "status 200 without chat completions"),
         ("502 Bad Gateway", "<html>bad gateway of KEY</html>", "bad gateway of [key]"),
         ("400 Bad Request", '{"detail": "temperature of KEY"}', "refuses requests for the model 'm'"),
         ("422 Unprocessable Entity", "no KEY", "synthesis.endpoint.parameters"),
@@ -292,28 +288,6 @@ def test_how_a_server_is_made_to_answer_in_json_is_found_once(
                 one.find_formats()
                 assert one.chat.journal.formats == {(server.base_url, "m"): expected}
             assert server.stats()["received"] == calls
-
-
-def test_a_mix_in_which_one_model_refuses_the_parameters_names_it(tmp_path: Path) -> None:
-    def answer(body: dict[str, Any]) -> str:
-        if body["model"] == "small":
-            raise ValueError("Unsupported value: 'temperature' does not support 0.7 with this model.")
-        return made_up_answer(body)
-
-    with ReplayServer(answer) as server:
-        message = refusal(synthesis(server, models={"large": 3, "small": 1}), tmp_path)
-        assert server.stats()["received"] == 1 + 3
-    assert "refuses requests for the model 'small'" in message
-    assert "does not support 0.7" in message
-    assert not answered(tmp_path)
-
-
-def test_a_mix_asks_each_model_for_its_share(tmp_path: Path) -> None:
-    with ReplayServer(made_up_answer) as server:
-        recipe = synthesis(server, 400, models={"large": 3, "small": 1}, parameters={"max_completion_tokens": 8})
-        answer_all(recipe, tmp_path)
-    share = Counter(record["model"] for record in records(tmp_path, "answered"))["small"] / 400
-    assert 0.18 < share < 0.32
 
 
 def test_a_refused_prompt_costs_nothing_and_is_not_asked_again(tmp_path: Path) -> None:
