@@ -14,7 +14,7 @@ from st_llm_embed.synthesis.tasks import TaskFile, tasks_path
 if TYPE_CHECKING:
     from httpx2 import MockTransport, Request, Response
 
-BYTES_PER_TOKEN = 4
+BYTES_PER_TOKEN = TOKENS_PER_MESSAGE = 4
 
 
 def recorded_answers(synthesis: Synthesis, plan: RequestPlan) -> MockTransport:
@@ -42,7 +42,8 @@ def recorded_answers(synthesis: Synthesis, plan: RequestPlan) -> MockTransport:
 
 
 def _completion(body: dict[str, Any], text: str) -> dict[str, Any]:
-    prompt, answer = (len(one.encode()) // BYTES_PER_TOKEN + 1 for one in (body["messages"][0]["content"], text))
+    prompt, answer = (-(-len(one.encode()) // BYTES_PER_TOKEN) for one in (body["messages"][0]["content"], text))
+    prompt += TOKENS_PER_MESSAGE
     return {
         "object": "chat.completion",
         "model": body["model"],
