@@ -77,11 +77,8 @@ def contradicts(text: str, code: str) -> Contradiction | None:
     """Return what a text is in, if it is surely not in a language.
 
     Short texts, languages that the detector does not know and languages that are close to the one asked for contradict
-    nothing. A wrong script does in any language.
-
-    Args:
-        text: any text; its first MOST_CHARACTERS are read.
-        code: BCP-47 code of the language asked for. What is not in LANGUAGE_CODES is contradicted by nothing.
+    nothing, nor does any text contradict a code that is not in LANGUAGE_CODES. A wrong script does in any language.
+    Only the first MOST_CHARACTERS are read.
     """
     if code not in LANGUAGE_CODES.values():
         return None

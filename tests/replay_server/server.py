@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 from replay_server.batches import Batches
 from replay_server.faults import ANSWERS, NOT_BILLED, Answer, Faults
@@ -106,7 +106,7 @@ class ReplayServer:
             _deliver(handler, _wrong_key(key))
         else:
             with self._lock:
-                found = self._batches.reply(handler, body, url.path, dict(parse_qsl(url.query)))
+                found = self._batches.reply(handler, body, url.path)
             if isinstance(found, bytes):
                 _deliver(handler, Reply(200, found, content_type="application/octet-stream"))
             else:

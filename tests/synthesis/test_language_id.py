@@ -99,11 +99,6 @@ def test_every_language_has_scripts_whose_letters_are_known() -> None:
         assert contradicts(TEXTS["en"], language) is not None
 
 
-def test_a_very_long_text_is_read_in_part() -> None:
-    assert contradicts(TEXTS["en"] * 200_000, "en") is None
-    assert contradicts(TEXTS["en"] * 200_000, "de") is not None
-
-
 @given(st.text(alphabet=st.characters(), max_size=200), st.sampled_from(sorted(LANGUAGE_CODES.values())))
 @settings(deadline=None, max_examples=300)
 def test_any_text_has_a_verdict(text: str, code: str) -> None:

@@ -86,10 +86,8 @@ def test_each_configuration_loads_by_name(written: Any, tmp_path: Path) -> None:
     keys: list[str] = []
     for task_type in ("short-long", "long-short", "short-short", "long-long", "sts", "bitext"):
         loaded = load_dataset(str(folder), task_type, cache_dir=str(tmp_path))
-        texts = (
-            ["anchor", "positive"] if task_type in ("short-short", "long-long") else ["anchor", "positive", "negative"]
-        )
-        assert {split: len(loaded[split]) for split in loaded} == {
+        texts = ["anchor", "positive", *(["negative"] if task_type not in ("short-short", "long-long") else [])]
+        assert {split: len(rows) for split, rows in loaded.items()} == {
             split: counts[task_type, split] for split in ("train", "validation")
         }
         instructions = []
@@ -180,13 +178,6 @@ def test_answers_to_an_earlier_recipe_stay_out_and_come_back_with_it(tmp_path: P
     assert len(after) == 40
     assert all((row.attributes.num_words == "700") == (row.task_type == "short-long") for row in after)
     assert select(one, tmp_path / "j", tmp_path) == before
-
-
-def test_fewer_requests_take_the_first_rows(tmp_path: Path) -> None:
-    write_journal(synthesis(requests=40, filters=NO_LANGUAGES), tmp_path / "j", made_up)
-    all_rows = select(synthesis(requests=40, filters=NO_LANGUAGES), tmp_path / "j", tmp_path)
-    assert select(synthesis(requests=15, filters=NO_LANGUAGES), tmp_path / "j", tmp_path) == all_rows[:15]
-    assert select(synthesis(requests=90, filters=NO_LANGUAGES), tmp_path / "j", tmp_path) == all_rows
 
 
 def test_repetitions(tmp_path: Path) -> None:

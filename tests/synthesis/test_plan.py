@@ -264,24 +264,18 @@ def test_bad_values_are_explained(lines: list[str], message: str) -> None:
 
 
 GOOD_TASK = json.dumps(TWO_STEP_TASKS[0])
+STS = '{"task_type": "sts", "attributes": %s}'
 BAD_TASKS = {
+    "blank": ("\n \n", "holds no tasks"),
     "broken line": (f"{GOOD_TASK}\n\n{{", "line 3 is not JSON"),
     "deep": (f"{GOOD_TASK}\n{'[' * 100_000}", "line 2 is not JSON"),
-    "no task type": ('{"instruction": "Find it."}', "line 1 is not a task"),
+    "no task type": ('{"instruction": "Find it."}', "line 1 is not a task.*short-long, long-short"),
+    "task type that is a list": ('{"task_type": ["sts"]}', "line 1 is not a task"),
     "no instruction": ('{"task_type": "short-long"}', "line 1: a short-long task needs an instruction"),
     "lone surrogate": ('{"task_type": "short-long", "instruction": "a \\ud800"}', "instruction is .*set a text"),
-    "unknown attribute": (
-        '{"task_type": "sts", "attributes": {"num_words": 5}}',
-        "attributes of a sts task are language, unit",
-    ),
-    "attribute that is a list": (
-        '{"task_type": "sts", "attributes": {"unit": ["a"]}}',
-        "unit is .*set a text or a number",
-    ),
-    "unknown language": (
-        '{"task_type": "sts", "attributes": {"language": "Klingon"}}',
-        "language is 'Klingon'.*English names",
-    ),
+    "unknown attribute": (STS % '{"num_words": 5}', "attributes of a sts task are language, unit"),
+    "attribute that is a list": (STS % '{"unit": ["a"]}', "unit is .*set a text or a number"),
+    "unknown language": (STS % '{"language": "Klingon"}', "language is 'Klingon'.*English names"),
     "one language twice": (
         '{"task_type": "bitext", "attributes": {"src_lang": "Dutch", "tgt_lang": "Dutch"}}',
         "src_lang and tgt_lang is 'Dutch and Dutch'.*two different",
