@@ -348,7 +348,7 @@ def test_a_model_that_doctor_finds_an_error_in_is_refused(hub: Hub, pusher: Push
     tokenizer["post_processor"] = None
     path.write_text(json.dumps(tokenizer), encoding="utf-8")
     message = pusher.publish(changed, "lab/ill")
-    assert message.startswith(f"doctor refuses {changed / 'release'}: EOS missing")
+    assert message.startswith(f"doctor refuses {changed / 'release'}: missing EOS")
     assert not hub.requests("POST", "/repos/create") + hub.requests("PUT")
 
 
