@@ -75,7 +75,7 @@ def print_found(dataset: Path) -> None:
     report = json.loads((dataset / "mining.json").read_text(encoding="utf-8"))["configurations"]["short-short"][
         "train"
     ]
-    print({name: value for name, value in report.items() if name != "suspected_false_negatives"})
+    print(report)
 
 
 def row(number: int) -> Row:

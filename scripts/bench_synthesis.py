@@ -1,4 +1,4 @@
-"""Measure the synthesis client against the loopback server with an answer after one second, in a process of its own.
+"""Measure the synthesis client against the tests' replay server: a process of its own that answers after one second.
 
     python scripts/bench_synthesis.py [--rounds 3] [--requests-per-worker 20]
 
@@ -26,13 +26,11 @@ from pathlib import Path
 
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
-from st_llm_embed.api.budget import Budget
 from st_llm_embed.api.client import Client
-from st_llm_embed.api.exchange import request_body
 from st_llm_embed.recipe import Synthesis
+from st_llm_embed.synthesis.chat import ChatService, Progress, request_body
 from st_llm_embed.synthesis.journal import Journal
 from st_llm_embed.synthesis.plan import Request, RequestPlan
-from st_llm_embed.synthesis.progress import Progress
 from st_llm_embed.synthesis.tasks import TaskFile, tasks_path
 
 STRAGGLERS, STRAGGLER_FACTOR = 0.02, 20.0
@@ -102,12 +100,13 @@ def measure(kind: str, url: str, concurrency: int, count: int) -> dict[str, floa
         all_taken.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as folder, Journal(Path(folder)) as journal:
-        client = Client(recipe.endpoint, url, "x", journal, Budget(recipe, 0.0, 0))
-        client.find_formats(["m"])  # loads what is loaded late, for both
-        progress = Progress("examples", count)
+        chat = ChatService(recipe, journal)
+        client = Client(chat, recipe.endpoint, url, "x")
+        chat.find_format(client, "m")  # loads what is loaded late, for both
+        chat.start(Progress("examples", count))
         begun, cpu = time.perf_counter(), time.process_time()
         if kind == "client":
-            client.answer(requests, progress, lambda _: None)
+            client.send(chat.unanswered(requests()))
         else:
             asyncio.run(bare(url, recipe, requests(), concurrency))
         seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
@@ -132,17 +131,16 @@ async def bare(url: str, recipe: Synthesis, requests: Iterator[Request], concurr
 
 @contextmanager
 def server(core: int, faults: dict[str, object] | None = None) -> Iterator[str]:
-    """The loopback server on one core; gives its address."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "faults.json"
-        path.write_text(json.dumps(faults or {}))
-        command = [sys.executable, "-m", "st_llm_embed.synthesis.replay", "--latency", "1", "--faults", str(path)]
-        command = ["taskset", "-c", str(core), *command]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
-            try:
-                yield running.stdout.readline().strip() if running.stdout else ""
-            finally:
-                running.terminate()
+    """The replay server on one core; yields its address."""
+    command = [sys.executable, "-m", "replay_server", "--latency", "1", "--faults", json.dumps(faults or {})]
+    tests = Path(__file__).parents[1] / "tests"
+    with subprocess.Popen(
+        ["taskset", "-c", str(core), *command], stdout=subprocess.PIPE, text=True, cwd=tests
+    ) as running:
+        try:
+            yield running.stdout.readline().strip() if running.stdout else ""
+        finally:
+            running.terminate()
 
 
 def spread(values: list[float], digits: int = 3) -> str:

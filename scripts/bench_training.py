@@ -39,12 +39,18 @@ from sentence_transformers.sentence_transformer.losses import (
     MultipleNegativesRankingLoss,
 )
 from torch import nn
+from transformers import AutoModel, PreTrainedConfig
 
 from st_llm_embed import LLMSentenceTransformer
 from st_llm_embed.training import InfoNCELoss
-from st_llm_embed.training.cost import Decoder, Tokens, flops
+from st_llm_embed.training.plan import step_flops
 
 TEMPERATURE = 0.02
+
+LORA = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.1, target_modules="all-linear")
+
+WIDTH = 64
+"""FLOPs are counted for texts of this many tokens and of twice as many: a part of them grows with the square."""
 
 PLAIN = ("InfoNCELoss, plain", "MNRL")
 
@@ -54,6 +60,23 @@ LOG_NORMAL = ((60, 0.9),) * 3
 """Median of the lengths of each column, and sigma."""
 
 LIKE_MS_MARCO = ((30, 0.2), (80, 0.4), (80, 0.4))
+
+
+class Flops(NamedTuple):
+    """FLOPs of texts: `linear` for each token, `square` for each pair of tokens of a text."""
+
+    linear: float
+    square: float
+
+    @classmethod
+    def through(cls, one: int, two: int) -> Flops:
+        """Take those of a text of `WIDTH` tokens and of one of twice as many."""
+        square = (two - 2 * one) / (2 * WIDTH**2)
+        return cls(one / WIDTH - square * WIDTH, square)
+
+    def of(self, tokens: float, pairs: float) -> float:
+        """Return the FLOPs of texts with that sum of lengths, and of their squares."""
+        return self.linear * tokens + self.square * pairs
 
 
 class Measured(NamedTuple):
@@ -105,13 +128,16 @@ def measure_utilisation(arguments: argparse.Namespace) -> None:
     """Train LoRA for one timed step with each loss."""
     model, _ = build(arguments.shape, arguments.dtype, arguments.device)
     decoder = model[0].model
-    decoder.add_adapter(LoraConfig(r=16, lora_alpha=32, lora_dropout=0.1, target_modules="all-linear"))
+    decoder.add_adapter(LORA)
     decoder.activation_checkpointing_enable()
     model.train()
-    sizes = Decoder.of(decoder)
+    parameters = sum(weight.numel() for weight in decoder.parameters())
+    trained = sum(weight.numel() for weight in decoder.parameters() if weight.requires_grad)
+    _, needed = flops(decoder.config, checkpointing=False)
+    forward, both = flops(decoder.config, checkpointing=True)
     rate = matmul_rate(arguments.device, getattr(torch, arguments.dtype))
     print(
-        f"{sizes.parameters:,} parameters, {sizes.trainable:,} trained, {arguments.dtype}, {arguments.device}, ",
+        f"{parameters:,} parameters, {trained:,} trained, {arguments.dtype}, {arguments.device}, ",
         end="",
     )
     print(f"matrices multiply at {rate / 1e12:,.2f} TFLOP/s\n")
@@ -119,14 +145,27 @@ def measure_utilisation(arguments: argparse.Namespace) -> None:
     print(f"| {' | '.join(header)} |\n{'|---' * len(header)}|")
     for number in range(len(build_losses(model, arguments))):
         rows = arguments.stock_rows if number else arguments.rows
-        print(utilisation_of(number, min(rows, arguments.rows), model, sizes, rate, arguments), flush=True)
+        # GradCache takes each text forward once more.
+        done = Flops(forward.linear + both.linear, forward.square + both.square)
+        print(utilisation_of(number, min(rows, arguments.rows), model, (needed, done), rate, arguments), flush=True)
+
+
+def flops(config: PreTrainedConfig, *, checkpointing: bool) -> tuple[Flops, Flops]:
+    """Count the FLOPs of a decoder with an adapter, forward and of both passes."""
+    with torch.device("meta"):
+        decoder = AutoModel.from_config(config)
+        decoder.add_adapter(LORA)
+    if checkpointing:
+        decoder.activation_checkpointing_enable()
+    one, two = (step_flops(decoder.train(), width) for width in (WIDTH, 2 * WIDTH))
+    return Flops.through(one[0], two[0]), Flops.through(one[1], two[1])
 
 
 def utilisation_of(  # noqa: PLR0917
     number: int,
     rows: int,
     model: LLMSentenceTransformer,
-    sizes: Decoder,
+    flops: tuple[Flops, Flops],
     rate: float,
     arguments: argparse.Namespace,
 ) -> str:
@@ -155,11 +194,11 @@ def utilisation_of(  # noqa: PLR0917
         break
     memory = f"{torch.cuda.max_memory_allocated() / 2**20:,.0f}" if arguments.device.startswith("cuda") else ""
     # GradCache takes each text through the model twice.
-    once = Tokens(widths.tokens / 2, widths.pairs / 2)
-    needed = flops(sizes, Tokens(real_tokens, float(lengths.square().sum()))).model
-    done = flops(sizes, once, grad_cache=True, checkpointing=True).total
+    tokens = widths.tokens / 2
+    needed = flops[0].of(real_tokens, float(lengths.square().sum()))
+    done = flops[1].of(tokens, widths.pairs / 2)
     return (
-        f"| {name} | {rows:,} | {seconds:,.1f} | {real_tokens / seconds:,.0f} | {1 - real_tokens / once.count:.1%} "
+        f"| {name} | {rows:,} | {seconds:,.1f} | {real_tokens / seconds:,.0f} | {1 - real_tokens / tokens:.1%} "
         f"| {needed / seconds / rate:.1%} | {done / seconds / rate:.1%} | {memory} |"
     )
 

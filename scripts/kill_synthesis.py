@@ -1,9 +1,9 @@
-"""Kill a run of the synthesis client at random moments, go on each time, and count what was lost or paid twice.
+"""Kill a run of the synthesis client at random moments, resume it each time, and count what was lost or paid twice.
 
     python scripts/kill_synthesis.py [--kills 50] [--requests 4000] [--seed 0]
 
-The loopback server runs in a process of its own with an answer after 0.2 s; the run is a process that is killed with
-SIGKILL at a moment drawn from its first seconds, fifty times, and then is left to end.
+The replay server of the tests runs in a process of its own with an answer after 0.2 s; the run is a process that is
+killed with SIGKILL at a moment drawn from its first seconds, fifty times, and then is left to end.
 """
 
 from __future__ import annotations
@@ -43,10 +43,11 @@ def main() -> None:
         generate(recipe(url, arguments.requests), Path(folder))
         return
     generator = random.Random(arguments.seed)  # noqa: S311
-    command = [sys.executable, "-m", "st_llm_embed.synthesis.replay", "--latency", "0.2"]
+    command = [sys.executable, "-m", "replay_server", "--latency", "0.2"]
+    tests = Path(__file__).parents[1] / "tests"
     with (
         tempfile.TemporaryDirectory() as folder,
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server,
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tests) as server,
     ):
         url = server.stdout.readline().strip() if server.stdout else ""
         try:
@@ -94,7 +95,7 @@ def kill_and_count(url: str, folder: Path, arguments: argparse.Namespace, genera
 
 
 def recipe(url: str, requests: int) -> Synthesis:
-    """The section of a recipe for the loopback server."""
+    """The section of a recipe for the replay server."""
     return Synthesis.model_validate(
         {
             "endpoint": {"base_url": url, "models": {"m": 1}, "concurrency": CONCURRENCY},

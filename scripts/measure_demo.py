@@ -2,10 +2,10 @@
 
     python scripts/measure_demo.py --output-dir runs/measure [--hub-datasets FOLDER]
 
-Runs `st-llm-embed run demo` for each seed and start (finished runs are kept, so it can be stopped and started again),
-scores the model before and after training on mteb's STSBenchmark test set, and prints the table of docs/demo.md: mean
-over the seeds, and the lowest and highest. FOLDER holds datasets as <organisation>/<name>/ for machines without the
-Hub. About 5 minutes a run on two cores, six runs.
+Runs `st-llm-embed run demo` for each seed, from pretrained and from random weights, scores the model before and after
+training on mteb's STSBenchmark test set, and prints the table of docs/demo.md: mean over the seeds, and the lowest and
+highest. Finished runs are kept, so it can be stopped and restarted. FOLDER holds datasets as <organisation>/<name>/
+for machines without the Hub. About 5 minutes a run on two cores, six runs.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def run_demo(folder: Path, overrides: list[str]) -> None:
-    """Run the demo into a folder, or find it finished."""
+    """Run the demo into a folder, unless it is finished."""
     options = [part for override in overrides for part in ("--set", override)]
     command = [sys.executable, "-m", "st_llm_embed.cli", "run", "demo", *options, "--output-dir", str(folder)]
     subprocess.run(command, check=True, stdout=sys.stderr)
@@ -63,7 +63,7 @@ def sts_benchmark(folder: Path, hub_datasets: Path | None) -> dict[str, float]:
     """Spearman correlation on mteb's STSBenchmark test set, 0..1, before and after training."""
     scores_path = folder / "sts_benchmark.json"
     if not scores_path.exists():
-        # In a process of its own: datasets finds a local folder by its Hub name only in the current directory.
+        # In another process: datasets finds a local folder by its Hub name only in the current directory.
         program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import measure_demo"
         program += f"; measure_demo.score_sts_benchmark({str(folder)!r})"
         environment = os.environ | {"HF_DATASETS_CACHE": str(folder / "datasets-cache")}
@@ -77,13 +77,13 @@ def score_sts_benchmark(folder: str) -> None:
     from sentence_transformers import SentenceTransformer
 
     from st_llm_embed import Recipe
-    from st_llm_embed.training import untrained_embedder
+    from st_llm_embed.training import starting_model
 
     recipe = Recipe.load(f"{folder}/recipe.yaml")
-    models = {"before": untrained_embedder(recipe), "after": SentenceTransformer(f"{folder}/release")}
+    models = {"before": starting_model(recipe), "after": SentenceTransformer(f"{folder}/release")}
     scores = {}
     for moment, model in models.items():
-        # No cache: mteb gives every local model the same name, and would return the first one's scores.
+        # No cache: all local models have the same name in mteb, so it would return the first one's scores.
         result = mteb.evaluate(model, mteb.get_tasks(tasks=["STSBenchmark"], eval_splits=["test"]), cache=None)
         scores[moment] = result.task_results[0].get_score()
     (Path(folder) / "sts_benchmark.json").write_text(json.dumps(scores), encoding="utf-8")

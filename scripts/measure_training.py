@@ -2,7 +2,7 @@
 
     python scripts/measure_training.py --data FOLDER --output-dir runs/training [--settings stock ours ...]
 
-Trains the recipe's base with each setting and seed and scores it on open sets (`st_llm_embed.evaluation.open_sets`)
+Trains the recipe's base with each setting and seed and scores it on open sets (scripts/open_sets.py)
 and on the recipe's held-out rows. `ours` is the recipe with batches and loss as below; the others differ from it in
 what their name says; `stock` is sentence-transformers' trainer, samplers and MultipleNegativesRankingLoss, on the same
 rows with the instruction folded into the anchor. FOLDER holds the evaluation sets and, as train_<source>.jsonl, the
@@ -20,20 +20,20 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 
+from ablate import spread
 from datasets import DatasetDict
+from open_sets import score_open_sets
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from st_llm_embed import LLMSentenceTransformer, Recipe
-from st_llm_embed.ablation.table import spread
 from st_llm_embed.data import read_rows, rows_file, write_dataset
 from st_llm_embed.data.dataset import write_source
-from st_llm_embed.data.files import read_source
+from st_llm_embed.data.sources import read_source
 from st_llm_embed.evaluation.held_out import evaluate_held_out, load_held_out
-from st_llm_embed.evaluation.open_sets import score_open_sets
 from st_llm_embed.instructions import format_query
-from st_llm_embed.training import training_arguments, training_set, untrained_embedder
-from st_llm_embed.training.train import build_trainer
+from st_llm_embed.training import starting_model, training_arguments, training_set
+from st_llm_embed.training.trainer import build_trainer
 
 OURS = ("batches={}", "loss={temperature: 0.02, mini_batch_num_tokens: 4096}")
 
@@ -78,9 +78,7 @@ def main() -> None:
             run = kept(path, recipe, lambda r=recipe, s=setting: train(r, arguments, stock=s.startswith("stock")))
             runs.setdefault(setting, []).append(run)
     start = with_sources(Recipe.load(arguments.recipe, arguments.overrides), arguments.data)
-    before = kept(
-        arguments.output_dir / "before.json", start, lambda: score(untrained_embedder(start), start, arguments)
-    )
+    before = kept(arguments.output_dir / "before.json", start, lambda: score(starting_model(start), start, arguments))
     print(summary({"before training": [before], **runs}), by_set({"before training": [before], **runs}), sep="\n\n")
 
 
@@ -111,7 +109,7 @@ def kept(path: Path, recipe: Recipe, run: Callable[[], dict]) -> dict:
 def train(recipe: Recipe, arguments: argparse.Namespace, *, stock: bool) -> dict:
     """Train from the recipe's start and score the result."""
     folders = datasets(recipe, arguments.output_dir)
-    model, rows = untrained_embedder(recipe), training_set(folders)
+    model, rows = starting_model(recipe), training_set(folders)
     settings = training_arguments(recipe, arguments.output_dir / "trainer")
     trainer = (stock_trainer if stock else build_trainer)(recipe, model, rows, settings)
     started = time.process_time()

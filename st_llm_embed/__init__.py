@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from st_llm_embed.doctor import diagnose
     from st_llm_embed.doctor.verify import verify
     from st_llm_embed.errors import InputError
-    from st_llm_embed.export import export
+    from st_llm_embed.export import export_model
     from st_llm_embed.modules import LLMSentenceTransformer
     from st_llm_embed.pipeline import run_pipeline
     from st_llm_embed.publishing.publish import publish
@@ -24,7 +24,7 @@ __all__ = [
     "Recipe",
     "__version__",
     "diagnose",
-    "export",
+    "export_model",
     "publish",
     "run_pipeline",
     "verify",
@@ -36,7 +36,7 @@ _HOMES = {
     "publish": "st_llm_embed.publishing.publish",
     "Recipe": "st_llm_embed.recipe",
     "diagnose": "st_llm_embed.doctor",
-    "export": "st_llm_embed.export",
+    "export_model": "st_llm_embed.export",
     "run_pipeline": "st_llm_embed.pipeline",
     "verify": "st_llm_embed.doctor.verify",
 }

@@ -1,29 +1,31 @@
-"""Instructions: one sentence that says what a query is for.
+"""Instructions: the template, and the wordings for task types, public sets and MTEB tasks.
 
-Only the query side carries one; documents are encoded as they are, so an index never depends on the task
-(paper, section 2.2).
+Only queries carry one; documents are encoded as they are, so an index never depends on the task (paper, section 2.2).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple
+
 from st_llm_embed.recipe import Instructions, TaskType
 
 INSTRUCTION_TEMPLATE = "Instruct: {instruction}\nQuery: "
-"""What stands before a query (paper, section 2.2, equation 1)."""
+"""Precedes a query (paper, section 2.2, equation 1)."""
 
 
 def instruction_prompt(instruction: str) -> str:
-    """Give the prompt that an instruction puts before a query; an empty one puts nothing."""
+    """Return the prompt for an instruction; empty for an empty one."""
     return INSTRUCTION_TEMPLATE.format(instruction=instruction) if instruction else ""
 
 
 def format_query(instruction: str, query: str) -> str:
-    """Give the text that is encoded for a query under an instruction."""
+    """Return the text that is encoded for a query under an instruction."""
     return instruction_prompt(instruction) + query
 
 
 def instruction_of(instructions: Instructions, instruction: str, task_type: str) -> str:
-    """Give what a recipe has in place of a row's instruction: itself, the name of its task type, or nothing."""
+    """Return what a recipe uses as a row's instruction: itself, the name of its task type, or nothing."""
     return {"natural": instruction, "task_type": task_type, "none": ""}[instructions]
 
 
@@ -58,7 +60,7 @@ ONE_STEP_INSTRUCTIONS: dict[TaskType, tuple[str, ...]] = {
     ),
 }
 """Wordings for the task types whose instruction no LLM brainstorms. The first of each is the reference code's
-(microsoft/unilm, e5/utils.py); the others let rows of these types, too, be held out by instruction."""
+(microsoft/unilm, e5/utils.py); the others allow rows of these types to be held out by instruction as well."""
 
 RETRIEVAL_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 """The reference code's instruction for MS MARCO (microsoft/unilm, e5/utils.py), the usual choice for search."""
@@ -74,7 +76,7 @@ plain mteb looks up."""
 
 
 def published_prompts(instructions: Instructions) -> dict[str, str]:
-    """Give the prompts saved with a model that was trained with such instructions."""
+    """Return the prompts to save with a model that was trained with such instructions."""
     types: dict[str, TaskType] = {"query": "short-long", "STS": "sts", "BitextMining": "bitext"}
     if instructions == "natural":
         return dict(PUBLISHED_PROMPTS)
@@ -104,3 +106,121 @@ TRAINING_SET_INSTRUCTIONS: dict[str, tuple[str, ...]] = {
     "t2ranking": ("Given a Chinese search query, retrieve web passages that answer it.",),
 }
 """For the public sets of the paper's mix (section 4.1), in our wording; where a set has several, a row draws one."""
+
+PromptMode = Literal["paper", "mteb", "none"]
+"""``paper``: the instructions of the paper's evaluation (its appendix, and e5/utils.py of microsoft/unilm); ``mteb``:
+what mteb gives its own e5-mistral entry, as on the leaderboard; ``none``: no instruction at all."""
+
+ASYMMETRIC_TYPES = ("Retrieval", "Reranking", "InstructionRetrieval", "InstructionReranking")
+"""MTEB task types that distinguish queries from documents."""
+
+MTEB_TYPE_INSTRUCTIONS = {
+    "Retrieval": RETRIEVAL_INSTRUCTION,
+    "Reranking": RETRIEVAL_INSTRUCTION,
+    "InstructionRetrieval": "Given a search request with its conditions, retrieve the documents that meet them",
+    "InstructionReranking": "Given a search request with its conditions, retrieve the documents that meet them",
+    "STS": ONE_STEP_INSTRUCTIONS["sts"][0],
+    "Summarization": "Given a news summary, retrieve other summaries of the same story",
+    "BitextMining": ONE_STEP_INSTRUCTIONS["bitext"][0],
+    "Classification": "Classify the text into one of its categories",
+    "MultilabelClassification": "Assign to the text all categories that fit it",
+    "Clustering": "Identify the topic or category of the text",
+    "PairClassification": "Retrieve text that means the same as this one or follows from it",
+}
+"""Saved with a model for tasks whose metadata has no instruction, by MTEB task type."""
+
+MTEB_FAMILY_INSTRUCTIONS = {
+    "CQADupstack": "Given a question, retrieve questions from the same forum that ask the same thing",
+    "ArXivHierarchicalClustering": "Identify the main and the secondary field of the paper",
+    "STS22": "Retrieve news articles that report the same event",
+    "SummEval": "Given a news summary, retrieve other summaries of the same article",
+}
+"""Saved for families of tasks, by the beginning of their names, where the type's instruction says too little."""
+
+PAPER_FAMILY_INSTRUCTIONS = {
+    "CQADupstack": (
+        "Given a question, retrieve detailed question descriptions from Stackexchange that are duplicates to the "
+        "given question"
+    ),
+}
+"""The paper's, by the beginning of a task's name; mteb's metadata of these tasks has no instruction."""
+
+PAPER_TYPES = ("STS", "BitextMining", "Summarization")
+"""Types all of whose tasks share one instruction in the paper, which is mteb's default for the type as well."""
+
+VARIANTS = ("HardNegatives", ".v2", ".v3", "Retrieval", "Clustering")
+"""Endings of the names of tasks that may be variants of another one, the parent, which has an instruction."""
+
+
+class TaskPrompt(NamedTuple):
+    """What precedes the texts of one task."""
+
+    query: str
+    """Before queries, and before all texts of a task that does not distinguish queries from documents."""
+    document: str
+    source: Literal["task", "parent", "type", "saved", "none"]
+    """Origin of the instruction: the task's metadata, that of the task it is a variant of, mteb's default for the task
+    type, the prompts saved with a model, or nowhere."""
+    generic: bool = False
+    """Whether it is a default for the type that says nothing about the task."""
+
+
+def mteb_task_prompt(
+    mode: PromptMode, name: str, task_type: str, *, own: str | None, published: Mapping[str, str], default: str
+) -> TaskPrompt:
+    """Return what precedes the texts of an MTEB task for a model that takes instructions; nothing before documents.
+
+    Args:
+        mode: whose instructions.
+        name: of the task.
+        task_type: of the task.
+        own: the instruction in the task's metadata, which may be empty; None where it has none.
+        published: the instructions in mteb's metadata, by task name.
+        default: mteb's instruction for the task type.
+    """
+    if mode == "none":
+        return TaskPrompt("", "", "none")
+    if own is not None:
+        return TaskPrompt(instruction_prompt(own), "", "task")
+    if mode == "paper":
+        parent = _of_family(PAPER_FAMILY_INSTRUCTIONS, name) or _of_parent(name, published)
+        if parent:
+            return TaskPrompt(instruction_prompt(parent), "", "parent")
+        if task_type == "Summarization":
+            # mteb ends this one with a full stop, the paper does not.
+            default = default.removesuffix(".")
+    return TaskPrompt(instruction_prompt(default), "", "type", generic=task_type not in PAPER_TYPES)
+
+
+def saved_mteb_prompts(tasks: Iterable[tuple[str, str]], published: Mapping[str, str]) -> dict[str, str]:
+    """Return prompts under the keys that plain mteb looks up in a model's saved prompts.
+
+    With them `mteb.evaluate(SentenceTransformer("org/model"), tasks)` gives each task its instruction without a
+    wrapper. mteb looks up "<Task>-query", "<Task>", "<Type>-query", "<Type>", "query", in this order; a key without
+    "-query" would put the instruction before documents as well.
+
+    Args:
+        tasks: name and type of the tasks that get a prompt of their own: the instruction of mteb's metadata, of the
+            task it is a variant of (FEVERHardNegatives: FEVER), or of `MTEB_FAMILY_INSTRUCTIONS`.
+        published: the instructions in mteb's metadata, by task name.
+    """
+
+    def key(name: str, task_type: str) -> str:
+        return f"{name}-query" if task_type in ASYMMETRIC_TYPES else name
+
+    prompts = {key(one, one): instruction_prompt(wording) for one, wording in MTEB_TYPE_INSTRUCTIONS.items()}
+    for name, task_type in tasks:
+        instruction = published.get(name) or _of_parent(name, published) or _of_family(MTEB_FAMILY_INSTRUCTIONS, name)
+        if instruction:
+            prompts[key(name, task_type)] = instruction_prompt(instruction)
+    return prompts
+
+
+def _of_family(families: Mapping[str, str], name: str) -> str | None:
+    return next((wording for start, wording in families.items() if name.startswith(start)), None)
+
+
+def _of_parent(name: str, published: Mapping[str, str]) -> str | None:
+    """Return the instruction of the task that this one is a variant of, if there is one that has an instruction."""
+    parents = [name.removesuffix(ending) for ending in VARIANTS if name.endswith(ending)]
+    return next((found for one in parents if (found := published.get(one) or _of_parent(one, published))), None)

@@ -1,7 +1,7 @@
 """The 93 languages of the paper (section 3: XLM-R's languages), by English name and BCP-47 code.
 
-XLM-R's training table has 100 rows; without five romanised variants, Burmese in Zawgyi encoding and the second
-row for Chinese, 93 languages are left.
+XLM-R's training table has 100 rows; without five romanised variants, Burmese in Zawgyi encoding and the second row for
+Chinese, 93 languages remain.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ SAMPLING_WEIGHTS: dict[str, float] = (
     dict.fromkeys(LANGUAGE_CODES, 0.192 / 79) | dict.fromkeys(_FREQUENT, 0.029) | {"English": 0.431}
 )
 """English name of a language -> its share of the requests. The paper (section 3.1) gives English 43.1 % in its figure
-and about 1k of 500k examples to each low-resource language; the split among the others is that of the published
+and about 1k of 500k examples to each low-resource language; the split among the others is that of a published
 reproduction (arXiv 2509.06184)."""
 
 HIGH_RESOURCE_ISO639_3: dict[str, str] = {
@@ -145,6 +145,6 @@ HIGH_RESOURCE_ISO639_3: dict[str, str] = {
     "spa": "Spanish",
     "zho": "Chinese",
 }
-"""ISO 639-3 codes, as in mteb's results, of English and of the languages that `SAMPLING_WEIGHTS` gives more than the
-equal share of the others. In the paper's table of MIRACL (table 2) the four high-resource languages (en, fr, es, ru)
+"""ISO 639-3 codes, as in mteb's results, of the languages with more than the equal share of the others in
+`SAMPLING_WEIGHTS`. In the paper's table of MIRACL (table 2) the four high-resource languages (en, fr, es, ru)
 are among them, and none of the four low-resource ones (te, hi, bn, sw)."""

@@ -12,31 +12,20 @@ from collections import Counter
 from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sentence_transformers import SentenceTransformer
-
-from st_llm_embed.data import Row, Split, check_rows, read_rows, rows_file, split_of, write_dataset
-from st_llm_embed.data.dataset import write_source
-from st_llm_embed.data.files import check_source, read_source
+from st_llm_embed.data import Row, Split, check_rows, read_rows, rows_file, write_dataset
+from st_llm_embed.data.dataset import task_type_of, write_source
+from st_llm_embed.data.sources import check_source, read_source
 from st_llm_embed.errors import InputError, explained
-from st_llm_embed.evaluation import check_best_score, held_out_evaluator, write_report
-from st_llm_embed.modules import base_path
+from st_llm_embed.modules.layout import model_fingerprint
 from st_llm_embed.processes import is_first_process, wait_for_all_processes
-from st_llm_embed.publishing.cards import dataset_card
-from st_llm_embed.publishing.release import write_release
-from st_llm_embed.recipe import BASE, SYNTHESIS, Base, Mining, Recipe, Synthesis
-from st_llm_embed.stage import TRAINING_STAGE, build_stage, file_hash, file_hashes, full_disk_explained, owned_folder
+from st_llm_embed.recipe import BASE, SYNTHESIS, TRAINED, Mining, Recipe, Synthesis
+from st_llm_embed.stage import TRAINING_STAGE, build_stage, file_hash, full_disk_explained, owned_folder
 from st_llm_embed.synthesis.generate import Projection, check_synthesis, estimate, generate
 from st_llm_embed.synthesis.output import write_synthetic_dataset
-from st_llm_embed.synthesis.plan import RequestPlan
-from st_llm_embed.synthesis.selection import Similarities
-from st_llm_embed.synthesis.tasks import TaskFile, tasks_path
-from st_llm_embed.training import check_training, train
-from st_llm_embed.training.hard_negatives import check_mining, mine_hard_negatives
-from st_llm_embed.training.stages import check_configurations, configurations_of, going_on_from
+from st_llm_embed.synthesis.selection import Selection, Similarities
 
 logger = logging.getLogger(__name__)
 
@@ -47,36 +36,48 @@ def check_inputs(recipe: Recipe) -> None:
     Raises:
         InputError: rows, base model or a section of the recipe cannot be used.
     """
+    from st_llm_embed.evaluation import check_best_score
+    from st_llm_embed.training import check_training
+    from st_llm_embed.training.train import configurations_of
+
     check_training(recipe)
-    check_data(recipe)
-    check_configurations(recipe)
+    rows = check_data(recipe)
     if recipe.evaluation.tasks:
         # Importing mteb takes seconds.
-        from st_llm_embed.evaluation.benchmark.task_score import scored_task
+        from st_llm_embed.evaluation.mteb import scored_task
 
         for name in recipe.evaluation.tasks:
             scored_task(name)
-    if recipe.data.rows != SYNTHESIS:
-        rows, fraction = read_rows(rows_file(recipe.data.rows)), recipe.data.validation_fraction
-        held_out = {row.task_type for row in rows if split_of(row, fraction) == "validation"}
+    if rows is not None:
+        if not recipe.data.sources and recipe.data.mining is None:
+            for stage in recipe.stages:
+                configurations_of(stage, [name for name, split in rows if split == "train"])
+        held_out = {task_type_of(name) for name, split in rows if split == "validation"}
         for training in recipe.trainings():
             check_best_score(training, held_out)
 
 
-def check_data(recipe: Recipe) -> None:
+def check_data(recipe: Recipe) -> Counter[tuple[str, Split]] | None:
     """Check the rows, or what is needed to have an LLM write them.
+
+    Returns:
+        The rows by (configuration, split); None where they are not written yet.
 
     Raises:
         InputError: they cannot be used.
     """
     if recipe.data.mining is not None:
+        from st_llm_embed.data.mining import check_mining
+
         check_mining(recipe.data.mining)
+    rows = None
     if recipe.data.rows == SYNTHESIS:
-        check_synthesis(_synthesis_of(recipe))
+        check_synthesis(synthesis_of(recipe))
     else:
-        check_rows(rows_file(recipe.data.rows), recipe.data.validation_fraction)
+        rows = check_rows(rows_file(recipe.data.rows), recipe.data.validation_fraction)
     for name, source in recipe.data.sources.items():
         check_source(name, source)
+    return rows
 
 
 def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
@@ -94,6 +95,9 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
         InputError: something given cannot be used, the output folder holds what no run wrote, or the disk is full;
             finished stages are kept.
     """
+    from st_llm_embed.evaluation import write_report
+    from st_llm_embed.publishing.release import write_release
+
     check_inputs(recipe)
     with run_in(output_dir, recipe):
         training_dir, trained = _train(recipe, output_dir, build_data(recipe, output_dir))
@@ -113,10 +117,87 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
         # The whole recipe lies in the release.
         build_stage(
             release_dir,
-            {"evaluation": evaluated, "recipe": recipe.model_dump(mode="json", exclude=_unused(recipe))},
+            {"evaluation": evaluated, "recipe": recipe.model_dump(mode="json")},
             lambda folder: write_release(recipe, dataset_dir, training_dir, evaluation_dir, folder),
         )
         return json.loads((evaluation_dir / "report.json").read_text(encoding="utf-8"))
+
+
+def check_student_inputs(recipe: Recipe) -> None:
+    """Check what a distillation needs that can be checked in seconds, before anything is written.
+
+    Raises:
+        InputError: teacher, student, rows, texts or a section of the recipe cannot be used.
+    """
+    from st_llm_embed.distillation import check_distillation, distillation_of
+
+    check_distillation(recipe)
+    trains_the_teacher = distillation_of(recipe).teacher.name_or_path == TRAINED
+    (check_inputs if trains_the_teacher else check_data)(recipe)
+
+
+def run_distillation(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
+    """Make the recipe's student: rows -> (teacher) -> student -> report -> release. Finished stages are kept.
+
+    Args:
+        recipe: all choices.
+        output_dir: as for `run_pipeline`, which runs first if the teacher is the model that the recipe trains. Also
+            gets teacher/ (its vectors), student/, student-report/ and student-release/.
+
+    Returns:
+        The content of student-report/report.json.
+
+    Raises:
+        InputError: as `run_pipeline`; or teacher, student or texts cannot be used.
+    """
+    from st_llm_embed.distillation import (
+        check_distillation,
+        distillation_of,
+        teacher_instructions,
+        train_student,
+        write_student_report,
+    )
+    from st_llm_embed.publishing.release import write_student_release
+
+    distillation = distillation_of(recipe)
+    check_distillation(recipe)
+    if distillation.teacher.name_or_path == TRAINED:
+        run_pipeline(recipe, output_dir)
+    else:
+        check_data(recipe)
+    with run_in(output_dir, recipe):
+        data = build_data(recipe, output_dir)
+        named = distillation.teacher
+        path = str(output_dir / "release") if named.name_or_path == TRAINED else named.name_or_path
+        teacher = path, model_fingerprint(path, named.revision)
+        dataset_dir, student_dir, report_dir = (output_dir / name for name in ("dataset", "student", "student-report"))
+        trained = build_stage(
+            student_dir,
+            {
+                **{folder.name: content_hash(folder) for folder in data if distillation.rows},
+                "texts": [file_hash(Path(name)) for name in distillation.texts],
+                "teacher": teacher[1],
+                "distillation": distillation.model_dump(
+                    mode="json", exclude={"texts": True, "teacher": {"batch_size"}}
+                ),
+                "seed": recipe.seed,
+                "instructions": teacher_instructions(recipe),
+            },
+            lambda folder: train_student(recipe, list(data), teacher, output_dir / "teacher", folder),
+            resumable=True,
+        )
+        reported = build_stage(
+            report_dir,
+            {"student": trained, "rows": content_hash(dataset_dir), "name": recipe.name}
+            | recipe.evaluation.model_dump(include={"batch_size"}),
+            lambda folder: write_student_report(recipe, dataset_dir, path, student_dir, folder),
+        )
+        build_stage(
+            output_dir / "student-release",
+            {"report": reported, "recipe": recipe.model_dump(mode="json")},
+            lambda folder: write_student_release(recipe, dataset_dir, student_dir, report_dir, folder),
+        )
+        return json.loads((report_dir / "report.json").read_text(encoding="utf-8"))
 
 
 def training_folders(recipe: Recipe) -> list[str]:
@@ -156,33 +237,21 @@ def run_synthesis(recipe: Recipe, output_dir: Path, *, ask: bool = True) -> dict
         InputError: as `run_pipeline`; besides, a limit is reached or the LLM's server cannot go on. Every answer that
             came is in journal/.
     """
-    _synthesis_of(recipe)
+    synthesis_of(recipe)
     if ask:
         check_data(recipe)
     with run_in(output_dir, recipe):
-        if ask:
-            _generate(recipe, output_dir)
-        _build_dataset(recipe, output_dir, anew=not ask)
+        selection = _generate(recipe, output_dir) if ask else None
+        _build_dataset(recipe, output_dir, selection, anew=not ask)
         return json.loads((output_dir / "dataset" / "statistics.json").read_text(encoding="utf-8"))
 
 
 def run_estimate(recipe: Recipe, output_dir: Path, requests: int) -> list[Projection]:
     """Send a few of the planned requests and project what all of them will take; as `run_synthesis` otherwise."""
-    synthesis = _synthesis_of(recipe)
+    synthesis = synthesis_of(recipe)
     check_data(recipe)
     with run_in(output_dir, recipe):
         return estimate(synthesis, output_dir / "journal", requests)
-
-
-def planned_prompts(recipe: Recipe) -> list[str]:
-    """Give the first prompt of each kind that can be known before anything is answered."""
-    synthesis = _synthesis_of(recipe)
-    plan = RequestPlan(synthesis.plan, synthesis.endpoint)
-    if synthesis.plan.tasks is None:
-        requests = list(islice(plan.brainstorms(), 1))
-    else:
-        requests = [plan.example(0, TaskFile(tasks_path(synthesis.plan.tasks)))]
-    return [request.messages[0]["content"] for request in requests]
 
 
 @contextmanager
@@ -199,10 +268,9 @@ def run_in(output_dir: Path, recipe: Recipe) -> Generator[None]:
 
 def build_data(recipe: Recipe, output_dir: Path) -> dict[Path, str]:
     """Build the folders to train on; return each with the hash of its content."""
-    if recipe.data.rows == SYNTHESIS and is_first_process():
-        _generate(recipe, output_dir)
+    selection = _generate(recipe, output_dir) if recipe.data.rows == SYNTHESIS and is_first_process() else None
     wait_for_all_processes()
-    built = {output_dir / "dataset": _build_dataset(recipe, output_dir)}
+    built = {output_dir / "dataset": _build_dataset(recipe, output_dir, selection)}
     if recipe.data.sources:
         built[output_dir / "sources"] = _build_sources(recipe, output_dir)
     return built
@@ -210,6 +278,9 @@ def build_data(recipe: Recipe, output_dir: Path) -> dict[Path, str]:
 
 def _train(recipe: Recipe, output_dir: Path, data: dict[Path, str]) -> tuple[Path, str]:
     """Train on what `build_data` returned; return the folder of the last training and its fingerprint."""
+    from st_llm_embed.evaluation import held_out_evaluator
+    from st_llm_embed.training import train
+
     if recipe.stages:
         return _train_stages(recipe, output_dir, list(data))
     evaluator = held_out_evaluator(recipe, output_dir / "dataset")
@@ -221,6 +292,11 @@ def _train(recipe: Recipe, output_dir: Path, data: dict[Path, str]) -> tuple[Pat
 
 def _train_stages(recipe: Recipe, output_dir: Path, data: Sequence[Path]) -> tuple[Path, str]:
     """Train the stages of a recipe, each on from the one before; return as `_train`."""
+    from st_llm_embed.evaluation import held_out_evaluator
+    from st_llm_embed.training import train
+    from st_llm_embed.training.adapter import continue_from
+    from st_llm_embed.training.train import configurations_of
+
     names = [path.parent.name for folder in data for path in folder.glob("*/train.parquet")]
     # All of them, so that a name in a later stage is wrong before an earlier one has trained.
     chosen = [configurations_of(stage, names) for stage in recipe.stages]
@@ -234,7 +310,7 @@ def _train_stages(recipe: Recipe, output_dir: Path, data: Sequence[Path]) -> tup
         start = resolved
         if done:
             former, inputs["before"] = done[-1]
-            start = going_on_from(resolved, former)
+            start = continue_from(resolved, former)
         build = partial(
             train,
             start,
@@ -250,30 +326,34 @@ def _train_stages(recipe: Recipe, output_dir: Path, data: Sequence[Path]) -> tup
 
 def _training_inputs(recipe: Recipe) -> dict[str, Any]:
     """Give what the result of a training depends on besides its rows."""
-    return {"base": _base_hash(recipe), **recipe.model_dump(include={"lora", "loss", "batches", "training", "seed"})}
+    return {
+        "base": _base_fingerprint(recipe),
+        **recipe.model_dump(include={"lora", "loss", "batches", "training", "seed"}),
+    }
 
 
-def _unused(recipe: Recipe) -> set[str]:
-    # A section that came later and is empty must not change the release of a recipe without it.
-    return {name for name in ("stages", "distillation") if not getattr(recipe, name)}
+def synthesis_of(recipe: Recipe) -> Synthesis:
+    """Return a recipe's section on synthesis.
 
-
-def _synthesis_of(recipe: Recipe) -> Synthesis:
+    Raises:
+        InputError: its rows come from elsewhere.
+    """
     if recipe.synthesis is None or recipe.data.rows != SYNTHESIS:
         raise InputError(
             f"Recipe {recipe.name} takes its rows from {recipe.data.rows}. To have an LLM write them, set data.rows "
-            "to synthesis and give a section synthesis; recipes/demo.yaml has one."
+            "to synthesis and give a section synthesis; the recipe demo has one."
         )
     return recipe.synthesis
 
 
-def _generate(recipe: Recipe, output_dir: Path) -> None:
-    synthesis = _synthesis_of(recipe)
+def _generate(recipe: Recipe, output_dir: Path) -> Selection | None:
+    """Have every request answered; return the rows if a judge graded them."""
+    synthesis = synthesis_of(recipe)
     logger.info("journal: asking for what is not answered yet")
-    generate(synthesis, output_dir / "journal", _similarities(synthesis))
+    return generate(synthesis, output_dir / "journal", _similarities(synthesis))
 
 
-def _build_dataset(recipe: Recipe, output_dir: Path, *, anew: bool = False) -> str:
+def _build_dataset(recipe: Recipe, output_dir: Path, selection: Selection | None = None, *, anew: bool = False) -> str:
     """Write dataset/ of the rows, or of what the journal's answers give; return the hash of its content."""
     folder, data, journal = output_dir / "dataset", recipe.data, output_dir / "journal"
     # Licence and name are on the card.
@@ -283,21 +363,24 @@ def _build_dataset(recipe: Recipe, output_dir: Path, *, anew: bool = False) -> s
         inputs["mining"] = {"settings": data.mining.model_dump(), "model": _mining_model(recipe, data.mining)}
     if data.rows == SYNTHESIS:
         inputs["journal"] = {path.name: file_hash(path) for path in sorted(journal.glob("*.jsonl"))}
-        inputs |= _synthesis_of(recipe).model_dump(mode="json", include={"plan", "filters"})
+        inputs |= synthesis_of(recipe).model_dump(mode="json", include={"plan", "filters"})
     else:
         inputs["rows"] = file_hash(rows_file(data.rows))
 
     def build(folder: Path) -> None:
+        from st_llm_embed.publishing.cards import dataset_card
+
         if data.rows == SYNTHESIS:
-            synthesis = _synthesis_of(recipe)
+            synthesis = synthesis_of(recipe)
             similarities = _similarities(synthesis)
-            counts = write_synthetic_dataset(synthesis, journal, folder, data.validation_fraction, similarities)
+            fraction = data.validation_fraction
+            counts = write_synthetic_dataset(synthesis, journal, folder, fraction, similarities, selection=selection)
         else:
             counts = write_dataset(read_rows(rows_file(data.rows)), folder, data.validation_fraction)
         counts = _mined(recipe, output_dir, folder) or counts
         (folder / "README.md").write_text(dataset_card(recipe, folder, counts), encoding="utf-8")
 
-    build_stage(folder, inputs, build, anew=anew)
+    build_stage(folder, inputs, build, again=anew)
     return content_hash(folder)
 
 
@@ -334,6 +417,8 @@ def _similarities(synthesis: Synthesis) -> Similarities | None:
     name = synthesis.filters.consistency_model
     if name is None:
         return None
+    from sentence_transformers import SentenceTransformer
+
     model: SentenceTransformer | None = None
 
     def similarities(rows: Sequence[Row]) -> list[tuple[float, float]]:
@@ -355,25 +440,28 @@ def _mined(recipe: Recipe, output_dir: Path, folder: Path) -> Counter[tuple[str,
     """Mine negatives for the rows in a folder, if the recipe says so; vectors/ keeps what was encoded."""
     if recipe.data.mining is None:
         return None
-    model = json.dumps(_mining_model(recipe, recipe.data.mining), sort_keys=True)
-    return mine_hard_negatives(recipe, recipe.data.mining, folder, output_dir / "vectors", model)
+    from st_llm_embed.data.mining import mine_dataset, mining_model
+    from st_llm_embed.data.vectors import VectorFolder, encoding
+    from st_llm_embed.training.adapter import starting_model
+
+    mining = recipe.data.mining
+    embedder = starting_model(recipe) if mining.model == BASE else mining_model(mining)
+    model = json.dumps(_mining_model(recipe, mining), sort_keys=True)
+    encoder = f"{model}\n{mining.query_prompt!r}\n{mining.document_prompt!r}"
+    vectors = VectorFolder(output_dir / "vectors", encoding(embedder, mining), encoder)
+    return mine_dataset(folder, mining, vectors, str(embedder.device))
 
 
 def _mining_model(recipe: Recipe, mining: Mining) -> dict[str, Any]:
-    """Identify the mining model as `_base_hash` does the base."""
+    """Identify the mining model as `_base_fingerprint` does the base."""
     if mining.model == BASE:
-        return _base_hash(recipe) | ({"seed": recipe.seed} if recipe.base.random_init else {})
-    return {"name_or_path": file_hashes(Path(mining.model)) or mining.model, "revision": mining.revision}
+        return _base_fingerprint(recipe) | ({"seed": recipe.seed} if recipe.base.random_init else {})
+    return {"model": model_fingerprint(mining.model, mining.revision)}
 
 
-def _base_hash(recipe: Recipe) -> dict[str, Any]:
-    """Identify base and adapter: by the content of a local folder's files, by name and revision on the Hub."""
-    base = recipe.base.model_dump()
-    for key in ("pooling_mode", "instructions"):
-        # They came later, and what was trained without them had their defaults.
-        if base[key] == Base.model_fields[key].default:
-            del base[key]
-    for key in ("name_or_path", "adapter"):
-        if base[key] is not None:
-            base[key] = file_hashes(Path(base_path(base[key])), "*") or base[key]
+def _base_fingerprint(recipe: Recipe) -> dict[str, Any]:
+    """Identify base and adapter: by the content of a local folder, by name and revision on the Hub."""
+    base = recipe.base.model_dump(exclude={"revision"})
+    base["name_or_path"] = model_fingerprint(recipe.base.name_or_path, recipe.base.revision)
+    base["adapter"] = recipe.base.adapter and model_fingerprint(recipe.base.adapter)
     return base

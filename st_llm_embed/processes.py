@@ -1,10 +1,14 @@
-"""The processes of one run: torchrun starts several. They train together; the first one alone does all the rest."""
+"""What the processes of a run leave on disk and wait for: torchrun starts several, which train together."""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,6 +21,20 @@ LONGEST_WAIT = timedelta(days=30)
 def is_first_process() -> bool:
     """Whether this process prints and writes: the only one, or rank 0 of those that torchrun started."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextmanager
+def written_beside(path: Path) -> Generator[Path]:
+    """Yield a path to write a file or folder to, which is renamed to `path` at the end: a kill leaves nothing half.
+
+    What an earlier block that did not end has left there is deleted. A folder can take the place of none.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    if partial.is_dir():
+        shutil.rmtree(partial)
+    partial.unlink(missing_ok=True)
+    yield partial
+    partial.replace(path)
 
 
 def wait_for_all_processes() -> None:

@@ -7,7 +7,7 @@ kill leaves no half-written folder.
 
 The folder of a stage that runs again is deleted only if it holds exactly the files that the run wrote. A training, and
 a folder in which anything was added or changed, is kept as ``<stage>.<first digits of its fingerprint>``. recipe.yaml
-is the one file that each run writes anew: the recipe as it was resolved.
+is the one file that each run writes again: the recipe as it was resolved.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 from st_llm_embed.errors import InputError, explained
-from st_llm_embed.processes import is_first_process, wait_for_all_processes
+from st_llm_embed.processes import is_first_process, wait_for_all_processes, written_beside
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,6 @@ STAGES = (
     "student",
     "student-report",
     "student-release",
-    "student-query-release",
 )
 """The stages in order; each has a folder and a manifest of its name."""
 
@@ -79,7 +78,12 @@ class Manifest(BaseModel):
 
 
 def build_stage(
-    folder: Path, inputs: dict[str, Any], build: Callable[[Path], None], *, resumable: bool = False, anew: bool = False
+    folder: Path,
+    inputs: dict[str, Any],
+    build: Callable[[Path], None],
+    *,
+    resumable: bool = False,
+    again: bool = False,
 ) -> str:
     """Build a stage's folder unless a finished one has the same inputs; return the fingerprint of the inputs.
 
@@ -87,12 +91,12 @@ def build_stage(
         folder: the stage's folder; its name is the stage's.
         inputs: everything the result depends on, as JSON.
         build: writes into the folder it is given.
-        resumable: `build` goes on from what an earlier, killed call with the same inputs left in the folder.
-        anew: build even where a finished one has the same inputs.
+        resumable: `build` resumes from what an interrupted call with the same inputs left in the folder.
+        again: build even where a finished one has the same inputs.
     """
     fingerprint = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
     if is_first_process():
-        _start(folder, fingerprint, inputs, None if resumable else build, anew=anew)
+        _start(folder, fingerprint, inputs, None if resumable else build, again=again)
     wait_for_all_processes()
     if resumable and not _read_manifest(folder).finished:
         build(folder)
@@ -103,17 +107,17 @@ def build_stage(
 
 
 def _start(
-    folder: Path, fingerprint: str, inputs: dict[str, Any], build: Callable[[Path], None] | None, *, anew: bool
+    folder: Path, fingerprint: str, inputs: dict[str, Any], build: Callable[[Path], None] | None, *, again: bool
 ) -> None:
     """Build a stage's folder, or, without `build`, prepare it to be built; nothing happens where it is finished."""
     earlier = _read_manifest(folder) if _manifest_path(folder).exists() else None
     unchanged = earlier is not None and earlier.fingerprint == fingerprint
     versions = {name: version(name) for name in VERSIONS_RECORDED}
-    if earlier is not None and unchanged and earlier.finished and folder.is_dir() and not anew:
+    if earlier is not None and unchanged and earlier.finished and folder.is_dir() and not again:
         logger.info("%s: finished before, kept", folder.name)
         _warn_of_other_versions(earlier, versions)
         return
-    logger.info("%s: %s", folder.name, "going on" if unchanged and build is None and folder.exists() else "starting")
+    logger.info("%s: %s", folder.name, "resuming" if unchanged and build is None and folder.exists() else "starting")
     record = Manifest(stage=folder.name, finished=False, fingerprint=fingerprint, inputs=inputs, versions=versions)
     if build is None:
         if earlier is not None and not unchanged:
@@ -121,14 +125,12 @@ def _start(
         _write_manifest(folder, record)
         folder.mkdir(exist_ok=True)
         return
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    build(partial)
-    _write_manifest(folder, record)
-    if earlier is not None:
-        _set_aside(folder, earlier, keep=False)
-    partial.rename(folder)
+    with written_beside(folder) as partial:
+        partial.mkdir()
+        build(partial)
+        _write_manifest(folder, record)
+        if earlier is not None:
+            _set_aside(folder, earlier, keep=False)
     _finish(folder, record)
 
 
@@ -172,24 +174,22 @@ def _manifest_path(folder: Path) -> Path:
 
 def _read_manifest(folder: Path) -> Manifest:
     path = _manifest_path(folder)
-    with explained(f"{path} is no manifest of a run", f"Move it and {folder} away, or choose another --output-dir."):
+    with explained(f"{path} is not a manifest", f"Move it and {folder} away, or choose another --output-dir."):
         return Manifest.model_validate_json(path.read_bytes())
 
 
 def _write_manifest(folder: Path, record: Manifest) -> None:
-    path = _manifest_path(folder)
-    partial = path.with_suffix(".partial")
-    partial.write_text(record.model_dump_json(indent=2), encoding="utf-8")
-    partial.replace(path)
+    with written_beside(_manifest_path(folder)) as path:
+        path.write_text(record.model_dump_json(indent=2), encoding="utf-8")
 
 
 def _check_ownership(output_dir: Path, trainings: Collection[str]) -> None:
-    """Refuse a folder that holds, in a place where a run writes, what no run wrote."""
+    """Refuse a folder that holds, where a run writes, what no run wrote."""
     manifests = output_dir / "manifests"
-    ours = {
-        manifests: manifests.is_dir()
-        and all(path.stem in STAGES or path.stem.startswith(TRAINING_STAGE) for path in manifests.iterdir())
-    }
+    # A kill can leave .<name>.json.partial.
+    names = [path.name.removeprefix(".").partition(".json")[0] for path in manifests.glob("*")]
+    known = all(name in STAGES or name.startswith(TRAINING_STAGE) for name in names)
+    ours = {manifests: manifests.is_dir() and known}
     ours[output_dir / "recipe.yaml"] = ours[manifests] and (output_dir / "recipe.yaml").is_file()
     for name in ("journal", "vectors", "teacher"):
         ours[output_dir / name] = ours[manifests] and (output_dir / name).is_dir()
@@ -235,7 +235,7 @@ def owned_folder(output_dir: Path, trainings: Collection[str] = ()) -> Generator
 
 @contextmanager
 def full_disk_explained(output_dir: Path) -> Generator[None]:
-    """Turn whatever a full disk leads to into an InputError that says so."""
+    """Re-raise whatever a full disk leads to as an InputError that says so."""
     try:
         yield
     except Exception as error:
@@ -264,6 +264,6 @@ def file_hashes(folder: Path, pattern: str = "**/*", *, without: Collection[str]
 
 
 def file_hash(path: Path) -> str:
-    """Give the SHA-256 of a file's content."""
+    """Return the SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

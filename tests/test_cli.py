@@ -66,7 +66,7 @@ def test_a_copy_never_overwrites(run_cli: RunCli, tmp_path: Path, monkeypatch: p
         (("copy", "demo", "--to", "mine.txt"), "end in .yaml or .yml"),
         (("copy", "demo", "--to", "my own.yaml"), "letters, digits"),
         (("copy", "dmeo"), "did you mean demo"),
-        (("copy", "binary.yaml"), "is no shipped recipe"),
+        (("copy", "binary.yaml"), "There is no shipped recipe 'binary.yaml'"),
         (("show", "binary.yaml"), "binary.yaml cannot be read"),
         (("show", "folder.yaml"), "There is no recipe"),
         (("show", "x" * 300 + ".yaml"), "cannot be read: [Errno 36]"),
@@ -100,7 +100,7 @@ def test_a_dry_run_checks_and_prints_and_writes_nothing(run_cli: RunCli, tiny_re
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (["loss.temprature=1"], ["loss.temprature", "did you mean temperature"]),
+        (["loss.temprature=1"], ["loss: unknown key temprature", "did you mean temperature"]),
         (["training.learning_rat=1"], ["learning_rat", "did you mean learning_rate"]),
         (["seed=many"], ["seed", "'many'"]),
         (["training.learning_rate=fast"], ["learning_rate", "'fast'"]),

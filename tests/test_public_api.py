@@ -27,7 +27,8 @@ def test_every_public_name_can_be_imported_and_no_other() -> None:
 
 def test_the_changelog_begins_with_the_version() -> None:
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert re.findall(r"^## (.+)$", changelog, flags=re.MULTILINE)[0] == st_llm_embed.__version__
+    versions = re.findall(r"^## (.+)$", changelog, flags=re.MULTILINE)
+    assert next(version for version in versions if version != "Unreleased") == st_llm_embed.__version__
 
 
 def test_the_tested_versions_satisfy_the_declared_bounds() -> None:

@@ -2,8 +2,8 @@
 
     python scripts/reproduce/base_model.py [--scale tiny|small|full] [--open-sets FOLDER]
 
-At tiny there is one base; it is compared with fresh weights of its own architecture. small: Qwen3-0.6B and
-SmolLM2-360M. LLaMA-2's weights need a consent on the Hub.
+tiny has one base, which is compared with fresh weights of its own architecture. small: Qwen3-0.6B and SmolLM2-360M.
+LLaMA-2's weights require accepting a licence on the Hub.
 
 tiny: 6 runs, 17 processor minutes with open sets. small: 6 runs, 0.1 GPU hours, 0.3 USD. full: 2 runs, 46 GPU hours,
 138 USD. scales.py says what one run takes, its memory, and what of that was measured.

@@ -1,10 +1,10 @@
-"""Table 3: MTEB beside commercial and open models.
+"""Table 3: MTEB next to commercial and open models.
 
     python scripts/reproduce/commercial.py [--scale tiny|small|full] [--runs FOLDER] [--hub-datasets FOLDER]
 
-Calls `st-llm-embed evaluate` and shows its report, which has the published scores beside ours. tiny: two small tasks
+Calls `st-llm-embed evaluate` and shows its report, which has the published scores next to ours. tiny: two small tasks
 of MTEB. small: seven, one of each category. full: all 56; the paper's authors needed about three days on 8 V100.
-Tasks come from the Hub, or from FOLDER as <organisation>/<name>/. One model is measured, the first that --runs names.
+Tasks come from the Hub, or from FOLDER as <organisation>/<name>/. One model is measured, the first of --runs.
 
 tiny: under a processor minute, 2 GiB, no money. small: not measured. full: the paper's three days on 8 V100 are 576
 GPU hours, 1,728 USD at 3 an hour.
@@ -29,7 +29,7 @@ TASKS = {
 
 
 def table(report: str, title: str) -> str:
-    """Take the table of a section out of a report."""
+    """Return the table of a section of a report."""
     section = report.split(f"## {title}\n", 1)[1].split("\n## ", 1)[0]
     return "\n".join(line for line in section.splitlines() if line.startswith("|"))
 

@@ -1,10 +1,10 @@
-"""Section 5 (test set contamination): how many test texts of MTEB stand in the training set.
+"""Section 5 (test set contamination): how many test texts of MTEB are in the training set.
 
     python scripts/reproduce/contamination.py [--scale tiny|small|full] [--rows FILE|FOLDER] [--hub-datasets FOLDER]
 
-Calls `st-llm-embed overlap` on the rows of the package, or on others. tiny: two small tasks. small and full: all of
-MTEB(eng, v1), whose corpora are downloaded (tens of gigabytes). Tasks come from the Hub, or from --hub-datasets as
-<organisation>/<name>/.
+Calls `st-llm-embed contamination` on the rows of the package, or on others. tiny: two small tasks. small and full:
+all of MTEB(eng, v1), whose corpora are downloaded (tens of gigabytes). Tasks come from the Hub, or from --hub-datasets
+as <organisation>/<name>/.
 
 tiny: under a processor minute, 1 GiB, no money. small and full: scripts/bench_contamination.py gives the throughput on
 your machine; no GPU.
@@ -31,5 +31,5 @@ if __name__ == "__main__":
     parser.add_argument("--hub-datasets", type=Path)
     given = parser.parse_args()
     rows = given.rows if given.rows == "embedded" else Path(given.rows).resolve()
-    found = st_llm_embed("overlap", rows, *TASKS[given.scale], hub_datasets=given.hub_datasets)
+    found = st_llm_embed("contamination", rows, *TASKS[given.scale], hub_datasets=given.hub_datasets)
     write(given.output_dir or Path("runs/reproduce") / f"contamination-{given.scale}", {"rows": str(rows)}, found)

@@ -2,8 +2,8 @@
 
     python scripts/reproduce/instruction.py [--scale tiny|small|full] [--open-sets FOLDER]
 
-Training, held-out rows and open sets agree: what a variant was trained with stands before its queries. The paper does
-not print its task-type prefixes; here the name of the row's task type (sts, short-long, ...) takes the place of the
+Training, held-out rows and open sets agree: a variant is scored with the instructions it was trained with. The paper
+does not print its task-type prefixes; here the name of the row's task type (sts, short-long, ...) replaces the
 instruction in the same template.
 
 tiny: 9 runs, 25 processor minutes with open sets. small: 9 runs, 0.13 GPU hours, 0.4 USD. full: 3 runs, 69 GPU hours,
@@ -23,4 +23,4 @@ AXES = {
 }
 
 if __name__ == "__main__":
-    ablate(arguments(__doc__), "instruction", "What stands before a query (paper, table 5).", AXES)
+    ablate(arguments(__doc__), "instruction", "What is put before a query (paper, table 5).", AXES)

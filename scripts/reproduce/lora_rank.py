@@ -2,8 +2,8 @@
 
     python scripts/reproduce/lora_rank.py [--scale tiny|small|full] [--open-sets FOLDER]
 
-lora_alpha is twice the rank, so that the scale of the update stays as it is; the paper states no alpha. The tiny base
-is trained whole elsewhere; here its linear layers get adapters, at twice the learning rate.
+lora_alpha is twice the rank, so that the scale of the update stays the same; the paper states no alpha. The other
+scripts train all weights of the tiny base; here its linear layers get adapters, at twice the learning rate.
 
 tiny: 9 runs, 25 processor minutes with open sets. small: 9 runs, 0.13 GPU hours, 0.4 USD. full: 3 runs, 69 GPU hours,
 207 USD. scales.py says what one run takes, its memory, and what of that was measured.

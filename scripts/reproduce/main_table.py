@@ -3,8 +3,8 @@
     python scripts/training_pairs.py --to data
     python scripts/reproduce/main_table.py [--scale tiny|small|full] [--pairs data] [--open-sets FOLDER]
 
-tiny and small take the four public sets of the recipe demo-real in place of the paper's thirteen, and JaQuAD in place
-of MS MARCO; steps are equal, so a mix of more has less of each. Where the pairs have not been downloaded, the kinds of
+tiny and small use the four public sets of the recipe demo-real instead of the paper's thirteen, and JaQuAD instead of
+MS MARCO; steps are equal, so a mix of more sets has less of each. If the pairs are not downloaded, the kinds of
 synthetic rows are compared instead: those of two steps, and sts and bitext.
 
 tiny: 12 runs, 29 processor minutes with open sets. small: 12 runs, 0.2 GPU hours, 0.5 USD. full: 4 runs, 92 GPU hours

@@ -2,10 +2,10 @@
 
     python scripts/reproduce/multilingual.py --open-sets FOLDER [--scale tiny|small|full] [--runs FOLDER ...]
 
-Where the paper takes MIRACL, this takes XQuAD's validation passages in twelve languages (FOLDER/xquad/<language>).
-They are translations of each other, so that languages differ in nothing else: nDCG@10 of the first 1,000 questions,
-before and after training, over the runs that are named. High-resource languages are those that get more than an equal
-share of the synthetic rows (st_llm_embed.languages). full runs `evaluate --tasks MIRACLRetrieval` instead.
+The paper uses MIRACL; this uses XQuAD's validation passages in twelve languages (FOLDER/xquad/<language>), which are
+translations of each other, so that nothing but the language differs: nDCG@10 of the first 1,000 questions, before and
+after training, over the runs of --runs. High-resource languages are those with more than an equal share
+of the synthetic rows (st_llm_embed.languages). full runs `evaluate --tasks MIRACLRetrieval` instead.
 
 tiny: 4 processor minutes for three runs, 2 GiB, no money. small and full: not measured.
 """
@@ -13,17 +13,20 @@ tiny: 4 processor minutes for three runs, 2 GiB, no money. small and full: not m
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from statistics import mean
 
 from models import add_arguments, releases, st_llm_embed, write
-from scales import refusals_told
+from scales import errors_in_one_line
 
 from st_llm_embed import LLMSentenceTransformer, Recipe
-from st_llm_embed.ablation.table import spread
-from st_llm_embed.evaluation.open_sets import retrieval_score
 from st_llm_embed.languages import HIGH_RESOURCE_ISO639_3, LANGUAGE_CODES
-from st_llm_embed.training import untrained_embedder
+from st_llm_embed.training import starting_model
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from ablate import spread
+from open_sets import retrieval_score
 
 LANGUAGES = ("ar", "de", "el", "en", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh")
 HIGH = {LANGUAGE_CODES[name] for name in HIGH_RESOURCE_ISO639_3.values()}
@@ -37,15 +40,13 @@ def main() -> None:
     given = parser.parse_args()
     folder = (given.output_dir or Path("runs/reproduce") / f"multilingual-{given.scale}").resolve()
     if given.scale != "full" and (given.open_sets is None or not (given.open_sets / "xquad" / "en").is_dir()):
-        raise SystemExit(
-            "Error: give --open-sets FOLDER with xquad/<language>/ in it; the report of the run has held-out rows."
-        )
+        raise SystemExit("Error: --open-sets FOLDER with xquad/<language>/ in it is needed.")
     models = releases(given, folder)
     if given.scale == "full":
         command = ("--tasks", "MIRACLRetrieval", "--prompts", "paper", "--max-seq-length", "512")
         print(st_llm_embed("evaluate", models[0].resolve(), *command, "--output-dir", folder / "mteb"))
         return
-    start = untrained_embedder(Recipe.load(str(models[0].parent / "recipe.yaml")))
+    start = starting_model(Recipe.load(str(models[0].parent / "recipe.yaml")))
     before = {language: score(start, given.open_sets, language) for language in LANGUAGES}
     after: dict[str, list[float]] = {language: [] for language in LANGUAGES}
     for model in models:
@@ -62,10 +63,10 @@ def main() -> None:
 
 
 def score(model: LLMSentenceTransformer, data: Path, language: str) -> float:
-    """Give nDCG@10 in one language."""
+    """Return nDCG@10 in one language."""
     return retrieval_score(model, data / "xquad" / language, "validation")
 
 
 if __name__ == "__main__":
-    with refusals_told():
+    with errors_in_one_line():
         main()

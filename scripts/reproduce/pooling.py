@@ -2,7 +2,7 @@
 
     python scripts/reproduce/pooling.py [--scale tiny|small|full] [--open-sets FOLDER]
 
-EOS is appended with each; means are over all tokens, the instruction's included.
+EOS is appended with each pooling; means are over all tokens, the instruction's included.
 
 tiny: 9 runs, 25 processor minutes with open sets. small: 9 runs, 0.13 GPU hours, 0.4 USD. full: 3 runs, 69 GPU hours,
 207 USD. scales.py says what one run takes, its memory, and what of that was measured.
@@ -21,4 +21,4 @@ AXES = {
 }
 
 if __name__ == "__main__":
-    ablate(arguments(__doc__), "pooling", "What is made a text's vector (paper, table 5).", AXES)
+    ablate(arguments(__doc__), "pooling", "How a text's vector is pooled (paper, table 5).", AXES)

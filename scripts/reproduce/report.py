@@ -1,9 +1,9 @@
-"""Fill docs/reproduction.md: beside each table of the paper, ours from the folders that the other scripts wrote.
+"""Fill docs/reproduction.md: next to each table of the paper, ours from the folders that the other scripts wrote.
 
     python scripts/reproduce/report.py [--runs runs/reproduce] [--commit HASH]
 
-Between `<!-- NAME -->` and `<!-- end -->` everything is written anew from FOLDER/NAME-SCALE; what has not been run is
-left as it is. The text around the marks, which says what holds, is written by people.
+Everything between `<!-- NAME -->` and `<!-- end -->` is rewritten from FOLDER/NAME-SCALE; what has not been run stays
+as it is. The text around the marks, which says what the numbers show, is written by hand.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import subprocess
 from pathlib import Path
 
 from st_llm_embed.evaluation import markdown_table
-from st_llm_embed.evaluation.benchmark.references import load_references
+from st_llm_embed.evaluation.mteb_report import load_references
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,7 +30,7 @@ PAPER = {
     "lora-rank": ("paper-synthetic-msmarco", "ablation-rank-8", "ablation-rank-32"),
     "instruction": ("paper-synthetic-msmarco", "ablation-task-type-prefix", "ablation-no-instruction"),
 }
-"""Systems of references.yaml beside each of our tables."""
+"""Systems of references.yaml next to each of our tables."""
 
 SCRIPTS = (*PAPER, "multilingual", "long-context", "synthetic-statistics", "contamination")
 
@@ -51,7 +51,7 @@ def main() -> None:
     for name in SCRIPTS:
         folder = given.runs / f"{name}-{given.scale}"
         if not (folder / "table.md").is_file():
-            print(f"{name}: {folder} has no table, left as it is")
+            print(f"{name}: {folder} has no table; left as it is")
             continue
         block = filled(name, folder, given.scale, commit)
         text, replaced = re.subn(
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def filled(name: str, folder: Path, scale: str, commit: str) -> str:
-    """Give what stands between the marks: the paper's table, ours, the plot, the command."""
+    """Return the text between the marks: the paper's table, ours, the plot, the command."""
     parts = []
     if name in PAPER:
         parts += ["The paper, MTEB (56 tasks, in percent):", paper_table(PAPER[name])]
@@ -83,7 +83,7 @@ def filled(name: str, folder: Path, scale: str, commit: str) -> str:
 
 
 def paper_table(systems: tuple[str, ...]) -> str:
-    """Give the published scores of some systems by category."""
+    """Return the published scores of some systems by category."""
     references = load_references()
     tables = {table.system: table for table in references.by("category")}
     shown = [name for name in CATEGORIES if any(name in tables[system].scores for system in systems)]

@@ -1,19 +1,20 @@
-"""The three scales, and the paper's ablations as grids of `st-llm-embed ablate`; the other scripts call this.
+"""The three scales, and the paper's ablations as grids of scripts/ablate.py; the other scripts call this.
 
 tiny: the embedded base (4.4 M parameters) and rows, on a CPU: 40 steps of 32 rows, texts of 96 tokens, three seeds.
 small: Qwen3-0.6B with LoRA on one GPU, on the embedded rows or `--rows`, three seeds. Not run yet.
-full: the recipe e5-mistral-7b. It needs `--rows`, so that an LLM writes them once and not for each run. Not run yet.
+full: the recipe e5-mistral-7b. It needs `--rows`, so that an LLM writes them only once. Not run yet.
 
 What one run takes. tiny, measured on a shared machine: 2.8 processor minutes with open sets, 1.8 without, 1.6 GiB, no
 money. small and full, arithmetic at 100 TFLOP/s and 3 USD an hour for the training alone: 0.014 hours and 22 GiB of
-one GPU, 0.04 USD; and 23 hours of one GPU, spread over 8 of 11 GiB each, 69 USD. docs/reproduction.md has the
-reckoning.
+one GPU, 0.04 USD; and 23 hours of one GPU, spread over 8 of 11 GiB each, 69 USD. docs/reproduction.md shows the
+calculation.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,12 +23,13 @@ from typing import Literal, get_args
 
 import yaml
 
-from st_llm_embed.ablation import Grid, run_grid
-from st_llm_embed.ablation.run import check_grid
 from st_llm_embed.cli.options import configure_logging
 from st_llm_embed.errors import InputError, shown
 from st_llm_embed.recipe import Recipe
-from st_llm_embed.training.plan import GIB, hours, plan_trainings
+from st_llm_embed.training.plan import GIB, plan_trainings
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from ablate import Grid, check_grid, run_grid
 
 ScaleName = Literal["tiny", "small", "full"]
 
@@ -35,6 +37,9 @@ Axes = Mapping[str, Mapping[str, Sequence[str]]]
 
 PAIRS = ("jaquad", "cmrc_trial", "afriqa", "epqa")
 """Sources of the recipe demo-real."""
+
+USD_PER_HOUR = 3
+"""Of one GPU."""
 
 EMBEDDED_ROWS = ("data.rows=embedded", "synthesis=null")
 
@@ -48,13 +53,13 @@ class Scale:
     seeds: tuple[int, ...]
 
     def with_overrides(self, *overrides: str) -> Scale:
-        """Give the scale with more set over its recipe."""
+        """Return the scale with more set over its recipe."""
         return replace(self, overrides=(*self.overrides, *overrides))
 
 
 @contextmanager
-def refusals_told() -> Generator[None]:
-    """End with the message of what was refused, without a traceback."""
+def errors_in_one_line() -> Generator[None]:
+    """Exit with the message of an InputError, without a traceback."""
     try:
         yield
     except InputError as error:
@@ -62,7 +67,7 @@ def refusals_told() -> Generator[None]:
 
 
 def sources(recipe: str, *names: str, pairs: Path | None = None) -> str:
-    """Give the override that leaves a recipe these sources; with a folder of pairs, their files are taken there."""
+    """Return the override that keeps only these sources of a recipe, read from a folder of pairs if one is given."""
     known = Recipe.load(recipe).data.sources
     chosen = {name: known[name].model_dump(mode="json", exclude_unset=True) for name in names}
     for name, source in chosen.items():
@@ -73,18 +78,18 @@ def sources(recipe: str, *names: str, pairs: Path | None = None) -> str:
 
 
 def pairs_are_there(folder: Path) -> bool:
-    """Tell whether `training_pairs.py` wrote its sets into a folder; if not, say what is done without."""
+    """Return whether `training_pairs.py` wrote its sets into a folder; if not, say so."""
     if any((folder / f"train_{PAIRS[0]}{file}").is_file() for file in (".jsonl", "/train.jsonl.gz")):
         return True
     print(
-        f"There are no pairs in {folder}; python scripts/training_pairs.py --to {folder} downloads them. Going on "
+        f"There are no pairs in {folder}; python scripts/training_pairs.py --to {folder} downloads them. Continuing "
         "without."
     )
     return False
 
 
 def stages(*parts: Mapping[str, object]) -> str:
-    """Give the override that trains in these stages."""
+    """Return the override that trains in these stages."""
     return f"stages={in_one_line(list(parts))}"
 
 
@@ -103,7 +108,7 @@ SHORT_TRAINING = (
 
 SCALES: dict[ScaleName, Scale] = {
     "tiny": Scale("demo", (*EMBEDDED_ROWS, *SHORT_TRAINING), (1, 2, 3)),
-    # The embedded rows are few: small batches and three epochs, so that there are steps enough.
+    # The embedded rows are few: small batches and three epochs, so that there are enough steps.
     "small": Scale(
         "qwen3-0.6b",
         (
@@ -143,7 +148,7 @@ def arguments(document: str) -> argparse.Namespace:
         given.jobs = (os.cpu_count() or 1) if given.scale == "tiny" else 1
     for option in ("jobs", "devices"):
         if getattr(given, option) < 1:
-            raise SystemExit(f"Error: --{option} is {getattr(given, option)}; give 1 or more.")
+            raise SystemExit(f"Error: --{option} is {getattr(given, option)}; it has to be at least 1.")
     for override in given.overrides:
         if not override.partition("=")[0] or "=" not in override:
             raise SystemExit(f"Error: --set is {shown(override)}; it has to look like training.max_steps=10.")
@@ -151,20 +156,20 @@ def arguments(document: str) -> argparse.Namespace:
 
 
 def ablate(given: argparse.Namespace, name: str, description: str, axes: Axes, scale: Scale | None = None) -> None:
-    """Run an ablation, or go on with it.
+    """Run or resume an ablation.
 
     Args:
         given: the command line.
         name: of the ablation; its default folder is runs/reproduce/<name>-<scale>.
-        description: what is asked.
+        description: the question asked.
         axes: of the grid.
-        scale: where it is not the one of that name.
+        scale: the one named on the command line if None.
     """
     scale = scale or SCALES[given.scale]
     if given.scale == "full" and given.rows is None:
         raise SystemExit(
-            "--scale full needs --rows FILE.jsonl, so that all runs train on the same rows: have them written once "
-            "with st-llm-embed synthesize e5-mistral-7b (docs/reproduction.md says how the file is made of them)."
+            "--scale full needs --rows FILE.jsonl, so that all runs train on the same rows. Write them once with "
+            "st-llm-embed synthesize e5-mistral-7b; docs/reproduction.md says how to export them to a file."
         )
     if given.rows is not None:
         scale = scale.with_overrides(f"data.rows={given.rows}")
@@ -181,27 +186,26 @@ def ablate(given: argparse.Namespace, name: str, description: str, axes: Axes, s
     )
     configure_logging()
     folder = given.output_dir or Path("runs/reproduce") / grid.name
-    with refusals_told():
+    with errors_in_one_line():
         if given.dry_run and given.scale == "full":
             print_plans(grid, folder, given.devices)
         elif given.dry_run:
             check_grid(grid, given.open_sets)
-            print(yaml.safe_dump(grid.model_dump(mode="json"), sort_keys=False, width=100))
+            print(grid.to_yaml())
         else:
-            print(run_grid(grid, folder, jobs=given.jobs, open_sets=given.open_sets).to_markdown())
+            print(run_grid(grid, folder, jobs=given.jobs, open_sets=given.open_sets))
 
 
 def print_plans(grid: Grid, folder: Path, devices: int) -> None:
-    """Print what each setting takes, with its first step gone through on tensors without content."""
+    """Print what each setting takes, counted in a step on fake tensors."""
     for variant in grid.variants():
         recipe = grid.recipe_of(variant, grid.seeds[0])
         for plan in plan_trainings(recipe, folder, devices=devices, sharded=True):
-            operations = plan.flops_per_step.total * plan.steps
             print(
-                f"{variant.label} ({plan.recipe}): {plan.rows:,} rows at most, {plan.steps:,} steps, "
-                f"{plan.tokens_per_step * plan.steps:,.0f} tokens, {hours(operations):,.1f} hours of one device "
-                f"at 100 TFLOP/s, {plan.memory.total / GIB:,.1f} GiB on each of {devices}, {plan.disk / GIB:,.1f} GiB "
-                f"on disk, {plan.rehearsed:,} tensors moved in the first step"
+                f"{variant.label} ({plan.recipe}): {sum(plan.configurations.values()):,} rows at most, "
+                f"{plan.steps:,} steps, {plan.tokens_per_step * plan.steps:,.0f} tokens, {plan.hours:,.1f} hours of "
+                f"one device at 100 TFLOP/s, {plan.hours * USD_PER_HOUR:,.0f} USD, {plan.memory.total / GIB:,.1f} GiB "
+                f"on each of {devices}, {plan.disk / GIB:,.1f} GiB on disk"
             )
             for note in plan.notes:
                 print(f"  {note}")

@@ -1,9 +1,9 @@
-"""Section 3.1 and figure 2: how many synthetic rows there are, of which kinds, in which languages.
+"""Section 3.1 and figure 2: synthetic rows by task type and language.
 
     python scripts/reproduce/synthetic_statistics.py [--rows FILE.jsonl]
 
-Of the rows in the package, or of any file of rows. Tokens are those of the embedded base's tokenizer in anchors,
-positives and negatives; the paper's 180 million are what was used of the LLMs, prompts included.
+Counts the rows in the package, or any file of rows. Tokens are those of the embedded base's tokenizer in anchors,
+positives and negatives; the paper's 180 million are the LLM's, prompts included.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from models import write
-from scales import refusals_told
+from scales import errors_in_one_line
 
 from st_llm_embed.data import read_rows, rows_file
 from st_llm_embed.modules import load_tokenizer
@@ -33,7 +33,7 @@ if __name__ == "__main__":
     parser.add_argument("--rows", default=EMBEDDED)
     parser.add_argument("--output-dir", type=Path)
     given = parser.parse_args()
-    with refusals_told():
+    with errors_in_one_line():
         rows = list(read_rows(rows_file(given.rows)))
     types = Counter(row.task_type for row in rows)
     texts = [text for row in rows for text in (row.anchor, row.positive, row.negative) if text is not None]

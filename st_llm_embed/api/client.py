@@ -1,4 +1,4 @@
-"""The client: sends requests to an OpenAI-compatible server and journals every answer.
+"""The client: sends requests to an OpenAI-compatible server and has every answer written down.
 
 C workers pull from one iterator, so no answer waits for a slower one. The SDK's own retries are off: it sends a
 request again after a time-out, which may pay three times, and gives up on a Retry-After of more than two minutes.
@@ -7,115 +7,153 @@ request again after a time-out, which may pay three times, and gives up on a Ret
 from __future__ import annotations
 
 import asyncio
-import errno
 import itertools
-import json
-import os
 import random
-import shutil
+import signal
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from st_llm_embed.api.budget import Budget, Cost
-from st_llm_embed.api.exchange import Outcome, ResponseFormat, exchange
-from st_llm_embed.api.interrupts import interrupts_heeded
+from st_llm_embed.api.budget import Cost, SpendingLimit
+from st_llm_embed.api.exchange import Outcome, ServiceLabels, post
 from st_llm_embed.api.pacing import Departure, Pacer, retry_after_seconds
-from st_llm_embed.data.rows import content_hash
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import Endpoint
-from st_llm_embed.synthesis.journal import Journal, request_record
-from st_llm_embed.synthesis.parsing import Rejection, content_of, parse_answer
-from st_llm_embed.synthesis.plan import Request
-from st_llm_embed.synthesis.progress import Progress
+
+if TYPE_CHECKING:
+    from httpx2 import AsyncBaseTransport
 
 ATTEMPTS = 6
 """Server errors after which a request is left for the next run."""
 ATTEMPTS_MAYBE_PAID = 2
 """The same for requests that may have been paid without an answer."""
-ATTEMPTS_OF_A_PROBE = 3
 REFUSED_IN_A_ROW = 50
 """Requests refused as wrong, with no answer between them, after which the server and not the request is to blame."""
 
 LONGEST_BACKOFF_SECONDS = 60.0
 WATCH_SECONDS = 0.5
-INTERRUPTED = "Stopped. Every answer that came is in the journal; run the same command again to go on."
-SPARE_BYTES = 8 << 20
-"""On the disk, for the answers that are in flight."""
-TYPICAL_ANSWER_TOKENS = 500
-"""Before the first answers have come."""
+INTERRUPTED = "Stopped. Every answer that came is kept; run the same command again to resume."
+STOPPING = "stopping once the answers in flight have come; interrupt again to stop at once"
+TYPICAL_SHARE = 0.25
+"""Share of a worst case's tokens that requests have, before the first answers have come."""
+SHARE_LEARNT = 0.05
+"""Weight of one answer in that share."""
+
+R = TypeVar("R")
+R_contra = TypeVar("R_contra", contravariant=True)
 
 
-class Client:
-    """Sends the requests of one run."""
+class Service(Protocol[R_contra]):
+    """What the client asks about requests of one type, and reports about them."""
+
+    path: str
+    """After the server's address, such as `/chat/completions`."""
+    answer_field: str
+    """List that an answer has: `choices` or `data`."""
+    labels: ServiceLabels
+    limit: SpendingLimit
+
+    def body(self, request: R_contra) -> dict[str, Any]:
+        """Return the body of a request."""
+        ...
+
+    def worst_case(self, request: R_contra) -> Cost:
+        """Return the most that a request can cost."""
+        ...
+
+    def cost(self, request: R_contra, usage: Any, worst: Cost) -> Cost:
+        """Return what an answer cost, by the `usage` in it."""
+        ...
+
+    def over_limit(self, worst: Cost) -> InputError:
+        """Return the error for a request that does not fit into the limit."""
+        ...
+
+    def record(self, request: R_contra, outcome: Outcome, cost: Cost, seconds: float) -> None:
+        """Write down what became of a request, before anything else happens to it.
+
+        Args:
+            request: what was sent.
+            outcome: `answered`, `rejected` or `maybe paid`.
+            cost: what it cost; the worst case where it is `maybe paid`.
+            seconds: from sending it to its outcome.
+        """
+        ...
+
+    def give_up(self, request: R_contra) -> None:
+        """Note that a request is left for the next run."""
+        ...
+
+    async def watch(self, waiting: str) -> None:
+        """Do what is done twice a second; an error stops the client.
+
+        Args:
+            waiting: what is waited for, if it is more than answers.
+        """
+        ...
+
+
+class Client(Generic[R]):
+    """Sends requests to one server."""
 
     def __init__(
         self,
+        service: Service[R],
         endpoint: Endpoint,
         base_url: str,
         api_key: str,
-        journal: Journal,
-        budget: Budget,
         *,
+        transport: AsyncBaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """Prepare; nothing is sent.
 
         Args:
-            endpoint: the recipe's section.
-            base_url: the address to use; not the recipe's where that is `replay`.
+            service: what is asked for, and where answers go.
+            endpoint: how fast, and how long to wait.
+            base_url: the server's address.
             api_key: kept in memory only.
-            journal: where every answer goes.
-            budget: what may be spent.
+            transport: answers in place of a server.
             clock: seconds, for limits per minute, pauses and giving up.
             sleep: waits for seconds of that clock.
         """
-        self._endpoint, self._base_url, self._api_key = endpoint, base_url, api_key
-        self._journal, self._budget = journal, budget
+        self._service, self._endpoint = service, endpoint
+        self._base_url, self._api_key, self._transport = base_url, api_key, transport
         self._clock, self._sleep = clock, sleep
+        self.trouble = ""
+        """Why the latest request that got no answer got none."""
 
-    def answer(
-        self, requests: Callable[[], Iterator[Request]], progress: Progress, show: Callable[[Progress], None]
-    ) -> None:
-        """Have every request answered that the journal has no answer to.
+    def send(self, requests: Iterator[R]) -> None:
+        """Have every request answered, refused or given up.
 
         Args:
-            requests: gives the planned requests; they are pulled one by one, so that a long plan is never in memory.
-            progress: kept up to date.
-            show: called with it twice a second.
+            requests: pulled one by one, so that a long plan is never in memory.
 
         Raises:
-            InputError: the limit is reached, the key or model is refused, or the server does not answer; what was
-                answered until then is in the journal, and running again goes on from there.
-            OSError: the disk is full; likewise.
+            InputError: the limit is reached, the key or model is refused, or the server does not answer.
+            OSError: an answer cannot be written down, for example because the disk is full.
         """
-        self._progress, self._show = progress, show
-        self._pending = self._without_answer(requests())
-        first = next(self._pending, None)
+        first = next(requests, None)
         if first is not None:
-            self._pending = itertools.chain([first], self._pending)
-            asyncio.run(self._connected([self._work() for _ in range(self._endpoint.concurrency)]))
+            pending = itertools.chain([first], requests)
+            asyncio.run(self._connected([self._work(pending) for _ in range(self._endpoint.concurrency)]))
 
-    def find_formats(self, models: Iterable[str]) -> None:
-        """Find, once for each model, how it is made to answer in JSON.
+    def ask(self, request: R, attempts: int) -> Outcome | None:
+        """Send one request; return what became of it, or None if none of the attempts was answered.
 
         Raises:
-            InputError: a model does not answer, or refuses the recipe's parameters.
+            InputError: as `send`.
         """
-        self._progress, self._show = Progress("probes", 0), lambda _: None
-        for model in models:
-            if (self._endpoint.base_url, model) not in self._journal.formats:
-                asyncio.run(self._connected([self._find_format(model)]))
+        outcomes: list[Outcome | None] = []
 
-    def _without_answer(self, requests: Iterator[Request]) -> Iterator[Request]:
-        for request in requests:
-            if self._journal.has(request):
-                self._progress.done += 1
-                self._progress.done_before += 1
-            else:
-                yield request
+        async def ask() -> None:
+            outcomes.append(await self._answer(request, attempts))
+
+        asyncio.run(self._connected([ask()]))
+        return outcomes[0]
 
     async def _connected(self, work: list[Coroutine[Any, Any, None]]) -> None:
         """Run workers on one connection pool until all have ended."""
@@ -130,23 +168,22 @@ class Client:
             clock=self._clock,
             sleep=self._sleep,
         )
-        self._answer_tokens: float = TYPICAL_ANSWER_TOKENS
+        self._share = TYPICAL_SHARE
         self._settled = asyncio.Event()
         self._sending: set[asyncio.Task[Any] | None] = set()
-        self._stopping = self._trouble = ""
+        self._stopping = self.trouble = ""
         self._refused = 0
         self._answer_by = self._clock() + endpoint.give_up_after_minutes * 60
+        limits = Limits(max_connections=endpoint.concurrency, max_keepalive_connections=endpoint.concurrency)
         async with AsyncOpenAI(
             base_url=self._base_url,
             api_key=self._api_key,
             max_retries=0,
             timeout=Timeout(endpoint.timeout_seconds, connect=min(30.0, endpoint.timeout_seconds)),
-            http_client=DefaultAsyncHttpxClient(
-                limits=Limits(max_connections=endpoint.concurrency, max_keepalive_connections=endpoint.concurrency)
-            ),
+            http_client=DefaultAsyncHttpxClient(limits=limits, transport=self._transport),
         ) as self._openai:
             # On the first interrupt stop when the answers in flight have come, on the second at once.
-            with interrupts_heeded(lambda: self._stop(INTERRUPTED, at_once=bool(self._stopping))):
+            with graceful_shutdown(lambda: self._stop(INTERRUPTED, at_once=bool(self._stopping))):
                 await self._until_ended([asyncio.create_task(worker) for worker in work])
 
     async def _until_ended(self, workers: list[asyncio.Task[None]]) -> None:
@@ -163,9 +200,9 @@ class Client:
                     self._stop(str(error))
                     failure = failure or (None if isinstance(error, InputError) else error)
         watch.cancel()
-        self._show_progress()
         if failure is not None:
             raise failure
+        await self._service.watch(self._waiting())
         if self._stopping:
             raise InputError(self._stopping)
 
@@ -176,117 +213,100 @@ class Client:
             if at_once or task not in self._sending:
                 task.cancel()
 
-    async def _work(self) -> None:
+    async def _work(self, pending: Iterator[R]) -> None:
         while not self._stopping:
-            request = next(self._pending, None)
+            request = next(pending, None)
             if request is None:
                 return
-            response_format = self._journal.formats[self._endpoint.base_url, request.model]
-            outcome = await self._ask(request, response_format)
-            if outcome is None:
-                self._progress.left += not self._stopping
-                continue
-            self._progress.done += 1
-            content = content_of(outcome.completion)
-            parsed = content if isinstance(content, Rejection) else parse_answer(content, request.schema)
-            if isinstance(parsed, Rejection):
-                self._progress.rejected[parsed.reason] += 1
-            else:
-                self._progress.usable[request.about.get("task_type", request.step)] += 1
+            if await self._answer(request) is None and not self._stopping:
+                self._service.give_up(request)
 
-    async def _ask(self, request: Request, response_format: ResponseFormat) -> Outcome | None:
+    async def _answer(self, request: R, attempts: int | None = None) -> Outcome | None:
         """Send one request until it is answered; None when it is left for another run.
 
-        A server that cannot be reached at all is no request's fault: `_watch` gives up on it.
+        A server that cannot be reached at all is not the request's fault: `_watch` gives up on it.
         """
         tries: Counter[str] = Counter()
         while not self._stopping:
-            outcome = await self._send(request, response_format)
+            outcome = await self._send(request)
             if outcome.kind in ("answered", "rejected"):
                 return outcome
-            self._trouble = outcome.body
+            self.trouble = outcome.body
             if outcome.kind == "too many":
                 continue
             tries[outcome.kind] += 1
-            if (
-                tries["failed"] == ATTEMPTS
-                or tries["maybe paid"] == ATTEMPTS_MAYBE_PAID
-                or (request.step == "probe" and tries.total() == ATTEMPTS_OF_A_PROBE)
-            ):
+            if tries["failed"] == ATTEMPTS or tries["maybe paid"] == ATTEMPTS_MAYBE_PAID or tries.total() == attempts:
                 break
             await self._sleep(random.uniform(0, min(LONGEST_BACKOFF_SECONDS, 2.0 ** tries.total())))  # noqa: S311
         return None
 
-    async def _send(self, request: Request, response_format: ResponseFormat) -> Outcome:
-        """Send one request when budget and pace allow it, and write down what came of it."""
+    async def _send(self, request: R) -> Outcome:
+        """Send one request when budget and pace allow it, and have what came of it written down."""
         worst = await self._reserve(request)
-        task = asyncio.current_task()
+        service, task = self._service, asyncio.current_task()
         cost: Cost | None = None
-        expected = int((worst.tokens - self._budget.max_answer_tokens) / 3 + self._answer_tokens)
         try:
-            departure = await self._pacer.admit(expected)
+            departure = await self._pacer.admit(int(worst.tokens * self._share))
             self._sending.add(task)
-            self._progress.sent += 1
             started = time.monotonic()
             try:
-                outcome = await exchange(self._openai, request, self._endpoint.parameters, response_format)
+                outcome = await post(
+                    self._openai,
+                    service.path,
+                    service.body(request),
+                    service.labels,
+                    answer_field=service.answer_field,
+                )
             except asyncio.CancelledError:
                 cost = worst
-                self._write(request, "maybe paid", worst, started, body="stopped before the answer came")
+                stopped = Outcome("maybe paid", "stopped before the answer came")
+                service.record(request, stopped, worst, time.monotonic() - started)
                 raise
             finally:
                 self._sending.discard(task)
                 self._pacer.done()
             if outcome.kind == "answered":
-                usage = outcome.completion.get("usage")
-                cost = self._budget.actual(request.model, usage, worst)
-                request_id = outcome.headers.get("x-request-id")
-                self._write(request, "answered", cost, started, body=outcome.body, usage=usage, request_id=request_id)
-                self._answer_tokens += 0.05 * (cost.tokens - expected)
-            elif outcome.kind == "rejected":
-                self._write(request, "answered", Cost(0, 0.0), started, body=outcome.body)
+                cost = service.cost(request, outcome.answer.get("usage"), worst)
+                self._share += SHARE_LEARNT * (cost.tokens / worst.tokens - self._share)
             elif outcome.kind == "maybe paid":
                 cost = worst
-                self._write(request, "maybe paid", worst, started, body=outcome.body)
-            self._heed(outcome, departure)
+            if cost or outcome.kind == "rejected":
+                service.record(request, outcome, cost or Cost(0, 0.0), time.monotonic() - started)
+            self._apply_rate_limits(outcome, departure)
             self._pacer.spent(departure, cost.tokens if cost else 0)
         finally:
-            self._budget.settle(worst, cost)
+            service.limit.settle(worst, cost)
             self._settled.set()
         return outcome
 
-    async def _reserve(self, request: Request) -> Cost:
+    async def _reserve(self, request: R) -> Cost:
         """Set the worst case aside, waiting for requests in flight to cost less than theirs where it does not fit."""
-        while (worst := self._budget.reserve(request)) is None:
-            if not self._budget.in_flight:
-                raise self._budget.reached(request, self._progress)
+        limit, worst = self._service.limit, self._service.worst_case(request)
+        while not limit.fits(worst):
+            if not limit.in_flight:
+                raise self._service.over_limit(worst)
             self._settled.clear()
             await self._settled.wait()
+        limit.set_aside(worst)
         return worst
 
-    def _write(self, request: Request, status: str, cost: Cost, started: float, *, body: str, **fields: Any) -> None:
-        seconds = round(time.monotonic() - started, 3)
-        self._journal.append(
-            request_record(request, status, cost.tokens, cost.usd, body=body, seconds=seconds, **fields)
-        )
-
-    def _heed(self, outcome: Outcome, departure: Departure) -> None:
+    def _apply_rate_limits(self, outcome: Outcome, departure: Departure) -> None:
         """Adapt to what the server says about its limits."""
         patience = self._endpoint.give_up_after_minutes * 60
         retry_after = retry_after_seconds(outcome.headers)
         if outcome.kind == "too many" or (outcome.kind == "failed" and retry_after):
             self._pacer.refused(departure, retry_after)
             if self._pacer.refusals <= 1:
-                # The first pause that a server asks for, however long, is no silence; pauses without end are.
+                # The first pause that a server asks for, however long, is not silence; pauses without end are.
                 self._answer_by = max(self._answer_by, self._pacer.paused_until + patience)
         elif outcome.kind in ("answered", "rejected"):
-            self._trouble = ""
+            self.trouble = ""
             self._refused = self._refused + 1 if outcome.kind == "rejected" else 0
             if self._refused == REFUSED_IN_A_ROW:
                 self._stop(
                     f"{self._base_url} has refused {REFUSED_IN_A_ROW} requests in a row: {outcome.body[:300]}. Check "
-                    "the server, synthesis.endpoint.parameters and the topics; what was refused is in the journal and "
-                    "is not asked again, run the same command again for the rest."
+                    f"the server and {self._service.labels.parameters}. What was refused is not asked again; run the "
+                    "same command again for the rest."
                 )
             self._pacer.succeeded()
             self._answer_by = self._clock() + patience
@@ -295,76 +315,34 @@ class Client:
                 if limit.isdecimal() and int(limit) > 0 and getattr(self._endpoint, f"{what}_per_minute") is None:
                     setattr(self._pacer, f"{what}_per_minute", int(limit))
 
-    async def _find_format(self, model: str) -> None:
-        """Find how a model is made to answer in JSON: some servers take a schema and silently ignore it.
-
-        The probe asks for one thing in words and for another by schema.
-
-        Raises:
-            InputError: the model does not answer at all.
-        """
-        for response_format, prompt in PROBES:
-            key = content_hash(model, response_format)
-            request = Request("probe", 0, key, model, [{"role": "user", "content": prompt}], PROBE_SCHEMA, {})
-            outcome = await self._ask(request, response_format)
-            if outcome is None:
-                raise InputError(
-                    f"{self._base_url} gives no answer for the model {model!r}: {self._trouble}. Check that "
-                    "synthesis.endpoint.base_url is right (it usually ends in /v1) and the server up; run again."
-                )
-            content = content_of(outcome.completion)
-            if response_format == "prompt" and outcome.kind == "rejected":
-                raise InputError(
-                    f"{self._base_url} refuses requests for the model {model!r}: {outcome.body[:300]}. Check "
-                    "synthesis.endpoint.parameters, which are sent as they are."
-                )
-            if response_format == "prompt" or (isinstance(content, str) and _obeys(content, response_format)):
-                record = {"status": "format", "model": model, "format": response_format}
-                self._journal.append(record | {"base_url": self._endpoint.base_url})
-                return
-
     async def _watch(self) -> None:
-        """Twice a second: show the progress, have the disk write, and give up on a server that gives no answer."""
+        """Twice a second: call the service's `watch`, and give up on a server that does not answer."""
         while True:
-            self._show_progress()
-            if self._journal.unsynced:
-                await asyncio.to_thread(self._journal.sync)
-            if shutil.disk_usage(self._journal.path).free < SPARE_BYTES:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            await self._service.watch(self._waiting())
             if self._clock() > self._answer_by:
                 self._stop(
                     f"{self._base_url} has given no answer for {self._endpoint.give_up_after_minutes:g} minutes "
-                    f"({self._trouble or 'requests hang'}). Every answer that came is in the journal; run the same "
-                    "command again later.",
+                    f"({self.trouble or 'requests hang'}). Every answer that came is kept; run the same command "
+                    "again later.",
                     at_once=True,
                 )
             await asyncio.sleep(WATCH_SECONDS)
 
-    def _show_progress(self) -> None:
-        stopping = "stopping once the answers in flight have come; interrupt again to stop at once"
-        self._progress.waiting = (self._stopping and stopping) or self._pacer.waiting() or self._trouble
-        self._progress.spent = self._budget.describe()
-        self._show(self._progress)
+    def _waiting(self) -> str:
+        return (self._stopping and STOPPING) or self._pacer.waiting() or self.trouble
 
 
-def _obeys(content: str, response_format: ResponseFormat) -> bool:
-    """Whether a probe's answer shows that the server enforces the format."""
+@contextmanager
+def graceful_shutdown(interrupted: Callable[[], None]) -> Generator[None]:
+    """Call a function on SIGINT and SIGTERM, in the running event loop, instead of breaking off."""
+    loop = asyncio.get_running_loop()
+    # Signals reach the main thread alone.
+    with suppress(ValueError, RuntimeError, NotImplementedError):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, interrupted)
     try:
-        answer = json.loads(content)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(answer, dict) and (response_format == "json_object" or answer == {"colour": "violet"})
-
-
-PROBE_SCHEMA = {
-    "type": "object",
-    "properties": {"colour": {"type": "string", "enum": ["violet"]}},
-    "required": ["colour"],
-    "additionalProperties": False,
-}
-PROBES: tuple[tuple[ResponseFormat, str], ...] = (
-    ("json_schema", "Write one sentence about the sea."),
-    ("json_object", 'Write one sentence about the sea as a JSON object: {"sentence": "..."}'),
-    ("prompt", "Write one sentence about the sea."),
-)
-"""The first asks in words for a sentence and by schema for a colour: an answer in violet shows that it holds."""
+        yield
+    finally:
+        with suppress(ValueError, RuntimeError, NotImplementedError):
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)

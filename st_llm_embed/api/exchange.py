@@ -1,27 +1,28 @@
-"""One exchange with the server: a request, and what became of it."""
+"""One exchange with an OpenAI-compatible server: a request, and what became of it."""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
+import numpy as np
+from numpy.typing import NDArray
+
 from st_llm_embed.errors import InputError
-from st_llm_embed.synthesis.parsing import CONTENT_FILTER_CODES, completion_of
-from st_llm_embed.synthesis.plan import Request
 
 if TYPE_CHECKING:
     from openai import APIConnectionError, AsyncOpenAI
 
-ResponseFormat = Literal["json_schema", "json_object", "prompt"]
-"""How a server is made to answer in JSON; `prompt`: only by asking for it."""
-
 HOPELESS_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "access_terminated"}
-"""Error codes that no waiting mends, though some come with status 429."""
+"""Error codes that no waiting fixes, though some come with status 429."""
+CONTENT_FILTER_CODES = {"content_filter", "content_policy_violation"}
 
 STATUS_PAYMENT_REQUIRED = 402
 STATUS_TOO_MANY = 429
@@ -32,62 +33,33 @@ class Outcome:
     """What became of one request."""
 
     kind: Literal["answered", "rejected", "too many", "failed", "unreachable", "maybe paid"]
-    """`answered`: billed, good or bad. `rejected`: this prompt will never be answered; not billed. `too many`: come
-    back later. `failed`: not billed, try again. `unreachable`: never sent. `maybe paid`: sent, and no answer came."""
+    """`answered`: billed, good or bad. `rejected`: this request will never be answered; not billed. `too many`: try
+    later. `failed`: not billed, try again. `unreachable`: never sent. `maybe paid`: sent, and no answer came."""
     body: str = ""
     """The response's body, or what went wrong; without the key, which some servers repeat."""
-    completion: dict[str, Any] = field(default_factory=dict)
+    answer: dict[str, Any] = field(default_factory=dict)
     """The body read as JSON, where it is `answered` or `rejected`."""
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Wording:
-    """How messages name what the user can mend."""
+class ServiceLabels:
+    """Names of a service and of its settings, as error messages use them."""
 
     service: str
-    """What the server is asked for."""
+    """What the server is asked for, such as `embeddings`."""
     base_url: str
     """Setting that holds the address."""
     models: str
     """Setting that holds the model's name."""
     api_key_env: str
     """Setting that names the environment variable of the key."""
-
-
-CHAT = Wording(
-    "chat completions",
-    "synthesis.endpoint.base_url",
-    "the names in synthesis.endpoint.models",
-    "synthesis.endpoint.api_key_env",
-)
-
-
-async def exchange(
-    openai: AsyncOpenAI, request: Request, parameters: dict[str, Any], response_format: ResponseFormat
-) -> Outcome:
-    """Send one request for a chat completion.
-
-    Raises:
-        InputError: no later request can succeed either: the key, the quota, the address or a parameter is wrong.
-    """
-    body = request_body(request, parameters, response_format)
-    key = openai.api_key
-    return await post(
-        openai,
-        "/chat/completions",
-        body,
-        lambda text, headers: _of_success(text.replace(key, "[key]"), headers),
-        CHAT,
-    )
+    parameters: str = "the parameters"
+    """Setting that holds further fields of a request."""
 
 
 async def post(
-    openai: AsyncOpenAI,
-    path: str,
-    body: dict[str, Any],
-    of_success: Callable[[str, Mapping[str, str]], Outcome],
-    wording: Wording,
+    openai: AsyncOpenAI, path: str, body: dict[str, Any], labels: ServiceLabels, *, answer_field: str
 ) -> Outcome:
     """Send one request.
 
@@ -95,8 +67,8 @@ async def post(
         openai: holds address and key; its own retries are off.
         path: of the service, after the address.
         body: names the `model`.
-        of_success: reads the body and headers of a response with status 200.
-        wording: of messages.
+        labels: for error messages.
+        answer_field: list that an answer has, `choices` or `data`; a response without it is not an answer.
 
     Raises:
         InputError: no later request can succeed either: the key, the quota, the address or a parameter is wrong.
@@ -115,18 +87,23 @@ async def post(
         problem = f"{type(error.__cause__ or error).__name__}: {error.__cause__ or error}".replace(key, "[key]")
         return Outcome("maybe paid" if _was_sent(error) else "unreachable", problem)
     else:
-        return of_success(response.text, response.headers)
-    # Outside of the handler, so that no traceback goes on to the SDK's error, which may repeat the key.
+        text = response.text.replace(key, "[key]")
+        answer = json_object(text)
+        if isinstance(answer.get(answer_field), list):
+            return Outcome("answered", text, answer, response.headers)
+        # A page of a proxy, or an error of the model behind one: nobody says whether it is billed.
+        return Outcome("maybe paid", f"status 200 without {labels.service}: {_short(text)}")
+    # Outside of the handler, so that no traceback leads to the SDK's error, which may repeat the key.
     text = response.text.replace(key, "[key]")
     server = f"{openai.base_url} (model {body['model']!r})"
-    return _of_status(status, code, text, response.headers, server=server, wording=wording)
+    return _refusal(status, code, text, response.headers, server=server, labels=labels)
 
 
-def read_api_key(base_url: str, variable: str, wording: Wording) -> str:
+def read_api_key(base_url: str, variable: str, labels: ServiceLabels) -> str:
     """Read the key from the environment; a server on this machine needs none.
 
     Raises:
-        InputError: there is no key, or something that no key is.
+        InputError: there is no key, or something that cannot be a key.
     """
     key = os.environ.get(variable, "").strip()
     if not re.fullmatch(r"[!-~]*", key):
@@ -140,54 +117,77 @@ def read_api_key(base_url: str, variable: str, wording: Wording) -> str:
         return "no key is needed"
     raise InputError(
         f"The environment variable {variable} is not set, and {base_url} needs a key. Set it (export {variable}=...; "
-        f"any word for a server that asks for none), or name another variable with {wording.api_key_env}."
+        f"any word for a server that needs none), or name another variable with {labels.api_key_env}."
     )
 
 
-def request_body(request: Request, parameters: dict[str, Any], response_format: ResponseFormat) -> dict[str, Any]:
-    """Give the body of a chat completion request."""
-    body = {"model": request.model, "messages": request.messages, **parameters}
-    if response_format == "json_schema":
-        wrapped = {"name": "answer", "strict": True, "schema": request.schema}
-        body["response_format"] = {"type": "json_schema", "json_schema": wrapped}
-    elif response_format == "json_object":
-        body["response_format"] = {"type": "json_object"}
-    return body
+def json_object(text: str) -> dict[str, Any]:
+    """Read a response's body; empty where it is not a JSON object, whatever a server may send instead."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
-def _of_success(body: str, headers: Mapping[str, str]) -> Outcome:
-    completion = completion_of(body)
-    if isinstance(completion.get("choices"), list):
-        return Outcome("answered", body, completion, headers)
-    # A page of a proxy, or an error of the model behind one: nobody says whether it is billed.
-    return Outcome("maybe paid", f"status 200 without a completion: {_short(body)}")
+def read_vectors(data: list[Any], count: int) -> NDArray[np.float32] | str:
+    """Read the vectors of an embeddings response.
+
+    Args:
+        data: the response's `data`: objects with `embedding`, a list of numbers or base64 of float32, and `index`.
+        count: texts that were sent.
+
+    Returns:
+        The vectors, shape (count, dimension), or what is wrong with them: "an empty vector", ...
+    """
+    if len(data) != count:
+        return f"{len(data)} vectors for {count} texts"
+    vectors: dict[int, NDArray[np.float32]] = {}
+    for place, item in enumerate(data):
+        content = item.get("embedding") if isinstance(item, dict) else None
+        try:
+            if isinstance(content, str):
+                vector = np.frombuffer(base64.b64decode(content, validate=True), dtype="<f4")
+            else:
+                vector = np.asarray(content, dtype=np.float32)
+        except (ValueError, TypeError, binascii.Error):
+            return "something that is not a vector"
+        if vector.ndim != 1 or not vector.size:
+            return "an empty vector" if vector.ndim == 1 else "something that is not a vector"
+        if not np.isfinite(vector).all() or not vector.any():
+            return "a vector that is zero or not finite (NaN or infinity)"
+        index = item.get("index", place)
+        vectors[index if isinstance(index, int) else place] = vector
+    if set(vectors) != set(range(count)) or len({vector.size for vector in vectors.values()}) > 1:
+        return "vectors that are not one for each text, all of one dimension"
+    return np.stack([vectors[index] for index in range(count)]).astype(np.float32)
 
 
-def _of_status(
-    status: int, code: str | None, body: str, headers: Mapping[str, str], *, server: str, wording: Wording
+def _refusal(
+    status: int, code: str | None, body: str, headers: Mapping[str, str], *, server: str, labels: ServiceLabels
 ) -> Outcome:
     text = _short(body)
     if code in HOPELESS_CODES or status == STATUS_PAYMENT_REQUIRED:
         raise InputError(
             f"{server} answers {code or status}: {text}. No request can succeed until the account has credit again. "
-            "Every answer that came is in the journal; run the same command again then."
+            "Every answer that came is kept; run the same command again then."
         )
     if status in (401, 403):
         raise InputError(
             f"{server} refuses the key with status {status}: {text}. Set the environment variable that "
-            f"{wording.api_key_env} names to a key that may use the model."
+            f"{labels.api_key_env} names to a key that may use the model."
         )
     if status in (404, 405):
         raise InputError(
-            f"{server} has no {wording.service}, or not for this model (status {status}: {text}). Check "
-            f"{wording.base_url}, which usually ends in /v1, and {wording.models}."
+            f"{server} has no {labels.service}, or not for this model (status {status}: {text}). Check "
+            f"{labels.base_url}, which usually ends in /v1, and {labels.models}."
         )
     if status == STATUS_TOO_MANY:
         return Outcome("too many", text, headers=headers)
     if code in CONTENT_FILTER_CODES or status in (400, 413, 422):
-        if not completion_of(body).get("error"):  # servers have their own forms
+        if not json_object(body).get("error"):  # servers have their own forms
             body = json.dumps({"error": {"message": text, "code": code}})
-        return Outcome("rejected", body, completion_of(body), headers)
+        return Outcome("rejected", body, json_object(body), headers)
     return Outcome("failed", f"status {status}: {text}", headers=headers)
 
 
@@ -196,7 +196,7 @@ def _short(body: str) -> str:
 
 
 def _was_sent(error: APIConnectionError) -> bool:
-    """Whether the server may have got the request, and may bill it, though no answer came."""
+    """Return whether the server may have got the request, and may bill it, though no answer came."""
     from httpx2 import ConnectError, ConnectTimeout, PoolTimeout
 
     return not isinstance(error.__cause__, ConnectError | ConnectTimeout | PoolTimeout)

@@ -1,4 +1,4 @@
-"""When the next request may leave: limits per minute, pauses that the server asks for, and how many are in flight."""
+"""When the next request may be sent: limits per minute, pauses that the server asks for, and requests in flight."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from email.utils import parsedate_to_datetime
 
 MINUTE = 60.0
 SPACING = 1.01
-"""Requests leave one part in a hundred further apart than the limit, since not all take equally long to the server."""
+"""Requests are sent 1 % further apart than the limit allows, since not all take equally long to the server."""
 DECREASE = 0.7
-"""Share of the requests in flight that is kept when the server says they are too many."""
+"""Share of the requests in flight that is kept when the server reports too many."""
 FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 1.0, 60.0
 
 
 @dataclass(slots=True)
 class Departure:
-    """A request that was let go."""
+    """A request that has been sent."""
 
     at: float
     tokens: int
-    """As many as it is thought to have, its answer included."""
+    """Expected ones, its answer included."""
 
 
 class Pacer:
     """Admits requests one by one.
 
-    No window of a minute, wherever it begins, holds more requests or tokens than the limits; requests leave evenly
-    spaced. The number in flight falls by about a third when the server says there are too many and grows by one per
-    round of answers (additive increase, multiplicative decrease: Chiu and Jain 1989).
+    No window of a minute, wherever it begins, holds more requests or tokens than the limits; requests are evenly
+    spaced. The number in flight falls by about a third when the server reports too many, and grows by one per round of
+    answers (additive increase, multiplicative decrease: Chiu and Jain 1989).
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Pacer:
         self._in_flight = 0
 
     async def admit(self, tokens: int) -> Departure:
-        """Wait until a request of so many tokens, its answer included, may leave."""
+        """Wait until a request of this many tokens, its answer included, may be sent."""
         while True:
             while self._in_flight >= int(self._limit):
                 place = asyncio.get_running_loop().create_future()
@@ -102,25 +102,25 @@ class Pacer:
         self._limit = min(float(self._most), self._limit + 1 / self._limit)
 
     def refused(self, departure: Departure, retry_after: float | None) -> None:
-        """Pause everything, since the server says there is too much: as long as it asks, and ever longer.
+        """Pause everything, since the server reports too much: as long as it asks, and longer each time.
 
         Args:
             departure: the refused request; refusals of one burst count once.
-            retry_after: seconds, if the server gave them.
+            retry_after: seconds, if the server stated them.
         """
         now = self._clock()
         if departure.at > self._decreased_at:
             self._decreased_at = now
             self._limit = max(1.0, self._limit * DECREASE)
             self.refusals += 1
-            if retry_after is None or self.refusals > 1:  # asking as often as the server says did not help
+            if retry_after is None or self.refusals > 1:  # the pause that the server asked for did not help
                 backoff = min(FIRST_BACKOFF_SECONDS * 2.0 ** (self.refusals - 1), LONGEST_BACKOFF_SECONDS)
                 self._pause(now + backoff, "the server gets too many requests")
         if retry_after is not None:
             self._pause(now + retry_after, "the server asked for it")
 
     def waiting(self) -> str:
-        """Say what is being waited for, if it is more than the answers themselves."""
+        """Return what is being waited for, if it is more than the answers themselves."""
         now = self._clock()
         if self.paused_until > now:
             return f"paused for {self.paused_until - now:.0f} s, {self._pause_reason}"
@@ -131,7 +131,7 @@ class Pacer:
         return ""
 
     def _next_by_tokens(self, now: float, tokens: int) -> float:
-        """Give when so many tokens more fit into the minute; a request above the limit goes alone."""
+        """Return when this many more tokens fit into the minute; a request above the limit is sent alone."""
         if not self.tokens_per_minute:
             return now
         while self._last_minute and self._last_minute[0].at <= now - SPACING * MINUTE:
@@ -150,7 +150,7 @@ class Pacer:
 
 
 def retry_after_seconds(headers: Mapping[str, str], now: float | None = None) -> float | None:
-    """Read how long the server wants to be left alone: ``retry-after-ms``, or ``retry-after`` in seconds or as a date.
+    """Read how long the server asks to wait: ``retry-after-ms``, or ``retry-after`` in seconds or as a date.
 
     Args:
         headers: looked up by lower-case names.

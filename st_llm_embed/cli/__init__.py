@@ -7,15 +7,13 @@ import sys
 import typer
 
 from st_llm_embed.cli import (
-    ablation,
     check,
-    distillation,
-    encoding,
+    distill,
+    encode,
     evaluation,
-    export,
     publish,
     recipes,
-    runs,
+    run,
     synthesis,
 )
 from st_llm_embed.errors import InputError
@@ -28,15 +26,13 @@ app = typer.Typer(
 )
 app.add_typer(recipes.app, name="recipes")
 for commands in (
-    runs.app,
+    run.app,
     synthesis.app,
     evaluation.app,
-    export.app,
     check.app,
     publish.app,
-    encoding.app,
-    distillation.app,
-    ablation.app,
+    encode.app,
+    distill.app,
 ):
     app.add_typer(commands)
 

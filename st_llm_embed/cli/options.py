@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
 
 from st_llm_embed.errors import InputError
-from st_llm_embed.recipe import shipped_recipes
+from st_llm_embed.processes import is_first_process
+from st_llm_embed.recipe import Recipe, shipped_recipes
 
 Choice = TypeVar("Choice", bound=str)
 
@@ -29,18 +29,50 @@ OutputDir = Annotated[
 ]
 
 
+def load_recipe(
+    command: str, recipe: str | None, overrides: list[str] | None, output_dir: Path | None, *, example: str = "demo"
+) -> tuple[Recipe, Path]:
+    """Load the recipe that a command was given.
+
+    Returns:
+        The recipe, and the folder of its run.
+
+    Raises:
+        InputError: no recipe was given, or it cannot be used.
+    """
+    resolved = Recipe.load(required(recipe, command, example), overrides or [])
+    return resolved, run_folder(resolved.name, output_dir)
+
+
+def check_and_print(recipe: Recipe, check: Callable[[Recipe], object]) -> None:
+    """Do what --dry-run does: check a recipe and print it, every default written out."""
+    check(recipe)
+    sys.stdout.write(recipe.to_yaml())
+
+
+def print_contents(folder: Path, contents: Mapping[str, str]) -> None:
+    """Print the paths of what a command wrote, as far as they are there, and what each is."""
+    for name, content in contents.items():
+        if (folder / name).exists():
+            typer.echo(f"{folder / name}  {content}")
+
+
 def required(recipe: str | None, command: str, example: str = "demo") -> str:
-    """Give the recipe's name; without one, say which there are."""
+    """Return the recipe's name; without one, raise an InputError that lists them."""
     if recipe is None:
         raise InputError(
             f"{command} needs a recipe: a shipped one ({', '.join(shipped_recipes())}) or the path of a .yaml file. "
-            f"To see the whole path in minutes, without network or GPU: st-llm-embed {command} {example}."
+            f"To see the whole path in minutes, without network or GPU, run: st-llm-embed {command} {example}."
         )
     return recipe
 
 
 def one_of(value: str, allowed: tuple[Choice, ...], option: str) -> Choice:
-    """Give the value, which has to be one of those that the option takes."""
+    """Return the value if the option allows it.
+
+    Raises:
+        InputError: it does not.
+    """
     for one in allowed:
         if one == value:
             return one
@@ -48,35 +80,22 @@ def one_of(value: str, allowed: tuple[Choice, ...], option: str) -> Choice:
 
 
 def listed(names: str | None) -> list[str]:
-    """Split names at commas."""
+    """Return the names in a comma-separated list."""
     return [name.strip() for name in (names or "").split(",") if name.strip()]
 
 
-def parsed_parameters(assignments: Sequence[str]) -> dict[str, Any]:
-    """Read `KEY=VALUE` parameters of a request; a value is JSON, or else a text.
-
-    Raises:
-        InputError: one has no equals sign.
-    """
-    parameters: dict[str, Any] = {}
-    for assignment in assignments:
-        key, found, value = assignment.partition("=")
-        if not key or not found:
-            raise InputError(f"--parameter is {assignment!r}; it has to look like dimensions=256.")
-        try:
-            parameters[key] = json.loads(value)
-        except ValueError:
-            parameters[key] = value
-    return parameters
-
-
 def run_folder(name: str, output_dir: Path | None) -> Path:
-    """Give the folder of a run: that of --output-dir, or one of the recipe's name."""
+    """Return the folder of a run: that of --output-dir, or one named after the recipe."""
     return output_dir or Path("runs") / name
 
 
 def configure_logging() -> None:
-    """Show the package's own progress and the bars of training and encoding; silence those of loading and saving."""
+    """Show the package's own progress and the bars of training and encoding; silence those of loading and saving.
+
+    Under torchrun only the first process shows anything.
+    """
+    if not is_first_process():
+        return
     import datasets
     from transformers.utils import logging as transformers_logging
 
@@ -86,7 +105,7 @@ def configure_logging() -> None:
 
 
 def log_to_stderr() -> None:
-    """Show the package's own progress."""
+    """Show the package's log."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     package_logger = logging.getLogger("st_llm_embed")

@@ -1,4 +1,4 @@
-"""The command that publishes a run or a saved model."""
+"""The commands that export a model to other runtimes and publish a run or a saved model."""
 
 from __future__ import annotations
 
@@ -7,17 +7,42 @@ from typing import Annotated
 
 import typer
 
-from st_llm_embed.cli.options import log_to_stderr, run_folder
+from st_llm_embed.cli.options import configure_logging, listed, log_to_stderr, run_folder
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import Recipe
 
 app = typer.Typer()
 
-CONTENTS = {
-    "dataset": "the rows",
-    "adapter": "the LoRA adapter alone",
-    "model": "the model",
-}
+CONTENTS = {"dataset": "the rows", "adapter": "the LoRA adapter alone", "model": "the model"}
+
+
+@app.command("export")
+def export_command(
+    model: Annotated[str, typer.Argument(help="Release folder of a run, or folder or Hub id of a merged embedder.")],
+    *,
+    to: Annotated[str, typer.Option(metavar="A,B,...", help="Any of portable, onnx, gguf.")],
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Gets a folder for each format.", show_default="runs/export/<model>")
+    ] = None,
+    quantize: Annotated[
+        str, typer.Option(metavar="A,B,...", help="int8 (onnx), q8_0 and q4_0 (gguf), beside the full weights.")
+    ] = "",
+) -> None:
+    """Export an embedder to other runtimes, each compared with the model before it is kept."""
+    configure_logging()
+    from st_llm_embed.export import export_model
+
+    for done in export_model(model, listed(to), output_dir, quantize=listed(quantize)):
+        found = done.verification
+        compared = (
+            "not compared"
+            if found is None
+            else f"lowest cosine {found.worst_cosine:.6f}, largest difference {found.largest_difference:.1e} over "
+            f"{len(found.rows)} texts"
+        )
+        typer.echo(f"{done.format}: {done.folder} ({compared})")
+        for kind, cosine in done.quantized.items():
+            typer.echo(f"  {kind}: {'not compared' if cosine is None else f'lowest cosine {cosine:.4f}'}")
 
 
 @app.command()
@@ -36,7 +61,7 @@ def publish(
     ] = False,
     tag: Annotated[str | None, typer.Option(metavar="V1", help="Tag the commit in each repository.")] = None,
 ) -> None:
-    """Publish model, adapter and rows on the Hugging Face Hub. Run it again to go on after a stop."""
+    """Publish model, adapter and rows on the Hugging Face Hub. Run it again to resume after an interruption."""
     folder = _folder(source)
     log_to_stderr()
     from st_llm_embed.publishing.publish import publish as publish_folder
@@ -46,7 +71,7 @@ def publish(
 
 
 def _folder(source: str) -> Path:
-    """Find the folder; of a recipe the one that a run without --output-dir writes."""
+    """Return the folder; of a recipe the one that a run without --output-dir writes."""
     if Path(source).is_dir():
         return Path(source)
     folder = run_folder(Recipe.load(source).name, None)

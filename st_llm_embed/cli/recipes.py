@@ -16,7 +16,7 @@ app = typer.Typer(help="List, show and copy the shipped recipes.", no_args_is_he
 
 @app.command("list")
 def list_recipes() -> None:
-    """Print the name of each shipped recipe and what it makes."""
+    """List the shipped recipes with their descriptions."""
     for name in shipped_recipes():
         typer.echo(f"{name:22} {Recipe.load(name).description}")
 
@@ -26,7 +26,7 @@ def show_recipe(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or the path of a .yaml file.")],
     overrides: Overrides = None,
 ) -> None:
-    """Print a recipe: as written, with its comments, or resolved where --set is given."""
+    """Print a recipe: with its comments, or with --set, resolved."""
     typer.echo(Recipe.load(recipe, overrides).to_yaml() if overrides else recipe_text(recipe))
 
 
@@ -35,7 +35,7 @@ def copy_recipe(
     name: Annotated[str, typer.Argument(help="A shipped recipe's name.")],
     to: Annotated[Path | None, typer.Option(help="The new file, .yaml or .yml.", show_default="NAME.yaml")] = None,
 ) -> None:
-    """Start a recipe of your own: a shipped one with its comments, the file's name, and no description or limits."""
+    """Copy a shipped recipe to start your own: named after the file, without description and limitations."""
     target = to or Path(f"{name}.yaml")
     content = recipe_to_start_from(name, target)
     with explained(f"{target} cannot be written", "Choose another file with --to."):

@@ -38,20 +38,22 @@ def synthesize(
     push_to: PushTo = None,
     private: Private = False,
 ) -> None:
-    """Have an LLM write the rows: requests, journal, filters, dataset. Run it again to go on after a stop."""
+    """Have an LLM write the rows: requests, journal, filters, dataset. Run it again to resume."""
     resolved = _recipe_to_push(required(recipe, "synthesize"), overrides, push_to)
     if estimate is not None and (estimate < 1 or dry_run):
         raise InputError(
-            f"--estimate is {estimate}{' beside --dry-run' if dry_run else ''}; give the number of requests to send "
-            "for each step, 20 or more for a useful projection, and no --dry-run, which sends nothing."
+            f"--estimate is {estimate}{' beside --dry-run' if dry_run else ''}; it takes the number of requests to "
+            "send for each step, 20 or more for a useful projection, and excludes --dry-run, which sends nothing."
         )
     log_to_stderr()
     folder = run_folder(resolved.name, output_dir)
-    from st_llm_embed.pipeline import check_data, planned_prompts, run_estimate, run_synthesis
+    from st_llm_embed.pipeline import check_data, run_estimate, run_synthesis, synthesis_of
+    from st_llm_embed.synthesis.generate import planned_prompts
 
     if dry_run:
+        prompts = planned_prompts(synthesis_of(resolved))
         check_data(resolved)
-        typer.echo("\n\n".join(planned_prompts(resolved)))
+        typer.echo("\n\n".join(prompts))
     elif estimate is not None:
         _print_projections(run_estimate(resolved, folder, estimate))
     else:
@@ -68,7 +70,7 @@ def reparse(
     push_to: PushTo = None,
     private: Private = False,
 ) -> None:
-    """Make the dataset anew of the answers in the journal, with this recipe's filters. No LLM is asked or paid."""
+    """Make the dataset again of the answers in the journal, with this recipe's filters. No LLM is asked or paid."""
     resolved = _recipe_to_push(required(recipe, "reparse"), overrides, push_to)
     log_to_stderr()
     folder = run_folder(resolved.name, output_dir)

@@ -1,16 +1,14 @@
 """Texts of evaluation sets that must not be trained on.
 
 The paper (appendix B) compares training and evaluation texts ignoring case and spacing, and reports matches of
-low-entropy texts, such as labels and single words, apart. Here punctuation is ignored too, and one word may differ.
+low-entropy texts, such as labels and single words, separately. Here punctuation is ignored as well, and one word may
+differ.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
 import unicodedata
-import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -19,10 +17,12 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
+from st_llm_embed.data.files import file_ending, files_in, read_values
 from st_llm_embed.errors import InputError
 
-SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
-"""Files that evaluation texts are read from."""
+ENDINGS = (".txt", ".jsonl", ".json", ".parquet")
+"""Of files that evaluation texts are read from, `.gz` omitted."""
+ALLOWED = f"{', '.join(ENDINGS)}, or one of these with .gz"
 
 LEAST_COMMON_WORDS = 5
 """Texts with fewer words in common are low-entropy. Sentences in 12 languages against public evaluation sets: those of
@@ -65,7 +65,7 @@ class EvaluationTexts:
     """An index of evaluation texts: hashes, sorted; about 12 bytes for each word of each text.
 
     Texts are compared as words without case, punctuation and spacing (NFKC, casefold); each character of a script
-    without spaces is a word. For an edit of one word, a text of w words is hashed w times with one word left out.
+    without spaces is a word. For an edit of one word, a text of w words is hashed w times with one word omitted.
     """
 
     def __init__(self, texts: Iterable[tuple[str, Path]]) -> None:
@@ -89,9 +89,9 @@ class EvaluationTexts:
 
     @classmethod
     def read(cls, paths: Sequence[Path]) -> Self:
-        """Read all texts of files, or of all files in folders that end in one of SUFFIXES.
+        """Read all texts of files, or of all files in folders with one of ENDINGS.
 
-        A .txt file has one text a line. Of the other formats every string is a text, also inside lists and objects.
+        A .txt file has one text a line. In the other formats every string is a text, also inside lists and objects.
 
         Raises:
             InputError: a path does not exist, cannot be read as what its name says, or holds no text.
@@ -99,7 +99,7 @@ class EvaluationTexts:
         return cls((text, file) for path in paths for file in _files_of(Path(path)) for text in _texts_of(file))
 
     def match(self, text: str) -> Match | None:
-        """Say whether a text is an evaluation text, as it is or with one word replaced, inserted or left out."""
+        """Return what a text has in common with an evaluation text: all of it, or all but one word."""
         words = _words(text)
         if not words:
             return None
@@ -111,7 +111,7 @@ class EvaluationTexts:
         total, without = _without_each(words)
         candidates = (
             self._lacking.find(_at_position(without)),  # a word is replaced
-            self._lacking.find(_at_position(np.repeat(total, len(words) + 1))),  # a word is left out, at any position
+            self._lacking.find(_at_position(np.repeat(total, len(words) + 1))),  # a word is omitted, at any position
             self._whole.find(without),  # a word is inserted
         )
         found = [file for file in candidates if file is not None]
@@ -121,7 +121,7 @@ class EvaluationTexts:
 
 
 def strings_in(value: Any) -> Iterator[str]:
-    """Give a string, or every string inside lists and objects."""
+    """Yield a string, or every string inside lists and objects."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list):
@@ -139,7 +139,7 @@ class _SortedHashes(NamedTuple):
     files: np.ndarray
 
     def find(self, wanted: np.ndarray) -> int | None:
-        """Give the least file number among the wanted hashes that are here."""
+        """Return the least file number among the wanted hashes that are here."""
         if not len(self.hashes):
             return None
         places = np.minimum(np.searchsorted(self.hashes, wanted), len(self.hashes) - 1)
@@ -160,14 +160,14 @@ class _GatheredHashes:
         self._files.extend([file] * len(hashes))
 
     def sorted(self) -> _SortedHashes:
-        """Give what was added, sorted."""
+        """Return what was added, sorted."""
         hashes, files = np.asarray(self._hashes), np.asarray(self._files)
         order = np.argsort(hashes, kind="stable")
         return _SortedHashes(hashes[order], files[order])
 
 
 class _Folding(dict[int, str]):
-    """Gives what a character becomes before texts are compared; filled as characters are met."""
+    """What a character becomes before texts are compared; filled as characters are met."""
 
     def __missing__(self, code: int) -> str:
         character = chr(code)
@@ -182,7 +182,7 @@ class _Folding(dict[int, str]):
         return folded
 
 
-# casefold knows nothing of Turkish, where the capital of a dotless i is I and that of an i has a dot above.
+# casefold ignores Turkish, where the capital of a dotless i is I and that of an i has a dot above.
 _FOLDING = _Folding({ord("\N{LATIN SMALL LETTER DOTLESS I}"): "i", ord("\N{COMBINING DOT ABOVE}"): ""})
 
 
@@ -193,7 +193,7 @@ def _words(text: str) -> list[str]:
 
 
 def _characters_per_word(character: str) -> int:
-    """About how many characters of an unspaced script make a word, 1 for all other scripts."""
+    """Return about how many characters of an unspaced script make a word, 1 for all other scripts."""
     code = ord(character)
     return next((count for first, last, count in _UNSPACED if first <= code <= last), 1)
 
@@ -237,70 +237,22 @@ def _at_position(hashes: np.ndarray) -> np.ndarray:
 
 def _files_of(path: Path) -> list[Path]:
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES) and file.is_file())
+        files = files_in(path, ENDINGS)
         if not files:
-            raise InputError(
-                f"The folder of evaluation texts {path} has no file that ends in {', '.join(SUFFIXES)}. Give a folder "
-                f"with such files, or the files themselves."
-            )
+            raise InputError(f"The folder of evaluation texts {path} has no file that ends in {ALLOWED}.")
         return files
     if not path.is_file():
         raise InputError(f"There is no file or folder of evaluation texts {path}. Check the path.")
-    if not path.name.endswith(SUFFIXES):
-        raise InputError(
-            f"The file of evaluation texts {path} has to end in {', '.join(SUFFIXES)}. Convert it, for example to a "
-            f".txt file with one text a line."
-        )
+    if file_ending(path) not in ENDINGS:
+        raise InputError(f"The file of evaluation texts {path} has to end in {ALLOWED}.")
     return [path]
 
 
 def _texts_of(file: Path) -> Iterator[str]:
-    import pyarrow as pa
-
     has_text = False
-    try:
-        for text in _texts_of_parquet(file) if file.suffix == ".parquet" else _texts_of_lines(file):
+    for value in read_values(file):
+        for text in strings_in(value):
             has_text = has_text or bool(text.strip())
             yield text
-    except (OSError, EOFError, zlib.error, ValueError, RecursionError, pa.ArrowException) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error) or type(error).__name__
-        raise InputError(
-            f"The evaluation texts in {file} cannot be read: {reason}. A .txt file has one text a line, a .jsonl file "
-            f"one JSON value a line, both in UTF-8; .gz and .parquet say what the file is. Mend or remove the file."
-        ) from error
     if not has_text:
         raise InputError(f"The file of evaluation texts {file} holds no text. Remove it or give another one.")
-
-
-def _texts_of_lines(file: Path) -> Iterator[str]:
-    opened = gzip.open if file.suffix == ".gz" else open
-    with opened(file, "rt", encoding="utf-8-sig") as lines:
-        if file.suffix == ".txt":
-            yield from lines
-            return
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line)
-            except json.JSONDecodeError as error:
-                if number > 1 or ".jsonl" in file.suffixes:
-                    raise InputError(
-                        f"The evaluation texts in {file} cannot be read: line {number} is not JSON: {error}. Write "
-                        f"one JSON value a line, or mend the file."
-                    ) from error
-                lines.seek(0)
-                yield from strings_in(json.loads(lines.read()))
-                return
-            yield from strings_in(value)
-
-
-def _texts_of_parquet(file: Path) -> Iterator[str]:
-    from pyarrow import parquet
-
-    with parquet.ParquetFile(file) as table:
-        for batch in table.iter_batches(batch_size=1_000):
-            for column in batch.columns:
-                yield from strings_in(column.to_pylist())

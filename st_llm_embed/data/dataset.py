@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -58,14 +58,23 @@ def config_of(row: Row) -> str:
     return f"{row.task_type}-{'pairs' if row.negative is None else 'triplets'}"
 
 
-def check_rows(path: Path, validation_fraction: float) -> None:
+def task_type_of(configuration: str) -> str:
+    """Return the task type, or the name of the source, that a configuration's rows are of."""
+    return configuration.removesuffix("-pairs").removesuffix("-triplets")
+
+
+def check_rows(path: Path, validation_fraction: float) -> Counter[tuple[str, Split]]:
     """Read a file of rows once without keeping it.
 
+    Returns:
+        The number of rows by (configuration, split).
+
     Raises:
-        InputError: the file is empty, a line is no row, nothing is left to train on, or nothing is held out.
+        InputError: the file is empty, a line is not a row, nothing is left to train on, or nothing is held out.
     """
     sizes = Counter((config_of(row), split_of(row, validation_fraction)) for row in read_rows(path))
     check_sizes(sizes, validation_fraction, str(path))
+    return sizes
 
 
 def check_sizes(counts: Counter[tuple[str, Split]], validation_fraction: float, source: str) -> None:
@@ -164,39 +173,53 @@ def negative_columns(names: Iterable[str]) -> list[str]:
     )
 
 
+class DatasetWriter:
+    """Writes rows to `<directory>/<configuration>/<split>.parquet`, some at a time; a context manager."""
+
+    def __init__(self, directory: Path, metadata: pa.Schema = METADATA_SCHEMA) -> None:
+        """Write into a directory; `metadata` has the columns besides the texts."""
+        self.counts: Counter[tuple[str, Split]] = Counter()
+        self._directory, self._metadata = directory, metadata
+        self._buffers: dict[tuple[str, Split], list[dict[str, Any]]] = {}
+        self._writers: dict[tuple[str, Split], pq.ParquetWriter] = {}
+
+    def add(self, part: tuple[str, Split], row: dict[str, Any]) -> None:
+        """Add a row; all of a configuration have the text columns of its first."""
+        buffer = self._buffers.setdefault(part, [])
+        buffer.append(row)
+        self.counts[part] += 1
+        if len(buffer) == ROWS_PER_GROUP:
+            self._flush(part)
+
+    def _flush(self, part: tuple[str, Split]) -> None:
+        if not (buffer := self._buffers[part]):
+            return
+        if part not in self._writers:
+            texts = [name for name in buffer[0] if is_text_column(name)]
+            schema = pa.schema([*((name, pa.string()) for name in texts), *self._metadata])
+            folder = self._directory / part[0]
+            folder.mkdir(parents=True, exist_ok=True)
+            self._writers[part] = pq.ParquetWriter(folder / f"{part[1]}.parquet", schema)
+        self._writers[part].write_table(pa.Table.from_pylist(buffer, schema=self._writers[part].schema))
+        buffer.clear()
+
+    def __enter__(self) -> Self:
+        """Return the writer."""
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        """Write what is left, unless an error ended the block, and close the files."""
+        try:
+            for part in self._buffers if error is None else ():
+                self._flush(part)
+        finally:
+            for writer in self._writers.values():
+                writer.close()
+
+
 def _write(rows: Iterable[tuple[Row, tuple[str, Split]]], directory: Path) -> Counter[tuple[str, Split]]:
-    counts: Counter[tuple[str, Split]] = Counter()
-    buffers: dict[tuple[str, Split], list[dict[str, Any]]] = {}
-    writers: dict[tuple[str, Split], pq.ParquetWriter] = {}
-    try:
+    with DatasetWriter(directory) as writer:
         for row, part in rows:
-            buffer = buffers.setdefault(part, [])
             structs = {"attributes": row.attributes.model_dump(), "quality": row.quality.model_dump()}
-            buffer.append(row.model_dump(exclude_none=True) | structs)
-            counts[part] += 1
-            if len(buffer) == ROWS_PER_GROUP:
-                _flush(part, buffer, writers, directory)
-        for part, buffer in buffers.items():
-            _flush(part, buffer, writers, directory)
-    finally:
-        for writer in writers.values():
-            writer.close()
-    return counts
-
-
-def _flush(
-    part: tuple[str, Split],
-    buffer: list[dict[str, Any]],
-    writers: dict[tuple[str, Split], pq.ParquetWriter],
-    directory: Path,
-) -> None:
-    if not buffer:
-        return
-    if part not in writers:
-        texts = [name for name in ("anchor", "positive", "negative") if name in buffer[0]]
-        schema = pa.schema([*((name, pa.string()) for name in texts), *METADATA_SCHEMA])
-        folder = directory / part[0]
-        folder.mkdir(parents=True, exist_ok=True)
-        writers[part] = pq.ParquetWriter(folder / f"{part[1]}.parquet", schema)
-    writers[part].write_table(pa.Table.from_pylist(buffer, schema=writers[part].schema))
-    buffer.clear()
+            writer.add(part, row.model_dump(exclude_none=True) | structs)
+    return writer.counts

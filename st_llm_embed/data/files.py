@@ -1,128 +1,197 @@
-"""Public and local sets of pairs, mapped to rows: what the paper adds to its synthetic data (section 4.1)."""
+"""The one reader of .txt, .jsonl, .csv and .parquet files and of Hub datasets, streamed.
+
+Local files are read with the standard library and pyarrow: `datasets` guesses types, so that a text 007 becomes 7.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Iterator
+import csv
+import gzip
+import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
-from datasets import Dataset, IterableDataset, load_dataset
-
-from st_llm_embed.data.rows import Row, content_hash
 from st_llm_embed.errors import InputError, explained, shown
-from st_llm_embed.instructions import TRAINING_SET_INSTRUCTIONS
-from st_llm_embed.recipe import TASK_TYPES, Source
 
-logger = logging.getLogger(__name__)
+RECORD_FILES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
+"""Endings of files of records, `.gz` omitted."""
 
-BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
-"""File name endings, `.gz` left away, and the loader of `datasets` that reads them."""
+ALLOWED = (
+    f"Allowed are a {', '.join(RECORD_FILES)} file (or one of these with .gz), a folder of files of one of these "
+    "kinds, and the id of a dataset on the Hugging Face Hub."
+)
 
+RECORDS_AT_ONCE = 1_000
+"""Records of a parquet file in memory at a time."""
 
-def read_source(name: str, source: Source) -> Iterator[Row]:
-    """Give the rows of one source, mapped to anchor, positive and negative, and sampled.
-
-    Whether a record is in the sample depends on its place in the source alone, so a larger ratio keeps what a smaller
-    one had. A record without an anchor or a positive is left out.
-
-    Raises:
-        InputError: the source cannot be read, lacks a column that is mapped, or gives no row.
-    """
-    wordings = (source.instruction,) if source.instruction else TRAINING_SET_INSTRUCTIONS.get(name)
-    if wordings is None:
-        raise InputError(
-            f"data.sources.{name} has no instruction. Give one; only {', '.join(TRAINING_SET_INSTRUCTIONS)} have one "
-            "by their names."
-        )
-    count = left_out = 0
-    for place, record in enumerate(_records(name, source)):
-        key = content_hash(name, str(place))
-        if int(key, 16) >= source.ratio * 2**64:
-            continue
-        texts = {side: _text(record, column, name, side) for side, column in source.columns.items()}
-        if not texts["anchor"] or not texts["positive"] or texts.get("negative") == texts["positive"]:
-            left_out += 1
-            continue
-        count += 1
-        yield Row(
-            anchor=texts["anchor"],
-            positive=texts["positive"],
-            negative=texts.get("negative") or None,
-            instruction=wordings[int(key[::-1], 16) % len(wordings)],
-            task_type=source.task_type,
-            language=source.language,
-            generator=source.path,
-            key=key,
-        )
-    if count == 0:
-        raise InputError(
-            f"data.sources.{name} gives no rows: {left_out} records had no anchor or no positive. Check its columns."
-        )
-    logger.info("%s: %d rows, %d records left out", name, count, left_out)
+csv.field_size_limit(2**31 - 1)  # by default a cell of more than 128 KiB is refused
 
 
-def check_source(name: str, source: Source) -> None:
-    """Check a source of a local file by its first row; one of the Hub is checked when it is downloaded.
+def read_values(path: Path) -> Iterator[Any]:
+    """Yield what a local file holds, one at a time: lines of .txt, JSON values, or records of .csv, .tsv, .parquet.
+
+    A .json file holds JSON values, one a line, or one array, whose items are yielded. Cells of .csv are texts.
 
     Raises:
-        InputError: the name is taken, or the source cannot be used.
+        InputError: the file cannot be read as what its name says; the line is named.
     """
-    if any(name.startswith(task_type) for task_type in TASK_TYPES) or name in ("tasks", "rejected", "plots"):
-        raise InputError(
-            f"data.sources.{name}: this name is taken by rows that an LLM wrote. Call the source otherwise."
-        )
-    if Path(source.path).is_file() or source.path.startswith(("/", ".")):
-        next(read_source(name, source))
+    for _, value in _numbered_values(path):
+        yield value
 
 
-def _records(name: str, source: Source) -> Iterable[dict[str, Any]]:
-    path = Path(source.path)
-    advice = (
-        f"data.sources.{name}.path takes the path of a {', '.join(BUILDERS)} file (or one of these with .gz), or the "
-        "id of a dataset on the Hugging Face Hub, with config, split and revision."
-    )
-    ending = file_ending(path)
-    loaded: Dataset | IterableDataset
-    with explained(f"data.sources.{name}: {source.path} cannot be loaded", advice):
-        if path.is_file() and ending in BUILDERS:
-            options = {"delimiter": "\t"} if ending == ".tsv" else {}
-            # Streamed, so that nothing is copied into the cache of `datasets`.
-            loaded = cast(
-                IterableDataset,
-                load_dataset(BUILDERS[ending], data_files=str(path), split="train", streaming=True, **options),  # ty: ignore[no-matching-overload]
-            )
-        elif path.exists() or source.path.startswith(("/", ".")):
-            raise InputError(f"data.sources.{name}: {source.path} is no such file. {advice}")
-        elif source.file is not None and file_ending(Path(source.file)) in BUILDERS:
-            # Not by the repository's name: many older ones hold a loading script, which `datasets` refuses.
-            address = f"hf://datasets/{source.path}@{source.revision or 'main'}/{source.file}"
-            loaded = load_dataset(BUILDERS[file_ending(Path(source.file))], data_files=address, split="train")
-        elif source.file is not None:
-            raise InputError(
-                f"data.sources.{name}.file is {shown(source.file)}; it takes the path of a {', '.join(BUILDERS)} file "
-                "(or one of these with .gz) in the repository, or a pattern such as data/train-*.parquet."
-            )
-        else:
-            loaded = load_dataset(source.path, source.config, split=source.split, revision=source.revision)
-        yield from loaded
+def read_records(
+    path: str, *, config: str | None = None, file: str | None = None, split: str = "train", revision: str | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield the records of a local file, of a folder's files, or of a Hub dataset; each time in the same order.
+
+    Args:
+        path: a file, a folder of files of one kind, or the id of a dataset on the Hub.
+        config: configuration of a Hub dataset.
+        file: file of a Hub dataset, or a pattern of several, in place of `config` and `split`.
+        split: split of a Hub dataset.
+        revision: branch, tag or commit of a Hub dataset.
+
+    Raises:
+        InputError: there is no such file or dataset, or it holds something else than records; the line is named.
+    """
+    local = Path(path)
+    if local.exists():
+        files = files_in(local, RECORD_FILES) if local.is_dir() else [local]
+    elif path.startswith(("/", ".")) or path.count("/") > 1 or file_ending(local) in RECORD_FILES:
+        raise InputError(f"There is no folder or file {path}. {ALLOWED}")
+    elif file is None:
+        from datasets import load_dataset
+
+        with explained(f"The dataset {path!r} cannot be loaded", ALLOWED):
+            loaded = load_dataset(path, config, split=split, revision=revision)
+        yield from cast(Iterator[dict[str, Any]], loaded)
+        return
+    else:
+        files = _repository_files(path, file, revision)
+    endings = {file_ending(one) for one in files}
+    if len(endings) != 1 or not endings <= set(RECORD_FILES):
+        raise InputError(f"{path} holds no files of records, or files of several kinds. {ALLOWED}")
+    for one in files:
+        for number, value in _numbered_values(one):
+            if not isinstance(value, dict):
+                raise InputError(f"{one}, line {number} is {shown(value)}. Write one JSON object a line.")
+            yield value
+
+
+def read_texts(path: Path) -> Iterator[str]:
+    """Yield the texts of a local file without space around them: lines of .txt, or the key text of records.
+
+    Blank lines are omitted.
+
+    Raises:
+        InputError: the file cannot be read, or a record has no text; the line is named.
+    """
+    for number, value in _numbered_values(path):
+        text = value.get("text") if isinstance(value, dict) else value if file_ending(path) == ".txt" else None
+        if isinstance(text, str) and text.strip():
+            yield text.strip()
+        elif file_ending(path) != ".txt":
+            raise InputError(f'{path}, line {number} holds no text. Write {{"text": "..."}}, one object a line.')
+
+
+def read_text(path: Path) -> str:
+    """Return the content of a UTF-8 text file, a byte order mark omitted.
+
+    Raises:
+        InputError: it cannot be read; a line that is not UTF-8 is named.
+    """
+    with explained(f"{path} cannot be read", "Give a text file that you may read."):
+        return "".join(_lines(path))
 
 
 def file_ending(path: Path) -> str:
-    """Give the ending of a file's name, `.gz` left away."""
-    return next((suffix for suffix in reversed(path.suffixes) if suffix != ".gz"), "")
+    """Return the ending of a file's name in small letters, `.gz` omitted."""
+    return next((suffix.lower() for suffix in reversed(path.suffixes) if suffix.lower() != ".gz"), "")
 
 
-def _text(record: dict[str, Any], column: str, name: str, side: str) -> str:
-    """Give one text of a record: a column, or a template of columns such as ``{title} {text}`` or ``{pos[0]}``."""
-    try:
-        value = column.format_map(record) if "{" in column else record[column]
-    except IndexError:  # an empty list of passages
-        return ""
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"data.sources.{name}.columns.{side} is {column!r}, which a record does not have ({error}); it has "
-            f"{shown(list(record))}. Give the name of a column, or a template such as '{{title}} {{text}}' or "
-            "'{passages[0][text]}'."
-        ) from error
-    return "" if value is None else str(value).strip()
+def files_in(folder: Path, endings: tuple[str, ...]) -> list[Path]:
+    """Return the files in and below a folder that are not hidden, in the same order on every machine."""
+    found = [
+        path
+        for path in folder.rglob("*")
+        if file_ending(path) in endings
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _numbered_values(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield each value of a file with the number of its line, or of its record in a parquet file, from 1 on."""
+    ending = file_ending(path)
+    with explained(f"{path} cannot be read", "Give a file that is what its name says, and that you may read."):
+        if ending == ".parquet":
+            import pyarrow.parquet as pq
+
+            with _opened(path) as file, pq.ParquetFile(cast(Any, file)) as table:
+                batches = table.iter_batches(batch_size=RECORDS_AT_ONCE)
+                yield from enumerate((record for batch in batches for record in batch.to_pylist()), start=1)
+        elif ending in (".csv", ".tsv"):
+            reader = csv.DictReader(_lines(path), delimiter="\t" if ending == ".tsv" else ",")
+            for record in reader:
+                if None in record:
+                    raise InputError(f"{path}, line {reader.line_num} has more cells than the first line has names.")
+                yield reader.line_num, record
+        elif ending in (".json", ".jsonl"):
+            yield from _json_values(path, may_be_whole=ending == ".json")
+        elif ending == ".txt":
+            yield from ((number, line.rstrip("\r\n")) for number, line in enumerate(_lines(path), start=1))
+        else:
+            raise InputError(f"{path} is not a .txt, {', '.join(RECORD_FILES)} file (or one of these with .gz).")
+
+
+def _json_values(path: Path, *, may_be_whole: bool) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            if not may_be_whole:
+                raise InputError(
+                    f"{path}, line {number} is not JSON: {error}. Write one JSON value a line, or fix the line."
+                ) from error
+            value = json.loads("".join(_lines(path)))
+            yield from ((number, item) for item in (value if isinstance(value, list) else [value]))
+            return
+        if may_be_whole and isinstance(value, list):
+            yield from ((number, item) for item in value)
+        else:
+            yield number, value
+        may_be_whole = False
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a UTF-8 file with their ends, a byte order mark omitted."""
+    with _opened(path) as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"{path}, line {number} is not UTF-8. Save the text as UTF-8, and unpack a compressed file."
+                ) from error
+
+
+def _opened(path: Path) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+def _repository_files(name: str, pattern: str, revision: str | None) -> list[Path]:
+    """Download files of a Hub dataset; not by `datasets`, which refuses repositories with a loading script."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import filter_repo_objects
+
+    with explained(f"The dataset {name!r} cannot be loaded", ALLOWED):
+        folder = Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=pattern))
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    files = [paths[one] for one in sorted(filter_repo_objects(paths, allow_patterns=pattern))]
+    if not files:
+        raise InputError(f"No file of the dataset {name!r} is called {pattern!r}. Give the path of one, or a pattern.")
+    return files

@@ -1,7 +1,7 @@
 """Hard negatives for the rows of a written dataset that lack them.
 
 What sentence-transformers' mine_hard_negatives does, with the same limits, for rows that each have their own
-instruction, in bounded memory, without losing a row or its metadata, and with a report of what was dropped.
+instruction, in bounded memory, without losing a row or its metadata, and with counts of what was dropped.
 
 A row's candidates are the documents, positives and negatives, of its configuration and split. Documents that differ in
 case and spacing only are one. Rows of the same anchor and instruction are one query: none of their positives becomes a
@@ -10,31 +10,43 @@ negative of another, and the limits are those of the least similar of them, as i
 
 from __future__ import annotations
 
-import heapq
 import json
 import shutil
 from array import array
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from sentence_transformers.util import load_file_path
 from tqdm.auto import tqdm
 
-from st_llm_embed.data.dataset import MINING_REPORT, ROWS_PER_GROUP, Split, negative_columns
+from st_llm_embed.data.dataset import (
+    MINING_REPORT,
+    ROWS_PER_GROUP,
+    DatasetWriter,
+    Split,
+    negative_columns,
+    task_type_of,
+)
 from st_llm_embed.data.nearest import nearest_documents, pair_scores
 from st_llm_embed.data.rows import content_hash, fold
 from st_llm_embed.data.vectors import VectorFolder
-from st_llm_embed.recipe import Mining
+from st_llm_embed.errors import InputError, explained, shown
+from st_llm_embed.modules import LLMSentenceTransformer
+from st_llm_embed.recipe import BASE, Mining
 
-EXAMPLES, EXAMPLE_CHARACTERS = 20, 300
-"""Suspected false negatives in the report of each configuration and split, and what is shown of a text."""
+SPLITS: tuple[Split, ...] = ("train", "validation")
 
-# Why a document near the anchor is no candidate; of several reasons the first counts.
+MODEL_ADVICE = (
+    f"Allowed are {BASE!r}, the recipe's base before training, and the Hub id or folder of a sentence-transformers "
+    "model. Set it with --set data.mining.model=..."
+)
+
+# Why a document near the anchor is not a candidate; of several reasons the first counts.
 POSITIVE, OTHER_POSITIVE, ANCHOR, OWN_NEGATIVE = range(4)
 REASONS = {
     OTHER_POSITIVE: "another positive of the anchor",
@@ -43,10 +55,38 @@ REASONS = {
 }
 
 
+def check_mining(mining: Mining) -> None:
+    """Check that there is a mining model, without loading it.
+
+    Raises:
+        InputError: there is none.
+    """
+    if mining.model == BASE:
+        return
+    files = ("modules.json", "config.json")
+    with explained(f"The mining model {shown(mining.model)} cannot be loaded", MODEL_ADVICE):
+        found = any(load_file_path(mining.model, name, revision=mining.revision) for name in files)
+    if not found:
+        raise InputError(
+            f"data.mining.model is {shown(mining.model)}, and there is no such model: neither {' nor '.join(files)} "
+            f"is found there. {MODEL_ADVICE}"
+        )
+
+
+def mining_model(mining: Mining) -> LLMSentenceTransformer:
+    """Load the mining model, where it is not the recipe's base.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    with explained(f"The mining model {mining.model!r} cannot be loaded", MODEL_ADVICE):
+        return LLMSentenceTransformer(mining.model, revision=mining.revision)
+
+
 def mine_dataset(
     dataset_dir: Path, mining: Mining, vectors: VectorFolder, device: str = "cpu"
 ) -> Counter[tuple[str, Split]]:
-    """Give the rows of a written dataset the negatives that they lack, in place; writes mining.json beside them.
+    """Fill in the negatives that the rows of a written dataset lack, in place; writes mining.json beside them.
 
     Rows with `num_negatives` negatives make the configuration of their task type, those for which nothing passed the
     limits ``<task type>-pairs``, and those with some ``<task type>-triplets``, which keeps one. A task type whose rows
@@ -55,19 +95,19 @@ def mine_dataset(
     Args:
         dataset_dir: what `write_dataset` wrote.
         mining: the limits.
-        vectors: where texts are encoded and kept.
+        vectors: where texts are encoded and kept; an interrupted call is resumed from there.
         device: where torch searches.
 
     Returns:
         The number of rows by (configuration, split), of the whole dataset.
 
     Raises:
-        InputError: the model gives vectors that are not finite.
+        InputError: the model's vectors are not finite.
     """
     files: dict[str, dict[Split, list[Path]]] = {}
-    for split in cast(tuple[Split, ...], ("train", "validation")):
+    for split in SPLITS:
         for path in sorted(dataset_dir.glob(f"*/{split}.parquet")):
-            name = path.parent.name.removesuffix("-pairs").removesuffix("-triplets")
+            name = task_type_of(path.parent.name)
             files.setdefault(name, {}).setdefault(split, []).append(path)
     report: dict[str, dict[Split, Any]] = {}
     written = dataset_dir / ".mined"
@@ -78,9 +118,8 @@ def mine_dataset(
             continue
         for split, paths in splits.items():
             rows = _Rows(paths, written / "rows.arrow")
-            mined = _mine(rows, mining, vectors, f"{name} {split}", device)
-            outcome = _write(rows, mined.negatives, mining.num_negatives, written, name=name, split=split)
-            report.setdefault(name, {})[split] = outcome | mined.report
+            chosen, search = _mine(rows, mining, vectors, f"{name} {split}", device)
+            report.setdefault(name, {})[split] = _write(rows, chosen, written, name, split) | search
             rows.close()
     (written / "rows.arrow").unlink(missing_ok=True)
     new = [path.relative_to(written) for path in sorted(written.glob("*/*.parquet"))]
@@ -96,11 +135,13 @@ def mine_dataset(
     vectors.remove_unused()
     content = {"settings": mining.model_dump(mode="json"), "configurations": report}
     (dataset_dir / MINING_REPORT).write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
-    counts: Counter[tuple[str, Split]] = Counter()
-    for split in cast(tuple[Split, ...], ("train", "validation")):
-        for path in dataset_dir.glob(f"*/{split}.parquet"):
-            counts[path.parent.name, split] = pq.read_metadata(path).num_rows
-    return counts
+    return Counter(
+        {
+            (path.parent.name, split): pq.read_metadata(path).num_rows
+            for split in SPLITS
+            for path in dataset_dir.glob(f"*/{split}.parquet")
+        }
+    )
 
 
 def _negatives_in(path: Path) -> int:
@@ -116,11 +157,8 @@ class _Rows:
     def __init__(self, paths: list[Path], copy: Path) -> None:
         """Copy parquet files into one Arrow file that is mapped into memory, and number queries and documents."""
         queries, anchors, documents, starts = array("Q"), array("Q"), array("Q"), array("Q", [0])
-        self.metadata = pa.schema(
-            [field for field in pq.read_schema(paths[0]) if field.name not in ("anchor", "positive")]
-        )
-        for name in negative_columns(self.metadata.names):
-            self.metadata = self.metadata.remove(self.metadata.get_field_index(name))
+        names = ("anchor", "positive", *negative_columns(pq.read_schema(paths[0]).names))
+        self.metadata = pa.schema([field for field in pq.read_schema(paths[0]) if field.name not in names])
         texts = [("anchor", pa.string()), ("positive", pa.string()), ("negatives", pa.list_(pa.string()))]
         schema = pa.schema([*texts, *self.metadata])
         with pa.OSFile(str(copy), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
@@ -145,14 +183,14 @@ class _Rows:
         self.anchor_documents = np.where(self.document_hashes[places] == own, places, -1)
 
     def document(self, number: int) -> str:
-        """Give the text of a document, as the first row that has it spells it."""
+        """Return the text of a document, as the first row that has it spells it."""
         place = int(self.first_of_document[number])
         row = int(np.searchsorted(self.starts, place, side="right")) - 1
         negative = place - int(self.starts[row]) - 1
         return self.text("positive", row) if negative < 0 else self.table["negatives"][row][negative].as_py()
 
     def text(self, column: str, row: int) -> str:
-        """Give a text of a row."""
+        """Return a text of a row."""
         return self.table[column][row].as_py()
 
     def close(self) -> None:
@@ -161,14 +199,14 @@ class _Rows:
         self._map.close()
 
 
-class _Mined(NamedTuple):
-    negatives: NDArray[np.int64]
-    """By query, the documents chosen, shape (queries, num_negatives); -1 where there are no more."""
-    report: dict[str, Any]
+def _mine(
+    rows: _Rows, mining: Mining, vectors: VectorFolder, title: str, device: str
+) -> tuple[NDArray[np.int64], dict[str, Any]]:
+    """Search among the documents for the queries whose rows lack negatives.
 
-
-def _mine(rows: _Rows, mining: Mining, vectors: VectorFolder, title: str, device: str) -> _Mined:
-    """Search among the documents for the queries whose rows lack negatives."""
+    Returns:
+        By query the documents chosen, of shape (queries, num_negatives), -1 where there are no more; and the report.
+    """
     lacking = np.diff(rows.starts) - 1 < mining.num_negatives
     wanted = np.unique(rows.queries[lacking])
     first = rows.first_of_query[wanted]
@@ -181,68 +219,52 @@ def _mine(rows: _Rows, mining: Mining, vectors: VectorFolder, title: str, device
     )
     query, document, reason = _excluded(rows, wanted)
     scores = pair_scores(queries, documents, (query, document))
-    is_positive = reason <= OTHER_POSITIVE
-    least = np.full(len(wanted), np.inf, dtype=np.float32)
-    np.minimum.at(least, query[is_positive], scores[is_positive])
-    relative = least - np.abs(least) * mining.relative_margin if mining.relative_margin is not None else np.inf + least
-    absolute = least - mining.absolute_margin if mining.absolute_margin is not None else np.inf + least
+    limit = np.full(len(wanted), np.inf, dtype=np.float32)
+    if mining.relative_margin is not None:
+        is_positive = reason <= OTHER_POSITIVE
+        np.minimum.at(limit, query[is_positive], scores[is_positive])
+        limit -= np.abs(limit) * mining.relative_margin
 
     chosen = np.full((len(rows.first_of_query), mining.num_negatives), -1, dtype=np.int64)
     last_score = np.empty(len(wanted), dtype=np.float32)
-    dropped: Counter[str] = Counter()
-    suspects: list[tuple[float, int, int]] = []
-    candidates, found, sum_of_scores = 0, 0, 0.0
+    candidates, too_near, found, sum_of_scores = 0, 0, 0, 0.0
     with tqdm(total=len(wanted), desc=f"{title}: search", unit=" queries") as progress:
         for nearest in nearest_documents(queries, documents, (query, document), mining.range_max, device):
             part = slice(nearest.start, nearest.start + len(nearest.scores))
             last_score[part] = nearest.scores[:, -1]
             near, places = nearest.scores[:, mining.range_min :], nearest.documents[:, mining.range_min :]
             exists = np.isfinite(near)
-            too_near = exists & (near > relative[part, None])
-            too_near_absolutely = exists & ~too_near & (near > absolute[part, None])
-            candidates += int(exists.sum())
-            dropped["relative margin"] += int(too_near.sum())
-            dropped["absolute margin"] += int(too_near_absolutely.sum())
-            # What is dropped by a margin comes first in its row, the nearest at the very front.
-            suspected = np.flatnonzero(too_near[:, 0] | too_near_absolutely[:, 0])
-            new = ((float(near[one, 0]), nearest.start + int(one), int(places[one, 0])) for one in suspected)
-            suspects = heapq.nlargest(EXAMPLES, [*suspects, *new], key=lambda suspect: (suspect[0], -suspect[1]))
-
-            passed = exists & ~too_near & ~too_near_absolutely
+            passed = exists & (near <= limit[part, None])
             order = np.argsort(_priority(rows, wanted[part], places, passed, mining.sampling_strategy), axis=1)
             order = order[:, : mining.num_negatives]
             picked = np.where(np.take_along_axis(passed, order, 1), np.take_along_axis(places, order, 1), -1)
             chosen[wanted[part], : picked.shape[1]] = picked
+            candidates += int(exists.sum())
+            too_near += int((exists & ~passed).sum())
             found += int((picked >= 0).sum())
             sum_of_scores += float(np.take_along_axis(near, order, 1)[picked >= 0].sum(dtype=np.float64))
             progress.update(len(near))
 
     in_range = scores >= last_score[query]
-    for number, name in REASONS.items():
-        dropped[name] = int((in_range & (reason == number)).sum())
-    own = pair_scores(queries, documents, _pairs_of_rows(rows, lacking, wanted))
-    not_in_range = own < last_score[np.searchsorted(wanted, rows.queries[lacking])]
-    report = {
+    dropped = {name: int((in_range & (reason == number)).sum()) for number, name in REASONS.items()}
+    # Query, as a position in `wanted`, and positive of each row that lacks negatives.
+    pairs = np.searchsorted(wanted, rows.queries[lacking]), rows.documents[rows.starts[:-1][lacking]]
+    own = pair_scores(queries, documents, pairs)
+    return chosen, {
         "queries": len(wanted),
         "documents": len(documents),
-        "texts_of_documents": len(rows.documents),
         "candidates": candidates,
-        "dropped": dict(dropped),
-        "positive_not_in_range": float(not_in_range.mean()) if len(own) else None,
+        "dropped": {"relative margin": too_near} | dropped,
+        "positive_not_in_range": float((own < last_score[pairs[0]]).mean()) if len(own) else None,
         "mean_positive_score": float(own.mean(dtype=np.float64)) if len(own) else None,
         "mean_negative_score": sum_of_scores / found if found else None,
-        "suspected_false_negatives": [
-            _example(rows, int(first[number]), document, score, float(least[number]))
-            for score, number, document in suspects
-        ],
     }
-    return _Mined(chosen, report)
 
 
 def _excluded(
     rows: _Rows, wanted: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Give what is no candidate: query as a position in `wanted`, document, reason; sorted, each pair once."""
+    """Return what is not a candidate: query as a position in `wanted`, document, reason; sorted, each pair once."""
     sizes = np.diff(rows.starts)
     row_of_place = np.repeat(np.arange(len(sizes)), sizes)
     is_positive = np.zeros(len(row_of_place), dtype=bool)
@@ -261,13 +283,6 @@ def _excluded(
     return np.searchsorted(wanted, query[once]), document[once], reason[once]
 
 
-def _pairs_of_rows(
-    rows: _Rows, lacking: NDArray[np.bool_], wanted: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Give query, as a position in `wanted`, and positive of each row that lacks negatives."""
-    return np.searchsorted(wanted, rows.queries[lacking]), rows.documents[rows.starts[:-1][lacking]]
-
-
 def _priority(
     rows: _Rows,
     queries: NDArray[np.int64],
@@ -275,7 +290,7 @@ def _priority(
     passed: NDArray[np.bool_],
     strategy: Literal["top", "random"],
 ) -> NDArray[np.float64]:
-    """Give numbers by which candidates are taken, the least first; those that did not pass come last."""
+    """Return numbers by which candidates are taken, the least first; those that did not pass come last."""
     if strategy == "top":
         drawn = np.broadcast_to(np.linspace(0, 0.5, documents.shape[1]), documents.shape)
     else:
@@ -287,55 +302,24 @@ def _priority(
     return np.where(passed, drawn, 1.0)
 
 
-def _write(
-    rows: _Rows, chosen: NDArray[np.int64], num_negatives: int, folder: Path, *, name: str, split: Split
-) -> dict[str, int]:
+def _write(rows: _Rows, chosen: NDArray[np.int64], folder: Path, name: str, split: Split) -> dict[str, int]:
     """Write the rows with their negatives into the configurations where they belong; count them."""
-    configs = {0: f"{name}-pairs", 1: f"{name}-triplets", num_negatives: name}
-    buffers: dict[int, list[dict[str, Any]]] = {}
-    writers: dict[int, pq.ParquetWriter] = {}
+    wanted = chosen.shape[1]
+    configs = {0: f"{name}-pairs", 1: f"{name}-triplets", wanted: name}
     counts = Counter(rows=0, had_enough=0, filled=0, partly=0, without=0)
-    try:
-        for number, row in enumerate(_each(rows.table)):
-            own = row.pop("negatives")[:num_negatives]
+    with DatasetWriter(folder, rows.metadata) as writer:
+        each = (row for batch in rows.table.to_batches(ROWS_PER_GROUP) for row in batch.to_pylist())
+        for number, row in enumerate(each):
+            own = row.pop("negatives")[:wanted]
             mined = [rows.document(found) for found in chosen[rows.queries[number]] if found >= 0]
-            negatives = [*own, *mined[: num_negatives - len(own)]]
-            size = num_negatives if len(negatives) == num_negatives else min(len(negatives), 1)
-            kind = ("without", "partly")[size] if size < num_negatives else "filled"
+            negatives = [*own, *mined[: wanted - len(own)]]
+            size = wanted if len(negatives) == wanted else min(len(negatives), 1)
+            kind = ("without", "partly")[size] if size < wanted else "filled"
             counts["rows"] += 1
-            counts["had_enough" if len(own) == num_negatives else kind] += 1
-            buffer = buffers.setdefault(size, [])
-            buffer.append(row | dict(zip(_names(size), negatives, strict=False)))
-            if len(buffer) == ROWS_PER_GROUP:
-                _flush(buffer, writers, size, rows.metadata, folder / configs[size] / f"{split}.parquet")
-        for size, buffer in buffers.items():
-            _flush(buffer, writers, size, rows.metadata, folder / configs[size] / f"{split}.parquet")
-    finally:
-        for writer in writers.values():
-            writer.close()
+            counts["had_enough" if len(own) == wanted else kind] += 1
+            columns = ["negative"] if size == 1 else [f"negative_{place}" for place in range(1, size + 1)]
+            writer.add((configs[size], split), row | dict(zip(columns, negatives, strict=False)))
     return dict(counts)
-
-
-def _names(size: int) -> list[str]:
-    return ["negative"] if size == 1 else [f"negative_{number}" for number in range(1, size + 1)]
-
-
-def _flush(
-    buffer: list[dict[str, Any]], writers: dict[int, pq.ParquetWriter], size: int, metadata: pa.Schema, path: Path
-) -> None:
-    if not buffer:
-        return
-    if size not in writers:
-        schema = pa.schema([*((name, pa.string()) for name in ("anchor", "positive", *_names(size))), *metadata])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        writers[size] = pq.ParquetWriter(path, schema)
-    writers[size].write_table(pa.Table.from_pylist(buffer, schema=writers[size].schema))
-    buffer.clear()
-
-
-def _each(table: pa.Table) -> Iterator[dict[str, Any]]:
-    for batch in table.to_batches(ROWS_PER_GROUP):
-        yield from batch.to_pylist()
 
 
 def _number(*texts: str) -> int:
@@ -353,14 +337,3 @@ def _numbered(hashes: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np
     numbers = np.empty(len(order), dtype=np.int64)
     numbers[order] = np.arange(len(order))
     return numbers[inverse], first[order], distinct[order]
-
-
-def _example(rows: _Rows, row: int, document: int, score: float, positive_score: float) -> dict[str, Any]:
-    return {
-        "instruction": rows.text("instruction", row),
-        "anchor": rows.text("anchor", row)[:EXAMPLE_CHARACTERS],
-        "positive": rows.text("positive", row)[:EXAMPLE_CHARACTERS],
-        "positive_score": round(positive_score, 4),
-        "suspect": rows.document(document)[:EXAMPLE_CHARACTERS],
-        "score": round(score, 4),
-    }

@@ -1,17 +1,21 @@
-"""Vectors of many texts on disk: encoded once, in pieces, and gone on with after a kill."""
+"""On-disk cache of vectors. Encodes in chunks and resumes after an interruption."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from st_llm_embed.errors import InputError
+from st_llm_embed.recipe import Mining, Teacher
+
+if TYPE_CHECKING:
+    from st_llm_embed.modules import LLMSentenceTransformer
 
 DTYPE: np.dtype[Any] = np.dtype(np.float16)
 """Changes the cosine of unit vectors by about 1e-4."""
@@ -26,6 +30,24 @@ class Encode(Protocol):
     def __call__(self, texts: list[str], instructions: list[str] | None) -> NDArray[np.float32]:
         """Encode queries, each under its own instruction, or, with None, documents."""
         ...
+
+
+def encoding(embedder: LLMSentenceTransformer, prompts: Mining | Teacher) -> Encode:
+    """Return what encodes queries, each under its own instruction or under the prompt given, and documents."""
+    options: dict[str, Any] = {
+        "batch_size": prompts.batch_size,
+        "normalize_embeddings": True,
+        "show_progress_bar": False,
+    }
+
+    def encode(texts: list[str], instructions: list[str] | None) -> NDArray[np.float32]:
+        if instructions is None:
+            return embedder.encode_document(texts, prompt=prompts.document_prompt, **options)
+        if prompts.query_prompt is None:
+            return embedder.encode_query(texts, instruction=instructions, **options)
+        return embedder.encode_query(texts, prompt=prompts.query_prompt, **options)
+
+    return encode
 
 
 class VectorFolder:

@@ -1,54 +1,175 @@
-"""Training a student with the stock trainer, from its last complete checkpoint if there is one."""
+"""Training a student: its texts, the teacher's vectors of them, the loss, and the stock trainer."""
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from datasets import Dataset, DatasetDict
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
+from sentence_transformers.base.losses.merged_forward import embed_columns
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
+from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss, MatryoshkaLoss
+from sentence_transformers.util import load_file_path
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import IntervalStrategy
 
-from st_llm_embed.distillation.loss import student_loss
-from st_llm_embed.distillation.precision import RANGES_FILE, int8_ranges
-from st_llm_embed.distillation.student import (
-    build_student,
-    check_student,
-    known_dimensions,
-    student_tokenizer,
-)
-from st_llm_embed.distillation.teacher import (
-    TeacherVectors,
-    check_teacher,
-    load_teacher,
-    teacher_vectors,
-    token_vectors,
-)
-from st_llm_embed.distillation.texts import UNLABELLED, check_texts, student_set
-from st_llm_embed.errors import InputError
-from st_llm_embed.recipe import TRAINED, Distillation, Instructions, Recipe
-from st_llm_embed.training import training_arguments
-from st_llm_embed.training.batches import TellEpoch
+from st_llm_embed.data.dataset import negative_columns
+from st_llm_embed.data.files import read_texts
+from st_llm_embed.data.vectors import VectorFolder, encoding
+from st_llm_embed.distillation.student import build_student, check_student
+from st_llm_embed.errors import InputError, explained, shown
+from st_llm_embed.instructions import format_query
+from st_llm_embed.modules import LLMSentenceTransformer
+from st_llm_embed.recipe import TRAINED, Distillation, DistillationLoss, Instructions, Recipe
+from st_llm_embed.training import training_arguments, training_set
+from st_llm_embed.training.batches import SetSamplerEpoch
+from st_llm_embed.training.loss import known_positives
 from st_llm_embed.training.reporting import check_reporting, reporting_into
 from st_llm_embed.training.train import last_complete_checkpoint
 from st_llm_embed.training.trainer import EmbedderTrainer
 
-CALIBRATION_TEXTS = 10_000
-"""Most documents whose vectors say how far each dimension goes."""
+FLOAT32: np.dtype[Any] = np.dtype(np.float32)
+
+UNLABELLED = "texts"
+"""Name of the subset of unlabelled texts, beside those of the rows."""
+
+AXES_FROM = 20_000
+"""Most vectors of queries, and of documents, that the principal axes are computed from."""
+
+TEACHER_ADVICE = (
+    f"Allowed are {TRAINED!r}, what this recipe trains, and the Hub id or folder of a sentence-transformers model. "
+    "Set it with --set distillation.teacher.name_or_path=..."
+)
 
 
 class StudentTrainer(EmbedderTrainer):
-    """Trains on texts as they are: the student's instructions, if it has any, stand before its queries already."""
+    """Trains on texts as they are: the student's instructions, if it has any, are already in its queries."""
 
     data_collator_class = SentenceTransformerDataCollator
 
 
+class TeacherVectors(NamedTuple):
+    """The teacher's vectors, of unit length; documents are numbered from 0 up, queries from -1 down."""
+
+    queries: NDArray[np.float32]
+    """Shape (queries, dimension)."""
+    documents: NDArray[np.float32]
+    """Shape (documents, dimension)."""
+
+    @property
+    def dimension(self) -> int:
+        """Length of a vector."""
+        return max(self.queries.shape[1], self.documents.shape[1])
+
+    def of(self, numbers: Tensor) -> Tensor:
+        """Return the vectors of texts by their numbers, shape (*shape of numbers, dimension), on their device."""
+        wanted = numbers.cpu().numpy()
+        found = np.empty((*wanted.shape, self.dimension), dtype=FLOAT32)
+        is_query = wanted < 0
+        found[is_query] = self.queries[-1 - wanted[is_query]]
+        found[~is_query] = self.documents[wanted[~is_query]]
+        return torch.from_numpy(found).to(numbers.device)
+
+    def principal_axes(self, dimension: int) -> Tensor:
+        """Return the axes that keep most of the dot products, largest first; shape (own dimension, dimension)."""
+        # Without rows there are no queries, and their array has no columns.
+        parts = [part[:AXES_FROM] for part in (self.queries, self.documents) if len(part)]
+        some = np.concatenate(parts).astype(np.float64)
+        _, axes = np.linalg.eigh(some.T @ some)
+        return torch.from_numpy(np.ascontiguousarray(axes[:, ::-1][:, :dimension], dtype=FLOAT32))
+
+    def on_axes(self, vectors: NDArray[np.float32], dimension: int | None) -> NDArray[np.float32]:
+        """Return other vectors of the teacher on its first axes; as they are where that makes them no shorter."""
+        if dimension is None or dimension >= self.dimension:
+            return vectors
+        return vectors @ self.principal_axes(dimension).numpy()
+
+
+class StudentLoss(nn.Module):
+    """Weighted sum of three parts, for students of whole rows and of unlabelled texts.
+
+    - InfoNCE over the documents of the batch, false negatives masked (`known_positives`).
+    - Kullback-Leibler divergence of the student's from the teacher's softmax over documents, as in
+      sentence-transformers' DistillKLDivLoss, but over all documents of the batch: a row has one or two of its own,
+      and over one document there is nothing to learn.
+    - 1 - cosine similarity with the teacher's vectors (sentence-transformers' EmbedDistillLoss), at full length.
+
+    Without `contrastive` a text's first document is not its positive, and the first part is omitted.
+    """
+
+    def __init__(
+        self, model: SentenceTransformer, weights: DistillationLoss, teacher: TeacherVectors, *, contrastive: bool
+    ) -> None:
+        super().__init__()
+        self.model, self.weights, self.teacher = model, weights, teacher
+        self.contrastive = contrastive
+        self.embedding = EmbedDistillLoss(model, distance_metric="cosine")
+        self.dimension = int(model.get_embedding_dimension() or 0)
+        self.axes: Tensor | None = None
+        if weights.embedding and self.dimension < teacher.dimension:
+            self.axes = teacher.principal_axes(self.dimension)
+
+    def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor) -> Tensor:
+        """Compute the loss of one batch.
+
+        Args:
+            sentence_features: one for each column: anchors, positives, negatives.
+            labels: the numbers of the row's texts, shape (batch, columns).
+        """
+        columns = [normalize(column.float(), dim=-1) for column in embed_columns(self.model, sentence_features)]
+        targets = self.teacher.of(labels).to(columns[0].device)
+        total = columns[0].new_zeros(())
+        if self.contrastive and self.weights.contrastive:
+            # Equal to InfoNCELoss, one of sentence-transformers' cached losses, which refuse static models.
+            rows = torch.arange(len(labels), device=labels.device)
+            _, not_negative = known_positives(labels, rows)
+            logits = _scores(columns) / self.weights.temperature
+            total = total + self.weights.contrastive * cross_entropy(
+                logits.masked_fill(not_negative, -torch.inf), rows
+            )
+        if self.weights.scores:
+            own, wanted = (
+                log_softmax(_scores(texts) / self.weights.temperature, dim=1)
+                for texts in (columns, list(targets.unbind(dim=1)))
+            )
+            divergence = kl_div(own, wanted, reduction="batchmean", log_target=True)
+            total = total + self.weights.scores * divergence
+        # Not for the shorter vectors of Matryoshka.
+        if self.weights.embedding and columns[0].shape[1] == self.dimension:
+            targets = targets if self.axes is None else targets @ self.axes.to(targets.device)
+            vectors = self.embedding.compute_loss_from_embeddings(columns, list(targets.unbind(dim=1)))
+            total = total + self.weights.embedding * vectors
+        return total
+
+
+def _scores(columns: list[Tensor]) -> Tensor:
+    """Return similarities of the first column with all others; without others, of its texts with each other."""
+    if len(columns) > 1:
+        return columns[0] @ torch.cat(columns[1:]).T
+    similarity = columns[0] @ columns[0].T
+    others = ~torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
+    return similarity[others].view(len(similarity), len(similarity) - 1)
+
+
+def student_loss(
+    model: SentenceTransformer, weights: DistillationLoss, teacher: TeacherVectors, *, contrastive: bool
+) -> nn.Module:
+    """Build the loss, over several lengths of the vectors where the recipe says so; arguments as in `StudentLoss`."""
+    loss = StudentLoss(model, weights, teacher, contrastive=contrastive)
+    return MatryoshkaLoss(model, loss, list(weights.matryoshka_dims)) if weights.matryoshka_dims else loss
+
+
 def distillation_of(recipe: Recipe) -> Distillation:
-    """Give a recipe's section.
+    """Return a recipe's section.
 
     Raises:
         InputError: it has none.
@@ -62,9 +183,9 @@ def distillation_of(recipe: Recipe) -> Distillation:
 
 
 def teacher_instructions(recipe: Recipe) -> Instructions:
-    """Give what a recipe has before queries: of a teacher that it trains, what that was trained with."""
-    teacher = distillation_of(recipe).teacher
-    return recipe.base.instructions if teacher is not None and teacher.name_or_path == TRAINED else "natural"
+    """Return what a recipe has before queries: of a teacher that it trains, what that was trained with."""
+    trained = distillation_of(recipe).teacher.name_or_path == TRAINED
+    return recipe.base.instructions if trained else "natural"
 
 
 def check_distillation(recipe: Recipe) -> None:
@@ -74,82 +195,145 @@ def check_distillation(recipe: Recipe) -> None:
         InputError: teacher, student, texts or the training section cannot be used.
     """
     distillation = distillation_of(recipe)
-    if distillation.teacher is not None:
-        check_teacher(distillation.teacher)
+    teacher = distillation.teacher
+    if teacher.name_or_path != TRAINED:
+        name = shown(teacher.name_or_path)
+        with explained(f"The teacher {name} cannot be loaded", TEACHER_ADVICE):
+            found = load_file_path(teacher.name_or_path, "modules.json", revision=teacher.revision)
+        if not found:
+            raise InputError(
+                f"distillation.teacher.name_or_path is {name}, where there is no modules.json of a "
+                f"sentence-transformers model. {TEACHER_ADVICE}"
+            )
     check_student(distillation.student)
-    if (own := known_dimensions(distillation.student)) is not None:
-        _check_matryoshka(distillation, own)
-    check_texts(distillation)
+    for path in map(Path, distillation.texts):
+        if next(read_texts(path), None) is None:
+            raise InputError(f"{path} of distillation.texts holds no texts. Give a file with one text a line.")
     _arguments(recipe, Path("checkpoints"))
 
 
+def student_set(
+    distillation: Distillation, dataset_dirs: Sequence[Path], instructions: Instructions
+) -> tuple[DatasetDict, list[tuple[str, str]], list[str]]:
+    """Make the training set of a student.
+
+    Args:
+        distillation: all choices.
+        dataset_dirs: folders of the rows to train on.
+        instructions: what is put before a query; see `teacher_instructions`.
+
+    Returns:
+        The rows by subset, with a column `label`: the numbers of each row's texts, as in `TeacherVectors`; instruction
+        and anchor of each distinct query; each distinct document.
+
+    Raises:
+        InputError: a row lacks a text, or a file of texts cannot be read.
+    """
+    queries: dict[tuple[str, str], int] = {}
+    documents: dict[str, int] = {}
+    parts = DatasetDict()
+    rows = training_set(dataset_dirs, instructions=instructions) if distillation.rows else DatasetDict()
+    for name, part in rows.items():
+        names = ["positive", *negative_columns(part.column_names)]
+        columns: dict[str, list[Any]] = {column: [] for column in ("anchor", *names, "label")}
+        for row in part:
+            given = format_query(row["instruction"], row["anchor"])
+            columns["anchor"].append(given if distillation.student.instructions else row["anchor"])
+            label = [queries.setdefault((row["instruction"], row["anchor"]), -1 - len(queries))]
+            for column in names:
+                columns[column].append(row[column])
+                label.append(documents.setdefault(row[column], len(documents)))
+            columns["label"].append(label)
+        parts[str(name)] = Dataset.from_dict(columns)
+    if distillation.texts:
+        # Repeated texts would be each other's negatives.
+        texts = list(dict.fromkeys(text for name in distillation.texts for text in read_texts(Path(name))))
+        labels = [[documents.setdefault(text, len(documents))] for text in texts]
+        parts[UNLABELLED] = Dataset.from_dict({"anchor": texts, "label": labels})
+    return parts, list(queries), list(documents)
+
+
+def _teach(
+    recipe: Recipe, teacher: tuple[str, str], queries: list[tuple[str, str]], documents: list[str], folder: Path
+) -> tuple[TeacherVectors, PreTrainedTokenizerBase, NDArray[np.float32]]:
+    """Return the teacher's vectors of texts, its tokenizer, and its vectors of the tokens, shape (tokens, dimension).
+
+    Vectors are computed as far as they are not on disk; a student that starts from a checkpoint needs none of tokens.
+    """
+    section, student = distillation_of(recipe).teacher, distillation_of(recipe).student
+    path, identity = teacher
+    with explained(f"The teacher {path!r} cannot be loaded", TEACHER_ADVICE):
+        embedder = LLMSentenceTransformer(path, revision=section.revision)
+    encoder = f"{identity}\n{section.query_prompt!r}\n{section.document_prompt!r}"
+    vectors = VectorFolder(folder, encoding(embedder, section), encoder, FLOAT32)
+    of_queries = vectors.encoded(
+        len(queries), lambda n: queries[n][1], lambda n: queries[n][0], "teacher's vectors of the queries"
+    )
+    of_documents = vectors.encoded(len(documents), documents.__getitem__, None, "teacher's vectors of the documents")
+    tokenizer = embedder.tokenizer
+    tokens: list[str] = []
+    if student.name_or_path is None:
+        if not tokenizer.is_fast:
+            raise InputError(
+                f"The teacher {path!r} has no fast tokenizer, with a tokenizer.json, and the student would share it. "
+                "Set distillation.student.name_or_path to a checkpoint, or choose another teacher."
+            )
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        tokens = [str(tokenizer.decode([number])).strip() or " " for number in range(len(tokenizer))]
+    of_tokens = vectors.encoded(len(tokens), tokens.__getitem__, None, "teacher's vectors of the tokens")
+    return TeacherVectors(of_queries, of_documents), tokenizer, of_tokens
+
+
 def train_student(
-    recipe: Recipe, dataset_dirs: Sequence[Path], teacher: tuple[str, str] | None, vectors_dir: Path, output_dir: Path
+    recipe: Recipe, dataset_dirs: Sequence[Path], teacher: tuple[str, str], vectors_dir: Path, output_dir: Path
 ) -> None:
     """Train the recipe's student and save it.
 
-    Writes ``start/`` (the student before training), ``checkpoints/`` on the way, and at the end ``log.json``, the
-    ranges for int8 vectors, and ``model/``; ``logs/`` where TensorBoard or W&B is asked for.
+    Writes ``start/`` (the student before training), ``checkpoints/`` on the way, and at the end ``log.json`` and
+    ``model/``; ``logs/`` where TensorBoard or W&B is asked for. An interrupted run in `output_dir` is resumed.
 
     Args:
         recipe: all choices.
         dataset_dirs: folders of the rows to train on.
-        teacher: where it is and what names its weights; None where the recipe has none.
+        teacher: where it is and what identifies its weights.
         vectors_dir: keeps the teacher's vectors.
-        output_dir: what an earlier, killed call left there is gone on with.
+        output_dir: the student's.
 
     Raises:
         InputError: teacher, student or rows cannot be used, or the student's vectors are not finite.
     """
     distillation = distillation_of(recipe)
     instructions = teacher_instructions(recipe)
-    rows, texts = student_set(distillation, dataset_dirs, instructions)
-    vectors, start, tokenizer = None, None, None
-    if teacher is not None and distillation.teacher is not None:
-        section, (path, identity) = distillation.teacher, teacher
-        embedder = load_teacher(section, path)
-        tokenizer = embedder.tokenizer
-        vectors = teacher_vectors(embedder, section, identity, texts, vectors_dir)
-
-        def start(tokenizer: PreTrainedTokenizerBase, dimension: int | None) -> NDArray[np.float32]:
-            found = token_vectors(embedder, section, identity, tokenizer, vectors_dir)
-            return _reduced(found, vectors, dimension)
-
+    rows, queries, documents = student_set(distillation, dataset_dirs, instructions)
+    vectors, tokenizer, token_vectors = _teach(recipe, teacher, queries, documents, vectors_dir)
+    gc.collect()  # frees the teacher: a SentenceTransformer and its card refer to each other
     model = build_student(
         distillation.student,
-        student_tokenizer(distillation.student, tokenizer),
-        start,
-        (*texts.documents, *(anchor for _, anchor in texts.queries)),
-        teacher_dimension=None if vectors is None else vectors.dimension,
+        tokenizer,
+        lambda dimension: vectors.on_axes(token_vectors, dimension),
+        (*documents, *(anchor for _, anchor in queries)),
         instructions=instructions,
         seed=recipe.seed,
     )
-    _check_lengths(distillation, model, vectors)
+    _check_dimensions(distillation, int(model.get_embedding_dimension() or 0), vectors.dimension)
     arguments = _arguments(recipe, output_dir / "checkpoints")
     model.save_pretrained(str(output_dir / "start"), create_model_card=False)
     losses = {
-        name: student_loss(
-            model, distillation.loss, vectors, contrastive=str(name) != UNLABELLED or distillation.teacher is None
-        )
-        for name in rows
+        name: student_loss(model, distillation.loss, vectors, contrastive=str(name) != UNLABELLED) for name in rows
     }
     with reporting_into(output_dir / "logs", arguments):
-        trainer = StudentTrainer(model=model, args=arguments, train_dataset=rows, loss=losses, callbacks=[TellEpoch()])
+        trainer = StudentTrainer(
+            model=model, args=arguments, train_dataset=rows, loss=losses, callbacks=[SetSamplerEpoch()]
+        )
         checkpoint = last_complete_checkpoint(output_dir / "checkpoints")
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     (output_dir / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1), encoding="utf-8")
-    documents = texts.documents[:CALIBRATION_TEXTS]
-    if distillation.student.kind == "static-query" and vectors is not None:
-        encoded = np.asarray(vectors.documents[: len(documents)])
-    else:
-        encoded = model.encode_document(documents, batch_size=64, normalize_embeddings=True)
-    if not np.isfinite(encoded).all():
+    if not all(torch.isfinite(weights).all() for weights in model.parameters()):
         raise InputError(
-            "The student gives vectors with numbers that are not finite: its training has diverged. Lower "
+            "The student's weights are not finite: its training has diverged. Lower "
             "distillation.training.learning_rate and train again."
         )
-    lengths = distillation.loss.matryoshka_dims or (encoded.shape[1],)
-    (output_dir / RANGES_FILE).write_text(json.dumps(int8_ranges(encoded, lengths)), encoding="utf-8")
     model.save_pretrained(str(output_dir / "model"), create_model_card=False)
 
 
@@ -162,8 +346,8 @@ def _arguments(recipe: Recipe, folder: Path) -> SentenceTransformerTrainingArgum
     arguments = training_arguments(own, folder)
     if arguments.eval_strategy != IntervalStrategy.NO or arguments.load_best_model_at_end:
         raise InputError(
-            f"Recipe {recipe.name}: distillation.training asks for scores on the way, which a student's training has "
-            "none of. Take eval_strategy and load_best_model_at_end out; the report scores the student at the end."
+            f"Recipe {recipe.name}: distillation.training asks for scores on the way, which a student's training does "
+            "not have. Omit eval_strategy and load_best_model_at_end; the report scores the student at the end."
         )
     if arguments.world_size > 1:
         raise InputError(
@@ -174,32 +358,18 @@ def _arguments(recipe: Recipe, folder: Path) -> SentenceTransformerTrainingArgum
     return arguments
 
 
-def _check_lengths(distillation: Distillation, model: SentenceTransformer, vectors: TeacherVectors | None) -> None:
-    own, asked = int(model.get_embedding_dimension() or 0), distillation.student.dimensions
-    if vectors is not None and asked is not None and own < asked:
+def _check_dimensions(distillation: Distillation, own: int, teachers: int) -> None:
+    student = distillation.student
+    wanted = student.dimensions or own
+    if wanted > teachers and (student.kind == "static" or distillation.loss.embedding):
+        instead = "" if student.kind == "static" else ", or distillation.loss.embedding to 0"
         raise InputError(
-            f"distillation.student.dimensions is {asked}, and the teacher's vectors, which those of a static student "
-            f"are made of, have {vectors.dimension}. Set it to {vectors.dimension} or less, or leave it out."
+            f"The student's vectors have {wanted} dimensions and the teacher's {teachers}. Set "
+            f"distillation.student.dimensions to {teachers} or less{instead}."
         )
-    if vectors is not None and distillation.loss.embedding and own > vectors.dimension:
+    dims = distillation.loss.matryoshka_dims
+    if dims and max(dims) != own:
         raise InputError(
-            f"The student's vectors have {own} dimensions and the teacher's {vectors.dimension}, so that the student "
-            f"cannot learn them as they are. Set distillation.student.dimensions to {vectors.dimension} or less, or "
-            "distillation.loss.embedding to 0."
+            f"distillation.loss.matryoshka_dims is {list(dims)}, and the student's vectors have {own} dimensions. The "
+            "largest has to be that, so that whole vectors are trained, too."
         )
-    _check_matryoshka(distillation, own)
-
-
-def _check_matryoshka(distillation: Distillation, own: int) -> None:
-    if distillation.loss.matryoshka_dims and max(distillation.loss.matryoshka_dims) != own:
-        raise InputError(
-            f"distillation.loss.matryoshka_dims is {list(distillation.loss.matryoshka_dims)}, and the student's "
-            f"vectors have {own} dimensions. The largest has to be that, so that whole vectors are trained, too."
-        )
-
-
-def _reduced(found: NDArray[np.float32], vectors: TeacherVectors | None, dimension: int | None) -> NDArray[np.float32]:
-    """Give vectors on the axes that the student's targets have; as they are where it has as many dimensions."""
-    if vectors is None or dimension is None or dimension >= vectors.dimension:
-        return np.asarray(found)
-    return np.asarray(found) @ vectors.principal_axes(dimension).numpy()

@@ -10,12 +10,12 @@ from urllib.parse import urlsplit
 import httpx2
 import numpy as np
 
-from st_llm_embed.api.exchange import Wording, read_api_key
+from st_llm_embed.api.exchange import ServiceLabels, read_api_key
 from st_llm_embed.doctor.runtimes import Embedding, Runtime
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import is_plain_address
 
-WORDING = Wording("embeddings", "--against", "--served-name", "--api-key-env")
+LABELS = ServiceLabels("embeddings", "--against", "--served-name", "--api-key-env")
 
 REFUSED = (400, 413, 422, 500)
 """A text, or a batch with it, is empty or too long for a server; llama.cpp says so with 500."""
@@ -59,7 +59,7 @@ class _Server:
         self._url = url if self._is_tei else f"{self._root}/v1/embeddings"
         self._max_seq_length, self._served_name = max_seq_length, served_name
         self._has_ids = True
-        self._key = read_api_key(url, api_key_env, WORDING)
+        self._key = read_api_key(url, api_key_env, LABELS)
         headers = {"Authorization": f"Bearer {self._key}"}
         # Nothing is kept open between requests, so that nothing has to be closed.
         limits = httpx2.Limits(max_keepalive_connections=0)

@@ -1,26 +1,21 @@
-"""Exact search over a folder of shards: what an index of a database has to be compared with."""
+"""Exact search over a folder of shards: what an approximate index of a database has to be compared with."""
 
 from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
+from sentence_transformers.util import SimilarityFunction, semantic_search
 
+from st_llm_embed.encoding.encode import Embedder
 from st_llm_embed.encoding.shards import MANIFEST, read_manifest, shard_path
-from st_llm_embed.errors import InputError
-
-if TYPE_CHECKING:
-    from st_llm_embed.encoding.embedder import Embedder
-
-METRICS = {"cosine": "Cos", "dot": "IP"}
-"""Similarity of sentence-transformers: name of usearch's MetricKind."""
+from st_llm_embed.errors import InputError, explained
+from st_llm_embed.modules.layout import model_identity
 
 VECTORS_AT_ONCE = 65_536
 
@@ -30,7 +25,7 @@ class Hit:
     """One text that was found."""
 
     score: float
-    """Cosine or dot product, as the model has it."""
+    """Similarity as the model has it, such as cosine."""
     id: str
     text: str | None
     """None where the folder holds no texts."""
@@ -43,19 +38,12 @@ class VectorIndex:
         """Open a folder.
 
         Raises:
-            InputError: it is none, shards are missing, the model's similarity is neither cosine nor dot product, or
-                usearch is not installed.
+            InputError: it is not one, shards are missing, or the model's similarity is not known.
         """
-        try:
-            from usearch.index import MetricKind, search
-        except ImportError:
-            raise InputError(
-                "search needs usearch, which is not installed. Install it with: pip install 'st_llm_embed[search]'."
-            ) from None
         manifest = read_manifest(folder)
         if manifest is None:
             raise InputError(
-                f"{folder} holds no {MANIFEST}, so it is no folder of vectors. Make one with: st-llm-embed encode "
+                f"{folder} holds no {MANIFEST}, so it is not a folder of vectors. Make one with: st-llm-embed encode "
                 f"TEXTS --model MODEL --to {folder}"
             )
         paths = [shard_path(folder, number, manifest.shards) for number in range(manifest.shards)]
@@ -63,19 +51,14 @@ class VectorIndex:
         if missing:
             raise InputError(
                 f"{folder} lacks {missing} of {manifest.shards} shards: encode has not ended, or they were moved. "
-                "Give the command that made it again; finished shards are kept."
+                "Run the command that made it again; finished shards are kept."
             )
-        if manifest.similarity not in METRICS:
-            raise InputError(
-                f"The model of {folder} compares vectors by {manifest.similarity!r}; search has "
-                f"{' and '.join(METRICS)}. Encode with a model that uses one of these."
-            )
-        self.folder, self.manifest = folder, manifest
-        self._paths, self._search = paths, search
-        self._metric: Any = getattr(MetricKind, METRICS[manifest.similarity])
+        with explained(f"The model of {folder} cannot be searched with", "Encode with another model."):
+            self._similarity = SimilarityFunction.to_similarity_fn(manifest.similarity)
+        self.folder, self.manifest, self._paths = folder, manifest, paths
 
     def search(self, query: NDArray[np.float32], k: int) -> list[Hit]:
-        """Give the k texts nearest to a query vector of shape (dimension,), best first; every vector is compared.
+        """Return the k texts nearest to a query vector of shape (dimension,), best first; every vector is compared.
 
         Raises:
             InputError: the vector has another dimension.
@@ -85,31 +68,26 @@ class VectorIndex:
                 f"The query has {len(query)} numbers and the vectors of {self.folder} have {self.manifest.dimension}. "
                 "Search with the model that made them, or with one of the same space."
             )
-        query = query.astype(self.manifest.dtype)
-        best: list[tuple[float, int, int]] = []
+        columns = ["vector", "id", *(["text"] if self.manifest.keep_text else [])]
+        best: list[tuple[float, int, int, Hit]] = []
         for number, path in enumerate(self._paths):
-            start = 0
             with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(VECTORS_AT_ONCE, columns=["vector"]):
+                for part, batch in enumerate(file.iter_batches(VECTORS_AT_ONCE, columns=columns)):
                     vectors = batch.column("vector").flatten().to_numpy().reshape(len(batch), -1)
-                    found = self._search(vectors, query, min(k, len(vectors)), self._metric, exact=True)
-                    # usearch gives distances: 1 - similarity. The earlier of two equals comes first.
-                    best += [(1 - float(one.distance), -number, -(start + int(one.key))) for one in found]
-                    start += len(vectors)
+                    [found] = semantic_search(
+                        torch.from_numpy(query[None].astype(np.float32)),
+                        torch.from_numpy(vectors.astype(np.float32)),
+                        top_k=k,
+                        score_function=self._similarity,
+                    )
+                    for one in found:
+                        place = int(one["corpus_id"])
+                        [record] = batch.slice(place, 1).select(columns[1:]).to_pylist()
+                        # The earlier of two equals comes first.
+                        hit = Hit(float(one["score"]), record["id"], record.get("text"))
+                        best.append((hit.score, -number, -part * VECTORS_AT_ONCE - place, hit))
             best = heapq.nlargest(k, best)
-        records = self._records([(-number, -row) for _, number, row in best])
-        return [
-            Hit(score, record["id"], record.get("text")) for (score, _, _), record in zip(best, records, strict=True)
-        ]
-
-    def _records(self, places: list[tuple[int, int]]) -> list[dict[str, Any]]:
-        """Read ids and texts by shard and row, each shard once."""
-        columns = ["id", "text"] if self.manifest.keep_text else ["id"]
-        found: dict[tuple[int, int], dict[str, Any]] = {}
-        for number, group in groupby(sorted(places), key=itemgetter(0)):
-            table = pq.read_table(self._paths[number], columns=columns)
-            found |= {place: table.slice(place[1], 1).to_pylist()[0] for place in group}
-        return [found[place] for place in places]
+        return [hit for *_, hit in best]
 
 
 def query_embedder(index: VectorIndex, model: str | None) -> Embedder:
@@ -117,25 +95,24 @@ def query_embedder(index: VectorIndex, model: str | None) -> Embedder:
 
     Args:
         index: the folder.
-        model: Hub id or folder; None for the one that the manifest names, which has to be what it was.
+        model: Hub id or folder; None for the one that the manifest names, which has to be unchanged.
 
     Raises:
         InputError: the model cannot be loaded, its vectors are shorter, or it is no longer the one that made the
             folder.
     """
-    from st_llm_embed.encoding.embedder import Embedder
-    from st_llm_embed.modules.layout import model_identity
-
     made_by = index.manifest
-    revision = None if model is not None or Path(made_by.model).is_dir() else made_by.model_revision
-    dimension = made_by.dimension
-    if model is None and Path(made_by.model).is_absolute() and not Path(made_by.model).is_dir():
+    if model is not None:
+        return Embedder(model, "query", dimension=made_by.dimension)
+    local = Path(made_by.model).is_dir()
+    if Path(made_by.model).is_absolute() and not local:
         raise InputError(
             f"The model that made {index.folder} is no longer at {made_by.model}. Say where it is, or name another "
             "one of the same space, with --model."
         )
-    embedder = Embedder(model or made_by.model, "query", revision=revision, dimension=dimension, device=None)
-    if model is None and model_identity(made_by.model, revision=revision)[1] != made_by.model_revision:
+    revision = None if local else made_by.model_revision
+    embedder = Embedder(made_by.model, "query", revision=revision, dimension=made_by.dimension)
+    if model_identity(made_by.model, revision=revision)[1] != made_by.model_revision:
         raise InputError(
             f"{made_by.model} is no longer the model that made {index.folder}: its files changed. Encode into another "
             "folder, or name the former model, or one of the same space, with --model."

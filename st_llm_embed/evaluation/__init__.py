@@ -1,8 +1,14 @@
-"""Scores before and after training, and the report on them."""
+"""Scores before, during and after training, and the report on them."""
 
-from st_llm_embed.evaluation.benchmark.saved_prompts import mteb_prompts
-from st_llm_embed.evaluation.during_training import HeldOutEvaluator, check_best_score, held_out_evaluator
-from st_llm_embed.evaluation.held_out import HeldOut, Scores, evaluate_held_out, load_held_out
+from st_llm_embed.evaluation.held_out import (
+    HeldOut,
+    HeldOutEvaluator,
+    Scores,
+    check_best_score,
+    evaluate_held_out,
+    held_out_evaluator,
+    load_held_out,
+)
 from st_llm_embed.evaluation.report import headline_rows, markdown_table, write_report
 
 __all__ = [
@@ -18,3 +24,11 @@ __all__ = [
     "mteb_prompts",
     "write_report",
 ]
+
+
+def mteb_prompts() -> dict[str, str]:
+    """Return the prompts to save with a model for all MTEB text task types and the tasks that have an instruction."""
+    # Importing mteb takes seconds.
+    from st_llm_embed.evaluation.mteb_models import model_prompts
+
+    return model_prompts()

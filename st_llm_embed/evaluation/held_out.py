@@ -1,22 +1,29 @@
-"""Scores on the held-out rows: retrieval over all their documents, STS triplets, and bitext.
+"""Scores on the held-out rows, before, during and after training: retrieval, STS triplets, and bitext.
 
-Each query has one relevant document. Its rank counts every other document that scores at least as high, so that a
-model that gives all texts the same vector gets nothing for it.
+Each query has one relevant document. Its rank counts every other document that scores at least as high, so a model
+that gives all texts the same vector scores 0. Ties apart, the scores are those of sentence-transformers'
+`InformationRetrievalEvaluator` and `TripletEvaluator`, which would encode the documents again for each group of rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.model import BaseModel
+from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
+from transformers.trainer_utils import IntervalStrategy
 
 from st_llm_embed.data import load_split, negative_columns
 from st_llm_embed.errors import InputError
 from st_llm_embed.instructions import format_query, instruction_of
-from st_llm_embed.recipe import TASK_TYPES, Instructions
+from st_llm_embed.modules import LLMSentenceTransformer
+from st_llm_embed.recipe import TASK_TYPES, Instructions, Recipe
+from st_llm_embed.training import SCORES, training_arguments
 
 QUERIES_AT_ONCE = 512
 """Rows of the similarity matrix in memory at a time."""
@@ -26,11 +33,11 @@ class HeldOut(NamedTuple):
     """The held-out rows as queries and documents; all arrays have shape (number of queries,)."""
 
     queries: list[str]
-    """Anchors with what stands before them."""
+    """Anchors under their instructions."""
     anchors: list[str]
-    """The same without."""
+    """The same without instructions."""
     instructions: list[str]
-    """Of each query; empty where there is none."""
+    """Of each query; empty where it has none."""
     documents: list[str]
     """Every distinct positive and negative."""
     positive: NDArray[np.int64]
@@ -54,11 +61,11 @@ class Scores(NamedTuple):
     """Cosine of each query with its negative, shape (number of queries that have one,)."""
     random_similarity: NDArray[np.float32]
     """Cosine of each query with a document drawn from those that are not its own, shape (number of queries,); empty
-    where there is one document alone."""
+    where there is only one document."""
 
 
 def load_held_out(dataset_dir: Path, instructions: Instructions = "natural") -> HeldOut:
-    """Load the validation rows of a written dataset, each query under what `instructions` has for it."""
+    """Load the validation rows of a written dataset, each query under the instruction that `instructions` selects."""
     rows = [row for dataset in load_split(dataset_dir, "validation").values() for row in dataset]
     negatives = [next((row[name] for name in negative_columns(row)), None) for row in rows]
     texts = [row["positive"] for row in rows] + [text for text in negatives if text is not None]
@@ -87,7 +94,7 @@ def evaluate_held_out(model: SentenceTransformer, rows: HeldOut, *, batch_size: 
         batch_size: texts per forward pass.
 
     Raises:
-        InputError: the model gives vectors with numbers that are not finite.
+        InputError: a vector is not finite.
     """
     queries = _encode(model, rows.queries, batch_size)
     documents = _encode(model, rows.documents, batch_size)
@@ -116,7 +123,7 @@ def score_held_out(rows: HeldOut, queries: NDArray[np.float32], documents: NDArr
     sts = (rows.task_type[has_negative] == "sts").nonzero()[0]
     bitext = (rows.task_type == "bitext").nonzero()[0]
     # As in mteb's bitext mining: the nearest among the translations of all bitext rows.
-    bitext_ranks = similarity_ranks(queries[bitext] @ documents[rows.positive[bitext]].T, np.arange(len(bitext)))
+    bitext_ranks = retrieval_ranks(queries[bitext], documents[rows.positive[bitext]], np.arange(len(bitext)))
     summary = {
         **_retrieval(ranks),
         "sts_triplet_accuracy": _mean(positive_similarity[has_negative][sts] > negative_similarity[sts]),
@@ -137,26 +144,14 @@ def score_held_out(rows: HeldOut, queries: NDArray[np.float32], documents: NDArr
 def retrieval_ranks(
     queries: NDArray[np.float32], documents: NDArray[np.float32], relevant: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Give the rank, from 0, of each query's relevant document by the dot product, some queries at a time."""
-    return np.concatenate(
-        [
-            similarity_ranks(
-                queries[start : start + QUERIES_AT_ONCE] @ documents.T, relevant[start : start + QUERIES_AT_ONCE]
-            )
-            for start in range(0, len(queries), QUERIES_AT_ONCE)
-        ]
-    )
-
-
-def similarity_ranks(similarity: NDArray[np.float32], relevant: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Give the rank, from 0, of each query's relevant document; similarity has shape (queries, documents)."""
-    own = np.take_along_axis(similarity, relevant[:, None], axis=1)
-    return (similarity >= own).sum(axis=1) - 1
-
-
-def ndcg_at_10(ranks: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Give the nDCG@10 of each query, which has one relevant document, from that document's rank."""
-    return np.where(ranks < 10, 1 / np.log2(ranks + 2), 0)
+    """Return the rank, from 0, of each query's relevant document by the dot product, some queries at a time."""
+    found = []
+    for start in range(0, max(1, len(queries)), QUERIES_AT_ONCE):
+        rows = slice(start, start + QUERIES_AT_ONCE)
+        similarity = queries[rows] @ documents.T
+        own = np.take_along_axis(similarity, relevant[rows, None], axis=1)
+        found.append((similarity >= own).sum(axis=1) - 1)
+    return np.concatenate(found)
 
 
 def _encode(model: SentenceTransformer, texts: list[str], batch_size: int) -> NDArray[np.float32]:
@@ -165,16 +160,16 @@ def _encode(model: SentenceTransformer, texts: list[str], batch_size: int) -> ND
     broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(broken):
         raise InputError(
-            f"The model gives {len(broken)} of {len(texts)} texts a vector that is not finite (NaN or infinity), the "
-            f"first of them {texts[broken[0]][:60]!r}. Training has diverged, or the numbers do not fit into float16: "
-            "lower training.learning_rate, use bf16 instead of fp16, and train again."
+            f"The vectors of {len(broken)} of {len(texts)} texts are not finite (NaN or infinity), the first that of "
+            f"{texts[broken[0]][:60]!r}. Training has diverged, or the numbers do not fit into float16: lower "
+            "training.learning_rate, use bf16 instead of fp16, and train again."
         )
     return vectors
 
 
 def _retrieval(ranks: NDArray[np.int64]) -> dict[str, Any]:
     return {
-        "retrieval_ndcg_at_10": _mean(ndcg_at_10(ranks)),
+        "retrieval_ndcg_at_10": _mean(np.where(ranks < 10, 1 / np.log2(ranks + 2), 0)),
         "retrieval_recall_at_1": _mean(ranks == 0),
         "retrieval_queries": len(ranks),
     }
@@ -182,3 +177,81 @@ def _retrieval(ranks: NDArray[np.int64]) -> dict[str, Any]:
 
 def _mean(values: NDArray[Any]) -> float | None:
     return float(values.mean()) if len(values) else None
+
+
+class HeldOutEvaluator(SentenceEvaluator):
+    """Scores a model on held-out rows and mteb tasks; the trainer puts `eval_` before each name.
+
+    With several processes the trainer calls it so that each encodes a share of the texts and all get the same scores.
+
+    Args:
+        rows: what to score it on.
+        tasks: functions that return the main score of an mteb task, by the name of the score.
+        batch_size: texts per forward pass.
+    """
+
+    def __init__(
+        self, rows: HeldOut, tasks: Mapping[str, Callable[[LLMSentenceTransformer], float]], *, batch_size: int
+    ) -> None:
+        super().__init__()
+        self.rows, self.tasks = rows, tasks
+        self.batch_size = batch_size
+        self.primary_metric = SCORES[0]
+
+    def __call__(
+        self,
+        model: BaseModel,
+        output_path: str | None = None,  # noqa: ARG002
+        epoch: int = -1,  # noqa: ARG002
+        steps: int = -1,  # noqa: ARG002
+    ) -> dict[str, float]:
+        """Return those of `SCORES` that there are rows for, in 0..1, and the main score of each task.
+
+        Raises:
+            InputError: a vector is not finite.
+        """
+        summary = evaluate_held_out(cast(SentenceTransformer, model), self.rows, batch_size=self.batch_size).summary
+        scores = {name: summary[name] for name in SCORES if summary[name] is not None}
+        embedder = cast(LLMSentenceTransformer, model)
+        return scores | {name: score(embedder) for name, score in self.tasks.items()}
+
+
+def held_out_evaluator(recipe: Recipe, dataset_dir: Path) -> HeldOutEvaluator | None:
+    """Return what scores a recipe's model while it trains; None where the recipe does not ask for it.
+
+    Raises:
+        InputError: the best checkpoint is asked for by a score that the held-out rows do not give, or there is no such
+            task, or its data cannot be loaded.
+    """
+    if training_arguments(recipe, Path()).eval_strategy == IntervalStrategy.NO:
+        return None
+    rows = load_held_out(dataset_dir, recipe.base.instructions)
+    check_best_score(recipe, set(rows.task_type[(rows.task_type != "sts") | (rows.negative >= 0)]))
+    batch_size = recipe.evaluation.batch_size
+    tasks: dict[str, Callable[[LLMSentenceTransformer], float]] = {}
+    if recipe.evaluation.tasks:
+        # Importing mteb takes seconds.
+        from st_llm_embed.evaluation.mteb import TaskScore
+
+        tasks = {name: TaskScore(name, batch_size=batch_size) for name in recipe.evaluation.tasks}
+    return HeldOutEvaluator(rows, tasks, batch_size=batch_size)
+
+
+def check_best_score(recipe: Recipe, task_types: Collection[str]) -> None:
+    """Check that held-out rows give the score by which the best checkpoint is chosen.
+
+    Args:
+        recipe: names the score.
+        task_types: of the held-out rows; sts only where such a row has a negative.
+
+    Raises:
+        InputError: they do not give it.
+    """
+    metric = str(training_arguments(recipe, Path()).metric_for_best_model).removeprefix("eval_")
+    needed = {"sts_triplet_accuracy": "sts", "bitext_accuracy": "bitext"}.get(metric)
+    if needed is not None and needed not in task_types:
+        negative = " with a negative" if needed == "sts" else ""
+        raise InputError(
+            f"Recipe {recipe.name}: training.metric_for_best_model is {metric}, and no {needed} row{negative} is held "
+            f"out. Choose {SCORES[0]}, or provide such rows or a higher data.validation_fraction."
+        )

@@ -93,41 +93,6 @@ def plot_similarity(before: Scores, after: Scores, path: Path) -> None:
             axes.legend(loc="upper left")
 
 
-def plot_passkey(lines: dict[str, dict[int, float]], chance: float, path: Path) -> None:
-    """Draw top-1 accuracy over context length, a line per setting, to a PNG file.
-
-    Args:
-        lines: accuracy in 0..1 by length in tokens, by the setting's label.
-        chance: the accuracy of a guess.
-        path: of the PNG file.
-    """
-    lengths = sorted({length for accuracy in lines.values() for length in accuracy})
-    with figure(path, width=9, columns=1) as [axes]:
-        for place, (label, accuracy) in enumerate(lines.items()):
-            points = sorted(accuracy.items())
-            axes.plot(
-                [length for length, _ in points],
-                [score for _, score in points],
-                color=LINES[place % len(LINES)],
-                marker=MARKERS[place % len(MARKERS)],
-                label=label,
-            )
-        axes.axhline(chance, color=BEFORE, linestyle=":", label=f"chance ({chance:g})")
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(lengths, [str(length) if length % 1024 else f"{length // 1024}k" for length in lengths])
-        axes.minorticks_off()
-        axes.set(
-            title="Personalized passkey retrieval",
-            xlabel="context length (tokens, 1k = 1,024)",
-            ylabel="top-1 accuracy",
-            ylim=(-0.02, 1.05),
-        )
-        axes.grid(axis="y", alpha=0.3)
-        drawn = axes.get_figure()
-        if drawn is not None:
-            drawn.legend(loc="outside right upper")
-
-
 def _bars(axes: Axes, values: dict[str, tuple[float | None, float | None]]) -> None:
     shown = {name: (old, new) for name, (old, new) in values.items() if old is not None and new is not None}
     for offset, colour, label, index in ((-0.2, BEFORE, "before", 0), (0.2, AFTER, "after", 1)):

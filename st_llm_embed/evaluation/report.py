@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import platform
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from st_llm_embed.evaluation.held_out import Scores, evaluate_held_out, load_hel
 from st_llm_embed.evaluation.plots import plot_before_after, plot_loss, plot_scores, plot_similarity
 from st_llm_embed.modules import LLMSentenceTransformer
 from st_llm_embed.recipe import Recipe
-from st_llm_embed.training import SCORES, untrained_embedder
+from st_llm_embed.training import SCORES, starting_model
 
 VERSIONS_SHOWN = ("st_llm_embed", "sentence-transformers", "transformers", "peft", "torch", "datasets")
 
@@ -30,9 +31,10 @@ HEADLINES = {
 
 
 def write_report(recipe: Recipe, dataset_dir: Path, training_dir: Path, output_dir: Path) -> None:
-    """Score the base and the trained model on the held-out rows and write the report into `output_dir`."""
+    """Score the base, then the trained model, on the held-out rows and write the report into `output_dir`."""
     rows = load_held_out(dataset_dir, recipe.base.instructions)
-    before = evaluate_held_out(untrained_embedder(recipe), rows, batch_size=recipe.evaluation.batch_size)
+    before = evaluate_held_out(starting_model(recipe), rows, batch_size=recipe.evaluation.batch_size)
+    gc.collect()  # A SentenceTransformer and its card refer to each other.
     trained = LLMSentenceTransformer(str(training_dir / "model"))
     after = evaluate_held_out(trained, rows, batch_size=recipe.evaluation.batch_size)
     log = json.loads((training_dir / "log.json").read_text(encoding="utf-8"))

@@ -1,5 +1,295 @@
-"""Exports: the same vectors in ONNX Runtime, OpenVINO and llama.cpp."""
+"""Export an embedder to ONNX Runtime and llama.cpp; an export is kept only if it gives the model's vectors."""
 
-from st_llm_embed.export.formats import FORMATS, QUANTIZATIONS, Exported, export
+from __future__ import annotations
 
-__all__ = ["FORMATS", "QUANTIZATIONS", "Exported", "export"]
+import gc
+import json
+import logging
+import shutil
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+from transformers import AutoConfig
+
+from st_llm_embed.doctor.probe import PROBE_FILE, Probe, make_probe, write_probe
+from st_llm_embed.doctor.repository import UNLIMITED
+from st_llm_embed.doctor.verify import Verification, verify
+from st_llm_embed.errors import InputError, explained
+from st_llm_embed.export.gguf import write_gguf
+from st_llm_embed.export.onnx import (
+    OPSET,
+    graph_tokenizer,
+    is_static,
+    longest_text,
+    onnx_graph,
+    quantize_onnx,
+    save_onnx,
+)
+from st_llm_embed.export.readme import render
+from st_llm_embed.modules import DecoderTransformer, LastTokenPooling, LLMSentenceTransformer
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = {"portable": (), "onnx": ("onnx", "onnxruntime"), "gguf": ("gguf",)}
+"""The formats, and what each needs; an extra of the format's name installs it."""
+
+QUANTIZATIONS = {"int8": "onnx", "q8_0": "gguf", "q4_0": "gguf"}
+"""Kinds of quantized weights, and the format that has them."""
+
+OF_DECODERS = ("portable", "gguf")
+"""Formats for decoders with last-token pooling; onnx is also for encoders and static models."""
+
+MINIMUM_COSINE = {"portable": 0.9999, "onnx": 0.99999, "gguf": 0.9999}
+"""What an export has to reach to be kept."""
+
+
+class Exported(NamedTuple):
+    """One finished export."""
+
+    format: str
+    folder: Path
+    verification: Verification | None
+    """Of its vectors with the model's; None where the runtime is not installed."""
+    quantized: dict[str, float | None]
+    """By the kind of quantized weights, the lowest cosine of a text's vector with the model's; None as above."""
+
+
+def export_model(
+    model: str | Path, to: Sequence[str], output_dir: str | Path | None = None, *, quantize: Sequence[str] = ()
+) -> list[Exported]:
+    """Export an embedder; each format becomes a folder of its name, with its tokenizer, export.json and README.md.
+
+    The model is loaded for each format, and freed before the export is loaded to be compared with it.
+
+    Args:
+        model: folder or Hub id of a merged embedder.
+        to: any of portable, onnx, gguf.
+        output_dir: gets the folders; by default runs/export/ and the model's name.
+        quantize: any of int8 (onnx), q8_0 and q4_0 (gguf), written beside the full weights.
+
+    Returns:
+        The exports, in the order of `to`.
+
+    Raises:
+        InputError: a name is wrong, a package is missing, a folder exists already, the model cannot be exported, or
+            an export gives other vectors than the model. Then nothing of that export is left.
+    """
+    to, name = list(dict.fromkeys(to)), Path(model).name or "model"
+    target = Path(output_dir) if output_dir is not None else Path("runs") / "export" / name
+    _check_arguments(to, quantize, target)
+    exported = []
+    for form in to:
+        source = load_source(str(model), to)
+        probe = make_probe(source)
+        with _put_in_place(target / form) as folder:
+            write_probe(probe, folder / PROBE_FILE)
+            if form == "portable":
+                source.to(_saved_dtype(str(model))).save_pretrained(str(folder), create_model_card=False)
+                settings, full, smaller = {}, folder, {}
+            elif form == "onnx":
+                settings, graph = _settings(source, name), onnx_graph(source)
+                graph_tokenizer(source).save(str(folder / "tokenizer.json"))
+            else:
+                settings = _settings(source, name)
+                full, smaller, differences = _write_ggufs(source, folder / name, _saved_dtype(str(model)), quantize)
+                settings["differences"] = differences
+                if differences:
+                    probe = _without_specials(probe, source.tokenizer.eos_token)
+            del source
+            gc.collect()  # A SentenceTransformer and its card refer to each other.
+            if form == "onnx":
+                full = save_onnx(graph, folder)
+                del graph
+                smaller = {"int8": quantize_onnx(full)} if "int8" in quantize else {}
+            verification = _compare(form, probe, full, str(model))
+            quantized = {kind: _worst_cosine(probe, path) for kind, path in smaller.items()}
+            if form != "portable":
+                _describe(form, folder, settings | {"file": full.name}, verification, quantized)
+        exported.append(Exported(form, target / form, verification, quantized))
+    return exported
+
+
+def _check_arguments(to: Sequence[str], quantize: Sequence[str], target: Path) -> None:
+    unknown = [form for form in to if form not in PACKAGES]
+    if unknown or not to:
+        raise InputError(
+            f"{', '.join(unknown) or 'Nothing'} is not a format of exports. Allowed are {', '.join(PACKAGES)}, with "
+            "commas between: --to onnx,gguf."
+        )
+    for kind in quantize:
+        if QUANTIZATIONS.get(kind) not in to:
+            allowed = ", ".join(f"{kind} ({form})" for kind, form in QUANTIZATIONS.items())
+            raise InputError(
+                f"--quantize {kind} does not fit --to {','.join(to)}. Allowed are {allowed}, each with its format."
+            )
+    for form in to:
+        missing = [package for package in PACKAGES[form] if find_spec(package) is None]
+        if missing:
+            raise InputError(
+                f"An export to {form} needs {' and '.join(missing)}. Install with: pip install 'st_llm_embed[{form}]'."
+            )
+        if (target / form).exists():
+            raise InputError(
+                f"{target / form} exists already, and an export overwrites nothing. Remove it, or choose another "
+                "folder with --output-dir."
+            )
+
+
+@contextmanager
+def _put_in_place(folder: Path) -> Generator[Path]:
+    """Yield a folder to write into, which gets its name when all of it is there, and vanishes otherwise."""
+    unfinished = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def load_source(model: str, to: Sequence[str] = ()) -> LLMSentenceTransformer:
+    """Load an embedder on the CPU in float32.
+
+    Args:
+        model: folder or Hub id of a saved sentence-transformers model.
+        to: the formats that it shall be exported to.
+
+    Raises:
+        InputError: there is none, it cannot be exported to each of the formats, or it is an adapter beside its base.
+    """
+    with explained(
+        f"{model!r} cannot be loaded",
+        "Give the release folder of a run, or the folder or Hub id of another sentence-transformers model.",
+    ):
+        embedder = LLMSentenceTransformer(model, device="cpu", model_kwargs={"dtype": torch.float32})
+    first, *others = embedder
+    pooling = others[0] if isinstance(first, Transformer) and others and isinstance(others[0], Pooling) else None
+    static = is_static(embedder)
+    behind = others if pooling is None else others[1:]
+    if (
+        (pooling is None and not static)
+        or not all(isinstance(module, Dense | Normalize) for module in behind)
+        or not isinstance([*embedder][-1], Normalize)
+    ):
+        raise InputError(
+            f"{model!r} consists of {', '.join(type(module).__name__ for module in embedder)}. Exported are a "
+            "Transformer with a Pooling, or a StaticEmbedding, with a Normalize at the end. Add a Normalize to a "
+            "model that has none, and save it again."
+        )
+    if pooling is not None and not pooling.include_prompt and any(embedder.prompts.values()):
+        raise InputError(
+            f"{model!r} omits the prompt when it pools (include_prompt is false), and a graph cannot separate the "
+            "prompt from the text. Export a model that pools the prompt with the text, or one without prompts."
+        )
+    if not static and longest_text(embedder) > UNLIMITED:
+        raise InputError(
+            f"{model!r} states no longest text, so that an export would not know where to cut. Set "
+            "model.max_seq_length and save it again."
+        )
+    if not static and getattr(cast(Any, first).model, "_hf_peft_config_loaded", False):
+        raise InputError(
+            f"{model!r} is an adapter beside its base, and an export holds one set of weights. Export the merged "
+            "model: that is the release folder of a run."
+        )
+    refused = [form for form in to if form in OF_DECODERS]
+    plain = [type(module) for module in embedder] == [DecoderTransformer, LastTokenPooling, Normalize]
+    if refused and not (plain and embedder.reads_last_token):
+        raise InputError(
+            f"{model!r} is not a decoder whose embedding is the last token's hidden state, as {', '.join(refused)} "
+            "needs. Export other models with --to onnx."
+        )
+    return embedder
+
+
+def _saved_dtype(model: str) -> torch.dtype:
+    """Return the data type of the weights on disk."""
+    return AutoConfig.from_pretrained(model).dtype or torch.float32
+
+
+def _settings(source: LLMSentenceTransformer, name: str) -> dict[str, Any]:
+    """Return what a user of an export has to know about texts."""
+    static = is_static(source)
+    return {
+        "model": name,
+        "dimension": source.get_embedding_dimension(),
+        "max_seq_length": None if static else longest_text(source),
+        "prompts": source.prompts,
+        "pad_token_id": 0 if static else source.tokenizer.pad_token_id or 0,
+        "split_special_tokens": not static and bool(cast(Any, source[0]).text_options.get("split_special_tokens")),
+    }
+
+
+def _write_ggufs(
+    source: LLMSentenceTransformer, stem: Path, dtype: torch.dtype, quantize: Sequence[str]
+) -> tuple[Path, dict[str, Path], tuple[str, ...]]:
+    """Write the full weights and quantized ones; return their paths, and the texts that llama.cpp reads otherwise."""
+    full = "F32" if dtype.itemsize == 4 else "F16"
+    smaller = [kind for kind in quantize if QUANTIZATIONS[kind] == "gguf"]
+    paths = {kind: stem.with_name(f"{stem.name}-{kind.upper()}.gguf") for kind in (full, *smaller)}
+    for kind, path in paths.items():
+        differences = write_gguf(source, path, kind.upper(), stem.name)
+    for difference in differences:
+        logger.warning("llama.cpp tokenizes these texts otherwise than the model: %s.", difference)
+    return paths.pop(full), paths, differences
+
+
+def _without_specials(probe: Probe, end: str) -> Probe:
+    """Omit the texts that some tokenizers of llama.cpp cut otherwise, of which a warning tells."""
+    plain = (text for text in probe.texts if not (text.whole.startswith(" ") or end in text.whole))
+    return replace(probe, texts=tuple(plain))
+
+
+def _compare(form: str, probe: Probe, path: Path, weights: str) -> Verification | None:
+    """Compare an export with the model's probe; None where the runtime is not installed.
+
+    Raises:
+        InputError: the vectors differ.
+    """
+    if not _runs_here(path):
+        logger.warning("%s was not compared with the model: llama-cpp-python is not installed.", path.name)
+        return None
+    found = verify(probe, path, minimum_cosine=MINIMUM_COSINE[form], weights=weights)
+    if not found.same:
+        reasons = " ".join(f"{one.trap}: {one.sentence}" for one in found.explanations)
+        raise InputError(
+            f"The export to {form} gives other vectors than the model: the lowest cosine over {len(found.rows)} texts "
+            f"is {found.worst_cosine}, and {MINIMUM_COSINE[form]} is needed. {reasons} It was not kept. Models of "
+            "this kind cannot be exported so; use another format."
+        )
+    return found
+
+
+def _worst_cosine(probe: Probe, path: Path) -> float | None:
+    """Return the lowest cosine of a text's vectors by quantized weights and by the model; what it is, is kept."""
+    return verify(probe, path, minimum_cosine=0.5).worst_cosine if _runs_here(path) else None
+
+
+def _runs_here(path: Path) -> bool:
+    return path.suffix != ".gguf" or find_spec("llama_cpp") is not None
+
+
+def _describe(
+    form: str,
+    folder: Path,
+    settings: dict[str, Any],
+    verification: Verification | None,
+    quantized: dict[str, float | None],
+) -> None:
+    """Write export.json and README.md."""
+    content = settings | {
+        "made_with": {one: version(one) for one in ("st_llm_embed", "torch", "transformers", PACKAGES[form][-1])},
+        "verification": None if verification is None else verification.to_json(),
+        "quantized": quantized,
+    }
+    if form == "onnx":
+        content["opset"] = OPSET
+    (folder / "export.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(render(f"export_{form}.md", **settings) + "\n", encoding="utf-8")

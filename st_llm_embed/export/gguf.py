@@ -6,21 +6,17 @@ llama.cpp; the file is therefore written here, with the gguf package that the co
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from st_llm_embed.errors import InputError
-from st_llm_embed.export.gguf_tokenizer import GGUFTokenizer, read_tokenizer, write_tokenizer
-from st_llm_embed.export.source import inner_model, longest_text
-
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-    from numpy.typing import NDArray
-
-    from st_llm_embed.modules import LLMSentenceTransformer
+from st_llm_embed.export.gguf_tokenizer import read_tokenizer, write_tokenizer
+from st_llm_embed.export.onnx import longest_text
+from st_llm_embed.modules import LLMSentenceTransformer
 
 ARCHITECTURES = {"mistral": "llama", "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """llama.cpp's architecture by transformers' model type."""
@@ -43,7 +39,7 @@ def write_gguf(model: LLMSentenceTransformer, path: Path, kind: str, name: str) 
     """
     import gguf
 
-    decoder = inner_model(model)
+    decoder = cast(Any, model[0]).model
     config = decoder.config
     architecture = _architecture(config, longest_text(model))
     tokenizer = read_tokenizer(model.tokenizer, decoder.get_input_embeddings().num_embeddings)
@@ -51,10 +47,12 @@ def write_gguf(model: LLMSentenceTransformer, path: Path, kind: str, name: str) 
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_type("model")
     writer.add_name(name)
-    _write_settings(writer, model, tokenizer)
+    _write_settings(writer, config, longest_text(model))
+    writer.add_vocab_size(len(tokenizer.pieces))
     writer.add_file_type(gguf.LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
     write_tokenizer(writer, tokenizer)
-    names = gguf.get_tensor_name_map(_model_arch(architecture), config.num_hidden_layers)
+    [number] = [arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture]
+    names = gguf.get_tensor_name_map(number, config.num_hidden_layers)
     for key, weight in decoder.state_dict().items():
         new = names.get_name(f"model.{key}", try_suffixes=(".weight", ".bias"))
         if new is None:
@@ -75,30 +73,8 @@ def write_gguf(model: LLMSentenceTransformer, path: Path, kind: str, name: str) 
     return tokenizer.differences
 
 
-@contextmanager
-def quantized_weights(model: LLMSentenceTransformer, kind: str) -> Generator[None]:
-    """Let a model compute with the weights that a GGUF file of this kind holds; as they were afterwards."""
-    import gguf
-    import torch
-
-    decoder = inner_model(model)
-    quantization = gguf.GGMLQuantizationType[kind]
-    before = {name: weight.detach().clone() for name, weight in decoder.named_parameters()}
-    try:
-        with torch.no_grad():
-            for weight in decoder.parameters():
-                data, stored = _stored(weight, quantization)
-                if stored == quantization:
-                    weight.copy_(torch.from_numpy(gguf.quants.dequantize(data, quantization)))
-        yield
-    finally:
-        with torch.no_grad():
-            for name, weight in decoder.named_parameters():
-                weight.copy_(before[name])
-
-
 def _architecture(config: Any, max_seq_length: int) -> str:
-    """Give llama.cpp's architecture for a model that it computes in the same way."""
+    """Return llama.cpp's architecture for a model that it computes in the same way."""
     refusal = None
     windows = set(getattr(config, "layer_types", None) or ["sliding_attention"])
     window = getattr(config, "sliding_window", None)
@@ -117,24 +93,16 @@ def _architecture(config: Any, max_seq_length: int) -> str:
             f"has the position scaling {rope!r}; allowed are default, and for Llama and Mistral linear and llama3"
         )
     if refusal is not None:
-        raise InputError(f"The model cannot be exported to gguf: it {refusal}. Export to onnx or openvino instead.")
+        raise InputError(f"The model cannot be exported to gguf: it {refusal}. Export to onnx instead.")
     return ARCHITECTURES[config.model_type]
 
 
-def _model_arch(architecture: str) -> Any:
+def _write_settings(writer: Any, config: Any, max_seq_length: int) -> None:
     import gguf
 
-    return next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
-
-
-def _write_settings(writer: Any, model: LLMSentenceTransformer, tokenizer: GGUFTokenizer) -> None:
-    import gguf
-
-    config = inner_model(model).config
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     # Ollama cuts texts off here; other lengths than the trained one give other vectors of long texts.
-    writer.add_context_length(longest_text(model))
-    writer.add_vocab_size(len(tokenizer.pieces))
+    writer.add_context_length(max_seq_length)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(config.intermediate_size)
@@ -159,9 +127,7 @@ def _llama_order(key: str, weight: torch.Tensor, config: Any) -> torch.Tensor:
 
 
 def _rope_factors(decoder: Any) -> NDArray[np.float32] | None:
-    """Give what llama.cpp divides each rotation frequency by, shape (head size / 2,); None if that is 1."""
-    import torch
-
+    """Return what llama.cpp divides each rotation frequency by, shape (head size / 2,); None if that is 1."""
     actual = decoder.rotary_emb.inv_freq.float()
     steps = torch.arange(len(actual), dtype=torch.float32) / len(actual)
     plain = 1.0 / decoder.config.rope_parameters["rope_theta"] ** steps
@@ -170,7 +136,7 @@ def _rope_factors(decoder: Any) -> NDArray[np.float32] | None:
 
 
 def _stored(weight: torch.Tensor, quantization: Any) -> tuple[NDArray[Any], Any]:
-    """Give a weight as it is stored, and its type: vectors, and rows that blocks do not fit, stay as they are."""
+    """Return a weight as it is stored, and its type: vectors, and rows that blocks do not fit, stay as they are."""
     import gguf
 
     data = weight.detach().float().numpy()

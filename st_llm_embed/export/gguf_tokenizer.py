@@ -129,9 +129,9 @@ def write_tokenizer(writer: GGUFWriter, tokenizer: GGUFTokenizer) -> None:
 
 def _refusal(what: str, why: str) -> InputError:
     return InputError(
-        f"The tokenizer has {what}, {why}: the vectors would be wrong without a word. Exported to gguf are byte-level "
+        f"The tokenizer has {what}, {why}: the vectors would be silently wrong. Exported to gguf are byte-level "
         "BPE with the pre-tokenizers of GPT-2, Qwen 2 and Llama 3, and BPE with byte fallback as Mistral and Llama 2 "
-        "have it. Export to onnx or openvino instead, which use tokenizer.json itself."
+        "have it. Export to onnx instead, which uses tokenizer.json itself."
     )
 
 
@@ -143,7 +143,7 @@ def _parts(part: dict[str, Any] | None, inside: str) -> list[dict[str, Any]]:
 
 
 def _byte_level(content: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
-    """Give llama.cpp's name of the pre-tokenizer of byte-level BPE, and what it reads otherwise."""
+    """Return llama.cpp's name of the pre-tokenizer of byte-level BPE, and what it reads otherwise."""
     normalizers = [one["type"] for one in _parts(content["normalizer"], "normalizers")]
     steps = _parts(content["pre_tokenizer"], "pretokenizers")
     if normalizers not in ([], ["NFC"]):
@@ -195,7 +195,7 @@ def _merges(model: dict[str, Any]) -> list[list[str]]:
 
 
 def _scores(model: dict[str, Any], by_id: dict[int, str], rows: int) -> list[float]:
-    """Give each piece the rank of the first merge that makes it, so that llama.cpp merges in the same order."""
+    """Return each piece the rank of the first merge that makes it, so that llama.cpp merges in the same order."""
     rank: dict[str, int] = {}
     for place, pair in enumerate(_merges(model)):
         rank.setdefault("".join(pair), place)

@@ -1,4 +1,4 @@
-"""What must not leave the machine: secrets, and names of this machine, its user and its folders."""
+"""Refuse to publish secrets, local paths, user or host names; and which files are never published."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from typing import NamedTuple
 from huggingface_hub.utils import filter_repo_objects
 
 from st_llm_embed.errors import InputError, explained
-from st_llm_embed.publishing.publishable import NEVER_SENT
+
+NEVER_SENT = ("*.lock", "*.partial", "*.partial/*", "manifests/*", ".env*", "*/.env*", ".git/*", "*/.git/*")
+"""What a run writes for itself, and what people keep beside their files for themselves."""
 
 BINARY = frozenset(
     {".safetensors", ".parquet", ".onnx", ".onnx_data", ".bin", ".gguf", ".arrow", ".png", ".jpg", ".model"}
 )
-"""Suffixes of files that are no text."""
+"""Suffixes of files that are not text."""
 
 CONTENT = frozenset({"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "probe.json"})
-"""Files of other people's words, in which a path is no path of this machine unless it is one of its own folders."""
+"""Files of other people's words, where only this machine's own folders count as paths of it."""
 CONTENT_SUFFIXES = frozenset({".jsonl", ".csv", ".tsv"})
 
 TOKENS = re.compile(
@@ -40,11 +42,11 @@ PATHS = re.compile(
 )
 
 NOBODY = frozenset({"root", "user", "ubuntu", "admin", "runner", "vscode", "jovyan", "coder", "nobody"})
-"""Names of users that tell nothing of anyone."""
+"""Names of users that say nothing about anyone."""
 
 
 class Found(NamedTuple):
-    """A place that has to be mended before anything is sent."""
+    """A place that has to be fixed before anything is sent."""
 
     file: Path
     line: int
@@ -56,7 +58,7 @@ def check_nothing_private(folder: Path, namespace: str, token: str) -> None:
 
     Args:
         folder: what is to be published.
-        namespace: the user or organisation published under, whose name may be said.
+        namespace: the user or organisation published under, whose name is allowed.
         token: the token for the Hub.
 
     Raises:
@@ -66,19 +68,21 @@ def check_nothing_private(folder: Path, namespace: str, token: str) -> None:
     found = list(_read(folder, secrets | {token}, _own_places(folder), _names(namespace)))
     if found:
         shown = "; ".join(f"{one.file} line {one.line} holds {one.what}" for one in found[:5])
-        more = f"; and {len(found) - 5} places more" if len(found) > 5 else ""
+        more = f"; and {len(found) - 5} more places" if len(found) > 5 else ""
         raise InputError(
-            f"{shown}{more}. What is published may hold no token, no path of this machine and no name of it or of its "
-            "user. Correct these lines, or change the recipe they come from and run it again. Nothing was sent."
+            f"{shown}{more}. Tokens, paths of this machine, its name and its user's are not published. Correct these "
+            "lines, or change the recipe they come from and run it again. Nothing was sent."
         )
 
 
+def published_files(folder: Path) -> list[str]:
+    """Return the paths in a folder of all files that are published, sorted."""
+    files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(filter_repo_objects(files, ignore_patterns=list(NEVER_SENT)))
+
+
 def _read(folder: Path, secrets: set[str], own: re.Pattern[str], names: re.Pattern[str] | None) -> Iterator[Found]:
-    sent = filter_repo_objects(
-        (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()),
-        ignore_patterns=list(NEVER_SENT),
-    )
-    for path in (folder / name for name in sorted(sent)):
+    for path in (folder / name for name in published_files(folder)):
         if path.suffix in BINARY:
             continue
         with explained(f"{path} cannot be read", "Make it readable."):

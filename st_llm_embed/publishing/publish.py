@@ -7,21 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from huggingface_hub.utils import filter_repo_objects
-
 from st_llm_embed.doctor import diagnose
 from st_llm_embed.doctor.repository import NoDecoderError
 from st_llm_embed.errors import InputError
-from st_llm_embed.publishing.cards import Link, adapter_card, folder_card, renewed_card, renewed_dataset_card
-from st_llm_embed.publishing.publishable import NEVER_SENT
-from st_llm_embed.publishing.push import (
-    Destination,
-    check_push,
-    check_tag,
-    destination,
-    push_folder,
-    tag_commit,
-)
+from st_llm_embed.publishing.cards import Link, adapter_card, folder_card, updated_card, updated_dataset_card
+from st_llm_embed.publishing.leak_check import published_files
+from st_llm_embed.publishing.push import Destination, check_push, check_tag, destination, push_folder, tag_commit
 from st_llm_embed.publishing.release import has_public_base, write_adapter_release
 from st_llm_embed.recipe import Recipe
 
@@ -65,7 +56,7 @@ def publish(
     Of a run three repositories are made: the released model as `to`, the LoRA adapter as `to`-lora where its base is
     on the Hub, and the rows as `publishing.dataset_repo_id` or `to`-data where `publishing.dataset_license` is given.
     Everything is checked before the first byte is sent. What is on the Hub already is not sent again, and an
-    unchanged repository gets no commit, so that a publishing that was cut off is finished by the same call.
+    unchanged repository gets no commit: after an interruption the same call finishes the rest.
 
     Args:
         folder: output folder of a run, or a saved sentence-transformers model.
@@ -78,13 +69,13 @@ def publish(
         What was published, the model last.
 
     Raises:
-        InputError: something is not fit to be published, a name, the token or the rights do not do, or the network
+        InputError: something cannot be published, the name, the token or its rights are not enough, or the network
             failed. The message says what was sent.
     """
     if create_pr and tag is not None:
         raise InputError(
-            f"--tag {tag} is given with --create-pr, and what is only proposed has no commit to tag yet. Publish with "
-            "one of them; after the pull request is merged, publish again with --tag alone."
+            f"--tag {tag} is given with --create-pr, and a proposal has no commit to tag yet. After the pull request "
+            "is merged, publish again with --tag alone."
         )
     destination(to, "model", private=private)
     with tempfile.TemporaryDirectory() as scratch:
@@ -126,7 +117,7 @@ def _parts(folder: Path, to: str, scratch: Path) -> tuple[Recipe | None, list[Pa
     if not (folder / "release" / "modules.json").is_file():
         if (folder / "student-release" / "modules.json").is_file():
             raise InputError(
-                f"{folder} is a distillation, and which of its models is meant cannot be told. Name the folder: "
+                f"{folder} is a distillation of several models. Name the folder of one: "
                 f"st-llm-embed publish {folder / 'student-release'} --to {to}."
             )
         raise InputError(
@@ -160,22 +151,22 @@ def _check_health(folder: Path) -> None:
 
 
 def _card(part: Part, recipe: Recipe | None, links: Sequence[Link], merged: str) -> str:
-    """Give the card under the published names."""
+    """Return the card under the published names."""
     path = part.folder / "README.md"
     if part.what == "adapter" and recipe is not None:
-        return renewed_card(adapter_card(recipe, part.folder, part.repo_id, merged), part.folder, part.repo_id, links)
+        return updated_card(adapter_card(recipe, part.folder, part.repo_id, merged), part.folder, part.repo_id, links)
     if not path.is_file():
         return folder_card(part.folder, part.repo_id)
     card = path.read_text(encoding="utf-8")
     if part.what == "dataset":
-        return renewed_dataset_card(card, part.repo_id, links)
-    return renewed_card(card, part.folder, part.repo_id, links)
+        return updated_dataset_card(card, part.repo_id, links)
+    return updated_card(card, part.folder, part.repo_id, links)
 
 
 def _push(part: Part, to: Destination, card: str, *, create_pr: bool, tag: str | None) -> Published:
-    """Push a part with the card under the published names; what lies on disk stays as it is."""
+    """Push a part with the card under the published names; the folder on disk is not changed."""
     with tempfile.TemporaryDirectory() as staged:
-        for path in filter_repo_objects(_files(part.folder), ignore_patterns=list(NEVER_SENT)):
+        for path in published_files(part.folder):
             link = Path(staged) / path
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to((part.folder / path).resolve())
@@ -193,7 +184,3 @@ def _push(part: Part, to: Destination, card: str, *, create_pr: bool, tag: str |
     if tag is not None:
         tag_commit(to, tag, pushed.commit)
     return Published(part.what, pushed.address, pushed.commit)
-
-
-def _files(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

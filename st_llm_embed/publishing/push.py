@@ -6,27 +6,27 @@ import re
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from huggingface_hub import HfApi, RepoCard, constants, get_token
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
+import yaml
+from huggingface_hub import HfApi, RepoCard, get_token
+from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from st_llm_embed.errors import InputError
-from st_llm_embed.publishing.leak_check import check_nothing_private
-from st_llm_embed.publishing.publishable import NEVER_SENT, check_dataset, check_model
+from st_llm_embed.errors import InputError, hub_reason
+from st_llm_embed.publishing.leak_check import NEVER_SENT, check_nothing_private
 
 RepoType = Literal["model", "dataset"]
 
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".dill")
+"""Suffixes of files that are, or may hold, pickles."""
+
+PLACEHOLDERS = {"", "unknown", "todo", "tbd", "none", "license", "licence", "unlicensed", "more information needed"}
+"""What people write where they name no licence."""
+
 
 class Destination(NamedTuple):
-    """Where a push goes, and by what right."""
+    """Where a push goes, and with which token."""
 
     repo_id: str
     repo_type: RepoType
@@ -35,7 +35,7 @@ class Destination(NamedTuple):
 
 
 class Pushed(NamedTuple):
-    """What became of a push."""
+    """The result of a push."""
 
     address: str
     """Of the repository, or of the pull request."""
@@ -55,10 +55,9 @@ def push_folder(
 ) -> Pushed:
     """Upload a dataset or a saved model to the Hub.
 
-    Everything that can be checked is checked before the repository is created. Small and large folders both go by
-    huggingface_hub's `upload_folder`: `upload_large_folder` is gone from 2.4, where `upload_folder` itself commits
-    hundreds of files in parts and resumes. A folder that the Hub has already makes no second commit. With `create_pr`
-    the push goes on in this user's pull request of the same title, if one is still open.
+    Everything that can be checked is checked before the repository is created. `upload_folder` commits hundreds of
+    files in parts and resumes by itself; a folder that the Hub has already makes no second commit. With `create_pr`
+    this user's pull request of the same title is continued, if one is still open.
 
     Args:
         folder: a dataset whose `README.md` names the data files, or a saved sentence-transformers model.
@@ -71,15 +70,15 @@ def push_folder(
             of their names.
 
     Raises:
-        InputError: the folder, the name, the token or the rights do not do, or the network failed.
+        InputError: the folder, the name, the token or its rights are not enough, or the network failed.
     """
     to = destination(repo_id, repo_type, private=private)
     exists = check_push(folder, to)
     api = HfApi(token=to.token)
-    with _explained(to, "nothing was sent yet"):
-        if not exists:
+    if not exists:
+        with _hub_explained(to, "nothing was sent yet"):
             api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
-    with _explained(to, "what was uploaded is kept and is not sent twice"):
+    with _hub_explained(to, "what was uploaded is kept and is not sent twice"):
         pull_request = _open_pull_request(api, to, commit_message) if create_pr else None
         commit = api.upload_folder(
             repo_id=repo_id,
@@ -100,10 +99,30 @@ def destination(repo_id: str, repo_type: RepoType, *, private: bool) -> Destinat
     """Name a repository, with the token of this machine's user.
 
     Raises:
-        InputError: the name is none, or there is no token.
+        InputError: the name is not allowed, or there is no usable token.
     """
-    _check_repo_id(repo_id)
-    return Destination(repo_id, repo_type, private, _token())
+    try:
+        validate_repo_id(repo_id)
+        allowed = repo_id.count("/") == 1
+    except HFValidationError:
+        allowed = False
+    if not allowed:
+        raise InputError(
+            f"{repo_id!r} is not a name of a repository on the Hub. Allowed is organisation-or-user/name, of letters, "
+            "digits, '-', '_' and '.', at most 96 characters in all, such as my-organisation/my-embedder."
+        )
+    token = get_token()
+    if not token:
+        raise InputError(
+            "There is no token for the Hub. Make one that may write at https://huggingface.co/settings/tokens, then "
+            "run `hf auth login` or set the environment variable HF_TOKEN. Nothing was sent."
+        )
+    if not (token.isascii() and token.isprintable() and " " not in token):
+        raise InputError(
+            "The token for the Hub has characters that are never in one (blanks, line ends, letters beyond ASCII). "
+            "Copy it again into the environment variable HF_TOKEN, or run `hf auth login`. Nothing was sent."
+        )
+    return Destination(repo_id, repo_type, private, token)
 
 
 def check_push(folder: Path, to: Destination) -> bool:
@@ -117,25 +136,100 @@ def check_push(folder: Path, to: Destination) -> bool:
     """
     card = check_dataset(folder) if to.repo_type == "dataset" else check_model(folder)
     check_nothing_private(folder, to.repo_id.partition("/")[0], to.token)
-    with _explained(to, "nothing was sent yet"):
+    with _hub_explained(to, "nothing was sent yet"):
         exists = _check_existing(HfApi(token=to.token), to)
-        if card is not None:
-            _validate(card, folder, to.repo_type)
+        try:
+            if card is not None:
+                card.validate(repo_type=to.repo_type)
+        except ValueError as error:
+            raise InputError(
+                f"The Hub does not accept the front matter of {folder / 'README.md'}: {' '.join(str(error).split())}. "
+                "Correct it and run the same command again. Nothing was sent."
+            ) from error
     return exists
+
+
+def check_dataset(folder: Path) -> RepoCard:
+    """Check that a dataset has a card with a licence, and that every data file named there exists.
+
+    Returns:
+        The card.
+
+    Raises:
+        InputError: something is missing.
+    """
+    card = _read_card(folder)
+    if card is None:
+        raise InputError(
+            f"{folder} is not a dataset: it has no README.md whose front matter (the lines between two '---') names "
+            "its configs. Give the dataset folder of a run."
+        )
+    front_matter = card.data.to_dict()
+    licence = front_matter.get("license")
+    names = licence if isinstance(licence, list) else [licence]
+    words = [str(name or "").strip("[]<>{} ").casefold() for name in names]
+    if not words or not PLACEHOLDERS.isdisjoint(words):
+        raise InputError(
+            f"{folder / 'README.md'} names no license ({licence!r}), and nobody may use data without one. Write "
+            "`license:` with the Hub's name of it, such as cc-by-4.0, into the front matter; the list is at "
+            "https://huggingface.co/docs/hub/repositories-licenses."
+        )
+    patterns = list(_data_files(front_matter))
+    missing = [pattern for pattern in patterns if not _matches(folder, pattern)]
+    if missing or not patterns:
+        what = f"the data files {', '.join(missing)}, which are not there" if missing else "no data files"
+        raise InputError(
+            f"{folder / 'README.md'} names {what}. Allowed are paths inside the folder, under `configs` and "
+            "`data_files`. Build the dataset again, or correct the card."
+        )
+    return card
+
+
+def check_model(folder: Path) -> RepoCard | None:
+    """Check that a folder is a saved sentence-transformers model, or an adapter of one, without pickled weights.
+
+    Returns:
+        Its card, if it has one.
+
+    Raises:
+        InputError: it is something else.
+    """
+    # A static model has no transformer, and so no config.json.
+    configurations = ("config.json", "adapter_config.json", "config_sentence_transformers.json")
+    missing = [] if (folder / "modules.json").is_file() else ["modules.json"]
+    if not any((folder / name).is_file() for name in configurations):
+        missing.append("config.json")
+    if missing:
+        raise InputError(
+            f"{folder} is not a saved sentence-transformers model: it lacks {' and '.join(missing)}. Give the release "
+            "folder of a run, or one that `model.save_pretrained` wrote."
+        )
+    # The .bin of OpenVINO, beside its .xml, holds plain numbers.
+    pickled = sorted(
+        path.name
+        for path in folder.rglob("*")
+        if path.suffix.lower() in PICKLES and not path.with_suffix(".xml").is_file()
+    )
+    if pickled:
+        raise InputError(
+            f"{folder} holds {', '.join(pickled)}: files that can run code when they are loaded. Only safetensors "
+            "are published; save the model again and remove them."
+        )
+    return _read_card(folder)
 
 
 def check_tag(to: Destination, tag: str) -> None:
     """Check that a tag is free, or names what the repository's main branch holds now.
 
     Raises:
-        InputError: it is no name of a tag, or names another commit.
+        InputError: it cannot be the name of a tag, or names another commit.
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", tag) or tag.endswith((".", ".lock")) or ".." in tag:
         raise InputError(
-            f"--tag {tag!r} is no name of a tag. Allowed are letters, digits, '-', '_' and '.', a letter or digit "
+            f"--tag {tag!r} is not a name of a tag. Allowed are letters, digits, '-', '_' and '.', a letter or digit "
             "first, such as v1."
         )
-    with _explained(to, "nothing was sent yet"):
+    with _hub_explained(to, "nothing was sent yet"):
         api = HfApi(token=to.token)
         commit = _tagged(api, to, tag)
         if commit is not None and commit != api.repo_info(to.repo_id, repo_type=to.repo_type).sha:
@@ -143,12 +237,12 @@ def check_tag(to: Destination, tag: str) -> None:
 
 
 def tag_commit(to: Destination, tag: str, commit: str) -> None:
-    """Name a commit; the same commit by the same name again is no error.
+    """Name a commit; the same commit by the same name again is not an error.
 
     Raises:
         InputError: the tag names another commit, or the Hub does not take it.
     """
-    with _explained(to, "what was uploaded is kept and is not sent twice"):
+    with _hub_explained(to, "what was uploaded is kept and is not sent twice"):
         api = HfApi(token=to.token)
         known = _tagged(api, to, tag)
         if known is None:
@@ -167,42 +261,13 @@ def _tagged(api: HfApi, to: Destination, tag: str) -> str | None:
 
 def _other_commit(to: Destination, tag: str, commit: str, outcome: str) -> InputError:
     return InputError(
-        f"{to.repo_id} has a tag {tag} already, which names commit {commit[:12]} with other files. What is tagged is "
-        f"not changed: choose another tag, or delete this one on the Hub. {outcome}"
+        f"{to.repo_id} has a tag {tag} already, for commit {commit[:12]} with other files, and tags are never moved. "
+        f"Choose another tag, or delete this one on the Hub. {outcome}"
     )
 
 
-def _check_repo_id(repo_id: str) -> None:
-    try:
-        validate_repo_id(repo_id)
-        allowed = repo_id.count("/") == 1
-    except HFValidationError:
-        allowed = False
-    if not allowed:
-        raise InputError(
-            f"{repo_id!r} is no name of a repository on the Hub. Allowed is organisation-or-user/name, of letters, "
-            "digits, '-', '_' and '.', at most 96 characters in all, such as my-organisation/my-embedder."
-        )
-
-
-def _token() -> str:
-    token = get_token()
-    if not token:
-        raise InputError(
-            "There is no token for the Hub. Make one that may write at https://huggingface.co/settings/tokens, then "
-            "run `hf auth login` or set the environment variable HF_TOKEN. Nothing was sent."
-        )
-    if not (token.isascii() and token.isprintable() and " " not in token):
-        raise InputError(
-            "The token for the Hub holds characters that no token has (blanks, line ends or letters beyond ASCII). "
-            "Copy it again from https://huggingface.co/settings/tokens into the environment variable HF_TOKEN, or run "
-            "`hf auth login`. Nothing was sent."
-        )
-    return token
-
-
 def _check_existing(api: HfApi, to: Destination) -> bool:
-    """Say whether the repository exists.
+    """Return whether the repository exists.
 
     Raises:
         InputError: it, or one of the same name, is not what this push would make.
@@ -227,17 +292,6 @@ def _check_existing(api: HfApi, to: Destination) -> bool:
     return True
 
 
-def _validate(card: RepoCard, folder: Path, repo_type: RepoType) -> None:
-    """Let the Hub check the front matter, as it will when the files come."""
-    try:
-        card.validate(repo_type=repo_type)
-    except ValueError as error:
-        raise InputError(
-            f"The Hub does not accept the front matter of {folder / 'README.md'}: {' '.join(str(error).split())}. "
-            "Correct it and run the same command again. Nothing was sent."
-        ) from error
-
-
 def _open_pull_request(api: HfApi, to: Destination, title: str) -> int | None:
     """Find the pull request that an earlier, perhaps interrupted push opened."""
     found = api.get_repo_discussions(
@@ -248,75 +302,43 @@ def _open_pull_request(api: HfApi, to: Destination, title: str) -> int | None:
 
 
 @contextmanager
-def _explained(to: Destination, outcome: str) -> Generator[None]:
-    """Turn what the Hub's client raises into one message: the reason, what to do, and what became of the push.
-
-    An upload fails by HfHubHTTPError, by RuntimeError around one (git LFS), by ConnectionError and other OSErrors
-    (Xet, sockets) and by ValueError (answers that the client cannot read).
-    """
+def _hub_explained(to: Destination, outcome: str) -> Generator[None]:
+    """Re-raise what the Hub's client raises as one message: the reason, what to do, and what became of the push."""
     try:
         yield
     except InputError:
         raise
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
-        message = f"{_reason(error, to)} Then run the same command again; {outcome}."
+        message = f"{hub_reason(error, to.repo_id, writing=True)} Then run the same command again; {outcome}."
         # `from None`, since the errors of a client may hold the headers it sent.
         raise InputError(message.replace(to.token, "***")) from None
 
 
-def _reason(error: Exception, to: Destination) -> str:
-    causes = list(_causes(error))
-    refusal = next((cause for cause in causes if isinstance(cause, HfHubHTTPError)), None)
-    if refusal is not None:
-        # A repository that a good token may not see is a 401, too.
-        status = 403 if isinstance(refusal, RepositoryNotFoundError) else refusal.response.status_code
-        return _refusal_reason(status, _one_line(refusal.server_message), to)
-    words = _one_line(causes[-1])
-    xet_status = re.search(r"HTTP status \w+ error \((\d{3}) .*xet-write-token", words)
-    if xet_status is not None and xet_status[1] != "404":
-        return _refusal_reason(int(xet_status[1]), words, to)
-    local = next((cause for cause in causes if isinstance(cause, OSError) and cause.filename is not None), None)
-    if xet_status is not None:
-        reason = (
-            f"The Hub at {constants.ENDPOINT} has no Xet storage. Set the environment variable HF_HUB_DISABLE_XET=1."
-        )
-    elif local is not None:
-        reason = f"{Path(local.filename).resolve()} cannot be read: {local.strerror}. Make it readable."
-    elif any(isinstance(cause, OfflineModeIsEnabled) for cause in causes):
-        reason = "The environment variable HF_HUB_OFFLINE forbids asking the Hub. Unset it."
-    elif any(isinstance(cause, (HTTPError, OSError)) for cause in causes):
-        reason = f"The connection to the Hub at {constants.ENDPOINT} failed or was cut ({words}). Check the network."
-    else:
-        reason = f"The Hub's client gave up: {words}."
-    return reason
+def _read_card(folder: Path) -> RepoCard | None:
+    """Read README.md; None if there is none or it has no front matter."""
+    path = folder / "README.md"
+    if not path.is_file():
+        return None
+    try:
+        card = RepoCard.load(path)
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise InputError(
+            f"The front matter of {path} cannot be read: {' '.join(str(error).split())}. It has to be YAML between "
+            "two lines of '---' at the top; correct it."
+        ) from error
+    return card if card.data.to_dict() else None
 
 
-def _refusal_reason(status: int, words: str, to: Destination) -> str:
-    said = f"{status}: {words}" if words else str(status)
-    if status in (402, 413, 507) or (status == 403 and "storage" in words.casefold()):
-        return f"The storage of {to.repo_id} is full, or a file is too large for it ({said}). Make room."
-    if status == 401:
-        return (
-            f"The Hub does not know the token ({said}). Make a new one that may write at "
-            "https://huggingface.co/settings/tokens and put it into the environment variable HF_TOKEN, which comes "
-            "before the stored login, or run `hf auth login`."
-        )
-    if status in (403, 404):
-        return (
-            f"The token may not write to {to.repo_id} ({said}). The name before the '/' has to be your own or that "
-            "of an organisation that you may write to, and the token needs the right to write; to the repository of "
-            "others push a pull request."
-        )
-    if status == 429 or status >= 500:
-        return f"The Hub cannot take {to.repo_id} for now ({said}). Wait some minutes."
-    return f"The Hub refused {to.repo_id} ({said}). Correct what it names."
+def _data_files(front_matter: dict[str, Any]) -> Iterator[str]:
+    """Yield every path or pattern that the configs name, in all spellings that `datasets` reads."""
+    for config in front_matter.get("configs") or []:
+        entries = config.get("data_files") or []
+        for entry in entries if isinstance(entries, list) else [entries]:
+            paths = entry.get("path") if isinstance(entry, dict) else entry
+            yield from map(str, paths if isinstance(paths, list) else [paths])
 
 
-def _one_line(words: object) -> str:
-    return " ".join(str(words or "").split()).rstrip(".")
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+def _matches(folder: Path, pattern: str) -> bool:
+    path = Path(pattern)
+    inside = bool(pattern) and not path.is_absolute() and ".." not in path.parts
+    return inside and any(found.is_file() for found in folder.glob(pattern))

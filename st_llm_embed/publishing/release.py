@@ -1,28 +1,34 @@
-"""The released folders: complete Hub repositories of the model and of its adapter, as files."""
+"""The released folders of a run: complete Hub repositories of the model, its adapter and its student, as files."""
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import shutil
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 import torch
 import yaml
+from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from st_llm_embed.distillation import distillation_of
 from st_llm_embed.doctor.checks.adapter import COMMIT, HUB_ID
-from st_llm_embed.doctor.probe import PROBE_FILE, make_probe, write_probe
+from st_llm_embed.doctor.probe import MINIMUM_COSINE, PROBE_FILE, make_probe, write_probe
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.evaluation import mteb_prompts
-from st_llm_embed.modules import LLMSentenceTransformer, check_eos
-from st_llm_embed.publishing.cards import model_card
+from st_llm_embed.modules import check_eos
+from st_llm_embed.modules.layout import make_portable
+from st_llm_embed.publishing.cards import model_card, student_card
 from st_llm_embed.recipe import Recipe
-
-PROBES = ("", "a short text", "one two three four five six seven eight nine ten " * 100, "Ünïcödé 文字 текст")
+from st_llm_embed.training.check import LEAST_COSINE, read_reference_vectors
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -37,35 +43,83 @@ SHARED_WITH_ADAPTER = (
     PROBE_FILE,
     "recipe.yaml",
 )
-"""Files of the merged model that hold for its adapter, too."""
+"""Files of the merged model that are also true of its adapter."""
 
 
 def write_release(
     recipe: Recipe, dataset_dir: Path, training_dir: Path, evaluation_dir: Path, output_dir: Path
 ) -> None:
-    """Save the trained model with prompts for MTEB tasks, probe, card and recipe, and check that it gives its vectors.
+    """Release the trained model: its own files with prompts for MTEB tasks, probe, card and recipe.
 
-    The weights have the data type they were saved in by the training, which is the recipe's `base.dtype`.
+    Its weights are hard-linked, so that they are on disk once. Stock sentence-transformers loads the release once, in
+    float32 on the CPU, for the probe and to compare its vectors with those that the training left.
 
     Raises:
-        RuntimeError: the released folder, loaded anew, gives other vectors.
+        RuntimeError: they differ by more than rounding in the recipe's dtype.
     """
-    trained = LLMSentenceTransformer(str(training_dir / "model"))
+    _link_model(training_dir / "model", output_dir)
     if recipe.base.instructions == "natural":
-        trained.prompts |= mteb_prompts()
-    trained.save_pretrained(str(output_dir), create_model_card=False)
-    released = SentenceTransformer(str(output_dir))
+        path = output_dir / "config_sentence_transformers.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["prompts"] |= mteb_prompts()
+        path.write_text(json.dumps(config, indent=2), encoding="utf-8")
+    released = _load_stock(output_dir)
     check_eos(released)
-    stock = SentenceTransformer(str(training_dir / "model"))
-    if not np.array_equal(released.encode(list(PROBES)), stock.encode(list(PROBES))):
-        raise RuntimeError(
-            f"{output_dir} gives other vectors than {training_dir / 'model'}; it must not be published."
-        )
-    probed = SentenceTransformer(str(output_dir), device="cpu", model_kwargs={"dtype": torch.float32})
-    write_probe(make_probe(probed, recipe.publishing.repo_id), output_dir / PROBE_FILE)
+    texts, trained = read_reference_vectors(training_dir)
+    vectors = released.encode(texts, prompt="", batch_size=1, show_progress_bar=False)
+    norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(trained, axis=1)
+    _check_cosine((vectors * trained).sum(axis=1) / norms, LEAST_COSINE[recipe.base.dtype], output_dir)
+    write_probe(make_probe(released, recipe.publishing.repo_id), output_dir / PROBE_FILE)
     (output_dir / "recipe.yaml").write_text(without_local_places(recipe), encoding="utf-8")
     card = model_card(recipe, output_dir, dataset_dir, evaluation_dir)
     (output_dir / "README.md").write_text(card, encoding="utf-8")
+
+
+def write_student_release(
+    recipe: Recipe, dataset_dir: Path, student_dir: Path, report_dir: Path, output_dir: Path
+) -> None:
+    """Release the student: its own files with card and recipe.
+
+    Raises:
+        RuntimeError: the released folder has other vectors than the student.
+    """
+    _link_model(student_dir / "model", output_dir)
+    if distillation_of(recipe).student.kind == "encoder":
+        tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(output_dir))
+        make_portable(output_dir, tokenizer, None)
+    trained = make_probe(_load_stock(student_dir / "model"))
+    gc.collect()  # A SentenceTransformer and its card refer to each other.
+    released = make_probe(_load_stock(output_dir))
+    pairs = zip(trained.texts, released.texts, strict=True)
+    _check_cosine(np.array([one.vector @ other.vector for one, other in pairs]), MINIMUM_COSINE, output_dir)
+    (output_dir / "recipe.yaml").write_text(without_local_places(recipe), encoding="utf-8")
+    card = student_card(recipe, output_dir, dataset_dir, report_dir)
+    (output_dir / "README.md").write_text(card, encoding="utf-8")
+
+
+def _link_model(model_dir: Path, output_dir: Path) -> None:
+    def link_weights(source: str, target: str) -> None:
+        # Other files may be changed in the release, and other file systems have no hard links.
+        if source.endswith(".safetensors"):
+            with suppress(OSError):
+                os.link(Path(source).resolve(), target)
+                return
+        shutil.copyfile(source, target)
+
+    shutil.copytree(model_dir, output_dir, copy_function=link_weights, dirs_exist_ok=True)
+
+
+def _load_stock(folder: Path) -> SentenceTransformer:
+    return SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
+
+
+def _check_cosine(cosines: NDArray[np.floating], least: float, folder: Path) -> None:
+    # Not the other way round: NaN is not above either.
+    if not cosines.min() > least:
+        raise RuntimeError(
+            f"{folder} must not be published: its vectors are not those of the trained model, with a lowest cosine of "
+            f"{cosines.min():.6f}, where rounding leaves at least {least}."
+        )
 
 
 def write_adapter_release(release_dir: Path, adapter_dir: Path, output_dir: Path) -> None:

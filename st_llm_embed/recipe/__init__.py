@@ -1,21 +1,14 @@
-"""A recipe: every choice of one run, typed, in one YAML file, with one module for each of its sections.
+"""A recipe: every choice of one run, typed, in one YAML file, with a module for each of its sections.
 
-Sections that belong to an upstream library (``lora``, ``training``) hold that library's own keyword arguments. They
-are checked against it where they are used (``st_llm_embed.training.arguments``), because importing it takes seconds.
+The sections ``lora`` and ``training`` hold keyword arguments of peft and sentence-transformers. They are checked where
+they are used (``st_llm_embed.training.arguments``), because importing these libraries takes seconds.
 """
 
 from __future__ import annotations
 
-from st_llm_embed.recipe.data import Data, Mining, Source
+from st_llm_embed.recipe.data import Mining, Source
 from st_llm_embed.recipe.distillation import Distillation, DistillationLoss, Student, Teacher
-from st_llm_embed.recipe.publishing import Publishing
-from st_llm_embed.recipe.recipe import (
-    Recipe,
-    recipe_file,
-    recipe_text,
-    recipe_to_start_from,
-    shipped_recipes,
-)
+from st_llm_embed.recipe.recipe import Recipe, recipe_text, recipe_to_start_from, shipped_recipes
 from st_llm_embed.recipe.section import (
     BASE,
     EMBEDDED,
@@ -32,16 +25,8 @@ from st_llm_embed.recipe.section import (
     Section,
     TaskType,
 )
-from st_llm_embed.recipe.synthesis import (
-    Budget,
-    Endpoint,
-    Filters,
-    Plan,
-    Price,
-    Synthesis,
-    is_plain_address,
-)
-from st_llm_embed.recipe.training import Base, Batches, Evaluation, Loss, TrainingStage
+from st_llm_embed.recipe.synthesis import Endpoint, Plan, Price, Synthesis, is_plain_address
+from st_llm_embed.recipe.training import Base, Batches, Loss, TrainingStage
 
 __all__ = [
     "BASE",
@@ -53,15 +38,11 @@ __all__ = [
     "TRAINED",
     "Base",
     "Batches",
-    "Budget",
-    "Data",
     "Direction",
     "Distillation",
     "DistillationLoss",
     "Dtype",
     "Endpoint",
-    "Evaluation",
-    "Filters",
     "Instructions",
     "Label",
     "Loss",
@@ -69,7 +50,6 @@ __all__ = [
     "Plan",
     "PoolingMode",
     "Price",
-    "Publishing",
     "Recipe",
     "Section",
     "Source",
@@ -79,7 +59,6 @@ __all__ = [
     "Teacher",
     "TrainingStage",
     "is_plain_address",
-    "recipe_file",
     "recipe_text",
     "recipe_to_start_from",
     "shipped_recipes",

@@ -53,22 +53,20 @@ class Mining(Section):
     revision: str | None = None
     """Branch, tag or commit of a Hub model."""
     query_prompt: str | None = None
-    """What stands before each anchor, such as `query: ` for E5; null: the row's own instruction."""
+    """What is put before each anchor, such as `query: ` for E5; null: the row's own instruction."""
     document_prompt: str | None = None
-    """What stands before each document, such as `passage: ` for E5; null: what the model has saved for documents."""
+    """What is put before each document, such as `passage: ` for E5; null: what the model has saved for documents."""
     num_negatives: int = Field(default=1, ge=1, le=64)
-    """Negatives that a row shall have; those it has come first. 1 gives a column negative, more negative_1, ..."""
+    """Negatives of each row; those it has already come first. 1 gives a column negative, more negative_1, ..."""
     range_min: int = Field(default=0, ge=0)
-    """So many of the nearest documents are passed over."""
+    """Skip this many of the nearest documents."""
     range_max: int = Field(default=100, ge=1, le=10_000)
-    """A negative is among so many of the nearest documents, the known positives not counted."""
+    """A negative is among this many of the nearest documents, the known positives not counted."""
     relative_margin: float | None = Field(default=0.05, ge=0, le=2)
     """A document is dropped as a suspected false negative if its score is above the positive's less this share of it:
     0.05 allows 95 % of a positive's score. null: no such limit."""
-    absolute_margin: float | None = Field(default=None, ge=0, le=2)
-    """The same with the difference of the two scores."""
     sampling_strategy: Literal["top", "random"] = "top"
-    """Of what is left the nearest, or any, drawn by hash."""
+    """Take the nearest of the remaining candidates, or a random one, drawn by hash."""
     batch_size: int = Field(default=64, ge=1)
     """Texts per forward pass."""
 
@@ -94,4 +92,4 @@ class Data(Section):
     """Share of instructions held out, by hash: no instruction of a task type is in both parts. sts and bitext have
     twelve instructions each; bitext rows are held out from 0.07 on, sts rows from 0.12 (docs/decisions.md)."""
     mining: Mining | None = None
-    """Gives hard negatives to rows that lack them; null: those rows have in-batch negatives only."""
+    """Mines hard negatives for rows that lack them; null: those rows have in-batch negatives only."""

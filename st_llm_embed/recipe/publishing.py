@@ -1,4 +1,4 @@
-"""What the released folder says about itself."""
+"""What the released folder and its cards say."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from st_llm_embed.recipe.section import Section
 
 
 class Publishing(Section):
-    """What the released folder says about itself."""
+    """What the released folder and its cards say."""
 
     repo_id: str | None = None
-    """The Hub name that the card's examples load, such as `org/e5-mistral`; None: the folder's path."""
+    """Hub name in the card's examples, such as `org/e5-mistral`; None: the folder's path."""
     license: str
     """Licence of the released weights, as the Hub spells it (`apache-2.0`, `cc-by-nc-4.0`, ...)."""
     limitations: tuple[str, ...] = ()
-    """What a user has to know before relying on the model; goes into the card and the report."""
+    """What users have to know before relying on the model; printed in the card and the report."""
     dataset_repo_id: str | None = None
-    """The Hub name that the dataset card's example loads."""
+    """Hub name in the dataset card's example."""
     dataset_license: str | None = None
-    """Licence of the rows, needed to push them: ask what the terms of the LLM that wrote them allow."""
+    """Licence of the rows, needed to push them; check the terms of the LLM that wrote them."""

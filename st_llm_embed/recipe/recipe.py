@@ -1,21 +1,16 @@
-"""A recipe: every choice of one run, typed, in one YAML file; `st_llm_embed.recipe` has its parts."""
+"""The whole recipe: how it is read, changed by --set, checked and written."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Literal, LiteralString, Self, cast
 
 import yaml
-from pydantic import (
-    Field,
-    JsonValue,
-    ValidationError,
-    model_validator,
-)
-from pydantic_core import ErrorDetails, InitErrorDetails
+from pydantic import Field, JsonValue, ValidationError, model_validator
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from st_llm_embed.errors import InputError, did_you_mean, explained, shown
 from st_llm_embed.recipe.data import Data
@@ -34,47 +29,43 @@ class Recipe(Section):
     name: str = Field(pattern=NAME_PATTERN)
     """Name of the run and of its default output folder."""
     description: str
-    """One sentence on what it makes, for `recipes list` and the card."""
+    """What it makes, in one sentence, for `recipes list` and the card."""
     seed: int = Field(ge=0, lt=2**32)
     """Seeds fresh weights, data order and dropout."""
     base: Base
     synthesis: Synthesis | None = None
-    """Needed where `data.rows` is `synthesis`; not used otherwise."""
+    """Needed if `data.rows` is `synthesis`; not used otherwise."""
     data: Data
     lora: dict[str, JsonValue] | None
     """Keyword arguments of peft.LoraConfig, `{}` for its defaults; null trains all weights, or `base.adapter`."""
     loss: Loss
     batches: Batches | None = None
-    """None leaves the batches to `batch_sampler` and `multi_dataset_batch_sampler` of the training section."""
+    """None: batches are made by `batch_sampler` and `multi_dataset_batch_sampler` of the training section."""
     training: dict[str, JsonValue]
-    """Keyword arguments of SentenceTransformerTrainingArguments. Three are set by the run and refused here:
-    output_dir, seed, and prompts, because each row carries its own instruction."""
+    """Keyword arguments of SentenceTransformerTrainingArguments. Not allowed are those that the run sets: output_dir,
+    seed, and prompts, because each row has its own instruction."""
     stages: tuple[TrainingStage, ...] = ()
-    """Several trainings in this order; empty: one, of the sections above (docs/training.md)."""
+    """Several trainings, in this order; empty: one, with the sections above (docs/training.md)."""
     evaluation: Evaluation
     distillation: Distillation | None = None
-    """A small student of what is trained here, or of another teacher; needed by `st-llm-embed distill`."""
+    """A small student of the model trained here, or of another teacher; needed by `st-llm-embed distill`."""
     publishing: Publishing
 
     @model_validator(mode="after")
     def _synthesis_is_given(self) -> Self:
         if self.data.rows == SYNTHESIS and self.synthesis is None:
-            raise ValueError("data.rows is synthesis and there is no section synthesis; recipes/demo.yaml has one")
+            raise ValueError("data.rows is synthesis, and the section synthesis is missing; the recipe demo has one")
         return self
 
     @model_validator(mode="after")
     def _adapter_fits_the_base(self) -> Self:
         adapted = self.lora is not None or self.base.adapter is not None
         if self.lora is not None and self.base.adapter is not None:
-            raise ValueError(
-                "base.adapter goes on with a trained adapter and lora begins a new one; leave one of them out"
-            )
+            raise ValueError("base.adapter continues a trained adapter and lora creates a new one; omit one of them")
         if self.base.quantization is not None and not adapted:
-            raise ValueError(
-                "base.quantization is for training an adapter; give lora or base.adapter, or set it to null"
-            )
+            raise ValueError("base.quantization is for training an adapter; set lora or base.adapter, or omit it")
         if self.base.random_init and adapted:
-            raise ValueError("an adapter belongs to weights that others can load; set base.random_init to false")
+            raise ValueError("an adapter needs a base that others can load; set base.random_init to false")
         return self
 
     @model_validator(mode="after")
@@ -87,21 +78,21 @@ class Recipe(Section):
             self._merged(number, "batches")
             if own_only and not stage.hard_negatives:
                 raise ValueError(
-                    f"stage {stage.name} has hard_negatives false, and loss.own_negatives_only lets rows of "
-                    f"{own_only[0]} be compared with nothing else; set own_negatives_only to [] in the stage's loss"
+                    f"stage {stage.name} has hard_negatives false, but by loss.own_negatives_only rows of "
+                    f"{own_only[0]} have no other negatives; set own_negatives_only to [] in the stage's loss"
                 )
         return self
 
     def trainings(self) -> list[Recipe]:
-        """Give the recipe of each stage, or this one alone where it has none."""
+        """Return the recipe of each stage, or only this one if it has none."""
         return [self._of_stage(number) for number in range(len(self.stages))] or [self]
 
     def _of_stage(self, number: int) -> Recipe:
-        """Merge a stage's sections over this recipe's."""
+        """Return this recipe with a stage's sections merged over its own."""
         stage = self.stages[number]
         return self.model_copy(
             update={
-                # Seen in messages alone.
+                # For messages only.
                 "name": f"{self.name}, stage {stage.name}",
                 "loss": self._merged(number, "loss"),
                 "batches": self._merged(number, "batches"),
@@ -111,7 +102,7 @@ class Recipe(Section):
         )
 
     def _merged(self, number: int, key: Literal["loss", "batches"]) -> Any:
-        """Give a section of a stage, checked; errors name the place in the stage."""
+        """Return a section of a stage, checked; errors name the key in the stage."""
         section, own = getattr(self, key), getattr(self.stages[number], key)
         if own is None or (section is None and not own):
             return None
@@ -120,12 +111,14 @@ class Recipe(Section):
             return type(section or Batches()).model_validate(kept | own)
         except ValidationError as error:
             problems = [
-                details | {"loc": ("stages", number, key, *details["loc"])}
+                InitErrorDetails(
+                    type=PydanticCustomError(cast(LiteralString, details["type"]), "{text}", {"text": details["msg"]}),
+                    loc=("stages", number, key, *details["loc"]),
+                    input=details["input"],
+                )
                 for details in error.errors(include_url=False)
             ]
-            raise ValidationError.from_exception_data(
-                error.title, cast(list[InitErrorDetails], problems), hide_input=True
-            ) from error
+            raise ValidationError.from_exception_data(error.title, problems, hide_input=True) from error
 
     @classmethod
     def load(cls, name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -136,14 +129,14 @@ class Recipe(Section):
             overrides: `section.key=value` each, with the value in YAML, set over what the file says.
 
         Raises:
-            InputError: there is no such recipe, the file is no recipe, or a key or value is not allowed.
+            InputError: there is no such recipe, the file is not a recipe, or a key or value is not allowed.
         """
         source, text = recipe_file(name_or_path), recipe_text(name_or_path)
-        with explained(f"{source} is not a YAML file", "Mend the line it names and run again."):
+        with explained(f"{source} is not a YAML file", "Fix the line it names and run again."):
             content = yaml.safe_load(text)
         if not isinstance(content, dict):
             raise InputError(
-                f"{source} holds {type(content).__name__} at its top level, a recipe is a mapping of sections "
+                f"{source} has a {type(content).__name__} at its top level; a recipe is a mapping of sections "
                 f"({', '.join(cls.model_fields)}). Start from a shipped one: st-llm-embed recipes copy qwen3-0.6b."
             )
         for override in overrides:
@@ -154,7 +147,7 @@ class Recipe(Section):
             raise InputError(_explain(error, source)) from error
 
     def to_yaml(self) -> str:
-        """Give the recipe as YAML with every default written out."""
+        """Return the recipe as YAML with every default written out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
 
     def save(self, path: Path) -> None:
@@ -163,21 +156,21 @@ class Recipe(Section):
 
 
 def shipped_recipes() -> list[str]:
-    """Names of the recipes inside the package, sorted."""
+    """Return the names of the recipes inside the package, sorted."""
     folder = files("st_llm_embed") / "recipe"
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
 def recipe_file(name_or_path: str) -> Path:
-    """Find the YAML file of a recipe given by shipped name or by path.
+    """Return the YAML file of a recipe given by shipped name or by path.
 
     Raises:
-        InputError: there is no recipe of that name and no file at that path, or its folder cannot be read.
+        InputError: there is neither a recipe of that name nor a file at that path, or its folder cannot be read.
     """
     if name_or_path in shipped_recipes():
         return Path(str(files("st_llm_embed") / "recipe" / f"{name_or_path}.yaml"))
     path = Path(name_or_path)
-    with explained(f"The recipe {shown(name_or_path)} cannot be read", "Give a .yaml file that you may read."):
+    with explained(f"The recipe {shown(name_or_path)} cannot be read", "Name a .yaml file that you may read."):
         if path.suffix in RECIPE_SUFFIXES and path.is_file():
             return path
     raise InputError(
@@ -188,29 +181,28 @@ def recipe_file(name_or_path: str) -> Path:
 
 
 def recipe_text(name_or_path: str) -> str:
-    """Read a recipe, given by shipped name or by path, as it is written.
+    """Return the text of a recipe given by shipped name or by path.
 
     Raises:
         InputError: there is no such recipe, or its file cannot be read.
     """
     source = recipe_file(name_or_path)
-    with explained(f"{source} cannot be read", "Give a text file in UTF-8 that you may read."):
+    with explained(f"{source} cannot be read", "It has to be a text file in UTF-8 that you may read."):
         return source.read_text(encoding="utf-8")
 
 
 def recipe_to_start_from(name: str, target: Path) -> str:
-    """Give a shipped recipe's text for a file of the user's, without what is true of the shipped one alone.
+    """Return a shipped recipe's text for a file of the user's.
 
-    The copy is named after the file; its description and its limitations, which tell what was measured with the
-    shipped recipe, are empty.
+    The copy is named after the file. Description and limitations are empty, as they are about the shipped recipe.
 
     Raises:
         InputError: there is no such shipped recipe, or the file's name cannot be that of a recipe.
     """
     if name not in shipped_recipes():
         raise InputError(
-            f"{name!r} is no shipped recipe{did_you_mean(name, shipped_recipes())}; those are "
-            f"{', '.join(shipped_recipes())}. A recipe file of your own is copied as any file."
+            f"There is no shipped recipe {name!r}{did_you_mean(name, shipped_recipes())}. Allowed are "
+            f"{', '.join(shipped_recipes())}."
         )
     if target.suffix not in RECIPE_SUFFIXES or not re.fullmatch(NAME_PATTERN, target.stem):
         raise InputError(
@@ -230,7 +222,7 @@ def _set(content: dict[str, Any], override: str) -> None:
     keys = dotted.strip().split(".")
     if not equals or not all(keys):
         raise InputError(
-            f"--set {override!r} is not of the form section.key=value. Write for example --set loss.temperature=0.05."
+            f"--set {override!r} is not of the form section.key=value, such as --set loss.temperature=0.05."
         )
     with explained(f"--set {shown(override)}: {shown(text)} is not a YAML value", "Quote it."):
         value = yaml.safe_load(text)
@@ -240,8 +232,7 @@ def _set(content: dict[str, Any], override: str) -> None:
             target[key] = {}
         if not isinstance(target[key], dict):
             raise InputError(
-                f"--set {override!r}: {'.'.join(keys[: position + 1])} is the value {shown(target[key])}, not a "
-                "section. Give the key's full name and nothing below it."
+                f"--set {override!r}: {'.'.join(keys[: position + 1])} is {shown(target[key])}, not a section."
             )
         target = target[key]
     target[keys[-1]] = value
@@ -249,40 +240,19 @@ def _set(content: dict[str, Any], override: str) -> None:
 
 def _explain(error: ValidationError, source: Path) -> str:
     problems = "; ".join(_explain_one(details) for details in error.errors())
-    return f"Recipe {source}: {problems}. Mend the file or the --set option and run again."
+    return f"Recipe {source}: {problems}. Fix the file or the --set option and run again."
 
 
 def _explain_one(details: ErrorDetails) -> str:
-    key = ".".join(str(part) for part in details["loc"])
-    if details["type"] == "extra_forbidden":
-        allowed = list(_section_at(details["loc"][:-1]).model_fields)
-        hint = did_you_mean(str(details["loc"][-1]), allowed)
-        return f"unknown key {key}{hint} (allowed here: {', '.join(allowed)})"
-    if details["type"] == "missing":
-        return f"{key} is missing"
-    if details["type"] == "address":
-        return f"{key} {details['msg']}"
-    message = details["msg"].removeprefix("Value error, ")
-    # What concerns several sections has the whole recipe for its input.
-    return f"{key} is {shown(details['input'])}: {message}" if key else message
-
-
-def _section_at(keys: Sequence[int | str]) -> type[Section]:
-    """Give the class of the section that is found by following keys, names and numbers of entries among them."""
-    if len(keys) == 3 and keys[0] == "stages":
-        # What a stage holds of a section is a plain mapping, checked when it is merged.
-        keys = keys[2:]
-    section = Recipe
-    for key in keys:
-        field = section.model_fields.get(str(key))
-        if field is not None:
-            section = next(part for part in _parts(field.annotation) if issubclass(part, Section))
-    return section
-
-
-def _parts(annotation: Any) -> Iterator[type]:
-    """Give the classes that an annotation is made of, `dict[str, Source]` of three."""
-    if isinstance(annotation, type):
-        yield annotation
-    for part in get_args(annotation):
-        yield from _parts(part)
+    key, message = ".".join(map(str, details["loc"])), details["msg"].removeprefix("Value error, ")
+    # An error of several sections has no key, and the whole recipe for its input; an address may hold a secret.
+    if not key:
+        return message
+    match details["type"]:
+        case "missing":
+            return f"{key} is missing"
+        case "unknown_key":
+            return f"{key}: {message}"
+        case "address":
+            return f"{key} {message}"
+    return f"{key} is {shown(details['input'])}: {message}"

@@ -12,7 +12,7 @@ from st_llm_embed.recipe.section import REPLAY, Label, Section, TaskType
 
 
 def is_plain_address(value: str) -> bool:
-    """Whether a text is an http(s) address that holds no secret: no user, password, query or fragment."""
+    """Return whether a text is an http(s) address that holds no secret: no user, password, query or fragment."""
     try:
         url = urlsplit(value)
     except ValueError:
@@ -25,7 +25,7 @@ class Endpoint(Section):
     """An OpenAI-compatible server: OpenAI, Azure (its address ending in /openai/v1/), vLLM, llama.cpp, Ollama, ..."""
 
     base_url: str
-    """Address of the API, such as `https://api.openai.com/v1`; `replay` is the server of recorded answers."""
+    """Address of the API, such as `https://api.openai.com/v1`; `replay` repeats recorded answers."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; the key itself is never written anywhere."""
     models: dict[str, Annotated[float, Field(gt=0)]] = Field(min_length=1)
@@ -42,9 +42,9 @@ class Endpoint(Section):
     tokens_per_minute: int | None = Field(default=None, ge=1)
     """None: the limit the server states in its headers, if it does."""
     timeout_seconds: float = Field(default=600, gt=0)
-    """Longest wait for one answer. What times out may have been paid; it is asked once more at the most."""
+    """Longest wait for one answer. What times out may have been paid; it is asked at most once more."""
     give_up_after_minutes: float = Field(default=15, gt=0)
-    """Stop, to be resumed later, when the server has given no answer for so long."""
+    """Stop, to be resumed later, when the server has not answered for this long."""
 
     @field_validator("base_url")
     @classmethod
@@ -67,6 +67,12 @@ class Endpoint(Section):
             )
         return value
 
+    @model_validator(mode="after")
+    def _batches_need_a_server(self) -> Self:
+        if self.mode == "batch" and self.base_url == REPLAY:
+            raise ValueError("mode batch needs the address of a server; replay answers live requests alone")
+        return self
+
 
 class Plan(Section):
     """What is asked for (paper, section 3.1 and appendix C)."""
@@ -74,18 +80,18 @@ class Plan(Section):
     seed: int = Field(ge=0, lt=2**32)
     """Seeds every draw below; apart from the training seed, so that another training asks for nothing new."""
     preset: Literal["paper", "custom"] = "paper"
-    """`paper`: the paper's task types, attributes and languages; `custom`: those, with what stands below in place."""
+    """`paper`: the paper's task types, attributes and languages; `custom`: those, replaced by what is set below."""
     requests: int = Field(ge=1)
     """Examples to ask for, one request each; more may be asked for later, the first ones stay the same."""
     brainstorm_requests: int = Field(default=0, ge=0)
-    """Requests for about 20 instructions each, before the examples; 0 where `tasks` are given."""
+    """Requests for about 20 instructions each, before the examples; 0 with `tasks`."""
     tasks: str | None = None
     """A .jsonl file of tasks in place of brainstormed ones: `task_type`, `instruction` and, if wanted, `attributes`,
     one object a line. Request i takes line i and starts again from the top; `embedded` is the demo's."""
     task_types: dict[TaskType, Annotated[float, Field(ge=0)]] = {}
     """Custom: shares of the task types."""
     attributes: dict[TaskType, dict[str, dict[Label, Annotated[float, Field(ge=0)]]]] = {}
-    """Custom: for a task type's attribute, its values and their weights; `unspecified` leaves it out of the prompt."""
+    """Custom: for a task type's attribute, its values and their weights; `unspecified` omits it from the prompt."""
     languages: dict[str, Annotated[float, Field(ge=0)]] = {}
     """Custom: English names of languages and their weights."""
     topics: tuple[Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)], ...] = ()
@@ -95,10 +101,10 @@ class Plan(Section):
     def _paper_means_paper(self) -> Self:
         own = [name for name in ("task_types", "attributes", "languages", "topics") if getattr(self, name)]
         if self.preset == "paper" and own:
-            raise ValueError(f"preset paper fixes {', '.join(own)}; set preset to custom to give your own")
+            raise ValueError(f"preset paper fixes {', '.join(own)}; set preset to custom for your own")
         if self.tasks is not None and (self.brainstorm_requests or self.task_types):
             raise ValueError(
-                "tasks fixes instructions and task types; give either tasks, or brainstorm_requests and task_types"
+                "tasks fixes instructions and task types; set either tasks, or brainstorm_requests and task_types"
             )
         return self
 
@@ -113,7 +119,7 @@ class Price(Section):
 
 
 class Budget(Section):
-    """Limits that are never passed: the worst case of a request is set aside before it is sent."""
+    """Limits that are never exceeded: the worst case of a request is set aside before it is sent."""
 
     usd: float | None = Field(default=None, gt=0)
     """Most to spend over all runs in one output folder; needs a price for every model."""

@@ -32,7 +32,7 @@ class Base(Section):
     all tokens' or one whose weights rise with the position. EOS is appended with each; what older versions of
     sentence-transformers read, and sharing an instruction's computation, is for `lasttoken` alone."""
     instructions: Instructions = "natural"
-    """What stands before a query in training, in the scores of held-out rows and in the prompts saved with the model:
+    """What is put before a query in training, in the scores of held-out rows and in the prompts saved with the model:
     its own instruction; for comparison (paper, section 5.3) the name of its task type in place of it; or nothing.
     Mining is not concerned, it has `query_prompt`."""
 
@@ -55,10 +55,10 @@ class Loss(Section):
     """Task types whose rows are compared with their own hard negatives and not with the batch: those whose positives
     are labels that many rows share (SFR-Embedding-Mistral)."""
     mask_duplicates: bool = True
-    """Leave out a candidate that is no negative: a text of the row itself, or what belongs to the same anchor or
-    positive in another row, in the batch of all processes."""
+    """Mask false negatives: candidates that repeat a text of the row, or share its anchor or positive, in the batch of
+    all processes."""
     false_negative_margin: float | None = Field(default=None, ge=0, le=2)
-    """Leave out a candidate whose similarity is above the positive's by more than this (Qwen3-Embedding: 0.1)."""
+    """Mask a candidate whose similarity is above the positive's by more than this (Qwen3-Embedding: 0.1)."""
     matryoshka_dims: tuple[Annotated[int, Field(ge=1)], ...] = ()
     """Numbers of leading dimensions that are trained to be vectors of their own, by the sum of their losses (arXiv
     2205.13147); the model's own number has to be among them. Empty: that one alone."""
@@ -74,20 +74,17 @@ class Loss(Section):
 class Batches(Section):
     """Which rows make a batch, in place of sentence-transformers' samplers.
 
-    No anchor or positive stands twice in the batch of all processes together, and what is left of small configurations
-    is packed into full batches.
+    No anchor or positive occurs twice in the batch of all processes together, apart from the labels of long-short
+    rows, and what is left of small configurations is packed into full batches.
     """
 
     mixed: bool = False
     """False: a batch has rows of one configuration, and so of one task type, as long as they fill batches. True: of
     all that train under the same loss settings."""
-    label_configurations: tuple[str, ...] = ("long-short",)
-    """Beginnings of the names of configurations whose positives are labels, which many rows share: a batch may have
-    one several times."""
 
 
 class TrainingStage(Section):
-    """One of several trainings, each of which goes on from what the one before it ended with.
+    """One of several trainings, each of which continues from what the one before it ended with.
 
     Of `loss`, `batches` and `training` it holds what differs from the recipe's sections of that name.
     """
@@ -97,7 +94,7 @@ class TrainingStage(Section):
     configurations: tuple[str, ...] = ()
     """Beginnings of the names of the task types and sources it trains on; empty: all."""
     hard_negatives: bool = True
-    """False: negatives of the rows are left away, those in the batch remain."""
+    """False: the rows' own negatives are not used, those in the batch remain."""
     loss: dict[str, JsonValue] = {}
     batches: dict[str, JsonValue] | None = {}
     """null: none, where the recipe has that section."""

@@ -1,7 +1,7 @@
 """What the requests of each task type vary, and how often each value is drawn (paper, appendix C).
 
-The paper gives the values. The weights of short-long and long-short are those of the sampling code of SPEED
-(arXiv 2410.18634), by the paper's authors; where neither gives weights, values are equally likely.
+The values are the paper's. The weights of short-long and long-short are those of the sampling code of SPEED
+(arXiv 2410.18634), by the paper's authors; where neither has weights, values are equally likely.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from st_llm_embed.languages import LANGUAGE_CODES, SAMPLING_WEIGHTS
 from st_llm_embed.recipe import Plan, TaskType
 
 UNSPECIFIED = "unspecified"
-"""A drawn value that leaves the attribute out of the prompt and out of the row."""
+"""A drawn value that omits the attribute from the prompt and the row."""
 
 Weights = Mapping[Any, float]
 
@@ -60,15 +60,15 @@ ATTRIBUTES: Mapping[TaskType, Mapping[str, Weights]] = {
 
 
 def task_type_weights(plan: Plan) -> Weights:
-    """Give the shares of the task types."""
+    """Return the shares of the task types."""
     return _usable(plan.task_types, "task_types") if plan.task_types else TASK_TYPES
 
 
 def language_weights(plan: Plan) -> Weights:
-    """Give the shares of the languages.
+    """Return the shares of the languages.
 
     Raises:
-        InputError: a name is none of the 93 languages.
+        InputError: a name is not one of the 93 languages.
     """
     if not plan.languages:
         return SAMPLING_WEIGHTS
@@ -82,7 +82,7 @@ def language_weights(plan: Plan) -> Weights:
 
 
 def attribute_weights(plan: Plan, task_type: TaskType) -> Mapping[str, Weights]:
-    """Give, by attribute of a task type, its values and their weights.
+    """Return the values and weights of each attribute of a task type.
 
     Raises:
         InputError: the recipe names an attribute that the task type's prompt does not have.
@@ -92,8 +92,8 @@ def attribute_weights(plan: Plan, task_type: TaskType) -> Mapping[str, Weights]:
     if unknown:
         raise InputError(
             f"synthesis.plan.attributes.{task_type} names {shown(', '.join(unknown))}; the prompt of {task_type} has "
-            f"{', '.join(ATTRIBUTES[task_type]) or 'no attributes but the language'}. Mend or remove the name; "
-            "weights of languages stand in synthesis.plan.languages."
+            f"{', '.join(ATTRIBUTES[task_type]) or 'no attributes but the language'}. Fix or remove the name; "
+            "weights of languages belong into synthesis.plan.languages."
         )
     return {
         name: _usable(own[name], f"attributes.{task_type}.{name}") if name in own else weights
@@ -105,12 +105,12 @@ def _usable(weights: Weights, key: str) -> Weights:
     positive = {name: weight for name, weight in weights.items() if weight > 0}
     if not positive:
         raise InputError(
-            f"synthesis.plan.{key} gives no value a weight above 0, so there is nothing to draw. Give one a weight, "
-            "or leave the key out for the paper's weights."
+            f"synthesis.plan.{key} has no value with a weight above 0, so there is nothing to draw. Set a weight, "
+            "or omit the key for the paper's weights."
         )
     if not all(name.strip() for name in positive) or sum(positive.values()) == inf:
         raise InputError(
             f"synthesis.plan.{key} is {shown(weights)}; names have to be words, and weights may not add up to "
-            f"infinity. To leave an attribute out of the prompt, name the value {UNSPECIFIED}."
+            f"infinity. To omit an attribute from the prompt, name the value {UNSPECIFIED}."
         )
     return positive

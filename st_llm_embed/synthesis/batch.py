@@ -1,8 +1,8 @@
 """OpenAI's Batch API: the same requests and keys, cheaper, within 24 hours.
 
-Every step of a batch is journaled before the next call: written, uploaded, submitted, collected. A process killed
-anywhere goes on: an upload is repeated, which costs nothing; a batch that was submitted and not written down is found
-by its metadata; collecting again skips what the journal has.
+Every step of a batch is journaled before the next call: written, uploaded, submitted, collected. A killed process can
+be resumed anywhere: an upload is repeated, which costs nothing; a batch that was submitted and not written down is
+found by its metadata; collecting again skips what the journal has.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Final, Self
 from uuid import uuid4
 
-from st_llm_embed.api.budget import Budget, Cost
-from st_llm_embed.api.exchange import request_body
+from st_llm_embed.api.budget import Cost
+from st_llm_embed.api.exchange import json_object
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import Endpoint
-from st_llm_embed.synthesis.journal import Journal, RequestKeys, request_record
-from st_llm_embed.synthesis.parsing import completion_of
+from st_llm_embed.synthesis.chat import ChatService
+from st_llm_embed.synthesis.journal import RequestKeys, request_record
 from st_llm_embed.synthesis.plan import Request
-from st_llm_embed.synthesis.progress import Progress
 
 MAX_REQUESTS, MAX_BYTES = 50_000, 200_000_000
 """Of one batch file (openai.types.BatchCreateParams)."""
 POLL_SECONDS = 30.0
 ENDED = {"completed", "expired", "cancelled", "failed"}
+URL: Final = "/v1/chat/completions"
 METADATA_KEY = "st_llm_embed_batch"
 
 
@@ -57,30 +57,19 @@ class BatchClient:
     """Sends the requests of one run through the Batch API."""
 
     def __init__(
-        self,
-        endpoint: Endpoint,
-        base_url: str,
-        api_key: str,
-        journal: Journal,
-        budget: Budget,
-        *,
-        poll_seconds: float = POLL_SECONDS,
+        self, chat: ChatService, endpoint: Endpoint, api_key: str, *, poll_seconds: float = POLL_SECONDS
     ) -> None:
-        """Prepare; nothing is sent. The arguments are those of `Client`; batch files lie beside the journal."""
-        self._endpoint, self._base_url, self._api_key = endpoint, base_url, api_key
-        self._journal, self._budget = journal, budget
-        self._folder = journal.path.parent / "batches"
+        """Prepare; nothing is sent. Batch files are beside the journal of `chat`."""
+        self._chat, self._journal, self._limit = chat, chat.journal, chat.limit
+        self._endpoint, self._api_key = endpoint, api_key
+        self._folder = chat.journal.path.parent / "batches"
         self._poll_seconds = poll_seconds
 
-    def answer(
-        self, requests: Callable[[], Iterator[Request]], progress: Progress, show: Callable[[Progress], None]
-    ) -> None:
+    def answer(self, requests: Callable[[], Iterator[Request]]) -> None:
         """Have every request answered that the journal has no answer to; hours may pass.
 
         Args:
-            requests: gives the planned requests from the first one on.
-            progress: kept up to date.
-            show: called with it whenever the batches were looked at.
+            requests: returns the planned requests from the first one on.
 
         Raises:
             InputError: the limit is reached, or batches fail; what was answered is in the journal.
@@ -88,28 +77,25 @@ class BatchClient:
         from httpx2 import TransportError
         from openai import OpenAI, OpenAIError
 
-        with OpenAI(base_url=self._base_url, api_key=self._api_key, max_retries=0) as self._openai:
+        with OpenAI(base_url=self._endpoint.base_url, api_key=self._api_key, max_retries=0) as self._openai:
             try:
-                self._answer(requests, progress, show)
+                self._answer(requests)
             except (OpenAIError, TransportError) as error:
                 said = " ".join(self._without_key(f"{error} {error.__cause__ or ''}").split())
             except KeyboardInterrupt:
                 said = ""
             else:
                 return
-        # Outside of the handler, so that no traceback goes on to the SDK's error, which may repeat the key.
+        # Outside of the handler, so that no traceback leads to the SDK's error, which may repeat the key.
         if not said:
-            raise InputError(
-                "Stopped. The provider goes on with what was submitted; run the same command to collect it."
-            )
+            raise InputError("Stopped. The provider continues what was submitted; run the same command to collect it.")
         raise InputError(
-            f"The Batch API of {self._base_url} answers: {said[:500]}. Everything submitted is written down; run the "
-            "same command again to go on."
+            f"The Batch API of {self._endpoint.base_url} answers: {said[:500]}. Everything submitted is written down; "
+            "run the same command again to resume."
         )
 
-    def _answer(
-        self, requests: Callable[[], Iterator[Request]], progress: Progress, show: Callable[[Progress], None]
-    ) -> None:
+    def _answer(self, requests: Callable[[], Iterator[Request]]) -> None:
+        progress = self._chat.progress
         self._delete_files(lambda name: name not in self._journal.batches)
         batches = [
             Batch(name, fields["step"], fields.get("file_id"), fields.get("batch_id"))
@@ -118,40 +104,41 @@ class BatchClient:
         for batch in batches:
             for asked in self._asked(batch):
                 if not self._journal.has(asked.request):
-                    self._budget.set_aside(asked.worst)
+                    self._limit.set_aside(asked.worst)
         progress.done = progress.done_before = sum(map(self._journal.has, requests()))
         resumed = bool(batches)  # all of their answers may be journaled already
         while True:
-            left_out = self._write_batches(requests(), progress.step, batches)
+            over_limit = self._write_batches(requests(), progress.step, batches)
             if not batches:
                 break
             done_before, self._problem = progress.done, ""
             for batch in batches:
                 self._submit(batch)
-            self._collect_all(batches, progress, show)
+            self._collect_all(batches)
             progress.done = sum(map(self._journal.has, requests()))
             if progress.done == done_before and not resumed:
                 left = progress.planned - progress.done
                 raise InputError(
                     f"The last batches answered none of the {left:,} requests that are left{self._problem}. Look at "
-                    "them in the provider's console, mend synthesis.endpoint (model, parameters) or wait if it is a "
-                    "limit, and run the same command again: it submits these requests anew."
+                    "them in the provider's console, fix synthesis.endpoint (model, parameters) or wait if it is a "
+                    "limit, and run the same command again: it submits these requests again."
                 )
             batches, resumed = [], False
-        if left_out is not None:
-            raise self._budget.reached(left_out, progress)
+        if over_limit is not None:
+            raise self._chat.over_limit(over_limit)
 
-    def _collect_all(self, batches: list[Batch], progress: Progress, show: Callable[[Progress], None]) -> None:
+    def _collect_all(self, batches: list[Batch]) -> None:
         """Wait for batches to end and journal their answers; an outage of the server is waited out for a while."""
         from httpx2 import TransportError
         from openai import APIConnectionError, InternalServerError, RateLimitError
 
+        progress = self._chat.progress
         heard = time.monotonic()
         left = list(batches)
         while left:
             progress.waiting = f"{len(left)} batches are being answered"
             try:
-                ended = [batch for batch in left if self._collect(batch, progress)]
+                ended = [batch for batch in left if self._collect(batch)]
                 heard = time.monotonic()
             except (APIConnectionError, InternalServerError, RateLimitError, TransportError) as error:
                 if time.monotonic() - heard > self._endpoint.give_up_after_minutes * 60:
@@ -159,29 +146,31 @@ class BatchClient:
                 ended = []
                 progress.waiting = f"the Batch API does not answer ({type(error).__name__})"
             left = [batch for batch in left if batch.name in self._journal.batches]
-            progress.spent = self._budget.describe()
-            show(progress)
+            progress.spent = self._limit.describe()
+            self._chat.show(progress)
             if left and not ended:
                 time.sleep(self._poll_seconds)
 
-    def _write_batches(self, requests: Iterator[Request], step: str, batches: list[Batch]) -> Request | None:
-        """Write what is neither answered nor under way to batch files; give a request that the limit leaves out."""
+    def _write_batches(self, requests: Iterator[Request], step: str, batches: list[Batch]) -> Cost | None:
+        """Write what is neither answered nor in a batch to batch files; return the first cost over the limit."""
         under_way = RequestKeys()
         for batch in batches:
             for asked in self._asked(batch):
                 under_way.add(asked.request.step, asked.request.index, asked.request.key)
         self._folder.mkdir(exist_ok=True)
-        left_out = None
         with ExitStack() as stack:
             files: dict[str, _BatchFile] = {}  # the lines of a batch name one model
+            over_limit = None
             for request in requests:
                 if self._journal.has(request) or under_way.has(request):
                     continue
-                worst = self._budget.reserve(request)
-                if worst is None:
-                    left_out = request
+                worst = self._chat.worst_case(request)
+                if not self._limit.fits(worst):
+                    over_limit = worst
                     break
-                line = self._line(request)
+                self._limit.set_aside(worst)
+                content = {"custom_id": request.key, "method": "POST", "url": URL, "body": self._chat.body(request)}
+                line = json.dumps(content).encode() + b"\n"
                 file = files.get(request.model)
                 if file is not None and not file.has_room(len(line)):
                     batches.append(self._written(file, step))
@@ -190,13 +179,7 @@ class BatchClient:
                     file = files[request.model] = stack.enter_context(_BatchFile(self._folder))
                 file.add(line, request, worst)
             batches += [self._written(file, step) for file in files.values()]
-        return left_out
-
-    def _line(self, request: Request) -> bytes:
-        response_format = self._journal.formats[self._endpoint.base_url, request.model]
-        body = request_body(request, self._endpoint.parameters, response_format)
-        line = {"custom_id": request.key, "method": "POST", "url": "/v1/chat/completions", "body": body}
-        return json.dumps(line).encode() + b"\n"
+        return over_limit
 
     def _written(self, file: _BatchFile, step: str) -> Batch:
         file.finish()
@@ -215,7 +198,7 @@ class BatchClient:
         if batch.batch_id is None:
             batch.batch_id = self._openai.batches.create(
                 input_file_id=batch.file_id,
-                endpoint="/v1/chat/completions",
+                endpoint=URL,
                 completion_window="24h",
                 metadata={METADATA_KEY: batch.name},
             ).id
@@ -228,8 +211,8 @@ class BatchClient:
                 return batch.id
         return None
 
-    def _collect(self, batch: Batch, progress: Progress) -> bool:
-        """Journal the answers of a batch if it has ended; say whether it has."""
+    def _collect(self, batch: Batch) -> bool:
+        """Journal the answers of a batch if it has ended; return whether it has."""
         state = self._openai.batches.retrieve(str(batch.batch_id))
         if state.status not in ENDED:
             return False
@@ -243,8 +226,8 @@ class BatchClient:
             if not self._journal.has(asked.request):
                 where = answers.get(asked.request.key)
                 cost = self._journal_line(asked, *where) if where else None
-                progress.done += cost is not None and batch.step == progress.step
-                self._budget.settle(asked.worst, cost)
+                self._chat.progress.done += cost is not None and batch.step == self._chat.progress.step
+                self._limit.settle(asked.worst, cost)
         self._note(batch, "collected")
         self._delete_files(lambda name: name == batch.name)
         if state.status == "failed":
@@ -270,8 +253,8 @@ class BatchClient:
         status = response.get("status_code")
         fields: dict[str, Any] = {}
         if status == 200:
-            usage = completion_of(body).get("usage")
-            cost = self._budget.actual(asked.request.model, usage, asked.worst)
+            usage = json_object(body).get("usage")
+            cost = self._chat.cost(asked.request, usage, asked.worst)
             fields = {"usage": usage, "request_id": response.get("request_id")}
         elif status in (400, 413, 422):
             cost = Cost(0, 0.0)
@@ -334,8 +317,8 @@ class _BatchFile:
             file.close()
 
 
-def _offsets(path: Path) -> Iterable[tuple[str, int]]:
-    """Give the key of each line of a batch file and where the line begins."""
+def _offsets(path: Path) -> Iterator[tuple[str, int]]:
+    """Yield the key of each line of a batch file and where the line begins."""
     offset = 0
     with path.open("rb") as lines:
         for line in lines:

@@ -85,7 +85,7 @@ def near_duplicates(
 
 
 def _write_signatures(texts: Iterable[str], file: BinaryIO) -> np.ndarray:
-    """Write a row of PERMUTATIONS values for each text; give (texts,) hashes of the whole folded texts."""
+    """Write a row of PERMUTATIONS values for each text; return (texts,) hashes of the whole folded texts."""
     hashes = array("Q")
     for text in texts:
         folded = _fold(text)
@@ -97,7 +97,7 @@ def _write_signatures(texts: Iterable[str], file: BinaryIO) -> np.ndarray:
 
 
 def _signature(characters: np.ndarray) -> np.ndarray:
-    """Give the least value of each permutation over the shingles of (characters,) code points."""
+    """Return the least value of each permutation over the shingles of (characters,) code points."""
     least = np.full(PERMUTATIONS, np.iinfo(np.uint32).max, dtype="<u4")
     if 0 < len(characters) < SHINGLE_CHARACTERS:
         characters = np.pad(characters, (0, SHINGLE_CHARACTERS - len(characters)))
@@ -116,11 +116,11 @@ def _signature(characters: np.ndarray) -> np.ndarray:
 
 
 def _find_similar(file: BinaryIO, texts: np.ndarray, earlier: np.ndarray, similarity: float) -> None:
-    """Compare the given texts band by band and note in `earlier` what they repeat."""
+    """Compare these texts band by band and note in `earlier` what they repeat."""
     rows = _rows_per_band(similarity)
     shape = (len(earlier), PERMUTATIONS)
     for band in range(PERMUTATIONS // rows):
-        # Mapped anew for each band: pages that were read count as this process's memory until they are unmapped.
+        # Mapped again for each band: pages that were read count as this process's memory until they are unmapped.
         signatures = np.memmap(file, dtype="<u4", mode="r", shape=shape)
         keys = _band_keys(signatures, texts, slice(band * rows, (band + 1) * rows))
         order = np.argsort(keys, kind="stable")  # stable: within a band earlier texts come first
@@ -134,7 +134,7 @@ def _find_similar(file: BinaryIO, texts: np.ndarray, earlier: np.ndarray, simila
 
 
 def _rows_per_band(similarity: float) -> int:
-    """Give the most rows with which texts of the wanted similarity still share a band with BAND_RECALL."""
+    """Return the most rows with which texts of the wanted similarity still share a band with BAND_RECALL."""
     for rows in range(PERMUTATIONS, 1, -1):
         if 1 - (1 - similarity**rows) ** (PERMUTATIONS // rows) >= BAND_RECALL:
             return rows
@@ -142,7 +142,7 @@ def _rows_per_band(similarity: float) -> int:
 
 
 def _band_keys(signatures: np.ndarray, texts: np.ndarray, columns: slice) -> np.ndarray:
-    """Hash the given columns of the signatures of (texts,) to (texts,) 64-bit keys."""
+    """Hash some columns of the signatures of (texts,) to (texts,) 64-bit keys."""
     keys = np.zeros(len(texts), dtype=np.uint64)
     for start in range(0, len(texts), BATCH):
         batch = keys[start : start + BATCH]

@@ -1,4 +1,4 @@
-"""Filters that need one row alone; each gives the reason why a row is rejected."""
+"""Filters that need one row alone; each returns the reason why a row is rejected."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from st_llm_embed.data.rows import Row, fold
 from st_llm_embed.languages import LANGUAGE_CODES
 from st_llm_embed.recipe import TaskType
 from st_llm_embed.synthesis.language_id import contradicts
-from st_llm_embed.synthesis.parsing import Rejection
-from st_llm_embed.synthesis.refusals import is_refusal
+from st_llm_embed.synthesis.parsing import Rejection, is_refusal
 
 LEAST_LEAKED_BYTES = 30
-"""Least length in UTF-8 of a query that must not stand word for word in its positive: 30 Latin, 10 Chinese characters.
+"""Least length in UTF-8 of a query that must not be word for word in its positive: 30 Latin, 10 Chinese characters.
 Pairs that people wrote pass (scripts/measure_leaks.py; docs/decisions.md)."""
 
 LONG_SIDES: dict[TaskType, tuple[str, ...]] = {
@@ -25,7 +24,7 @@ LABELS = ("positive", "negative")
 """The sides of long-short that are labels."""
 MIN_LONG_CHARACTERS, MAX_CHARACTERS = 60, 30_000
 MAX_SHORT_CHARACTERS, MAX_LABEL_CHARACTERS = 2_000, 200
-"""Sizes that no such text has unless something went wrong; in characters, since words are not told apart everywhere.
+"""Sizes that no such text has unless something went wrong; in characters, since not all scripts separate words.
 """
 
 _EDGES = " .?!:;,…。？！؟।՞;\"'«»“”„‘’「」『』()¿¡"  # noqa: RUF001
@@ -49,7 +48,7 @@ def check_texts(texts: dict[str, str], task_type: TaskType) -> Rejection | None:
 
 
 def leaks(query: str, text: str) -> bool:
-    """Whether a text has a whole query in it, word for word; both folded."""
+    """Return whether a text has a whole query in it, word for word; both folded."""
     wording = query.strip(_EDGES)
     return len(wording.encode()) >= LEAST_LEAKED_BYTES and wording in text
 

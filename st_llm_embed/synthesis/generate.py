@@ -1,4 +1,4 @@
-"""Ask for everything that is planned and not in the journal yet: instructions first, examples next."""
+"""Ask for everything that is planned and not in the journal yet: instructions first, examples next, grades last."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from st_llm_embed.api.budget import Budget
 from st_llm_embed.api.client import Client
-from st_llm_embed.api.exchange import CHAT, read_api_key
+from st_llm_embed.api.exchange import json_object, read_api_key
 from st_llm_embed.data.rows import fold
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import REPLAY, Synthesis
 from st_llm_embed.synthesis.batch import BatchClient
+from st_llm_embed.synthesis.chat import CHAT, ChatService, Progress, max_answer_tokens, model_prices, shown_progress
 from st_llm_embed.synthesis.journal import Journal, read_journal, read_record
-from st_llm_embed.synthesis.parsing import Rejection, completion_of, content_of, parse_answer
+from st_llm_embed.synthesis.parsing import Rejection, parse_completion
 from st_llm_embed.synthesis.plan import BRAINSTORM_SCHEMA, EXAMPLE_SCHEMAS, Request, RequestPlan
-from st_llm_embed.synthesis.progress import Progress, shown_progress
-from st_llm_embed.synthesis.selection import Rejected, Selection, Similarities
+from st_llm_embed.synthesis.recorded import recorded_answers
+from st_llm_embed.synthesis.selection import Selection, Similarities
 from st_llm_embed.synthesis.tasks import TaskFile, tasks_path
 
 MIN_INSTRUCTION_WORDS, MAX_INSTRUCTION_CHARACTERS = 3, 400
@@ -35,7 +35,8 @@ def check_synthesis(synthesis: Synthesis) -> None:
         InputError: a name, weight, price, file or the missing key makes the recipe unusable.
     """
     plan = RequestPlan(synthesis.plan, synthesis.endpoint)
-    Budget(synthesis, 0.0, 0)
+    model_prices(synthesis)
+    max_answer_tokens(synthesis.endpoint)
     if synthesis.endpoint.base_url != REPLAY:
         read_api_key(synthesis.endpoint.base_url, synthesis.endpoint.api_key_env, CHAT)
     if synthesis.plan.tasks is not None:
@@ -43,11 +44,21 @@ def check_synthesis(synthesis: Synthesis) -> None:
     for path in synthesis.filters.evaluation_texts:
         if not Path(path).exists():
             raise InputError(
-                f"synthesis.filters.evaluation_texts names {path}, and there is no such file or folder. Mend the path."
+                f"synthesis.filters.evaluation_texts names {path}, and there is no such file or folder. Fix the path."
             )
 
 
-def generate(synthesis: Synthesis, folder: Path, similarities: Similarities | None = None) -> None:
+def planned_prompts(synthesis: Synthesis) -> list[str]:
+    """Return the first prompt of each kind that can be known before anything is answered."""
+    plan = RequestPlan(synthesis.plan, synthesis.endpoint)
+    if synthesis.plan.tasks is None:
+        requests = list(islice(plan.brainstorms(), 1))
+    else:
+        requests = [plan.example(0, TaskFile(tasks_path(synthesis.plan.tasks)))]
+    return [request.messages[0]["content"] for request in requests]
+
+
+def generate(synthesis: Synthesis, folder: Path, similarities: Similarities | None = None) -> Selection | None:
     """Have every planned request answered; free and without a request when all are.
 
     Args:
@@ -55,55 +66,30 @@ def generate(synthesis: Synthesis, folder: Path, similarities: Similarities | No
         folder: holds the journal and, when they are complete, the brainstormed tasks.
         similarities: of the consistency filter, which the judge comes after.
 
+    Returns:
+        The rows that were selected for the judge, for `write_synthetic_dataset`; None without a judge.
+
     Raises:
-        InputError: something in the recipe cannot be used, a limit is reached, or the server cannot go on. What was
+        InputError: something in the recipe cannot be used, a limit is reached, or the server cannot continue. What was
             answered is kept.
     """
-    with _asking(synthesis, folder) as ask:
-        plan, planned = ask.plan, synthesis.plan
+    with _open_run(synthesis, folder) as run:
+        plan, planned = run.plan, synthesis.plan
         if not tasks_file(synthesis, plan, folder).is_file():
-            ask("brainstorms", planned.brainstorm_requests, plan.brainstorms)
-            _write_tasks(plan, tasks_file(synthesis, plan, folder), ask.journal.path)
+            run.ask("brainstorms", planned.brainstorm_requests, plan.brainstorms)
+            _write_tasks(plan, tasks_file(synthesis, plan, folder), run.journal.path)
         tasks = TaskFile(tasks_file(synthesis, plan, folder))
-        ask("examples", planned.requests, lambda: plan.examples(tasks))
+        run.ask("examples", planned.requests, lambda: plan.examples(tasks))
         model = synthesis.filters.judge_model
-        if model is not None:
-            selection = Selection(synthesis, plan, tasks, ask.journal.path, similarities)
-
-            def judgements() -> Iterator[Request]:
-                for candidate in selection.candidates(folder):
-                    if not isinstance(candidate, Rejected):
-                        yield plan.judge(*candidate, model)
-
-            ask("judgements", sum(1 for _ in judgements()), judgements)
-
-
-def estimate(synthesis: Synthesis, folder: Path, requests: int) -> list[Projection]:
-    """Send a few of the planned requests and project what all of them will take.
-
-    Answers go to the journal and are used by the run itself, but for examples of tasks that are only brainstormed for
-    the estimate.
-
-    Args:
-        synthesis: the recipe's section.
-        folder: of the journal.
-        requests: how many of each step to send.
-    """
-    with _asking(synthesis, folder) as ask:
-        plan = ask.plan
-        path = tasks_file(synthesis, plan, folder)
-        projections = []
-        if not path.is_file():
-            count = min(max(requests, len(plan.brainstormed_types)), synthesis.plan.brainstorm_requests)
-            ask("brainstorms", count, lambda: islice(plan.brainstorms(), count))
-            projections.append(_projected(synthesis, "brainstorm", count, synthesis.plan.brainstorm_requests, ask))
-            path = folder / "tasks-of-the-estimate.jsonl"
-            _write_tasks(plan, path, ask.journal.path)
-        tasks = TaskFile(path)
-        count = min(requests, synthesis.plan.requests)
-        ask("examples", count, lambda: islice(plan.examples(tasks), count))
-        projections.append(_projected(synthesis, "example", count, synthesis.plan.requests, ask))
-        return projections
+        if model is None:
+            return None
+        selection = Selection(synthesis, plan, tasks, run.journal.path, similarities, workspace=folder)
+        run.ask(
+            "judgements",
+            sum(1 for _ in selection.candidates()),
+            lambda: (plan.judge(index, row, str(model)) for index, row in selection.candidates()),
+        )
+        return selection
 
 
 @dataclass(frozen=True)
@@ -120,24 +106,69 @@ class Projection:
     """With the recipe's concurrency and limits per minute."""
 
 
+def estimate(synthesis: Synthesis, folder: Path, requests: int) -> list[Projection]:
+    """Send a few of the planned requests and project what all of them will take.
+
+    Answers go to the journal and are used by the run itself, except examples of tasks that are only brainstormed for
+    the estimate.
+
+    Args:
+        synthesis: the recipe's section.
+        folder: of the journal.
+        requests: how many of each step to send.
+    """
+    with _open_run(synthesis, folder) as run:
+        plan = run.plan
+        path = tasks_file(synthesis, plan, folder)
+        projections = []
+        if not path.is_file():
+            count = min(max(requests, len(plan.brainstormed_types)), synthesis.plan.brainstorm_requests)
+            run.ask("brainstorms", count, lambda: islice(plan.brainstorms(), count))
+            projections.append(_projected(synthesis, "brainstorm", count, synthesis.plan.brainstorm_requests, run))
+            path = folder / "tasks-of-the-estimate.jsonl"
+            _write_tasks(plan, path, run.journal.path)
+        tasks = TaskFile(path)
+        count = min(requests, synthesis.plan.requests)
+        run.ask("examples", count, lambda: islice(plan.examples(tasks), count))
+        projections.append(_projected(synthesis, "example", count, synthesis.plan.requests, run))
+        return projections
+
+
+def tasks_file(synthesis: Synthesis, plan: RequestPlan, folder: Path) -> Path:
+    """Return the path of the tasks: the user's file, or that of the brainstormed ones, named after their requests."""
+    if synthesis.plan.tasks is not None:
+        return tasks_path(synthesis.plan.tasks)
+    digest = hashlib.blake2b(digest_size=4)
+    for request in plan.brainstorms():
+        digest.update(request.key.encode())
+    return folder / f"tasks-{digest.hexdigest()}.jsonl"
+
+
 @dataclass(frozen=True)
-class _Asking:
-    """Everything that is open while requests are sent; called to have the requests of one step answered."""
+class _Run:
+    """Everything that is open while requests are sent."""
 
     plan: RequestPlan
     journal: Journal
     models: tuple[str, ...]
-    live: Client
-    client: Client | BatchClient
+    chat: ChatService
+    client: Client[Request]
+    batch: BatchClient | None
     show: Callable[[Progress], None]
 
-    def __call__(self, step: str, planned: int, requests: Callable[[], Iterator[Request]]) -> None:
+    def ask(self, step: str, planned: int, requests: Callable[[], Iterator[Request]]) -> None:
+        """Have the requests of one step answered."""
         missing = next((request for request in requests() if not self.journal.has(request)), None)
         if missing is None:
             return
-        self.live.find_formats([missing.model] if missing.step == "judge" else self.models)
+        for model in [missing.model] if missing.step == "judge" else self.models:
+            self.chat.find_format(self.client, model)
         progress = Progress(step, planned)
-        self.client.answer(requests, progress, self.show)
+        self.chat.start(progress, self.show)
+        if self.batch:
+            self.batch.answer(requests)
+        else:
+            self.client.send(self.chat.unanswered(requests()))
         if progress.left:
             raise InputError(
                 f"{progress.left:,} of {planned:,} {step} got no answer: the server failed or hung up each time. All "
@@ -147,42 +178,23 @@ class _Asking:
 
 
 @contextmanager
-def _asking(synthesis: Synthesis, folder: Path) -> Generator[_Asking]:
+def _open_run(synthesis: Synthesis, folder: Path) -> Generator[_Run]:
     plan, endpoint = RequestPlan(synthesis.plan, synthesis.endpoint), synthesis.endpoint
-    with Journal(folder) as journal, _served(synthesis, plan) as (base_url, api_key), shown_progress() as show:
+    base_url, transport = endpoint.base_url, None
+    if base_url == REPLAY:
+        base_url, key, transport = "http://replay/v1", "no key is needed", recorded_answers(synthesis, plan)
+    else:
+        key = read_api_key(base_url, endpoint.api_key_env, CHAT)
+    with Journal(folder) as journal, shown_progress() as show:
         if journal.batches and endpoint.mode == "live":
             raise InputError(
                 f"{len(journal.batches)} batches of an earlier run are not collected yet, and their requests would be "
                 "paid twice. Run with --set synthesis.endpoint.mode=batch until they are, then change the mode."
             )
-        budget = Budget(synthesis, journal.usd, journal.tokens)
-        live = Client(endpoint, base_url, api_key, journal, budget)
-        batch = BatchClient(endpoint, base_url, api_key, journal, budget)
-        yield _Asking(plan, journal, (*endpoint.models,), live, live if endpoint.mode == "live" else batch, show)
-
-
-def tasks_file(synthesis: Synthesis, plan: RequestPlan, folder: Path) -> Path:
-    """Give the path of the tasks: the user's file, or that of the brainstormed ones, named after their requests."""
-    if synthesis.plan.tasks is not None:
-        return tasks_path(synthesis.plan.tasks)
-    digest = hashlib.blake2b(digest_size=4)
-    for request in plan.brainstorms():
-        digest.update(request.key.encode())
-    return folder / f"tasks-{digest.hexdigest()}.jsonl"
-
-
-@contextmanager
-def _served(synthesis: Synthesis, plan: RequestPlan) -> Generator[tuple[str, str]]:
-    """Give the address and the key; for `replay` start its server first."""
-    endpoint = synthesis.endpoint
-    if endpoint.base_url != REPLAY:
-        yield endpoint.base_url, read_api_key(endpoint.base_url, endpoint.api_key_env, CHAT)
-        return
-    from st_llm_embed.synthesis.recorded import recorded_answers
-    from st_llm_embed.synthesis.replay import ReplayServer
-
-    with ReplayServer(recorded_answers(synthesis, plan)) as server:
-        yield server.base_url, "no key is needed"
+        chat = ChatService(synthesis, journal)
+        client = Client(chat, endpoint, base_url, key, transport=transport)
+        batch = BatchClient(chat, endpoint, key) if endpoint.mode == "batch" else None
+        yield _Run(plan, journal, (*endpoint.models,), chat, client, batch, show)
 
 
 def _write_tasks(plan: RequestPlan, path: Path, journal: Path) -> None:
@@ -204,8 +216,8 @@ def _write_tasks(plan: RequestPlan, path: Path, journal: Path) -> None:
     missing = [name for name in plan.brainstormed_types if name not in found]
     if missing:
         raise InputError(
-            f"Brainstorming gave no usable instruction for {', '.join(missing)}. Raise "
-            "synthesis.plan.brainstorm_requests, use a stronger model, or leave these task types out."
+            f"Brainstorming yielded no usable instruction for {', '.join(missing)}. Raise "
+            "synthesis.plan.brainstorm_requests, use a stronger model, or omit these task types."
         )
     partial = path.with_suffix(".partial")
     partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -213,9 +225,8 @@ def _write_tasks(plan: RequestPlan, path: Path, journal: Path) -> None:
 
 
 def brainstormed(body: str) -> Iterator[str]:
-    """Give the instructions of one brainstorm answer that can be used as such."""
-    content = content_of(completion_of(body))
-    answer = content if isinstance(content, Rejection) else parse_answer(content, BRAINSTORM_SCHEMA)
+    """Yield the instructions of one brainstorm answer that can be used as such."""
+    answer = parse_completion(json_object(body), BRAINSTORM_SCHEMA)
     if isinstance(answer, Rejection):
         return
     for instruction in answer["tasks"]:
@@ -234,8 +245,8 @@ def _answers(journal: Path, step: str) -> Iterator[dict[str, Any]]:
             offset += size
 
 
-def _projected(synthesis: Synthesis, step: str, sent: int, planned: int, ask: _Asking) -> Projection:
-    latest = {record["index"]: record for record in _answers(ask.journal.path, step) if record["index"] < sent}
+def _projected(synthesis: Synthesis, step: str, sent: int, planned: int, run: _Run) -> Projection:
+    latest = {record["index"]: record for record in _answers(run.journal.path, step) if record["index"] < sent}
     records = list(latest.values())
     count = max(1, len(records))
     tokens, usd = (sum(record[name] for record in records) / count * planned for name in ("tokens", "usd"))
@@ -251,6 +262,5 @@ def _projected(synthesis: Synthesis, step: str, sent: int, planned: int, ask: _A
 
 
 def _usable(record: dict[str, Any]) -> bool:
-    content = content_of(completion_of(record["body"]))
     schema = BRAINSTORM_SCHEMA if record["step"] == "brainstorm" else EXAMPLE_SCHEMAS[record["about"]["task_type"]]
-    return not isinstance(content, Rejection) and not isinstance(parse_answer(content, schema), Rejection)
+    return not isinstance(parse_completion(json_object(record["body"]), schema), Rejection)

@@ -51,7 +51,7 @@ class RequestKeys:
         keys[index] = number
 
     def has(self, request: Request) -> bool:
-        """Whether a request was noted."""
+        """Return whether a request was noted."""
         keys = self._latest.get(request.step, ())
         number = int(request.key, 16)
         return (request.index < len(keys) and keys[request.index] == number) or number in self._earlier
@@ -104,7 +104,7 @@ class Journal:
         """Prompt and answer tokens so far, counted likewise."""
 
     def __enter__(self) -> Self:
-        """Take the lock, cut off a torn last line, and read what is there.
+        """Take the lock, cut off a torn last line, and read the records.
 
         Raises:
             InputError: another process has the journal, a line inside it is damaged, or the folder cannot be written.
@@ -112,7 +112,7 @@ class Journal:
         take_lock(self._lock, self.path.parent)
         try:
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-            _mend_last_line(self._fd)
+            _repair_last_line(self._fd)
             if (size := os.fstat(self._fd).st_size) > LARGE_BYTES:
                 logger.info("journal: reading %.1f GB of answers", size / 1e9)
             for record, _ in read_journal(self.path):
@@ -123,7 +123,7 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Write everything to the disk and let go of the lock."""
+        """Write everything to the disk and release the lock."""
         self.sync()
         os.close(self._fd)
         self._lock.release()
@@ -151,7 +151,7 @@ class Journal:
         os.fsync(self._fd)
 
     def has(self, request: Request) -> bool:
-        """Whether the request has been answered."""
+        """Return whether the request has been answered."""
         return self._answered.has(request)
 
     def _note(self, record: dict[str, Any]) -> None:
@@ -171,7 +171,7 @@ class Journal:
 def request_record(
     request: Request, status: str, tokens: int, usd: float, *, body: str, **fields: Any
 ) -> dict[str, Any]:
-    """Give the record of what came of a request.
+    """Return the record of what became of a request.
 
     Args:
         request: what was sent.
@@ -200,7 +200,7 @@ def request_record(
 def read_journal(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
     """Read the records of a journal in the order they were written, each without its body and with its size in bytes.
 
-    Bodies are most of a journal and are left out unparsed; `read_record` gives them.
+    Bodies are most of a journal and are skipped unparsed; `read_record` reads them.
 
     Raises:
         InputError: a line is damaged.
@@ -210,10 +210,7 @@ def read_journal(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
             head, _, body = line.partition(_BODY)
             record = (_record(head + b"}") if body.endswith(b'"}\n') else None) or _record(line)
             if record is None:
-                raise InputError(
-                    f"{path}, line {number} is damaged: {line[:80]!r}. Nothing but st-llm-embed may write to the "
-                    "journal; take the line out and run again, what it held will be asked for anew."
-                )
+                raise _damaged(f"{path}, line {number}", line)
             yield record, len(line)
 
 
@@ -227,11 +224,15 @@ def read_record(journal: BinaryIO, offset: int) -> dict[str, Any]:
     line = journal.readline()
     record = _record(line)
     if record is None:
-        raise InputError(
-            f"The line at byte {offset:,} of {journal.name} is damaged: {line[:80]!r}. Nothing but st-llm-embed may "
-            "write to the journal; take the line out and run again, what it held will be asked for anew."
-        )
+        raise _damaged(f"The line at byte {offset:,} of {journal.name}", line)
     return record
+
+
+def _damaged(where: str, line: bytes) -> InputError:
+    return InputError(
+        f"{where} is damaged: {line[:80]!r}. Nothing but st-llm-embed may write to the journal; remove the line and "
+        "run again; what it held will be asked for again."
+    )
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
@@ -242,7 +243,7 @@ def _record(line: bytes) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and isinstance(record.get("status"), str) else None
 
 
-def _mend_last_line(fd: int) -> None:
+def _repair_last_line(fd: int) -> None:
     """Cut off a record that was written in part; one that lacks only its line end gets it."""
     size = os.lseek(fd, 0, os.SEEK_END)
     end, tail = size, b""

@@ -1,7 +1,7 @@
 """Texts that are in another language than the one asked for.
 
-Only what is sure is said: by the script, and by py3langid (Naive Bayes over byte n-grams; it knows 90 of our 93
-languages) where it is confident. Not knowing is never held against a text. scripts/measure_language_id.py prints what
+Only confident findings count: by the script, and by py3langid (Naive Bayes over byte n-grams; it knows 90 of our 93
+languages). Not knowing is never held against a text. scripts/measure_language_id.py prints what
 is rejected and what is caught.
 """
 
@@ -27,123 +27,61 @@ LEAST_CONFIDENCE = 0.9
 MOST_DOUBT = 0.001
 """Greatest probability of the language asked for, together with those close to it."""
 MOST_CHARACTERS = 300
-"""What follows is not read: the beginning says enough."""
+"""The rest is not read."""
 
-CLOSE_LANGUAGES = tuple(
-    frozenset(codes.split())
-    for codes in (
-        # The detector mixes up members of each in Tatoeba or NTREX, or they share most of their words. Codes that are
-        # not ours are languages of the detector that it finds in texts of their neighbours.
-        "da nn no sv",
-        "is no",
-        "af fy nl",
-        "cs sk",
-        "bs hr sl sr",
-        "bg mk sr",
-        "be ru uk",
-        "an ca es ext gl oc pt",
-        "ga gd",
-        "ace id jv ms su",
-        "az tr",
-        "kk ky uz",
-        "ug uz",
-        "gom hi mr ne sa",
-        "as bn",
-        "he yi",
-        "sd ur",
-        "wuu yue zh",
-        "ar ary arz",
-        "en pcm",
-        "bcl tl",
-        "xh zu",
-        "ku sdh",
-        "lt ltg lv",
-    )
+# The detector mixes up members of each in Tatoeba or NTREX, or they share most of their words. Codes that are not ours
+# are languages of the detector that it finds in texts of their neighbours.
+_CLOSE = (
+    "da nn no sv, is no, af fy nl, cs sk, bs hr sl sr, bg mk sr, be ru uk, an ca es ext gl oc pt, ga gd, "
+    "ace id jv ms su, az tr, kk ky uz, ug uz, gom hi mr ne sa, as bn, he yi, sd ur, wuu yue zh, ar ary "
+    "arz, en pcm, bcl tl, xh zu, ku sdh, lt ltg lv"
 )
-"""Groups of languages that are not told apart."""
+CLOSE_LANGUAGES = tuple(frozenset(codes.split()) for codes in _CLOSE.split(", "))
+"""Groups of languages that are not distinguished."""
 
-LANGUAGE_SCRIPTS: dict[str, str] = {
-    "am": "Ethiopic",
-    "ar": "Arabic",
-    "as": "Bengali",
-    "az": "Latin Cyrillic Arabic",
-    "be": "Cyrillic",
-    "bg": "Cyrillic",
-    "bn": "Bengali",
-    "bs": "Latin Cyrillic",
-    "el": "Greek",
-    "fa": "Arabic",
-    "gu": "Gujarati",
-    "ha": "Latin Arabic",
-    "he": "Hebrew",
-    "hi": "Devanagari",
-    "hy": "Armenian",
-    "ja": "Kana Han",
-    "ka": "Georgian",
-    "kk": "Cyrillic Latin Arabic",
-    "km": "Khmer",
-    "kn": "Kannada",
-    "ko": "Hangul",
-    "ku": "Latin Arabic Cyrillic",
-    "ky": "Cyrillic Arabic",
-    "lo": "Lao",
-    "mk": "Cyrillic",
-    "ml": "Malayalam",
-    "mn": "Cyrillic Mongolian",
-    "mr": "Devanagari",
-    "ms": "Latin Arabic",
-    "my": "Burmese",
-    "ne": "Devanagari",
-    "or": "Odia",
-    "pa": "Gurmukhi Arabic",
-    "ps": "Arabic",
-    "ru": "Cyrillic",
-    "sa": "Devanagari",
-    "sd": "Arabic Devanagari",
-    "si": "Sinhala",
-    "sr": "Cyrillic Latin",
-    "ta": "Tamil",
-    "te": "Telugu",
-    "th": "Thai",
-    "ug": "Arabic Cyrillic Latin",
-    "uk": "Cyrillic",
-    "ur": "Arabic",
-    "uz": "Latin Cyrillic",
-    "yi": "Hebrew",
-    "zh": "Han",
+_SCRIPT_TABLE = {
+    "Latin": ("az bs ha kk ku ms sr ug uz", "41-5A 61-7A C0-24F 1E00-1EFF FF21-FF3A FF41-FF5A"),
+    "Greek": ("el", "370-3FF 1F00-1FFF"),
+    "Cyrillic": ("az be bg bs kk ku ky mk mn ru sr ug uk uz", "400-52F"),
+    "Armenian": ("hy", "531-587"),
+    "Hebrew": ("he yi", "591-5F2"),
+    "Arabic": (
+        "ar az fa ha kk ku ky ms pa ps sd ug ur",
+        "620-65F 66E-6D3 6D5-6EF 6FA-6FF 750-77F 8A0-8FF FB50-FDFB FE70-FEFC",
+    ),
+    "Devanagari": ("hi mr ne sa sd", "900-963 971-97F"),
+    "Bengali": ("as bn", "980-9E3 9F0-9F1"),
+    "Gurmukhi": ("pa", "A01-A5E A70-A75"),
+    "Gujarati": ("gu", "A81-AE3"),
+    "Odia": ("or", "B01-B63"),
+    "Tamil": ("ta", "B82-BD7"),
+    "Telugu": ("te", "C00-C63"),
+    "Kannada": ("kn", "C80-CE3"),
+    "Malayalam": ("ml", "D00-D63"),
+    "Sinhala": ("si", "D81-DDF"),
+    "Thai": ("th", "E01-E3A E40-E4E"),
+    "Lao": ("lo", "E81-ECE EDC-EDF"),
+    "Burmese": ("my", "1000-103F 1050-108F"),
+    "Georgian": ("ka", "10A0-10FF 1C90-1CBF"),
+    "Ethiopic": ("am", "1200-135F 1380-138F 2D80-2DDF"),
+    "Khmer": ("km", "1780-17D3"),
+    "Mongolian": ("mn", "1820-18AA"),
+    "Hangul": ("ko", "1100-11FF 3131-318E AC00-D7A3"),
+    "Kana": ("ja", "3041-309F 30A1-30FA 30FC-30FF"),
+    "Han": ("ja zh", "3005-3007 3400-4DBF 4E00-9FFF F900-FAFF 20000-3FFFF"),
+}
+"""By script: its languages, Latin's as far as they have another script as well; and the code points of its letters."""
+
+LANGUAGE_SCRIPTS = {
+    code: {script for script, (codes, _) in _SCRIPT_TABLE.items() if code in codes.split()}
+    for codes, _ in _SCRIPT_TABLE.values()
+    for code in codes.split()
 }
 """Scripts of the languages that have another one than Latin."""
 
 _LETTERS = sorted(
     (int(first, 16), int(last, 16), script)
-    for script, ranges in {
-        "Latin": "41-5A 61-7A C0-24F 1E00-1EFF FF21-FF3A FF41-FF5A",
-        "Greek": "370-3FF 1F00-1FFF",
-        "Cyrillic": "400-52F",
-        "Armenian": "531-587",
-        "Hebrew": "591-5F2",
-        "Arabic": "620-65F 66E-6D3 6D5-6EF 6FA-6FF 750-77F 8A0-8FF FB50-FDFB FE70-FEFC",
-        "Devanagari": "900-963 971-97F",
-        "Bengali": "980-9E3 9F0-9F1",
-        "Gurmukhi": "A01-A5E A70-A75",
-        "Gujarati": "A81-AE3",
-        "Odia": "B01-B63",
-        "Tamil": "B82-BD7",
-        "Telugu": "C00-C63",
-        "Kannada": "C80-CE3",
-        "Malayalam": "D00-D63",
-        "Sinhala": "D81-DDF",
-        "Thai": "E01-E3A E40-E4E",
-        "Lao": "E81-ECE EDC-EDF",
-        "Burmese": "1000-103F 1050-108F",
-        "Georgian": "10A0-10FF 1C90-1CBF",
-        "Ethiopic": "1200-135F 1380-138F 2D80-2DDF",
-        "Khmer": "1780-17D3",
-        "Mongolian": "1820-18AA",
-        "Hangul": "1100-11FF 3131-318E AC00-D7A3",
-        "Kana": "3041-309F 30A1-30FA 30FC-30FF",
-        "Han": "3005-3007 3400-4DBF 4E00-9FFF F900-FAFF 20000-3FFFF",
-    }.items()
+    for script, (_, ranges) in _SCRIPT_TABLE.items()
     for first, last in (bounds.split("-") for bounds in ranges.split())
 )
 _SCRIPTS = sorted({script for *_, script in _LETTERS})
@@ -166,7 +104,7 @@ class Contradiction(NamedTuple):
 
 
 def contradicts(text: str, code: str) -> Contradiction | None:
-    """Say whether a text is surely not in a language.
+    """Return what a text is in, if it is surely not in a language.
 
     Short texts, languages that the detector does not know and languages that are close to the one asked for contradict
     nothing. A wrong script does in any language.
@@ -181,7 +119,7 @@ def contradicts(text: str, code: str) -> Contradiction | None:
     if code not in LANGUAGE_CODES.values():
         return None
     lengths = _bytes_by_script(_read(text))
-    scripts = LANGUAGE_SCRIPTS.get(code, "Latin").split()
+    scripts = LANGUAGE_SCRIPTS.get(code, {"Latin"})
     total = sum(lengths.values())
     own = sum(lengths[script] for script in scripts)
     if total - own >= LEAST_BYTES and own < LEAST_SHARE * total:
@@ -197,7 +135,7 @@ def contradicts(text: str, code: str) -> Contradiction | None:
 
 
 def confidence_in(text: str, code: str) -> float | None:
-    """Say how sure it is that a text is in a language, or in one that is close to it.
+    """Return how sure it is that a text is in a language, or in one that is close to it.
 
     Args:
         text: any text; its first MOST_CHARACTERS are read.
@@ -216,12 +154,12 @@ def _read(text: str) -> str:
 
 @lru_cache(maxsize=8)
 def _probabilities(text: str, code: str) -> dict[str, float] | None:
-    """Give the detector's probability of each language; None for a short text or a language it does not know."""
+    """Return the detector's probability of each language; None for a short text or a language it does not know."""
     identifier = _identifier()
     if code not in identifier.nb_classes:
         return None
     text = _read(text)
-    scripts = LANGUAGE_SCRIPTS.get(code, "Latin").split()
+    scripts = LANGUAGE_SCRIPTS.get(code, {"Latin"})
     lengths = _bytes_by_script(text)
     if sum(lengths[script] for script in scripts) < LEAST_BYTES:
         return None
@@ -237,7 +175,7 @@ def _close_to(code: str) -> set[str]:
 
 
 def _bytes_by_script(text: str) -> dict[str, int]:
-    """Count the UTF-8 bytes of the letters of each script; what is no letter of our languages is not counted."""
+    """Count the UTF-8 bytes of the letters of each script; what is not a letter of our languages is not counted."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
     places = np.searchsorted(_FIRSTS, codes, side="right") - 1
     letters = (places >= 0) & (codes <= _LASTS[places])

@@ -33,8 +33,10 @@ def write_synthetic_dataset(
     folder: Path,
     validation_fraction: float,
     similarities: Similarities | None,
+    *,
+    selection: Selection | None = None,
 ) -> Counter[tuple[str, Split]]:
-    """Write what the journal's answers give; nothing is sent and nothing is paid.
+    """Make a dataset of the journal's answers; nothing is sent and nothing is paid.
 
     Args:
         synthesis: the recipe's section.
@@ -42,7 +44,8 @@ def write_synthetic_dataset(
         folder: an existing folder; gets a folder of parquet files for each task type, tasks/, rejected/, plots/ and
             statistics.json.
         validation_fraction: share of instructions held out.
-        similarities: of the consistency filter; None leaves it out.
+        similarities: of the consistency filter; None omits it.
+        selection: of the same recipe and journal, if `generate` returned one, so that nothing is parsed again.
 
     Returns:
         The number of rows by (configuration, split).
@@ -58,12 +61,13 @@ def write_synthetic_dataset(
             "and --output-dir first."
         )
     tasks = TaskFile(path)
-    selection = Selection(synthesis, plan, tasks, journal, similarities)
+    if selection is None:
+        selection = Selection(synthesis, plan, tasks, journal, similarities, workspace=folder)
     statistics = Statistics()
     rejected = _RecordWriter(folder / "rejected" / "rejected.parquet", REJECTED_SCHEMA)
 
     def accepted() -> Iterator[Row]:
-        for item in selection.rows(folder):
+        for item in selection.rows():
             statistics.add(item)
             if isinstance(item, Rejected):
                 rejected.write(asdict(item))
@@ -76,7 +80,7 @@ def write_synthetic_dataset(
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in statistics.rejected_by_reason.most_common())
         raise InputError(
             f"None of the answers in {journal} is a row: {reasons or 'none is to a request of this recipe'}. Look "
-            "at the answers; another model, or other filters, may give rows."
+            "at the answers; try another model, or other filters."
         )
     check_sizes(counts, validation_fraction, "what the LLM wrote")
     with _RecordWriter(folder / "tasks" / "tasks.parquet", TASKS_SCHEMA) as written:

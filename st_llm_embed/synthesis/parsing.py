@@ -1,6 +1,7 @@
+# ruff: noqa: RUF001
 """From a chat completion's body to the fields that were asked for, or the reason why there are none.
 
-Nothing in an answer is ever evaluated: JSON wherever it stands in the answer first, json-repair's grammar last.
+Nothing in an answer is ever evaluated: JSON anywhere in the answer first, json-repair's grammar last.
 """
 
 from __future__ import annotations
@@ -13,9 +14,7 @@ from typing import Any
 
 import json_repair
 
-from st_llm_embed.synthesis.refusals import is_refusal
-
-CONTENT_FILTER_CODES = {"content_filter", "content_policy_violation"}
+from st_llm_embed.api.exchange import CONTENT_FILTER_CODES
 
 MOST_BRACES = 50
 """Places in an answer at which JSON may begin; the words around it have few."""
@@ -35,17 +34,8 @@ class Rejection:
     detail: str = ""
 
 
-def completion_of(body: str) -> dict[str, Any]:
-    """Read a response's body; empty where it is no JSON object, whatever a server may send instead."""
-    try:
-        completion = json.loads(body)
-    except (ValueError, RecursionError):
-        return {}
-    return completion if isinstance(completion, dict) else {}
-
-
 def content_of(completion: dict[str, Any]) -> str | Rejection:
-    """Give the text that the model wrote, or say why there is none."""
+    """Return the text that the model wrote, or why there is none."""
     if error := completion.get("error"):
         code = error.get("code") if isinstance(error, dict) else None
         reason = "content filter" if isinstance(code, str) and code in CONTENT_FILTER_CODES else "request refused"
@@ -64,6 +54,12 @@ def content_of(completion: dict[str, Any]) -> str | Rejection:
     return text if text.strip() else Rejection("empty answer")
 
 
+def parse_completion(completion: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any] | Rejection:
+    """Read the JSON object that the schema asks for out of a completion; see `content_of` and `parse_answer`."""
+    content = content_of(completion)
+    return content if isinstance(content, Rejection) else parse_answer(content, schema)
+
+
 def parse_answer(content: str, schema: dict[str, Any]) -> dict[str, Any] | Rejection:
     """Read the JSON object that the schema asks for out of an answer.
 
@@ -73,7 +69,7 @@ def parse_answer(content: str, schema: dict[str, Any]) -> dict[str, Any] | Rejec
             required.
 
     Returns:
-        The properties; keys that were not asked for are left out.
+        The properties; keys that were not asked for are omitted.
     """
     properties = schema["properties"]
     text = _without_thoughts(content.strip().removeprefix("\ufeff")).strip()
@@ -96,7 +92,7 @@ def parse_answer(content: str, schema: dict[str, Any]) -> dict[str, Any] | Rejec
 
 
 def _text_of(content: Any) -> str:
-    """Give the text of a message's content, which some servers send as a list of parts."""
+    """Return the text of a message's content, which some servers send as a list of parts."""
     if isinstance(content, list):
         parts = [part.get("text") for part in content if isinstance(part, dict)]
         return "".join(text for text in parts if isinstance(text, str))
@@ -104,7 +100,7 @@ def _text_of(content: Any) -> str:
 
 
 def _without_thoughts(text: str) -> str:
-    """Leave out what a reasoning model thought aloud; the tag that begins it may be part of the prompt."""
+    """Remove what a reasoning model thought aloud; the tag that begins it may be part of the prompt."""
     if text.startswith(("{", "[", "`", '"')):
         return text
     if text.startswith(("<think>", "<thinking>")) and not _THOUGHTS_END.match(text):
@@ -113,7 +109,7 @@ def _without_thoughts(text: str) -> str:
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:
-    """Give each JSON object in a text, outer ones before those within them."""
+    """Yield each JSON object in a text, outer ones before those within them."""
     decoder = json.JSONDecoder(object_pairs_hook=_unique_keys, strict=False)
     if text.startswith(('"', '{\\"')):  # JSON within a JSON string
         quoted = text if text.startswith('"') else f'"{text}"'
@@ -198,3 +194,62 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(keys) < len(pairs):
         raise _DuplicateKeyError(next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number])))
     return keys
+
+
+def is_refusal(text: str) -> bool:
+    """Return whether a text begins with the words of a model that declines."""
+    return _REFUSAL.match(text[:_REFUSAL_CHARACTERS]) is not None
+
+
+# Refusals in the words that models use. Only set phrases count: people, too, are sorry and cannot help, and rows are
+# full of them.
+_REFUSAL_PHRASES = (
+    r"(i['\u2019]?m |i am )?(very |so |really )?(sorry|apologi[sz]e)?[\s,.]*(but )?"
+    r"(i|we)( can ?not| can['\u2019]?t| won['\u2019]?t|['\u2019]m (unable|not able) to| am (unable|not able) to)"
+    r" (assist|help( you)? with (that|this|your request)\b|comply\b|fulfil+ (that|this|your|the) request"
+    r"|(create|generate|produce|provide|write)( (that|this|such|any|the requested|explicit|harmful|hateful))?"
+    r"( (kind|type|sort)s? of)? (content|examples?|material|responses?|texts?)\b)",
+    r"as an? (large )?(ai )?language model\b",
+    r"as an (ai|artificial intelligence)( assistant| model)?, i\b",
+    r"(tut mir|es tut mir) leid,? (aber )?(ich kann|dabei kann ich|das kann ich|diese anfrage).{0,40}nicht"
+    r".{0,20}(helfen|weiterhelfen|erfüllen|nachkommen|erstellen|bearbeiten)",
+    r"als (ki|ki-(sprach)?modell|künstliche intelligenz|sprachmodell)\b",
+    r"(je suis )?désolée?,? (mais )?je ne (peux|suis) pas (en mesure de |vous |t['\u2019])?(aider"
+    r"|répondre à (cette|votre) demande|(générer|fournir|créer|produire) (ce|du|de) )",
+    r"en tant qu(e modèle|['\u2019](ia|intelligence artificielle|assistant ia))\b",
+    r"lo siento,? (pero )?no puedo (ayudar(te|le)? con|asistir|cumplir con (esa|esta|tu|su)"
+    r"|(generar|proporcionar|crear) (ese|este|contenido))",
+    r"como (modelo de lenguaje|ia|inteligencia artificial),",
+    r"mi dispiace,? (ma )?non posso (aiutart?[lv]?[aie]? con|soddisfare|assister"
+    r"|(generare|fornire|creare) (quest|contenut))",
+    r"(come modello linguistico|in quanto (ia|modello linguistico))\b",
+    r"(sinto muito|desculpe|lamento),? (mas )?não posso (ajudar com|ajudá-l[oa] com|atender|cumprir"
+    r"|(gerar|fornecer|criar) (ess|est|conteúdo))",
+    r"como (um )?modelo de linguagem\b",
+    r"(het )?spijt me,? (maar )?(ik kan|daar kan ik|hier kan ik|aan dit verzoek kan ik).{0,40}(niet|geen).{0,20}"
+    r"(helpen|voldoen|genereren|verstrekken)",
+    r"als (ai|ai-)?taalmodel\b",
+    r"(przykro mi|przepraszam),? (ale )?nie mogę (pomóc w tym|spełnić|wygenerować|udzielić pomocy)",
+    r"jako model językowy\b",
+    r"(извините|простите|к сожалению),? (но )?я не могу (помочь с (этим|данн)|выполнить (этот|ваш|данный) запрос"
+    r"|(создать|сгенерировать|предоставить) (так|эт|подобн))",
+    r"(я (—|-) |как )(языковая модель|искусственный интеллект|ии-ассистент)\b",
+    r"üzgünüm,? (ama |ancak |fakat )?(bu|size bu) (istek|isteği|talep|talebi|konuda)"
+    r".{0,40}(yardımcı olamam|yerine getiremem)",
+    r"maaf,? (tetapi |tapi |namun )?saya tidak (dapat|bisa) (membantu (dengan|permintaan)|memenuhi permintaan)",
+    r"(rất tiếc|xin lỗi),? (nhưng )?tôi không thể (hỗ trợ|đáp ứng|thực hiện) yêu cầu",
+    r"(很|非常)?(抱歉|对不起)[，,。]?\s*(但|但是)?我?(无法|不能)(满足|协助|完成|回应|处理|提供|生成|帮助)(你|您|该|这|此|相关|任何)",
+    r"作为(一个|一名)?(人工智能|ai|大型?语言模型|语言模型)",
+    r"申し訳(ありません|ございません|ない)(です)?が?[、,。]?\s*(その|この|ご)?(リクエスト|要望|依頼|要求|内容の生成)に?は?.{0,12}"
+    r"(応じ|お応え|お答え|対応|できません)",
+    r"(私は)?(ai|人工知能)(言語モデル|アシスタント)(として|なので|である)",
+    r"죄송(합니다|하지만|하지만요).{0,6}(그|이|해당)? ?(요청|부탁).{0,15}(수 없습니다|드릴 수 없|어렵습니다)",
+    r"(저는 )?(ai|인공지능) ?(언어 모델|어시스턴트)(로서|이기|입니다)",
+    r"(عذرًا|عذراً|عذرا|آسف|أعتذر)[،,]? (ولكن |لكن )?(لا يمكنني|لا أستطيع) (المساعدة في|تلبية|تقديم هذا|إنشاء هذا)",
+    r"(متأسفم|متاسفم)[،,]? (اما |ولی )?(من )?نمی\u200c?توانم (در این مورد|این درخواست|به این درخواست)",
+    r"(क्षमा करें|माफ़ कीजिए|मुझे खेद है)[,،]? (लेकिन )?मैं (इस|यह|आपके) (अनुरोध|सामग्री|तरह).{0,30}(नहीं|असमर्थ)",
+)
+
+_REFUSAL = re.compile(rf"\W*({'|'.join(_REFUSAL_PHRASES)})", re.IGNORECASE)
+_REFUSAL_CHARACTERS = 300
+"""A phrase is at the beginning."""

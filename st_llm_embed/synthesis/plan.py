@@ -68,8 +68,8 @@ class RequestPlan:
         if plan.tasks is None and plan.brainstorm_requests < len(self.brainstormed_types):
             raise InputError(
                 f"synthesis.plan.brainstorm_requests is {plan.brainstorm_requests}; "
-                f"{', '.join(self.brainstormed_types)} need one each at the least. Raise it, give a file of "
-                "instructions with synthesis.plan.tasks, or leave task types out with synthesis.plan.task_types."
+                f"{', '.join(self.brainstormed_types)} need at least one each. Raise it, set a file of "
+                "instructions with synthesis.plan.tasks, or omit task types with synthesis.plan.task_types."
             )
         self._draw_brainstormed = _Draw({name: types[name] for name in self.brainstormed_types})
         self._attributes = {
@@ -93,13 +93,13 @@ class RequestPlan:
         """
         if not len(tasks):
             raise InputError(
-                f"{tasks.path} holds no tasks. Give one JSON object a line with task_type and instruction."
+                f"{tasks.path} holds no tasks. Write one JSON object a line with task_type and instruction."
             )
         for number in range(tasks.count("bitext")):
             self._two_languages(0, tasks.of_type("bitext", number))
 
     def brainstorm(self, index: int) -> Request:
-        """Give brainstorm request number `index`, which asks for about 20 instructions."""
+        """Return brainstorm request number `index`, which asks for about 20 instructions."""
         # The first requests take one task type each, so that a short plan, too, has tasks of all.
         if index < len(self.brainstormed_types):
             task_type = self.brainstormed_types[index]
@@ -112,13 +112,13 @@ class RequestPlan:
         return self._request("brainstorm", index, prompt, BRAINSTORM_SCHEMA, about)
 
     def brainstorms(self) -> Iterator[Request]:
-        """Give all brainstorm requests."""
+        """Yield all brainstorm requests."""
         if self.brainstormed_types:
             for index in range(self._plan.brainstorm_requests):
                 yield self.brainstorm(index)
 
     def example(self, index: int, tasks: TaskFile) -> Request:
-        """Give example request number `index`, which asks for one row."""
+        """Return example request number `index`, which asks for one row."""
         task = self._task(index, tasks)
         attributes = self._draw_attributes(index, task)
         values = dict(attributes)
@@ -131,12 +131,12 @@ class RequestPlan:
         return self._request("example", index, prompt, EXAMPLE_SCHEMAS[task.task_type], about)
 
     def examples(self, tasks: TaskFile) -> Iterator[Request]:
-        """Give all example requests."""
+        """Yield all example requests."""
         for index in range(self._plan.requests):
             yield self.example(index, tasks)
 
     def judge(self, index: int, row: Row, model: str) -> Request:
-        """Give the request that has the row of example request `index` graded."""
+        """Return the request that has the row of example request `index` graded."""
         values = {"instruction": row.instruction, "anchor": row.anchor, "positive": row.positive}
         if row.negative is not None:
             values["negative"] = row.negative
@@ -174,13 +174,13 @@ class RequestPlan:
         return source, target or self._another(source)(self._uniform("example", index, "tgt"))
 
     def _another(self, language: str | None) -> _Draw:
-        """Give the draw of a language that is not the one given."""
+        """Return the draw of another language than this."""
         return self._other_languages.get(language or "", self._languages)
 
     def _no_second_language(self) -> InputError:
         return InputError(
             f"synthesis.plan.languages has one language, {self._one_language}, and bitext needs two. Add a language, "
-            "or leave bitext out of synthesis.plan.task_types or of the file of tasks."
+            "or remove bitext from synthesis.plan.task_types or the file of tasks."
         )
 
     def _topic(self, step: Step, index: int) -> str | None:
@@ -205,7 +205,7 @@ class RequestPlan:
 
 
 class _Draw:
-    """Maps a uniform number to a name with the weights given."""
+    """Maps a uniform number to a name, by weights."""
 
     def __init__(self, weights: Weights) -> None:
         # Sorted: the order of a recipe's lines must not change what is drawn.

@@ -1,6 +1,6 @@
 """Prompts: templates/*.txt filled in.
 
-Lines that begin with ``* `` are guidelines: one whose placeholder has no value is left out, and their order is
+Lines that begin with ``* `` are guidelines: one whose placeholder has no value is omitted, and their order is
 shuffled for every request, as in the sampling code of SPEED (arXiv 2410.18634), so that no order shapes all answers.
 """
 
@@ -22,8 +22,8 @@ def fill_template(name: str, values: Mapping[str, str], order: Callable[[int], f
 
     Args:
         name: file name without ``.txt``.
-        values: texts by placeholder; they are put in as they are, braces and all.
-        order: gives the sort key of the guideline in line number n.
+        values: texts by placeholder; they are inserted as they are, braces and all.
+        order: returns the sort key of the guideline in line number n.
     """
     lines = []
     guidelines: list[tuple[float, str]] = []
@@ -44,6 +44,6 @@ def fill_template(name: str, values: Mapping[str, str], order: Callable[[int], f
 
 @cache
 def _template(name: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Give the lines of a template, each with its placeholders."""
+    """Return the lines of a template, each with its placeholders."""
     text = (files("st_llm_embed") / "synthesis" / "templates" / f"{name}.txt").read_text(encoding="utf-8")
     return tuple((line, tuple(_PLACEHOLDER.findall(line))) for line in text.rstrip().split("\n"))

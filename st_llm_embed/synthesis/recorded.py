@@ -1,38 +1,64 @@
-"""Recorded answers for the replay server: the sample rows, as if an LLM had just written them."""
+"""The recorded answers of `base_url: replay`: the sample rows, as if an LLM had just written them; no server runs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from st_llm_embed.api.client import PROBE_SCHEMA
 from st_llm_embed.recipe import EMBEDDED, Synthesis
+from st_llm_embed.synthesis.chat import PROBE_SCHEMA
 from st_llm_embed.synthesis.plan import RequestPlan
 from st_llm_embed.synthesis.tasks import TaskFile, tasks_path
 
+if TYPE_CHECKING:
+    from httpx2 import MockTransport, Request, Response
 
-def recorded_answers(synthesis: Synthesis, plan: RequestPlan) -> Callable[[dict[str, Any]], str]:
-    """Give the function that answers a planned request as the sample does, and a brainstorm with its instructions.
+OBEDIENT = json.dumps({"colour": "violet"})
+BYTES_PER_TOKEN = 4
+TOKENS_PER_MESSAGE = 4
+
+
+def recorded_answers(synthesis: Synthesis, plan: RequestPlan) -> MockTransport:
+    """Return the transport that answers a planned request as the sample does.
 
     Example requests need ``synthesis.plan.tasks: embedded``, whose lines are the sample's.
     """
-    path = tasks_path(EMBEDDED)
-    answers: dict[str, str] = {}
+    from httpx2 import MockTransport, Response
+
+    answers = {}
     if synthesis.plan.tasks == EMBEDDED:
+        path = tasks_path(EMBEDDED)
         lines = path.read_text(encoding="utf-8").splitlines()
-        for request in islice(plan.examples(TaskFile(path)), len(lines)):
-            response = json.loads(lines[request.index])["response"]
-            answers[request.messages[0]["content"]] = json.dumps(response, ensure_ascii=False)
+        for planned in islice(plan.examples(TaskFile(path)), len(lines)):
+            response = json.loads(lines[planned.index])["response"]
+            answers[planned.messages[0]["content"]] = json.dumps(response, ensure_ascii=False)
 
-    def answer(body: dict[str, Any]) -> str:
-        if _schema(body) == PROBE_SCHEMA:
-            return json.dumps({"colour": "violet"})
-        return answers[body["messages"][0]["content"]]
+    def respond(request: Request) -> Response:
+        body = json.loads(request.content)
+        schema = (body.get("response_format") or {}).get("json_schema", {}).get("schema")
+        text = OBEDIENT if schema == PROBE_SCHEMA else answers.get(body["messages"][0]["content"])
+        if text is None:
+            message = "no answer to this prompt is recorded; replay needs synthesis.plan.tasks: embedded"
+            return Response(404, json={"error": {"message": message, "code": "not_found"}})
+        return Response(200, json=_completion(body, text))
 
-    return answer
+    return MockTransport(respond)
 
 
-def _schema(body: dict[str, Any]) -> Any:
-    return (body.get("response_format") or {}).get("json_schema", {}).get("schema")
+def _completion(body: dict[str, Any], text: str) -> dict[str, Any]:
+    prompt = sum(_tokens(message["content"]) + TOKENS_PER_MESSAGE for message in body["messages"])
+    return {
+        "object": "chat.completion",
+        "model": body["model"],
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
+        "usage": {
+            "prompt_tokens": prompt,
+            "completion_tokens": _tokens(text),
+            "total_tokens": prompt + _tokens(text),
+        },
+    }
+
+
+def _tokens(text: str) -> int:
+    return -(-len(text.encode()) // BYTES_PER_TOKEN)

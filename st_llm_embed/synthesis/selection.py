@@ -1,23 +1,26 @@
 """From the journal to rows: every answer becomes a row or is rejected with a reason. Nothing is sent, so it is free.
 
-Rows that pass the filters of one row are spooled to a file; the filters that compare rows read it back. Memory holds a
-few numbers per answer.
+Each answer is parsed and each row embedded once. Rows that pass the filters of one row are spooled to a file, rejected
+answers to another; the filters that compare rows read the first one back. Memory holds a few numbers per answer.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import tempfile
+import weakref
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
+from st_llm_embed.api.exchange import json_object
 from st_llm_embed.data.contamination import EvaluationTexts
 from st_llm_embed.data.rows import RESPONSE_KEYS, Row, row_of_answer
 from st_llm_embed.languages import LANGUAGE_CODES
@@ -26,12 +29,12 @@ from st_llm_embed.synthesis.duplicates import near_duplicates, text_hash
 from st_llm_embed.synthesis.filters import check_language, check_texts
 from st_llm_embed.synthesis.journal import read_journal, read_record
 from st_llm_embed.synthesis.language_id import confidence_in
-from st_llm_embed.synthesis.parsing import Rejection, completion_of, content_of, parse_answer
+from st_llm_embed.synthesis.parsing import Rejection, content_of, parse_answer, parse_completion
 from st_llm_embed.synthesis.plan import EXAMPLE_SCHEMAS, JUDGE_SCHEMA, RequestPlan
 from st_llm_embed.synthesis.tasks import TaskFile
 
 Similarities = Callable[[Sequence[Row]], Sequence[tuple[float, float]]]
-"""Gives, for rows with a negative, the cosine similarity of the anchor to the positive and to the negative."""
+"""Returns, for rows with a negative, the cosine similarities of the anchor to the positive and to the negative."""
 
 ROWS_PER_BATCH = 256
 
@@ -40,7 +43,7 @@ TEXTS = ("anchor", "positive", "negative")
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """An answer that is no row, with the reason."""
+    """An answer that does not become a row, with the reason."""
 
     task_type: TaskType
     instruction: str
@@ -54,7 +57,7 @@ class Rejected:
 
 
 class Selection:
-    """The rows of one journal."""
+    """The rows of one journal, selected once; the judge's grades are read when the rows are."""
 
     def __init__(
         self,
@@ -63,72 +66,77 @@ class Selection:
         tasks: TaskFile,
         journal: Path,
         similarities: Similarities | None,
+        *,
+        workspace: Path,
     ) -> None:
-        """Read where each answer lies.
+        """Parse every answer and apply every filter but the judge.
 
         Args:
             synthesis: the recipe's section.
-            plan: its requests; answers to others, which an earlier recipe asked for, are left aside.
+            plan: its requests; answers to others, which an earlier recipe asked for, are ignored.
             tasks: what the examples are asked for.
             journal: path of the journal's file.
-            similarities: of the consistency filter; None leaves it out.
+            similarities: of the consistency filter; None omits it.
+            workspace: an existing folder for what memory should not hold; left empty.
         """
-        self._filters, self._plan, self._tasks = synthesis.filters, plan, tasks
-        self._journal, self._similarities = journal, similarities
-        self._planned = synthesis.plan.requests
+        self._filters, self._plan, self._tasks, self._journal = synthesis.filters, plan, tasks, journal
         self._overlap: Counter[tuple[str, str, bool]] = Counter()
-        self._answers = _Answers(journal)
         self._evaluation_texts = (
             EvaluationTexts.read([Path(path) for path in self._filters.evaluation_texts])
             if self._filters.evaluation_texts
             else None
         )
+        self._rows, self._rejected = _spool(self, workspace), _spool(self, workspace)
+        self._indexes = array("Q")
+        """The number of the request of each spooled row."""
+        self._parse_answers(synthesis.plan.requests)
+        self._earlier = self._repetitions(workspace)
+        self._similarities = self._embedded(similarities)
 
     def overlap(self) -> list[dict[str, Any]]:
-        """Give how many texts were found among the evaluation texts; those of low entropy are not rejected."""
+        """Return how many texts were found among the evaluation texts; those of low entropy are not rejected."""
         return [
             {"file": Path(file).name, "kind": kind, "low_entropy": low_entropy, "texts": count}
             for (file, kind, low_entropy), count in self._overlap.most_common()
         ]
 
-    def rows(self, workspace: Path) -> Iterator[Row | Rejected]:
-        """Give each planned and answered request as a row or as rejected; rows in the order of the plan.
+    def candidates(self) -> Iterator[tuple[int, Row]]:
+        """Yield the rows that a judge would grade, each with the number of its request, in the order of the plan."""
+        for index, item in self._compared():
+            if not isinstance(item, Rejected):
+                yield index, item
 
-        Args:
-            workspace: an existing folder for what memory should not hold; left empty.
-        """
+    def rows(self) -> Iterator[Row | Rejected]:
+        """Yield each planned and answered request as a row or as rejected; rows in the order of the plan."""
+        for line in _lines(self._rejected):
+            yield Rejected(**json.loads(line))
+        model = self._filters.judge_model
+        if model is None:
+            yield from (item for _, item in self._compared())
+            return
+        answers = _Answers(self._journal, "judge")
         with self._journal.open("rb") as journal:
-            for candidate in self.candidates(workspace):
-                yield candidate if isinstance(candidate, Rejected) else self._graded(*candidate, journal)
+            for index, item in self._compared():
+                yield item if isinstance(item, Rejected) else self._graded(index, item, model, answers, journal)
 
-    def candidates(self, workspace: Path) -> Iterator[tuple[int, Row] | Rejected]:
-        """Give the same before the judge, each row with the index of its request."""
-        with tempfile.TemporaryFile("w+", dir=workspace, encoding="utf-8") as spool:
-            spooled = array("Q")
-            for index, row in self._alone():
-                if isinstance(row, Rejected):
-                    yield row
-                else:
-                    spooled.append(index)
-                    spool.write(row.model_dump_json() + "\n")
-            distinct = self._distinct(spool, spooled, workspace)
-            if self._similarities is None:
-                yield from distinct
-                return
-            while batch := list(islice(distinct, ROWS_PER_BATCH)):
-                yield from self._consistent(batch, self._similarities)
-
-    def _alone(self) -> Iterator[tuple[int, Row | Rejected]]:
-        """Give every answer after the filters that need it alone."""
+    def _parse_answers(self, planned: int) -> None:
+        """Spool every answer after the filters that need it alone."""
+        answers = _Answers(self._journal, "example")
         seen: set[int] = set()
         with self._journal.open("rb") as journal:
-            for index in range(min(self._planned, self._answers.examples)):
-                record = self._answers.read(journal, self._plan.example(index, self._tasks).key)
-                if record is not None:
-                    yield index, self._row(record, seen)
+            for index in range(min(planned, answers.requests)):
+                record = answers.read(journal, self._plan.example(index, self._tasks).key)
+                if record is None:
+                    continue
+                item = self._row(record, seen)
+                if isinstance(item, Rejected):
+                    self._rejected.write(json.dumps(asdict(item)) + "\n")
+                else:
+                    self._indexes.append(index)
+                    self._rows.write(item.model_dump_json() + "\n")
 
     def _row(self, record: dict[str, Any], seen: set[int]) -> Row | Rejected:
-        content = content_of(completion_of(record["body"]))
+        content = content_of(json_object(record["body"]))
         if isinstance(content, Rejection):
             return _rejected(record, content, record["body"])
         task_type: TaskType = record["about"]["task_type"]
@@ -171,59 +179,53 @@ class Selection:
                 return Rejection("evaluation text", f"{name}, {match.kind} of {match.file}")
         return None
 
-    def _distinct(
-        self, spool: TextIO, indexes: Sequence[int], workspace: Path
-    ) -> Iterator[tuple[int, Row] | Rejected]:
-        """Give the spooled rows without those that nearly repeat an earlier one."""
-        similarity = self._filters.near_duplicates
-        earlier = None
-        if similarity is not None:
-            texts = (_all_texts(json.loads(line)) for line in _lines(spool))
-            earlier = near_duplicates(texts, workspace=workspace, similarity=similarity)
-        for number, line in enumerate(_lines(spool)):
-            row = Row.model_validate_json(line)
-            if earlier is None or earlier[number] < 0:
-                yield indexes[number], row
-            else:
-                repeated = self._plan.example(indexes[earlier[number]], self._tasks).key
-                yield _rejected_row(row, Rejection("near duplicate", f"of {repeated}"))
+    def _repetitions(self, workspace: Path) -> np.ndarray | None:
+        """Return for each spooled row the earlier one that it nearly repeats, -1 for none; None without the filter."""
+        if self._filters.near_duplicates is None:
+            return None
+        texts = (_all_texts(json.loads(line)) for line in _lines(self._rows))
+        return near_duplicates(texts, workspace=workspace, similarity=self._filters.near_duplicates)
 
-    def _consistent(
-        self, batch: list[tuple[int, Row] | Rejected], similarities: Similarities
-    ) -> Iterator[tuple[int, Row] | Rejected]:
-        """Give the rows whose positive an embedding model ranks above the negative."""
-        with_negative = [item for item in batch if not isinstance(item, Rejected) and item[1].negative is not None]
-        found = dict(
-            zip(
-                (index for index, _ in with_negative),
-                similarities([row for _, row in with_negative]) if with_negative else (),
-                strict=True,
-            )
+    def _embedded(self, similarities: Similarities | None) -> np.ndarray | None:
+        """Return (rows, 2) similarities to the positive and the negative, NaN where none is needed."""
+        if similarities is None:
+            return None
+        found = np.full((len(self._indexes), 2), np.nan)
+        kept = (
+            (number, row)
+            for number, row in enumerate(map(Row.model_validate_json, _lines(self._rows)))
+            if row.negative is not None and (self._earlier is None or self._earlier[number] < 0)
         )
-        for item in batch:
-            if isinstance(item, Rejected) or item[0] not in found:
-                yield item
-                continue
-            index, row = item
-            to_positive, to_negative = found[index]
-            quality = row.quality.model_copy(update={"pos_sim": to_positive, "neg_sim": to_negative})
-            row = row.model_copy(update={"quality": quality})
-            if to_positive - to_negative > self._filters.consistency_margin:
+        while batch := list(islice(kept, ROWS_PER_BATCH)):
+            found[[number for number, _ in batch]] = similarities([row for _, row in batch])
+        return found
+
+    def _compared(self) -> Iterator[tuple[int, Row | Rejected]]:
+        """Yield the spooled rows, those rejected by the filters that compare rows or texts as such."""
+        for number, line in enumerate(_lines(self._rows)):
+            index, row = self._indexes[number], Row.model_validate_json(line)
+            if self._earlier is not None and self._earlier[number] >= 0:
+                repeated = self._plan.example(self._indexes[self._earlier[number]], self._tasks).key
+                yield index, _rejected_row(row, Rejection("near duplicate", f"of {repeated}"))
+            elif self._similarities is None or math.isnan(self._similarities[number, 0]):
                 yield index, row
             else:
-                detail = f"similarity to the positive {to_positive:.3f}, to the negative {to_negative:.3f}"
-                yield _rejected_row(row, Rejection("inconsistent", detail))
+                yield index, self._consistent(row, *self._similarities[number].tolist())
 
-    def _graded(self, index: int, row: Row, journal: BinaryIO) -> Row | Rejected:
-        """Give a row with the judge's grade, if it has one, and reject it if that is too low."""
-        model = self._filters.judge_model
-        if model is None:
-            return row
-        record = self._answers.read(journal, self._plan.judge(index, row, model).key)
+    def _consistent(self, row: Row, to_positive: float, to_negative: float) -> Row | Rejected:
+        """Return the row if an embedding model ranks its positive above its negative."""
+        if to_positive - to_negative > self._filters.consistency_margin:
+            quality = row.quality.model_copy(update={"pos_sim": to_positive, "neg_sim": to_negative})
+            return row.model_copy(update={"quality": quality})
+        detail = f"similarity to the positive {to_positive:.3f}, to the negative {to_negative:.3f}"
+        return _rejected_row(row, Rejection("inconsistent", detail))
+
+    def _graded(self, index: int, row: Row, model: str, answers: _Answers, journal: BinaryIO) -> Row | Rejected:
+        """Return a row with the judge's grade, if it has one; reject it if that is too low."""
+        record = answers.read(journal, self._plan.judge(index, row, model).key)
         if record is None:
             return row
-        content = content_of(completion_of(record["body"]))
-        answer = content if isinstance(content, Rejection) else parse_answer(content, JUDGE_SCHEMA)
+        answer = parse_completion(json_object(record["body"]), JUDGE_SCHEMA)
         if isinstance(answer, Rejection):
             return row
         row = row.model_copy(update={"quality": row.quality.model_copy(update={"judge": float(answer["score"])})})
@@ -233,30 +235,36 @@ class Selection:
 
 
 class _Answers:
-    """Where the answers of a journal lie: 16 bytes each."""
+    """Where the answers of one step are in a journal: 16 bytes each."""
 
-    def __init__(self, journal: Path) -> None:
+    def __init__(self, journal: Path, step: str) -> None:
         keys, offsets = array("Q"), array("q")
-        self.examples = 0
-        """One more than the highest number of an answered example request."""
+        self.requests = 0
+        """One more than the highest number of an answered request."""
         offset = 0
         for record, size in read_journal(journal):
-            if record["status"] == "answered" and record["step"] in ("example", "judge"):
+            if record["status"] == "answered" and record["step"] == step:
                 keys.append(int(record["key"], 16))
                 offsets.append(offset)
-                if record["step"] == "example":
-                    self.examples = max(self.examples, record["index"] + 1)
+                self.requests = max(self.requests, record["index"] + 1)
             offset += size
         order = np.argsort(np.asarray(keys), kind="stable")
         self._keys, self._offsets = np.asarray(keys)[order], np.asarray(offsets)[order]
 
     def read(self, journal: BinaryIO, key: str) -> dict[str, Any] | None:
-        """Read the answer to the request of that key from the open journal, if there is one."""
+        """Return the answer to the request of that key from the open journal, if there is one."""
         wanted = np.uint64(int(key, 16))
         place = int(np.searchsorted(self._keys, wanted))
         if place == len(self._keys) or self._keys[place] != wanted:
             return None
         return read_record(journal, self._offsets[place])
+
+
+def _spool(selection: Selection, workspace: Path) -> TextIO:
+    """Open a file without a name, which is closed when the selection goes."""
+    spool = tempfile.TemporaryFile("w+", dir=workspace, encoding="utf-8")  # noqa: SIM115
+    weakref.finalize(selection, spool.close)
+    return spool
 
 
 def _all_texts(row: Mapping[str, str | None]) -> str:
@@ -265,7 +273,8 @@ def _all_texts(row: Mapping[str, str | None]) -> str:
 
 def _lines(spool: TextIO) -> Iterator[str]:
     spool.seek(0)
-    yield from spool
+    # Not the file itself: an abandoned generator would close it.
+    yield from iter(spool.readline, "")
 
 
 def _rejected(record: dict[str, Any], rejection: Rejection, answer: str) -> Rejected:
@@ -278,7 +287,7 @@ def _rejected(record: dict[str, Any], rejection: Rejection, answer: str) -> Reje
         language=LANGUAGE_CODES.get(language, language),
         reason=rejection.reason,
         detail=rejection.detail.encode(errors="replace").decode(),
-        # Half a surrogate pair, which a JSON escape can give, cannot be written to a file.
+        # Half a surrogate pair, which a JSON escape can make, cannot be written to a file.
         answer=answer.encode(errors="replace").decode(),
         generator=record["model"],
         key=record["key"],

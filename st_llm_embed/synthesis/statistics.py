@@ -46,7 +46,7 @@ class Statistics:
                 self.lengths[item.task_type, column][_two_digits(len(text))] += 1
 
     def to_json(self, journal: Path) -> dict[str, Any]:
-        """Give all figures, with what the journal says was paid."""
+        """Return all figures, with what was paid by the journal."""
         rows, rejected = self.rows_by_type.total(), self.rejected_by_reason.total()
         return {
             "rows": rows,
@@ -74,7 +74,7 @@ class Statistics:
         }
 
     def plot(self, folder: Path) -> list[str]:
-        """Draw task types, languages, lengths and reasons of rejection; give the names of the files."""
+        """Draw task types, languages, lengths and reasons of rejection; return the names of the files."""
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
 

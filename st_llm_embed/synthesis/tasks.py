@@ -39,7 +39,7 @@ class TaskFile:
         """Check every line once.
 
         Raises:
-            InputError: the file cannot be read, or a line is no task; names the line.
+            InputError: the file cannot be read, or a line is not a task; names the line.
         """
         self.path = path
         self._offsets = array("Q")
@@ -66,7 +66,7 @@ class TaskFile:
         return len(self._by_type.get(task_type, ()))
 
     def of_type(self, task_type: TaskType, number: int) -> Task:
-        """Give a task by its number among those of its type."""
+        """Return a task by its number among those of its type."""
         return self[self._by_type[task_type][number]]
 
 
@@ -92,19 +92,19 @@ def _parse(line: bytes, where: str) -> Task:
         content: Any = json.loads(line.decode("utf-8-sig"))
     if not isinstance(content, dict) or content.get("task_type") not in TASK_TYPES:
         raise InputError(
-            f"{where} is no task: it needs a task_type, one of {', '.join(TASK_TYPES)}, and an instruction. "
-            "Mend or remove the line."
+            f"{where} is not a task: it needs a task_type, one of {', '.join(TASK_TYPES)}, and an instruction. "
+            "Fix or remove the line."
         )
     task_type: TaskType = content["task_type"]
     instruction = content.get("instruction") if task_type in TWO_STEP else None
     if task_type in TWO_STEP and not (isinstance(instruction, str) and instruction.strip()):
-        raise InputError(f"{where}: a {task_type} task needs an instruction, a text. Mend or remove the line.")
+        raise InputError(f"{where}: a {task_type} task needs an instruction, a text. Fix or remove the line.")
     given = content.get("attributes") or {}
     sides = ("src_lang", "tgt_lang") if task_type == "bitext" else ("language",)
     allowed = (*sides, *ATTRIBUTES[task_type])
     if not isinstance(given, dict) or not given.keys() <= set(allowed):
         raise InputError(
-            f"{where}: the attributes of a {task_type} task are {', '.join(allowed)}; got {shown(given)}. Mend or "
+            f"{where}: the attributes of a {task_type} task are {', '.join(allowed)}; got {shown(given)}. Fix or "
             "remove the line."
         )
     attributes = {name: _text(value, f"{where}: {name}") for name, value in given.items() if value is not None}
@@ -112,16 +112,16 @@ def _parse(line: bytes, where: str) -> Task:
     if not LANGUAGE_CODES.keys() >= set(languages) or len(set(languages)) < len(languages):
         raise InputError(
             f"{where}: {' and '.join(sides)} is {shown(' and '.join(languages))}; allowed are the English names in "
-            "st_llm_embed/languages.py, two different ones in bitext. Mend or remove the line."
+            "st_llm_embed/languages.py, two different ones in bitext. Fix or remove the line."
         )
     return Task(task_type, instruction and _text(instruction, f"{where}: instruction"), attributes)
 
 
 def _text(value: Any, what: str) -> str:
-    """Give a value as it is put into a prompt: 4.0 as 4."""
+    """Return a value as prompts have it: 4.0 as 4."""
     text = value.strip() if isinstance(value, str) else ""
     if isinstance(value, int | float) and not isinstance(value, bool):
         text = f"{value:g}" if isinstance(value, float) else str(value)
     if not text or any("\ud800" <= character <= "\udfff" for character in text):
-        raise InputError(f"{what} is {shown(value)}; give a text or a number, or leave it out.")
+        raise InputError(f"{what} is {shown(value)}; set a text or a number, or omit it.")
     return text

@@ -1,25 +1,122 @@
-"""The life of a LoRA adapter: begun or gone on with, saved under its base's name, merged, loaded again."""
+"""The model that training starts from, and its LoRA adapter: create, resume, save, merge, load."""
 
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, prepare_model_for_kbit_training
+from peft import LoraConfig, PeftConfig, prepare_model_for_kbit_training
+from peft.tuners.tuners_utils import BaseTunerLayer
 from sentence_transformers.sentence_transformer.modules import Transformer
-from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel, set_seed
 
 from st_llm_embed.errors import InputError, explained
+from st_llm_embed.instructions import published_prompts
 from st_llm_embed.modules import LLMSentenceTransformer, base_path
+from st_llm_embed.modules.layout import hub_snapshot
 from st_llm_embed.recipe import EMBEDDED, Dtype, Recipe
 from st_llm_embed.training.arguments import lora_config
-from st_llm_embed.training.starting_model import ADAPTER_ADVICE, BASE_ADVICE, base_embedder, base_snapshot
-from st_llm_embed.training.verify import check_same_vectors, probe
 
 CONFIG_FILE = "adapter_config.json"
+
+BASE_ADVICE = (
+    f"Allowed are {EMBEDDED!r} and the Hub id or local folder of a decoder-only transformers model, complete with its "
+    "weights and tokenizer. Set it with --set base.name_or_path=..."
+)
+
+ADAPTER_ADVICE = (
+    "Give the Hub id or folder of a LoRA adapter that was trained on this base, or set base.adapter to null."
+)
+
+
+def starting_model(recipe: Recipe) -> LLMSentenceTransformer:
+    """Build the embedder that training starts from; the same weights each time, random ones included.
+
+    Raises:
+        InputError: the base or its adapter cannot be loaded.
+    """
+    return _loaded(recipe, recipe.base.adapter, quantization_config(recipe))
+
+
+def trained_on_originals(recipe: Recipe, adapter_dir: Path) -> LLMSentenceTransformer:
+    """Put an adapter that was trained on quantized weights on the unquantized ones, which it can be merged into."""
+    return _loaded(recipe, str(adapter_dir), None)
+
+
+def _loaded(
+    recipe: Recipe, adapter: str | None, quantization_config: BitsAndBytesConfig | None
+) -> LLMSentenceTransformer:
+    set_seed(recipe.seed)
+    with explained(f"The base model {recipe.base.name_or_path!r} cannot be loaded", BASE_ADVICE):
+        model = LLMSentenceTransformer.from_base(
+            recipe.base.name_or_path,
+            max_seq_length=recipe.base.max_seq_length,
+            revision=recipe.base.revision,
+            random_init=recipe.base.random_init,
+            dtype=recipe.base.dtype,
+            quantization_config=quantization_config,
+            pooling_mode=recipe.base.pooling_mode,
+        )
+    model.prompts.update(published_prompts(recipe.base.instructions))
+    if adapter is not None:
+        _add_trained(model, adapter, trainable=True)
+    return model
+
+
+def _add_trained(model: LLMSentenceTransformer, adapter: str, *, trainable: bool) -> None:
+    decoder: Any = _decoder(model)
+    names = decoder._weight_conversions
+    with explained(f"The adapter {adapter!r} cannot be loaded", ADAPTER_ADVICE):
+        model.load_adapter(adapter, is_trainable=trainable)
+    # transformers 5.23 keeps peft's names here, and would save the merged weights under them.
+    decoder._weight_conversions = names
+
+
+def quantization_config(recipe: Recipe) -> BitsAndBytesConfig | None:
+    """Return the settings of QLoRA (arXiv 2305.14314): 4-bit NormalFloat, the constants quantized, too.
+
+    Raises:
+        InputError: bitsandbytes or a CUDA device for it is missing.
+    """
+    if recipe.base.quantization is None:
+        return None
+    lacking = []
+    if find_spec("bitsandbytes") is None:
+        lacking.append("bitsandbytes is not installed (pip install 'st_llm_embed[qlora]')")
+    if not torch.cuda.is_available():
+        lacking.append("there is no CUDA device")
+    if lacking:
+        raise InputError(
+            f"base.quantization is {recipe.base.quantization!r}, which needs bitsandbytes and a CUDA device; here "
+            f"{' and '.join(lacking)}. Otherwise set base.quantization to null, which trains the same adapter on "
+            "unquantized weights."
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=recipe.base.quantization,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, recipe.base.dtype),
+    )
+
+
+def continue_from(recipe: Recipe, trained: Path) -> Recipe:
+    """Return a recipe whose training starts from what another training ended with.
+
+    Args:
+        recipe: of the later training.
+        trained: the folder that `train` wrote for the earlier one, which had the same base.
+
+    Returns:
+        The recipe with that adapter on the same base; where all weights are trained, with those weights as base.
+    """
+    if recipe.lora is None and recipe.base.adapter is None:
+        start: dict[str, Any] = {"name_or_path": str(trained / "model"), "revision": None, "random_init": False}
+    else:
+        start = {"adapter": str(trained / "adapter")}
+    return recipe.model_copy(update={"base": recipe.base.model_copy(update=start), "lora": None})
 
 
 def prepare_adapter(model: LLMSentenceTransformer, recipe: Recipe) -> bool:
@@ -31,7 +128,7 @@ def prepare_adapter(model: LLMSentenceTransformer, recipe: Recipe) -> bool:
     adapter = lora_config(recipe)
     if adapter is None and recipe.base.adapter is None:
         return False
-    decoder = cast(Transformer, model[0]).model
+    decoder = _decoder(model)
     if recipe.base.quantization is not None:
         # The trainer turns activation checkpointing on where the recipe asks for it.
         prepare_model_for_kbit_training(decoder, use_gradient_checkpointing=False)
@@ -41,7 +138,9 @@ def prepare_adapter(model: LLMSentenceTransformer, recipe: Recipe) -> bool:
         model.set_adapter("default")
     # A resumed trainer loads the base that a checkpoint names, which has to be exactly this one.
     for config in decoder.peft_config.values():
-        config.base_model_name_or_path = str(base_snapshot(recipe) or base_path(recipe.base.name_or_path))
+        config.base_model_name_or_path = str(
+            hub_snapshot(recipe.base.name_or_path, recipe.base.revision) or base_path(recipe.base.name_or_path)
+        )
     return True
 
 
@@ -67,10 +166,10 @@ def save_adapter(model: LLMSentenceTransformer, recipe: Recipe, folder: Path) ->
     """Save a trained adapter alone, with tokenizer and prompts.
 
     Its configuration names the base by Hub id and commit. A local base has no name that means anything elsewhere: in
-    its place stands what to do, which stock libraries show when they fail to load it.
+    its place is what to do, which stock libraries show when they fail to load it.
     """
     model.save_pretrained(str(folder), create_model_card=False)
-    snapshot = base_snapshot(recipe)
+    snapshot = hub_snapshot(recipe.base.name_or_path, recipe.base.revision)
     name = recipe.base.name_or_path
     if snapshot is None:
         name = EMBEDDED if name == EMBEDDED else Path(name).resolve().name
@@ -79,6 +178,26 @@ def save_adapter(model: LLMSentenceTransformer, recipe: Recipe, folder: Path) ->
     config = json.loads(path.read_text(encoding="utf-8"))
     config |= {"base_model_name_or_path": name, "revision": snapshot.name if snapshot else None}
     path.write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def merge_adapter(model: LLMSentenceTransformer) -> None:
+    """Add a model's adapter to its weights, in place: layer by layer in float32, then in the weights' own type.
+
+    Adding in bfloat16 would round twice, and the whole model in float32 would take twice the memory.
+    """
+    decoder = _decoder(model)
+    for name, layer in list(decoder.named_modules()):
+        if hasattr(layer, "unload_and_optionally_merge_module"):
+            merged = layer.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+        elif isinstance(layer, BaseTunerLayer):
+            dtype = layer.get_base_layer().weight.dtype
+            layer.float()
+            layer.merge()
+            merged = layer.get_base_layer().to(dtype)
+        else:
+            continue
+        decoder.set_submodule(name, merged)
+    decoder.delete_adapter(list(decoder.peft_config))
 
 
 def load_adapter(
@@ -106,8 +225,7 @@ def load_adapter(
     check_adapter(adapter, base)
     with explained(f"The base model {base!r} cannot be loaded", BASE_ADVICE):
         model = LLMSentenceTransformer.from_base(base, max_seq_length=max_seq_length, revision=revision, dtype=dtype)
-    with explained(f"The adapter {adapter!r} cannot be loaded", ADAPTER_ADVICE):
-        model.load_adapter(adapter, is_trainable=trainable)
+    _add_trained(model, adapter, trainable=trainable)
     return model
 
 
@@ -115,40 +233,20 @@ def check_adapter(adapter: str, base: str) -> LoraConfig:
     """Read a trained adapter's configuration and compare the base it names.
 
     Raises:
-        InputError: there is no LoRA adapter, or it names another Hub repository than `base`, which is one, too.
+        InputError: it is not a LoRA adapter, or both it and the recipe name a Hub repository, and another one.
     """
     with explained(f"The adapter {adapter!r} cannot be loaded", ADAPTER_ADVICE):
         config = PeftConfig.from_pretrained(adapter)
     if not isinstance(config, LoraConfig):
-        raise InputError(f"The adapter {adapter!r} is of type {config.peft_type} and no LoRA. {ADAPTER_ADVICE}")
+        raise InputError(f"The adapter {adapter!r} is of type {config.peft_type} and not a LoRA. {ADAPTER_ADVICE}")
     named = config.base_model_name_or_path or ""
     if " " not in named and not Path(named).is_absolute() and not Path(base_path(base)).is_dir() and named != base:
         raise InputError(
-            f"The adapter {adapter!r} was trained on {named!r}, and the base is {base!r}: on other weights than its "
-            "own an adapter gives vectors that mean nothing. Set base.name_or_path to the adapter's base."
+            f"The adapter {adapter!r} was trained on {named!r}, and the base is {base!r}: on other weights its "
+            "vectors mean nothing. Set base.name_or_path to the adapter's base."
         )
     return config
 
 
-def merge_adapter(recipe: Recipe, adapter_dir: Path, trained: Tensor) -> LLMSentenceTransformer:
-    """Add a trained LoRA adapter to the weights of the recipe's base, in float32, then cast to the recipe's dtype.
-
-    Merging in bfloat16 would round twice. Of quantized weights the unquantized originals are taken.
-
-    Args:
-        recipe: gives the base.
-        adapter_dir: what `save_adapter` wrote.
-        trained: vectors of the probe texts by the model as it was trained.
-
-    Raises:
-        InputError: the adapter read back, or the merged model, gives other vectors.
-    """
-    model = base_embedder(recipe, dtype="float32")
-    transformer = cast(Transformer, model[0])
-    adapted = PeftModel.from_pretrained(transformer.model, str(adapter_dir))
-    saved = probe(model)
-    if recipe.base.quantization is None:
-        check_same_vectors("the adapter as it was saved", saved, "the trained model", trained, recipe.base.dtype)
-    transformer.model = adapted.merge_and_unload()
-    check_same_vectors("the merged model", probe(model), "the adapter", saved, "float32")
-    return model.to(getattr(torch, recipe.base.dtype))
+def _decoder(model: LLMSentenceTransformer) -> PreTrainedModel:
+    return cast(Transformer, model[0]).model

@@ -25,8 +25,11 @@ logger = logging.getLogger(__name__)
 HASHED_AT_ONCE = 2_000
 """Rows."""
 
+LABELS = "long-short"
+"""Beginning of the names of configurations whose positives are labels: a batch may have one several times."""
+
 NO_REPEAT = -1
-"""In place of the number of a text that stands in one row only."""
+"""In place of the number of a text that is in one row only."""
 
 
 class TaskBatchSampler(MultiDatasetDefaultBatchSampler):
@@ -77,9 +80,7 @@ class TaskBatchSampler(MultiDatasetDefaultBatchSampler):
         columns = [tuple(sorted(filter(is_text_column, part.column_names))) for part in parts]
         self._processes = processes
         self._joint_size = self.batch_size * processes
-        self._own, self._negatives = _repeated_texts(
-            parts, [name.startswith(choices.label_configurations) for name in configurations]
-        )
+        self._own, self._negatives = _repeated_texts(parts, [name.startswith(LABELS) for name in configurations])
         # Who may share a batch, from the strictest rule to the last: one configuration, one shape, one loss.
         rules: list[Sequence[Hashable]] = [configurations, list(zip(columns, losses, strict=True)), losses]
         sizes = [len(part) for part in parts]
@@ -177,7 +178,7 @@ class TaskBatchSampler(MultiDatasetDefaultBatchSampler):
             )
 
 
-class TellEpoch(TrainerCallback):
+class SetSamplerEpoch(TrainerCallback):
     """Tells the batch sampler its epoch.
 
     The trainer does so itself, but does not reach the sampler when it goes on in the middle of an epoch with several

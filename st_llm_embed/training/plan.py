@@ -1,79 +1,142 @@
-"""What a training run takes, before anything is spent: steps, tokens, negatives, operations and memory.
+"""Estimate the steps, tokens, FLOPs, peak memory and disk of a training, without weights and without writing anything.
 
-Nothing is written and no weights are loaded. What is counted, and what is estimated how, is in docs/training.md.
+FLOPs and peak memory are counted in a step of the base's own code on fake tensors, which have shapes and no content.
+docs/training.md says what is counted, what is estimated, and how far off that is.
 """
 
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from itertools import chain
+import weakref
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import chain, cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
+import pyarrow.parquet as pq
 import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.training_args import MultiDatasetBatchSamplers
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import SaveStrategy
 
+from st_llm_embed.data import negative_columns, read_rows, rows_file, write_dataset
+from st_llm_embed.data.dataset import write_source
+from st_llm_embed.data.rows import embedded_rows
+from st_llm_embed.data.sources import read_source
 from st_llm_embed.errors import InputError, explained
+from st_llm_embed.instructions import format_query, instruction_of
 from st_llm_embed.modules import base_path, load_tokenizer
-from st_llm_embed.recipe import Loss, Recipe, TrainingStage
-from st_llm_embed.training.adapter import add_without_weights
+from st_llm_embed.recipe import SYNTHESIS, Instructions, Recipe, TrainingStage
+from st_llm_embed.training.adapter import BASE_ADVICE, add_without_weights
 from st_llm_embed.training.arguments import training_arguments
-from st_llm_embed.training.cost import (
-    SCORE_COPIES,
-    Decoder,
-    Flops,
-    Memory,
-    Tokens,
-    disk_bytes,
-    embedding_bytes,
-    flops,
-    state_bytes,
-    step_peak,
-)
-from st_llm_embed.training.loss import SCORED_ROWS
-from st_llm_embed.training.mini_batches import cut
-from st_llm_embed.training.planned_rows import PlannedRows, planned_set
-from st_llm_embed.training.rehearsal import rehearse_first_step
-from st_llm_embed.training.stages import check_configurations
-from st_llm_embed.training.starting_model import BASE_ADVICE
+from st_llm_embed.training.loss import SCORED_ROWS, cut
+from st_llm_embed.training.train import configurations_of, takes
 
 GIB = 2**30
 
 USABLE = 0.9
 """Share of a device's memory that is counted on; the rest is for the driver and for gaps between tensors."""
 
+FLOPS_PER_HOUR = 1e14 * 3600
+"""Of a device that sustains 100 TFLOP/s."""
+
+FIRST_ROWS = 500
+"""Rows of each configuration whose texts are counted in tokens."""
+
+NF4_BYTES = 4.127 / 8
+"""Bytes of a weight in 4 bits with its share of the constants, quantized as well (arXiv 2305.14314, section 3)."""
+
+SCORE_COPIES = 5
+"""Copies of a piece of the score matrix, in float32, that the loss and its backward pass hold at once; measured."""
+
 OF_ANOTHER_MACHINE = ("bf16", "fp16", "tf32", "fsdp", "fsdp_config", "deepspeed", "use_cpu")
 """Keys of the training section that transformers refuses where the machine of the plan lacks what they need."""
 
 
-@dataclass(frozen=True)
-class Configuration:
-    """One configuration of the training set in the plan."""
+# FlopCounterMode does not know the CPU's fused attention.
+CPU_ATTENTION: dict[Any, Any] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda gradient, q, k, v, *_, **__: sdpa_backward_flop(gradient, q, k, v)
+    ),
+}
 
-    name: str
-    rows: int
-    hard_negatives: int
-    """Of a row's own."""
-    negatives_per_anchor: int
-    """Texts that an anchor is told from, or pairs of other directions; masked ones are not subtracted."""
-    tokens_per_row: float
-    """Mean, without padding."""
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of a decoder, without the head that predicts tokens, which an embedder does not have."""
+
+    parameters: int
+    trainable: int
+    bytes: float
+    trainable_bytes: int
+    largest_bytes: float
+    """The larger of the largest weight and the weights of two layers."""
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, *, quantized: bool = False) -> Weights:
+        """Count the weights of a model, its adapter included, which may be on the meta device.
+
+        Args:
+            model: a decoder.
+            quantized: whether the frozen linear layers are to be in 4 bits, and so all else in float32.
+        """
+        linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+
+        def size(weight: Tensor) -> float:
+            if quantized and id(weight) in linear and not weight.requires_grad:
+                return weight.numel() * NF4_BYTES
+            return weight.numel() * (4 if quantized else weight.element_size())
+
+        sizes = {weight: size(weight) for weight in model.parameters()}
+        trainable = [weight for weight in sizes if weight.requires_grad]
+        inner = sum(sizes.values()) - sizes[cast(nn.Parameter, model.get_input_embeddings().weight)]
+        return cls(
+            parameters=sum(weight.numel() for weight in sizes),
+            trainable=sum(weight.numel() for weight in trainable),
+            bytes=sum(sizes.values()),
+            trainable_bytes=sum(weight.nbytes for weight in trainable),
+            largest_bytes=max(*sizes.values(), 2 * inner / model.config.get_text_config().num_hidden_layers),
+        )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak memory of a step per device, in bytes."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    """Of one mini-batch, with the gradients that are on the way."""
+    embeddings: float
+    """Of all texts, with their gradients, until the loss is done."""
+    scores: float
+    """The piece of the score matrix that is worked on."""
+
+    @property
+    def total(self) -> float:
+        """The larger of two peaks, that of the model's backward pass and that of the loss."""
+        resident = self.weights + self.gradients + self.optimizer + self.embeddings
+        return resident + max(self.activations, self.scores)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run takes. Tokens and operations are those of all devices together, memory is that of one."""
+    """What a training takes. Tokens and FLOPs are those of all devices together, memory is that of one."""
 
     recipe: str
-    configurations: list[Configuration]
-    rows: int
+    configurations: dict[str, int]
+    """Rows of each configuration."""
     batch_per_device: int
     devices: int
     gradient_accumulation: int
@@ -81,19 +144,15 @@ class Plan:
     warmup_steps: int
     tokens_per_step: float
     padded_tokens_per_step: float
-    decoder: Decoder
-    flops_per_step: Flops
+    weights: Weights
+    flops_per_step: float
     mini_batch_num_tokens: int | None
     memory: Memory
     sharded: bool
     device_memory: float | None
-    """Bytes; None where it was not said."""
+    """Bytes; None where it was not given."""
     disk: float
     """Bytes of checkpoints, model and release."""
-    rehearsed: int
-    """Weights and biases that the first step moves, gone through on tensors without content."""
-    largest_mini_batch: int | None
-    """The largest power of two for loss.mini_batch_num_tokens that fits the device; None where it was not asked."""
     notes: list[str]
 
     @property
@@ -101,22 +160,22 @@ class Plan:
         """Whether the recipe as it is fits the device."""
         return self.device_memory is None or self.memory.total <= USABLE * self.device_memory
 
+    @property
+    def hours(self) -> float:
+        """Hours of all devices together, at 100 TFLOP/s sustained."""
+        return self.flops_per_step * self.steps / FLOPS_PER_HOUR
+
     def to_dict(self) -> dict[str, Any]:
-        """Give the plan as JSON types, with the sums."""
-        operations, memory = self.flops_per_step, self.memory
+        """Return the plan as JSON types, with the sums."""
         return asdict(self) | {
+            "rows": sum(self.configurations.values()),
             "tokens": self.tokens_per_step * self.steps,
             "padded_tokens": self.padded_tokens_per_step * self.steps,
-            "flops": operations.total * self.steps,
-            "hours_at_100_tflops": hours(operations.total * self.steps),
-            "memory": asdict(memory) | {"total": memory.total},
+            "flops": self.flops_per_step * self.steps,
+            "hours_at_100_tflops": self.hours,
+            "memory": asdict(self.memory) | {"total": self.memory.total},
             "fits": self.fits,
         }
-
-
-def hours(operations: float) -> float:
-    """Give the hours that operations take at 10^14 a second, 100 TFLOP/s."""
-    return operations / 1e14 / 3600
 
 
 def plan_trainings(
@@ -127,70 +186,93 @@ def plan_trainings(
     sharded: bool = False,
     device_memory: float | None = None,
 ) -> list[Plan]:
-    """Work out what each stage of a recipe takes, or its one training; arguments and errors as of `plan_training`.
-
-    A stage that names rows which are known not to be there is refused, too.
-    """
-    check_configurations(recipe)
-    return [
-        plan_training(training, output_dir, stage=stage, devices=devices, sharded=sharded, device_memory=device_memory)
-        for training, stage in zip(recipe.trainings(), recipe.stages or (None,), strict=True)
-    ]
-
-
-def plan_training(
-    recipe: Recipe,
-    output_dir: Path,
-    *,
-    stage: TrainingStage | None = None,
-    devices: int = 1,
-    sharded: bool = False,
-    device_memory: float | None = None,
-) -> Plan:
-    """Work out what one training takes.
+    """Estimate what each stage of a recipe takes, or its one training.
 
     Args:
-        recipe: all choices; of a stage, one of `Recipe.trainings`.
+        recipe: all choices.
         output_dir: of the run; rows that are there already are counted.
-        stage: says which rows are trained on; None: all.
         devices: processes that train together, one device each.
         sharded: weights, gradients and optimizer states are spread over the devices (ZeRO-3, FSDP); always so where
             the training section has `fsdp` or `deepspeed`.
-        device_memory: GiB of one device; the largest mini-batch that fits is then looked for.
+        device_memory: GiB of one device, for `Plan.fits`.
 
     Raises:
-        InputError: the base, its tokenizer, the rows or a section of the recipe cannot be used, or not even the
-            smallest mini-batch fits the device.
+        InputError: the base, its tokenizer, the rows or a section of the recipe cannot be used.
     """
-    tokenizer = load_tokenizer(
-        recipe.base.name_or_path, revision=recipe.base.revision, max_seq_length=recipe.base.max_seq_length
-    )
+    notes: list[str] = []
+    known, unread = _known_rows(recipe, output_dir, notes)
+    if recipe.data.rows != SYNTHESIS and not recipe.data.sources and recipe.data.mining is None:
+        for stage in recipe.stages:
+            configurations_of(stage, known)
+    plans = []
+    for training, stage in zip(recipe.trainings(), recipe.stages or (None,), strict=True):
+        own = list(notes)
+        if missing := [name for name in unread if stage is None or takes(stage, name)]:
+            own.append(
+                f"{', '.join(missing)} of data.sources are on the Hub and not read yet, so their rows are not "
+                "counted: a run takes longer than this by their share, unless training.max_steps is set."
+            )
+        rows = known if stage is None else _of_stage(stage, known, own)
+        plans.append(_plan(training, rows, own, devices, sharded=sharded, device_memory=device_memory))
+    return plans
+
+
+@dataclass
+class _Rows:
+    """The rows of one configuration: how many there are, and the texts of the first ones."""
+
+    rows: int = 0
+    texts: list[list[str]] = field(default_factory=list)
+    """Of a row anchor under its instruction, positive and negatives."""
+
+    @property
+    def columns(self) -> int:
+        return len(self.texts[0])
+
+    def lengths(self, tokenizer: PreTrainedTokenizerBase, longest: int) -> list[list[int]]:
+        """Count the tokens of the texts, cut off as in training; of shape (rows, columns)."""
+        counts = map(len, tokenizer(list(chain(*self.texts)), truncation=True, max_length=longest)["input_ids"])
+        return [[next(counts) for _ in row] for row in self.texts]
+
+
+def _plan(
+    recipe: Recipe,
+    known: dict[str, _Rows],
+    notes: list[str],
+    devices: int,
+    *,
+    sharded: bool,
+    device_memory: float | None,
+) -> Plan:
+    longest, budget = recipe.base.max_seq_length, recipe.loss.mini_batch_num_tokens
+    tokenizer = load_tokenizer(recipe.base.name_or_path, revision=recipe.base.revision, max_seq_length=longest)
     arguments = _arguments(recipe)
     model = _model(recipe, arguments)
-    decoder = Decoder.of(model, quantized=recipe.base.quantization is not None)
-    rows = planned_set(recipe, output_dir, tokenizer, stage)
-    batch = arguments.per_device_train_batch_size
-    steps, rows_per_step = _steps(recipe, arguments, rows.configurations, devices)
-    real = padded = pairs = 0.0
-    for part in rows.configurations:
-        share = part.rows / rows.rows * rows_per_step
-        texts = random.Random(recipe.seed).choices(part.lengths, k=min(batch, part.rows))  # noqa: S311
-        tokens = _padded(texts, recipe.loss.mini_batch_num_tokens)
-        real += share * sum(chain(*texts)) / len(texts)
-        padded += share * tokens.count / len(texts)
-        pairs += share * tokens.pairs / len(texts)
+    weights = Weights.of(model, quantized=recipe.base.quantization is not None)
+    batch, rows = arguments.per_device_train_batch_size, sum(part.rows for part in known.values())
+    steps, rows_per_step = _steps(recipe, arguments, [part.rows for part in known.values()], devices)
+    real = padded = texts = 0.0
+    for part in known.values():
+        lengths = part.lengths(tokenizer, longest)
+        own_rows = part.rows / rows * rows_per_step
+        tokens = own_rows * sum(chain(*lengths)) / len(lengths)
+        real += tokens
+        filled = list(islice(cycle(lengths), min(batch, part.rows)))
+        padded += tokens * _padded(filled, budget) / sum(chain(*filled))
+        texts += own_rows * part.columns
     sharded = (sharded or bool(recipe.training.get("fsdp") or recipe.training.get("deepspeed"))) and devices > 1
-    columns = max(part.columns for part in rows.configurations)
-    device = _Device(recipe, model, decoder, str(arguments.optim), batch, columns, devices, sharded)
-    memory = device.memory(recipe.loss.mini_batch_num_tokens)
+    columns = max(part.columns for part in known.values())
+    memory = _memory(recipe, model, weights, arguments, columns, devices, sharded=sharded)
+    forward, both = step_flops(model, round(padded / texts))
+    grad_cache = 0 if budget is None else forward
     checkpoints = 0 if arguments.save_strategy == SaveStrategy.NO else arguments.save_total_limit
     if checkpoints is None:
         checkpoints = math.ceil(steps / arguments.save_steps) if arguments.save_steps >= 1 else steps
-    available = None if device_memory is None else device_memory * GIB
+    adapter_bytes = weights.trainable_bytes if weights.trainable < weights.parameters else 0
+    checkpoint_bytes = weights.trainable_bytes + state_bytes(weights, str(arguments.optim))
     return Plan(
         recipe=recipe.name,
-        configurations=[_configuration(part, recipe, batch, devices) for part in rows.configurations],
-        rows=rows.rows,
+        configurations={name: part.rows for name, part in sorted(known.items())},
         batch_per_device=batch,
         devices=devices,
         gradient_accumulation=arguments.gradient_accumulation_steps,
@@ -198,117 +280,16 @@ def plan_training(
         warmup_steps=arguments.get_warmup_steps(steps),
         tokens_per_step=real,
         padded_tokens_per_step=padded,
-        decoder=decoder,
-        flops_per_step=flops(
-            decoder,
-            Tokens(padded, pairs),
-            grad_cache=recipe.loss.mini_batch_num_tokens is not None,
-            checkpointing=bool(arguments.activation_checkpointing),
-        ),
-        mini_batch_num_tokens=recipe.loss.mini_batch_num_tokens,
+        weights=weights,
+        flops_per_step=(both + grad_cache) * texts,
+        mini_batch_num_tokens=budget,
         memory=memory,
         sharded=sharded,
-        device_memory=available,
-        disk=disk_bytes(
-            decoder,
-            str(arguments.optim),
-            model_bytes=decoder.parameters * model.dtype.itemsize,
-            checkpoints=checkpoints,
-        ),
-        rehearsed=rehearse_first_step(model, recipe, arguments),
-        largest_mini_batch=None if available is None else device.largest_mini_batch(memory, available),
-        notes=rows.notes,
+        device_memory=None if device_memory is None else device_memory * GIB,
+        # The trained model and the release have all weights in the type they are saved in.
+        disk=2 * weights.parameters * model.dtype.itemsize + adapter_bytes + checkpoints * checkpoint_bytes,
+        notes=notes,
     )
-
-
-def negatives_per_anchor(loss: Loss, configuration: str, rows: int, columns: int) -> int:
-    """Count what a row is told from in `InfoNCELoss`, which gathers the texts of all processes.
-
-    Args:
-        loss: the recipe's choices.
-        configuration: name of the row's configuration.
-        rows: of the batch of all processes.
-        columns: texts of a row.
-    """
-    documents = columns - 1
-    if configuration.startswith(loss.own_negatives_only):
-        return documents - 1
-    candidates = {
-        "query_to_doc": rows * documents - 1,
-        "query_to_query": rows - 1,
-        "doc_to_query": rows - 1,
-        "doc_to_doc": (rows - 1) * documents,
-    }
-    return sum(candidates[direction] for direction in loss.directions)
-
-
-@dataclass(frozen=True)
-class _Device:
-    """One device of a run."""
-
-    recipe: Recipe
-    model: PreTrainedModel
-    decoder: Decoder
-    optimizer: str
-    batch: int
-    columns: int
-    devices: int
-    sharded: bool
-
-    def memory(self, budget: int | None) -> Memory:
-        """Estimate the bytes of a step with a mini-batch of so many tokens, or of the whole batch."""
-        loss, width, texts = self.recipe.loss, self.recipe.base.max_seq_length, self.batch * self.columns
-        # DistributedDataParallel has the gradients once more, in buckets.
-        copies, parts = (1, self.devices) if self.sharded else (1 if self.devices == 1 else 2, 1)
-        rows = self.batch * self.devices
-        candidates = {"query_to_doc": rows * (self.columns - 1), "doc_to_doc": rows * (self.columns - 1)}
-        scores = sum(candidates.get(direction, rows) for direction in loss.directions)
-        at_once = texts if budget is None else min(max(budget // width, 1), texts)
-        half = self.recipe.training.get("bf16") or self.recipe.training.get("fp16")
-        return Memory(
-            weights=self.decoder.weight_bytes / parts + (self.decoder.largest_bytes if self.sharded else 0),
-            gradients=copies * self.decoder.trainable_bytes / parts,
-            optimizer=state_bytes(self.decoder, self.optimizer) / parts,
-            activations=step_peak(self.model, at_once, width, autocast=torch.bfloat16 if half else None),
-            embeddings=embedding_bytes(
-                self.decoder.hidden_size, texts, texts * self.devices, self.model.dtype.itemsize
-            ),
-            scores=4 * SCORE_COPIES * scores * (self.batch if budget is None else min(SCORED_ROWS, self.batch)),
-        )
-
-    def largest_mini_batch(self, memory: Memory, available: float) -> int:
-        """Find the largest power of two that fits, from one text of full length to the whole batch.
-
-        Raises:
-            InputError: the smallest does not fit.
-        """
-        got = f"One device has {available / GIB:,.1f} GiB, of which {USABLE * available / GIB:,.1f} are counted on."
-        if memory.resident > USABLE * available:
-            raise InputError(
-                f"{got} Weights ({memory.weights / GIB:,.1f} GiB), gradients ({memory.gradients / GIB:,.1f}) and "
-                f"optimizer states ({memory.optimizer / GIB:,.1f}) of recipe {self.recipe.name} alone take "
-                f"{memory.resident / GIB:,.1f}. Train an adapter (lora), load the base in 16 bits (base.dtype) or in "
-                "4 (base.quantization nf4), spread the weights over more devices (--devices N --sharded), or take a "
-                "smaller base."
-            )
-        width, texts = self.recipe.base.max_seq_length, self.batch * self.columns
-        sizes = [2**power for power in range((width - 1).bit_length(), (width * texts - 1).bit_length() + 1)]
-        low, high = 0, len(sizes)
-        while low < high:
-            middle = (low + high) // 2
-            if self.memory(sizes[middle]).total <= USABLE * available:
-                low = middle + 1
-            else:
-                high = middle
-        if low == 0:
-            smallest = self.memory(sizes[0])
-            raise InputError(
-                f"{got} Recipe {self.recipe.name} takes {memory.resident / GIB:,.1f} GiB for weights, gradients and "
-                f"optimizer states, and {(smallest.total - smallest.resident) / GIB:,.1f} more even for a mini-batch "
-                f"of one text of {width} tokens. Set training.activation_checkpointing to true, or lower "
-                "base.max_seq_length or training.per_device_train_batch_size."
-            )
-        return sizes[low - 1]
 
 
 def _arguments(recipe: Recipe) -> SentenceTransformerTrainingArguments:
@@ -332,15 +313,15 @@ def _model(recipe: Recipe, arguments: SentenceTransformerTrainingArguments) -> P
 
 
 def _steps(
-    recipe: Recipe, arguments: SentenceTransformerTrainingArguments, parts: Sequence[PlannedRows], devices: int
+    recipe: Recipe, arguments: SentenceTransformerTrainingArguments, parts: Sequence[int], devices: int
 ) -> tuple[int, float]:
-    """Give the optimizer's steps and the rows of each, on all devices."""
+    """Return the optimizer's steps and the rows of each, on all devices, for the rows of each configuration."""
     batch = arguments.per_device_train_batch_size
     # sentence-transformers drops incomplete batches wherever several processes train.
     drop_last = arguments.dataloader_drop_last or devices > 1
-    rows = sum(part.rows for part in parts)
+    rows = sum(parts)
     if recipe.batches is None:
-        whole = [part.rows // batch if drop_last else math.ceil(part.rows / batch) for part in parts]
+        whole = [part // batch if drop_last else math.ceil(part / batch) for part in parts]
         in_turn = arguments.multi_dataset_batch_sampler == MultiDatasetBatchSamplers.ROUND_ROBIN
         per_epoch = (min(whole) * len(whole) if in_turn else sum(whole)) // devices
     else:
@@ -358,7 +339,7 @@ def _steps(
     return steps, min(batch * devices * arguments.gradient_accumulation_steps, rows / updates)
 
 
-def _padded(texts: Sequence[Sequence[int]], budget: int | None) -> Tokens:
+def _padded(texts: Sequence[Sequence[int]], budget: int | None) -> int:
     """Count the tokens, padding included, of a device's batch.
 
     Args:
@@ -367,22 +348,221 @@ def _padded(texts: Sequence[Sequence[int]], budget: int | None) -> Tokens:
     """
     if budget is None:
         groups = [[row[0] for row in texts], list(chain(*(row[1:] for row in texts)))]
-        pieces = [(len(group), max(group)) for group in groups]
-    else:
-        lengths = sorted(chain(*texts), reverse=True)
-        pieces = [(end - begin, lengths[begin]) for begin, end in cut(lengths, budget)]
-    return Tokens(sum(count * width for count, width in pieces), sum(count * width**2 for count, width in pieces))
+        return sum(len(group) * max(group) for group in groups)
+    lengths = sorted(chain(*texts), reverse=True)
+    return sum((end - begin) * lengths[begin] for begin, end in cut(lengths, budget))
 
 
-def _configuration(part: PlannedRows, recipe: Recipe, batch: int, devices: int) -> Configuration:
-    rows = batch * devices
-    return Configuration(
-        name=part.name,
-        rows=part.rows,
-        hard_negatives=part.columns - 2,
-        # Stock batches are of one configuration; ours are filled up with others.
-        negatives_per_anchor=negatives_per_anchor(
-            recipe.loss, part.name, min(rows, part.rows) if recipe.batches is None else rows, part.columns
-        ),
-        tokens_per_row=sum(chain(*part.lengths)) / len(part.lengths),
+def _memory(  # noqa: PLR0917
+    recipe: Recipe,
+    model: PreTrainedModel,
+    weights: Weights,
+    arguments: SentenceTransformerTrainingArguments,
+    columns: int,
+    devices: int,
+    *,
+    sharded: bool,
+) -> Memory:
+    """Estimate the peak memory of a step, with mini-batches of texts of full length."""
+    loss, width, batch = recipe.loss, recipe.base.max_seq_length, arguments.per_device_train_batch_size
+    budget, texts, rows = loss.mini_batch_num_tokens, batch * columns, batch * devices
+    hidden_size = model.config.get_text_config().hidden_size
+    # DistributedDataParallel has the gradients once more, in buckets.
+    copies, parts = (1, devices) if sharded else (1 if devices == 1 else 2, 1)
+    candidates = {"query_to_doc": rows * (columns - 1), "doc_to_doc": rows * (columns - 1)}
+    scores = sum(candidates.get(direction, rows) for direction in loss.directions)
+    at_once = texts if budget is None else min(max(budget // width, 1), texts)
+    half = recipe.training.get("bf16") or recipe.training.get("fp16")
+    return Memory(
+        weights=weights.bytes / parts + (weights.largest_bytes if sharded else 0),
+        gradients=copies * weights.trainable_bytes / parts,
+        optimizer=state_bytes(weights, str(arguments.optim)) / parts,
+        activations=step_peak(model, at_once, width, autocast=torch.bfloat16 if half else None),
+        embeddings=embedding_bytes(hidden_size, texts, texts * devices, model.dtype.itemsize),
+        scores=4 * SCORE_COPIES * scores * (batch if budget is None else min(SCORED_ROWS, batch)),
     )
+
+
+def state_bytes(weights: Weights, optimizer: str) -> float:
+    """Return the bytes of an optimizer's states by its name in transformers: AdamW's two per weight, unless known."""
+    if "sgd" in optimizer or "adafactor" in optimizer:
+        return 0  # no momentum by default, or one number for each row and column
+    if "8bit" in optimizer:
+        return 2 * weights.trainable
+    return 2 * weights.trainable_bytes
+
+
+def embedding_bytes(hidden_size: int, texts: int, texts_of_all: int, element_size: int) -> float:
+    """Return the bytes of the texts' vectors in the loss.
+
+    Of this device's texts there are GradCache's vectors, the same in one piece, and in order; of all devices' texts,
+    in float32, four more: the vectors, those of unit length, their gradients, and the documents in one piece.
+    """
+    return hidden_size * (3 * element_size * texts + 4 * 4 * texts_of_all)
+
+
+def step_peak(model: PreTrainedModel, texts: int, width: int, *, autocast: torch.dtype | None = None) -> int:
+    """Return the peak memory in bytes of one pass forward and back, besides weights and their gradients.
+
+    The model's own code runs on fake tensors, so this takes seconds and no memory at any size. Kernels are those of a
+    CPU; a GPU's keep as much except for dropout, whose mask is smaller there.
+
+    Args:
+        model: on the meta device, in training mode; its tensors are replaced by fake ones.
+        texts: of the mini-batch.
+        width: tokens of each text, padding included.
+        autocast: the type that matrices are multiplied in, if it is not the weights'.
+    """
+    with _fake(model, texts, width) as (step, known), torch.autocast("cpu", autocast, enabled=autocast is not None):
+        return peak_bytes(step, known)
+
+
+def step_flops(model: PreTrainedModel, width: int) -> tuple[int, int]:
+    """Count the FLOPs of one text, forward and of both passes; a multiplication and an addition are two.
+
+    What activation checkpointing computes again is counted. Arguments as of `step_peak`.
+    """
+    counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+    with _fake(model, 1, width) as (step, _), counter:
+        return step(counter.get_total_flops), counter.get_total_flops()
+
+
+@contextmanager
+def _fake(model: PreTrainedModel, texts: int, width: int) -> Generator[tuple[Callable[..., int], list[Tensor]]]:
+    """Replace a model's parameters and buffers by fake tensors (shapes only), with gradients.
+
+    Yields:
+        A pass forward and back, which returns what it is given to call in between; and the tensors there are before.
+
+    Raises:
+        InputError: the model's code does not run on fake tensors.
+    """
+    kind = model.config.model_type
+    with (
+        explained(
+            f"A base of type {kind!r} cannot be planned: its code does not run on fake tensors",
+            "This is so for mixtures of experts. Train it without a plan, with training.max_steps=2 first.",
+        ),
+        FakeTensorMode(allow_non_fake_inputs=True),
+    ):
+        for module in model.modules():
+            for name, weight in list(module.named_parameters(recurse=False)):
+                fake = nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype), weight.requires_grad)
+                fake.grad = torch.empty_like(fake) if weight.requires_grad else None
+                setattr(module, name, fake)
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        ids = torch.empty(texts, width, dtype=torch.long)
+        mask = torch.ones(texts, width, dtype=torch.long)
+
+        def step(between: Callable[[], int] = int) -> int:
+            hidden = model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+            result = between()
+            hidden[:, -1].float().sum().backward()
+            return result
+
+        yield step, [*model.parameters(), *model.buffers(), *gradients]
+
+
+def peak_bytes(call: Callable[[], object], known: Iterable[Tensor]) -> int:
+    """Call, and return the most bytes of tensors that were alive at once and are not among those known before."""
+    with _Allocations(known) as allocations:
+        call()
+    return allocations.peak
+
+
+class _Allocations(TorchDispatchMode):
+    """Follows every piece of memory that an operation returns until it is freed."""
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known = [tensor.untyped_storage() for tensor in known]
+        self._seen = weakref.WeakSet(self._known)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(given):
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._seen:
+                self._seen.add(storage)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._freed, storage.nbytes())
+        return given
+
+    def _freed(self, size: int) -> None:
+        self.now -= size
+
+
+def _known_rows(recipe: Recipe, output_dir: Path, notes: list[str]) -> tuple[dict[str, _Rows], list[str]]:
+    """Count the training rows by configuration: what a run has written, else what it would write.
+
+    Returns:
+        The rows, and the names of the sources on the Hub, which are not downloaded for a plan.
+    """
+    data, dataset, sources, unread = recipe.data, output_dir / "dataset", output_dir / "sources", []
+    written = dataset.is_dir()
+    with TemporaryDirectory() as folder:
+        if not written:
+            dataset = Path(folder) / "dataset"
+            file = embedded_rows() if data.rows == SYNTHESIS else rows_file(data.rows)
+            write_dataset(read_rows(file), dataset, data.validation_fraction)
+        if not sources.is_dir():
+            sources = Path(folder) / "sources"
+            unread = [name for name, source in data.sources.items() if not Path(source.path).is_file()]
+            for name, source in data.sources.items():
+                if name not in unread:
+                    rows = read_source(name, source)
+                    write_source(rows, sources, name, with_negatives="negative" in source.columns)
+        known, others = (_rows_in(path, recipe.base.instructions) for path in (dataset, sources))
+    if written:
+        notes.append(f"Rows are those of {dataset}.")
+    elif data.rows == SYNTHESIS:
+        known = _requested(recipe, known)
+        notes.append(
+            "Rows are an upper bound: one for every request of synthesis.plan.requests that is not held out. Their "
+            "lengths are those of the sample inside the package, which was written to the paper's plan."
+        )
+    if data.mining is not None and not written:
+        for part in known.values():
+            part.texts = [row + [row[1]] * (2 + data.mining.num_negatives - len(row)) for row in part.texts]
+        notes.append("Every row is taken to get its mined negatives, as long as its positive.")
+    return known | others, unread
+
+
+def _rows_in(folder: Path, instructions: Instructions) -> dict[str, _Rows]:
+    known = {}
+    for path in sorted(folder.glob("*/train.parquet")):
+        file = pq.ParquetFile(path)
+        columns = ["positive", *negative_columns(file.schema_arrow.names)]
+        known[path.parent.name] = _Rows(file.metadata.num_rows)
+        for row in next(file.iter_batches(FIRST_ROWS)).to_pylist():
+            anchor = format_query(instruction_of(instructions, row["instruction"], row["task_type"]), row["anchor"])
+            known[path.parent.name].texts.append([anchor, *(row[column] for column in columns)])
+    return known
+
+
+def _requested(recipe: Recipe, sample: dict[str, _Rows]) -> dict[str, _Rows]:
+    """Take the package's sample for rows that nobody has asked for, in the plan's shares of task types."""
+    assert recipe.synthesis is not None  # noqa: S101 - the recipe's own check
+    plan = recipe.synthesis.plan
+    shares = {name: float(plan.task_types.get(name, 0)) for name in sample}
+    if not any(shares.values()):
+        shares = {name: float(part.rows) for name, part in sample.items()}
+    requests = plan.requests * (1 - recipe.data.validation_fraction)
+    rows = {name: round(requests * share / sum(shares.values())) for name, share in shares.items()}
+    return {name: _Rows(rows[name], part.texts) for name, part in sample.items() if rows[name]}
+
+
+def _of_stage(stage: TrainingStage, known: dict[str, _Rows], notes: list[str]) -> dict[str, _Rows]:
+    """Take what a stage trains on; where none of its rows are known yet, all others stand in for them."""
+    unknown = [begin for begin in stage.configurations if not any(name.startswith(begin) for name in known)]
+    chosen = {name: part for name, part in known.items() if takes(stage, name)}
+    if unknown:
+        done = "are not counted" if chosen else f"are taken to be {', '.join(sorted(known))}"
+        notes.append(f"Stage {stage.name}: no rows of {', '.join(unknown)} are known yet; they {done}.")
+    return {
+        name: part if stage.hard_negatives else _Rows(part.rows, [row[:2] for row in part.texts])
+        for name, part in (chosen or known).items()
+    }

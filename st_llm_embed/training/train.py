@@ -1,33 +1,39 @@
-"""Training: the stock trainer on a recipe's dataset, from its last complete checkpoint if there is one."""
+"""Training: the stock trainer on a recipe's rows, resumed from its last complete checkpoint if there is one."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from datasets import Dataset, DatasetDict
-from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
-from transformers.trainer_utils import IntervalStrategy
 
-from st_llm_embed.data import is_text_column, load_split, to_training
+from st_llm_embed.data import load_split, to_training
 from st_llm_embed.data.dataset import negative_columns
 from st_llm_embed.errors import InputError
 from st_llm_embed.instructions import instruction_of
 from st_llm_embed.modules import DecoderTransformer, LLMSentenceTransformer
 from st_llm_embed.processes import is_first_process
-from st_llm_embed.recipe import Instructions, Recipe
-from st_llm_embed.training.adapter import merge_adapter, prepare_adapter, save_adapter
+from st_llm_embed.recipe import Instructions, Recipe, TrainingStage
+from st_llm_embed.training.adapter import (
+    merge_adapter,
+    prepare_adapter,
+    save_adapter,
+    starting_model,
+    trained_on_originals,
+)
 from st_llm_embed.training.arguments import training_arguments
-from st_llm_embed.training.batches import TaskBatchSampler, TellEpoch
-from st_llm_embed.training.loss import build_losses
+from st_llm_embed.training.check import (
+    check_same_vectors,
+    check_saved_adapter,
+    check_trained,
+    vectors_of,
+    write_reference_vectors,
+)
 from st_llm_embed.training.reporting import reporting_into
-from st_llm_embed.training.starting_model import untrained_embedder
-from st_llm_embed.training.trainer import EmbedderTrainer, FindBestCheckpoint
-from st_llm_embed.training.verify import check_trained, probe
+from st_llm_embed.training.trainer import build_trainer
 
 
 def train(
@@ -42,28 +48,32 @@ def train(
     """Fine-tune the recipe's base and save it. Under torchrun all processes call this; the first one saves.
 
     Writes ``checkpoints/`` on the way, and at the end ``log.json`` (the trainer's records: step, loss, learning rate,
-    scores, ...), ``adapter/`` where LoRA was trained, and ``model/`` (stock sentence-transformers, adapter merged);
-    ``logs/`` where TensorBoard or W&B is asked for. The weights are those of the best checkpoint where the recipe says
-    ``load_best_model_at_end``, else the last ones.
+    scores, ...), ``adapter/`` where LoRA was trained, ``model/`` (stock sentence-transformers, adapter merged) and
+    ``reference_vectors.json`` (what that model returned for a few texts); ``logs/`` where TensorBoard or W&B is asked
+    for. The weights are those of the best checkpoint where the recipe says ``load_best_model_at_end``, else the last
+    ones.
+
+    After the last step no model is loaded, except for what the first process saves of sharded weights, and the
+    unquantized originals that an adapter of a quantized base is merged into.
 
     Args:
         recipe: all choices.
         dataset_dirs: folders of the rows to train on.
-        output_dir: what an earlier, killed call left there is gone on with.
+        output_dir: an interrupted training in this folder is resumed.
         evaluator: scores the model on the way, as often as the recipe's ``eval_strategy`` says.
         configurations: those to train on; None for all.
         hard_negatives: whether the rows' own negatives are used.
 
     Raises:
-        InputError: a row lacks a text, rows cannot fill a batch, or the trained model is not in order.
+        InputError: a row lacks a text, rows cannot fill a batch, or the trained model is broken.
     """
     rows = training_set(dataset_dirs, configurations, recipe.base.instructions)
     if not hard_negatives:
         rows = DatasetDict(
             {name: part.remove_columns(negative_columns(part.column_names)) for name, part in rows.items()}
         )
-    model = untrained_embedder(recipe)
-    before = probe(model)
+    model = starting_model(recipe)
+    before = vectors_of(model)
     adapted = prepare_adapter(model, recipe)
     arguments = training_arguments(recipe, output_dir / "checkpoints")
     with reporting_into(output_dir / "logs", arguments):
@@ -79,16 +89,28 @@ def train(
     if not is_first_process():
         return
     (output_dir / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1), encoding="utf-8")
+    # The trainer holds the model and the optimizer's states.
+    del trainer
     if weights is not None:
-        model = untrained_embedder(recipe)
+        del model
+        model = starting_model(recipe)
         prepare_adapter(model, recipe)
         model.load_state_dict(weights)
-    after = check_trained(model, before)
+    vectors = check_trained(model, before)
     if adapted:
         save_adapter(model, recipe, output_dir / "adapter")
-        model = merge_adapter(recipe, output_dir / "adapter", after)
+        check_saved_adapter(model, output_dir / "adapter")
+        if recipe.base.quantization is not None:
+            del model
+            model = trained_on_originals(recipe, output_dir / "adapter")
+            vectors = vectors_of(model)
+        merge_adapter(model)
+        merged = vectors_of(model)
+        check_same_vectors("the merged model", merged, "the adapter", vectors, recipe.base.dtype)
+        vectors = merged
     _state_dimensions(model, recipe.loss.matryoshka_dims)
     model.save_pretrained(str(output_dir / "model"), create_model_card=False)
+    write_reference_vectors(vectors, output_dir)
 
 
 def _state_dimensions(model: LLMSentenceTransformer, dimensions: Sequence[int]) -> None:
@@ -134,55 +156,8 @@ def _instructed(texts: Dataset, rows: Dataset, instructions: Instructions) -> Da
     return texts.remove_columns("instruction").add_column("instruction", own)
 
 
-def build_trainer(
-    recipe: Recipe,
-    model: LLMSentenceTransformer,
-    rows: DatasetDict,
-    arguments: SentenceTransformerTrainingArguments,
-    evaluator: SentenceEvaluator | None = None,
-) -> EmbedderTrainer:
-    """Put together the trainer, with the recipe's losses and batches.
-
-    Raises:
-        InputError: what the recipe asks for cannot be done with weights that are spread over the processes.
-    """
-    texts = {
-        str(name): [column for column in part.column_names if is_text_column(column)] for name, part in rows.items()
-    }
-    losses = build_losses(model, recipe.loss, texts)
-    if recipe.batches is not None:
-        arguments.multi_dataset_batch_sampler = partial(
-            TaskBatchSampler,
-            choices=recipe.batches,
-            configurations=[str(name) for name in rows],
-            losses=[str(cast(Any, losses[str(name)]).get_config_dict()) for name in rows],
-            processes=arguments.world_size,
-        )
-    trainer = EmbedderTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=rows,
-        loss=losses,
-        evaluator=evaluator,
-        callbacks=[TellEpoch(), FindBestCheckpoint()],
-    )
-    if trainer.is_sharded() and arguments.eval_strategy != IntervalStrategy.NO:
-        raise InputError(
-            f"Recipe {recipe.name}: training.eval_strategy is {IntervalStrategy(arguments.eval_strategy).value}, and "
-            "what FSDP or DeepSpeed has spread over the processes cannot be scored on the way. Set it to no; the "
-            "report has the scores of the end."
-        )
-    if trainer.is_deepspeed_enabled and recipe.loss.mini_batch_num_tokens is not None:
-        # GradCache goes back several times in a step; DeepSpeed 0.19 (zero/stage3.py) stops at the second.
-        raise InputError(
-            f"loss.mini_batch_num_tokens is {recipe.loss.mini_batch_num_tokens}, and GradCache does not train with "
-            "DeepSpeed. Set it to null with a smaller per_device_train_batch_size, or use FSDP2 (docs/training.md)."
-        )
-    return trainer
-
-
 def last_complete_checkpoint(checkpoints: Path) -> Path | None:
-    """Give the newest checkpoint that was written to its end; a killed process can leave a torn one behind it."""
+    """Return the newest checkpoint that was written to its end; a killed process can leave a torn one behind it."""
     steps = {folder: folder.name.removeprefix("checkpoint-") for folder in checkpoints.glob("checkpoint-*")}
     numbered = [folder for folder, step in steps.items() if step.isdecimal()]
     for folder in sorted(numbered, key=lambda folder: int(steps[folder]), reverse=True):
@@ -193,3 +168,24 @@ def last_complete_checkpoint(checkpoints: Path) -> Path | None:
             continue
         return folder
     return None
+
+
+def configurations_of(stage: TrainingStage, names: Iterable[str]) -> list[str]:
+    """Return those of a dataset's configurations that a stage trains on.
+
+    Raises:
+        InputError: the stage names one that is not there.
+    """
+    names = sorted(set(names))
+    if unknown := [begin for begin in stage.configurations if not any(name.startswith(begin) for name in names)]:
+        raise InputError(
+            f"Stage {stage.name} names the configurations {', '.join(unknown)}, and there are no such rows to train "
+            f"on: there are {', '.join(names)}. Give beginnings of these names in the stage's configurations, or "
+            "omit that key for all."
+        )
+    return [name for name in names if takes(stage, name)]
+
+
+def takes(stage: TrainingStage, configuration: str) -> bool:
+    """Whether a stage trains on a configuration of that name."""
+    return not stage.configurations or configuration.startswith(stage.configurations)

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate.utils import load_fsdp_model
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from datasets import DatasetDict
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 from sentence_transformers.sentence_transformer.modules import Transformer
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import unset_hf_deepspeed_config
+from transformers.trainer_utils import IntervalStrategy
 
+from st_llm_embed.data import is_text_column
 from st_llm_embed.errors import InputError, explained
+from st_llm_embed.modules import LLMSentenceTransformer
+from st_llm_embed.recipe import Recipe
+from st_llm_embed.training.batches import SetSamplerEpoch, TaskBatchSampler
 from st_llm_embed.training.collator import InstructionCollator
+from st_llm_embed.training.loss import build_losses
 
 
 class EmbedderTrainer(SentenceTransformerTrainer):
@@ -107,3 +120,50 @@ class FindBestCheckpoint(TrainerCallback):
                 "choose another --output-dir to train anew."
             )
         state.best_model_checkpoint = str(checkpoint)
+
+
+def build_trainer(
+    recipe: Recipe,
+    model: LLMSentenceTransformer,
+    rows: DatasetDict,
+    arguments: SentenceTransformerTrainingArguments,
+    evaluator: SentenceEvaluator | None = None,
+) -> EmbedderTrainer:
+    """Put together the trainer, with the recipe's losses and batches.
+
+    Raises:
+        InputError: what the recipe asks for cannot be done with weights that are spread over the processes.
+    """
+    texts = {
+        str(name): [column for column in part.column_names if is_text_column(column)] for name, part in rows.items()
+    }
+    losses = build_losses(model, recipe.loss, texts)
+    if recipe.batches is not None:
+        arguments.multi_dataset_batch_sampler = partial(
+            TaskBatchSampler,
+            choices=recipe.batches,
+            configurations=[str(name) for name in rows],
+            losses=[str(cast(Any, losses[str(name)]).get_config_dict()) for name in rows],
+            processes=arguments.world_size,
+        )
+    trainer = EmbedderTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        loss=losses,
+        evaluator=evaluator,
+        callbacks=[SetSamplerEpoch(), FindBestCheckpoint()],
+    )
+    if trainer.is_sharded() and arguments.eval_strategy != IntervalStrategy.NO:
+        raise InputError(
+            f"Recipe {recipe.name}: training.eval_strategy is {IntervalStrategy(arguments.eval_strategy).value}, and "
+            "what FSDP or DeepSpeed has spread over the processes cannot be scored on the way. Set it to no; the "
+            "report has the scores of the end."
+        )
+    if trainer.is_deepspeed_enabled and recipe.loss.mini_batch_num_tokens is not None:
+        # GradCache goes back several times in a step; DeepSpeed 0.19 (zero/stage3.py) stops at the second.
+        raise InputError(
+            f"loss.mini_batch_num_tokens is {recipe.loss.mini_batch_num_tokens}, and GradCache does not train with "
+            "DeepSpeed. Set it to null with a smaller per_device_train_batch_size, or use FSDP2 (docs/training.md)."
+        )
+    return trainer

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 import gzip
 import json
 from pathlib import Path
@@ -9,187 +8,120 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset
-from hub import Hub
 
-from st_llm_embed import InputError, Recipe
-from st_llm_embed.data import load_split, to_training
-from st_llm_embed.data.dataset import write_source
-from st_llm_embed.data.files import check_source, read_source
-from st_llm_embed.instructions import TRAINING_SET_INSTRUCTIONS
-from st_llm_embed.recipe import Source
+from st_llm_embed import InputError
+from st_llm_embed.data.files import read_records, read_texts, read_values
 
-PASSAGES = {
-    "query_id": "1",
-    "query": "what is rain",
-    "positive_passages": [{"docid": "1", "title": "Rain", "text": "Rain is water."}],
-    "negative_passages": [{"docid": "2", "title": "Snow", "text": "Snow is cold."}],
-}
-TRIPLET = {"anchor": "what is rain", "positive": "Rain is water.", "negative": "Snow is cold."}
-SHAPES: dict[str, dict[str, Any]] = {
-    "eli5": {"question": "what is rain", "answer": "Rain is water."},
-    "hotpotqa": TRIPLET,
-    "fever": {"query": "what is rain", "pos": ["Rain is water."], "neg": ["Snow is cold.", "Ice is hard."]},
-    "miracl": TRIPLET,
-    "msmarco-passage": PASSAGES,
-    "msmarco-document": {
-        "query": "what is rain",
-        "pos": ["Rain is water."],
-        "neg": ["Snow is cold."],
-        "category": "retrieval",
-        "type": "symmetric_retrieval",
-        "prompt": "Given a query, retrieve documents.",
-        "pos_scores": [0.9],
-        "neg_scores": [0.1],
-    },
-    "nq": PASSAGES | {"answers": ["water"]},
-    "nli": TRIPLET,
-    "squad": {
-        "id": "1",
-        "title": "Rain",
-        "context": "Rain is water.",
-        "question": "what is rain",
-        "answers": {"text": ["water"], "answer_start": [8]},
-    },
-    "triviaqa": {"query": "what is rain", "answer": "Rain is water."},
-    "quora": TRIPLET,
-    "mr-tydi": TRIPLET,
-    "dureader": TRIPLET,
-    "t2ranking": TRIPLET,
-}
-"""One record of each set of the paper in the shape it has on the Hub."""
+RECORDS = [
+    {"key": "001", "body": "first"},
+    {"key": "2026-01-02", "body": "NA"},
+    {"key": "null", "body": "007"},
+    {"key": "d", "body": ""},
+    {"key": "e", "body": 'with "quotes",\ncommas\tand lines'},
+    {"key": "f", "body": " Größe \u2028 "},
+    {"key": "g", "body": "long " * 40_000},
+]
+"""Texts that readers which guess types, strip or split turn into something else."""
 
 
-def local(file: Path, **fields: Any) -> Source:
-    defaults = {"columns": {"anchor": "q", "positive": "p"}, "instruction": "Find it.", "license": "cc0-1.0"}
-    return Source.model_validate({"path": str(file)} | defaults | fields)
+def content(kind: str) -> str:
+    if kind == "json":
+        return json.dumps(RECORDS, indent=1)
+    if kind == "jsonl":
+        return "\n\n".join(json.dumps(record) for record in RECORDS)
+    separator = "\t" if kind == "tsv" else ","
+    lines = [("key", "body"), *(record.values() for record in RECORDS)]
+    quoted = [separator.join('"' + cell.replace('"', '""') + '"' for cell in line) for line in lines]
+    return "\r\n".join(quoted) + "\r\n"
 
 
-def written(path: Path, records: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+def write(path: Path) -> Path:
+    kind = path.name.split(".")[1]
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(RECORDS), path)
+    else:
+        encoded = content(kind).encode("utf-8-sig" if "bom" in path.name else "utf-8")
+        path.write_bytes(gzip.compress(encoded) if path.suffix == ".gz" else encoded)
     return path
 
 
-def test_the_recipe_of_the_paper_has_its_thirteen_sets_and_ms_marcos_documents() -> None:
-    assert Recipe.load("e5-mistral-7b").data.sources.keys() == SHAPES.keys()
+@pytest.mark.parametrize(
+    "name", ["t.jsonl", "t.jsonl.gz", "bom.jsonl", "t.json", "t.parquet", "t.csv", "bom.csv", "t.csv.gz", "t.tsv"]
+)
+def test_texts_come_back_as_they_are_from_files_of_every_kind(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / name)
+    assert list(read_records(str(path))) == RECORDS
+    assert list(read_values(path)) == RECORDS
 
 
-@pytest.mark.parametrize("name", SHAPES)
-def test_a_set_of_the_paper_is_mapped(name: str, tmp_path: Path) -> None:
-    source = Recipe.load("e5-mistral-7b").data.sources[name]
-    path = written(tmp_path / "train.jsonl", [SHAPES[name]] * 40)
-    rows = list(read_source(name, source.model_copy(update={"path": str(path)})))
-    assert 0 < len(rows) <= 40
-    assert {(row.anchor, row.positive) for row in rows} == {("what is rain", "Rain is water.")}
-    assert {row.negative for row in rows} == {"Snow is cold." if "negative" in source.columns else None}
-    assert {row.instruction for row in rows} == set(TRAINING_SET_INSTRUCTIONS[name])
+def test_a_folder_is_read_in_the_order_of_its_files_names(tmp_path: Path) -> None:
+    for part in ("b", "a/z", ".hidden/x"):
+        path = tmp_path / f"{part}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"of": part}))
+    assert [record["of"] for record in read_records(str(tmp_path))] == ["a/z", "b"]
+    write(tmp_path / "t.csv")
+    with pytest.raises(InputError, match="files of several kinds"):
+        next(read_records(str(tmp_path)))
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "parquet", "csv", "tsv"])
-def test_local_files_give_the_same_rows(kind: str, tmp_path: Path) -> None:
-    records = [{"q": f"query, {number}", "p": f'text "{number}"'} for number in range(3)]
-    path = tmp_path / f"pairs.{kind}"
-    if kind.startswith("jsonl"):
-        content = "".join(json.dumps(record) + "\n" for record in records).encode()
-        path.write_bytes(gzip.compress(content) if kind.endswith("gz") else content)
-    elif kind == "parquet":
-        pq.write_table(pa.Table.from_pylist(records), path)
-    else:
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["q", "p"], delimiter="\t" if kind == "tsv" else ",")
-            writer.writeheader()
-            writer.writerows(records)
-    assert [(row.anchor, row.positive) for row in read_source("pairs", local(path))] == [
-        (record["q"], record["p"]) for record in records
-    ]
+def test_texts_are_lines_or_the_key_text(tmp_path: Path) -> None:
+    lines, records = tmp_path / "t.txt", tmp_path / "t.jsonl"
+    lines.write_bytes("\ufeffone \r\n\r\n  two".encode())
+    records.write_text('{"text": "one "}\n{"text": " two"}\n')
+    assert list(read_texts(lines)) == list(read_texts(records)) == ["one", "two"]
+    assert list(read_values(lines)) == ["one ", "", "  two"]
 
 
-def test_a_larger_ratio_keeps_what_a_smaller_one_had(tmp_path: Path) -> None:
-    path = written(tmp_path / "pairs.jsonl", [{"q": f"q {n}", "p": f"p {n}"} for n in range(2_000)])
-    some, more = ({row.anchor for row in read_source("pairs", local(path, ratio=r))} for r in (0.1, 0.5))
-    assert some < more
-    assert 150 < len(some) < 250
-    assert 900 < len(more) < 1_100
-
-
-def test_records_without_texts_are_left_out_and_negatives_may_be_missing(tmp_path: Path) -> None:
-    records = [
-        {"q": "a", "p": "b", "n": "c"},
-        {"q": "a", "p": "  ", "n": "c"},
-        {"q": None, "p": "b", "n": "c"},
-        {"q": "a", "p": "b", "n": None},
-        {"q": "a", "p": "b", "n": "b"},
-    ]
-    path = written(tmp_path / "pairs.jsonl", records)
-    columns = {"anchor": "q", "positive": "p", "negative": "n"}
-    rows = list(read_source("pairs", local(path, columns=columns)))
-    assert [(row.anchor, row.positive, row.negative) for row in rows] == [("a", "b", "c"), ("a", "b", None)]
-    counts = write_source(rows, tmp_path / "data", "pairs", with_negatives=True)
-    assert counts == {("pairs", "train"): 1, ("pairs-pairs", "train"): 1}
-    splits = load_split(tmp_path / "data", "train")
-    assert to_training(splits["pairs"]).to_dict() == {
-        "anchor": ["a"],
-        "positive": ["b"],
-        "negative": ["c"],
-        "instruction": ["Find it."],
-    }
-    assert splits["pairs-pairs"].column_names[:2] == ["anchor", "positive"]
-    assert isinstance(splits["pairs-pairs"], Dataset)
+def test_a_json_file_may_hold_one_value_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    path.write_text('{"a": 1}\n{"a": 2}\n')
+    assert list(read_values(path)) == [{"a": 1}, {"a": 2}]
+    path.write_text('{\n"a": 1\n}\n')
+    assert list(read_values(path)) == [{"a": 1}]
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("name", "written", "message"),
     [
-        ({"columns": {"anchor": "query", "positive": "p"}}, "which a record does not have"),
-        ({"columns": {"anchor": "q", "positive": "{p[text]}"}}, "which a record does not have"),
-        ({"path": "./missing.jsonl"}, "no such file"),
-        ({"instruction": None}, "has no instruction"),
+        ("t.jsonl", b'{"a": 1}\n{torn\n', "line 2 is not JSON"),
+        ("t.jsonl", b'{"a": 1}\n3\n', "line 2 is 3. Write one JSON object"),
+        ("t.jsonl", b"[" * 100_000, "line 1 is not JSON"),
+        ("t.json", b"{torn\n", "cannot be read"),
+        ("t.csv", b"a,b\n1,2\n1,2,3\n", "line 3 has more cells"),
+        ("t.csv", b"a\n1\n\xff\n", "line 3 is not UTF-8"),
+        ("t.parquet", b"PAR1", "cannot be read"),
+        ("t.jsonl.gz", b'{"a": 1}\n', "cannot be read"),
+        ("t.zip", b"PK", "no files of records"),
     ],
 )
-def test_what_cannot_be_used_is_named(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
-    path = written(tmp_path / "pairs.jsonl", [{"q": "a", "p": "b"}])
-    with pytest.raises(InputError, match=message):
-        check_source("pairs", local(path, **fields))
+def test_what_cannot_be_read_is_named_with_its_line(name: str, written: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(written)
+    with pytest.raises(InputError, match=message) as error:
+        list(read_records(str(path)))
+    assert str(path) in str(error.value)
 
 
-def test_a_source_needs_pairs_and_a_name_of_its_own(tmp_path: Path) -> None:
-    path = written(tmp_path / "pairs.jsonl", [{"q": "", "p": "b"}])
-    with pytest.raises(InputError, match="gives no rows"):
-        check_source("pairs", local(path))
-    with pytest.raises(InputError, match="name is taken"):
-        check_source("sts", local(path))
-    with pytest.raises(InputError, match="takes the path of a"):
-        list(read_source("pairs", local(Path("lab/pairs")).model_copy(update={"file": "train.zip"})))
-    with pytest.raises(ValueError, match="anchor and positive are needed"):
-        local(path, columns={"anchor": "q"})
+@pytest.mark.parametrize(
+    "written", ['{"text": "a"}\n{"text": 3}\n', '{"text": "a"}\n{"text": " "}\n', '{"text": "a"}\n"b"\n']
+)
+def test_a_record_without_a_text_is_named(written: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text(written)
+    with pytest.raises(InputError, match="line 2 holds no text"):
+        list(read_texts(path))
 
 
-@pytest.mark.integration
-def test_files_of_a_repository_with_a_loading_script_are_read_at_their_commit(hub: Hub) -> None:
-    program = """
-import gzip, json
-from huggingface_hub import CommitOperationAdd, HfApi
-from st_llm_embed.data.files import read_source
-from st_llm_embed.recipe import Source
+@pytest.mark.parametrize("name", ["./absent", "/absent", "a/b/c", "lab/rows.jsonl"])
+def test_a_path_that_does_not_exist_is_not_looked_for_on_the_hub(name: str) -> None:
+    with pytest.raises(InputError, match="There is no folder or file"):
+        next(read_records(name))
 
-def lines(text):
-    return gzip.compress(json.dumps({"q": "what is rain", "p": [{"text": text}]}).encode())
 
-api = HfApi()
-api.create_repo("lab/scripted", repo_type="dataset")
-def commit(**files):
-    operations = [CommitOperationAdd(name.replace("__", "/").replace("_", "."), data) for name, data in files.items()]
-    return api.create_commit("lab/scripted", operations, commit_message="Add", repo_type="dataset").oid
-
-first = commit(scripted_py=b"raise SystemExit", parts__a1_jsonl_gz=lines("Rain is water."), parts__b_txt=b"no")
-commit(parts__a2_jsonl_gz=lines("Rain is wet."))
-found = []
-for revision in (first, None):
-    source = Source(
-        path="lab/scripted", file="parts/a*.jsonl.gz", revision=revision, instruction="Find it.", license="cc0-1.0",
-        columns={"anchor": "q", "positive": "{p[0][text]}"},
-    )
-    found.append(sorted(row.positive for row in read_source("rain", source)))
-print(json.dumps(found))
-"""
-    assert hub.run(program) == [["Rain is water."], ["Rain is water.", "Rain is wet."]]
+def test_records_are_not_held_in_memory(tmp_path: Path) -> None:
+    """The rest of a file is not looked at before it is asked for."""
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"a": 1}\n{torn\n')
+    records: Any = read_records(str(path))
+    assert next(records) == {"a": 1}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from st_llm_embed import Recipe
-from st_llm_embed.data.files import read_source
+from st_llm_embed.data.sources import read_source
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 SETS = runpy.run_path(str(SCRIPTS / "training_pairs.py"))["SETS"]

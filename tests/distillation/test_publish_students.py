@@ -1,4 +1,4 @@
-"""Students published to a local Hub, with the code of their cards run against what lies there."""
+"""Students published to a local Hub, with the code of their cards run against what is there."""
 
 from __future__ import annotations
 
@@ -11,12 +11,9 @@ import pytest
 from hub import Hub, Pusher
 from sentence_transformers import SentenceTransformer
 
-from st_llm_embed import InputError, export
-from st_llm_embed.doctor import diagnose
-from st_llm_embed.doctor.verify import verify
-from st_llm_embed.encoding.embedder import Embedder
-from st_llm_embed.publishing.cards.saved_model import read_saved_model
-from st_llm_embed.student_pipeline import run_distillation
+from st_llm_embed.doctor.repository import Repository
+from st_llm_embed.export import export_model
+from st_llm_embed.pipeline import run_distillation
 from tests.distillation.conftest import BERT, MakeRecipe
 
 TEXTS = ["a question about thing 3", "thing " * 100]
@@ -38,7 +35,7 @@ print(json.dumps({
 
 
 def publish(hub: Hub, release: Path, name: str) -> str:
-    """Publish a release, check what a stranger gets by its name, and give the card."""
+    """Publish a release, check what a stranger gets by its name, and return the card."""
     pusher = Pusher(hub)
     assert pusher.publish(release, name) == [f"{hub.endpoint}/{name}"]
     pusher.close()
@@ -60,36 +57,11 @@ def test_an_encoder_goes_to_the_hub_with_its_export(
     student = {"kind": "encoder", "bert": BERT, "max_seq_length": 48, "dimensions": 8}
     run_distillation(make_recipe(student=student, texts=[str(texts_file)]), tmp_path / "out")
     release = tmp_path / "out" / "student-release"
-    facts = read_saved_model(release)
+    facts = Repository(str(release))
     assert (facts.kind, facts.dimension, facts.max_seq_length, facts.pooling) == ("transformer", 8, 48, "mean")
-    export(release, ["onnx", "openvino"], release)
+    export_model(release, ["onnx"], release)
     card = publish(hub, release, "lab/student")
     [block] = [one for one in re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL) if "onnxruntime" in one]
     printed = hub.run(block.replace("print(", "import json\nprint(json.dumps(queries.tolist())) #"))
     wanted = SentenceTransformer(str(release), device="cpu").encode_query(["how to fix a slow database query"])
     np.testing.assert_allclose(printed, wanted, atol=1e-5)
-
-
-@pytest.mark.integration
-def test_a_pair_and_its_query_tower_go_to_the_hub(hub: Hub, make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    run_distillation(make_recipe(student={"kind": "static-query"}), tmp_path / "out")
-    pair, tower = (tmp_path / "out" / name for name in ("student-release", "student-query-release"))
-    assert [(read_saved_model(one).kind, read_saved_model(one).dimension) for one in (pair, tower)] == [
-        ("pair", 32),
-        ("static", 32),
-    ]
-    card = publish(hub, pair, "lab/pair")
-    # These would give queries to the model of documents, or know no pair.
-    assert not re.search("langchain|llama_index|vllm|AutoModel", card)
-    for one in ("query", "document"):
-        vectors = Embedder(str(pair), one, revision=None, dimension=8, device="cpu").encode(TEXTS)
-        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6)
-    with pytest.raises(InputError, match="Verify each by itself"):
-        verify(pair, tower)
-    with pytest.raises(InputError, match="a static model or an asymmetric pair"):
-        diagnose(str(pair))
-    pusher = Pusher(hub)
-    assert f"publish {pair} --to lab/which" in pusher.publish(tmp_path / "out", "lab/which")
-    pusher.close()
-    card = publish(hub, tower, "lab/tower")
-    assert "model.encode_document" not in card

@@ -1,9 +1,8 @@
-"""Exact search over shards, against the same in numpy; needs the extra `search`."""
+"""Exact search over shards, against the same in numpy."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from conftest import Outcome
 from numpy.typing import NDArray
 
 from st_llm_embed import InputError
-from st_llm_embed.encoding.embedder import Embedder
+from st_llm_embed.encoding.encode import Embedder
 from st_llm_embed.encoding.search import VectorIndex, query_embedder
 from st_llm_embed.encoding.shards import Manifest, VectorType, shard_path, write_manifest, write_shard
 from st_llm_embed.modules.layout import model_identity
@@ -53,11 +52,6 @@ def write_index(
     return folder
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _usearch() -> None:
-    pytest.importorskip("usearch", reason="needs the extra search: pip install usearch")
-
-
 @pytest.mark.parametrize(
     ("similarity", "dtype"), [("cosine", np.float32), ("cosine", np.float16), ("dot", np.float32)]
 )
@@ -80,7 +74,7 @@ def test_what_is_found_is_what_comparing_with_every_vector_finds(similarity: str
 
 def test_two_folders_side_by_side(tiny_model: Path, tmp_path: Path, run_cli: Cli) -> None:
     vectors = np.random.default_rng(0).normal(size=(4, 32)).astype(np.float32)
-    embedder = Embedder(str(tiny_model), "query", revision=None, dimension=None, device="cpu")
+    embedder = Embedder(str(tiny_model), "query", device="cpu")
     [vectors[1]] = embedder.encode(["text 1"])
     _, revision = model_identity(str(tiny_model))
     straight = write_index(tmp_path / "straight", vectors, str(tiny_model), revision)
@@ -106,22 +100,14 @@ def test_a_folder_that_cannot_be_searched_is_refused(tmp_path: Path, run_cli: Cl
     vectors = np.ones((6, 4), np.float32)
     unfinished = write_index(tmp_path / "unfinished", vectors)
     shard_path(unfinished, 1, 3).unlink()
-    other = write_index(tmp_path / "other", vectors, similarity="euclidean")
+    other = write_index(tmp_path / "other", vectors, similarity="hamming")
     torn = write_index(tmp_path / "torn", vectors)
     (torn / "_manifest.json").write_text(json.dumps({"rows": 1}))
     for folder, message in (
         (tmp_path, "holds no _manifest.json"),
         (unfinished, "lacks 1 of 3 shards"),
-        (other, "compares vectors by 'euclidean'"),
+        (other, "cannot be searched with"),
         (torn, "is not what st-llm-embed encode writes"),
     ):
         refused = run_cli("search", folder, "query")
         assert (refused.code, message in " ".join(refused.err.split())) == (2, True), refused
-
-
-def test_without_usearch_it_is_said_how_to_get_it(
-    tmp_path: Path, run_cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "usearch.index", None)
-    refused = run_cli("search", tmp_path, "query")
-    assert (refused.code, "pip install 'st_llm_embed[search]'" in refused.err) == (2, True)

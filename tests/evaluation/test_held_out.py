@@ -12,7 +12,7 @@ from sentence_transformers.sentence_transformer.evaluation import InformationRet
 from st_llm_embed import InputError, LLMSentenceTransformer
 from st_llm_embed.data import Row, write_dataset
 from st_llm_embed.evaluation import HeldOut, evaluate_held_out, load_held_out
-from st_llm_embed.evaluation.held_out import similarity_ranks
+from st_llm_embed.evaluation.held_out import retrieval_ranks
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +72,13 @@ def test_parts_weigh_up_to_the_whole(model: SentenceTransformer, rows: HeldOut) 
 
 
 def test_a_model_that_gives_every_text_one_vector_ranks_its_documents_last() -> None:
-    assert similarity_ranks(np.ones((3, 20), dtype=np.float32), np.array([0, 7, 19])).tolist() == [19, 19, 19]
+    queries, documents = np.ones((3, 1), dtype=np.float32), np.ones((20, 1), dtype=np.float32)
+    assert retrieval_ranks(queries, documents, np.array([0, 7, 19])).tolist() == [19, 19, 19]
 
 
 def test_ranks_count_from_the_best() -> None:
     similarity = np.array([[0.1, 0.9, 0.5], [0.3, 0.2, 0.1]], dtype=np.float32)
-    assert similarity_ranks(similarity, np.array([2, 0])).tolist() == [1, 0]
+    assert retrieval_ranks(similarity, np.eye(3, dtype=np.float32), np.array([2, 0])).tolist() == [1, 0]
 
 
 def test_a_model_that_training_broke_is_refused(tiny_base: Path, rows: HeldOut) -> None:

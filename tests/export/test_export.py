@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Outcome, example_rows, write_rows
+import torch
+from conftest import Outcome
 from peft import LoraConfig
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
-from st_llm_embed import InputError, LLMSentenceTransformer, export
+from st_llm_embed import InputError, LLMSentenceTransformer, export_model
 
 QUERY, DOCUMENT = (
     "how to fix a slow database query",
@@ -34,12 +36,9 @@ def model(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def exports(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exports")
-    rows = write_rows(folder / "rows.jsonl", example_rows())
-    done = export(
-        model, ["portable", "onnx", "openvino", "gguf"], folder, quantize=["int8", "q8_0", "q4_0"], rows=rows
-    )
-    assert [one.format for one in done] == ["portable", "onnx", "openvino", "gguf"]
-    for one in done[:3]:
+    done = export_model(model, ["portable", "onnx", "gguf"], folder, quantize=["int8", "q8_0", "q4_0"])
+    assert [one.format for one in done] == ["portable", "onnx", "gguf"]
+    for one in done[:2]:
         assert one.verification is not None
         assert one.verification.ids_equal
         assert one.verification.largest_difference < 1e-5
@@ -56,14 +55,6 @@ def test_each_format_is_a_folder_of_its_own(exports: Path) -> None:
         "probe.json",
         "tokenizer.json",
     ]
-    assert found["openvino"] == [
-        "README.md",
-        "export.json",
-        "openvino_model.bin",
-        "openvino_model.xml",
-        "probe.json",
-        "tokenizer.json",
-    ]
     assert found["gguf"] == [
         "README.md",
         "export.json",
@@ -73,16 +64,15 @@ def test_each_format_is_a_folder_of_its_own(exports: Path) -> None:
         "tiny-Q8_0.gguf",
     ]
     assert "modules.json" in found["portable"]
-    assert set(found) == {"portable", "onnx", "openvino", "gguf"}
+    assert set(found) == {"portable", "onnx", "gguf"}
 
 
-@pytest.mark.parametrize("form", ["onnx", "openvino"])
-def test_the_code_of_the_readme_gives_the_models_vectors(form: str, exports: Path, model: Path) -> None:
-    readme = (exports / form / "README.md").read_text(encoding="utf-8")
+def test_the_code_of_the_readme_has_the_models_vectors(exports: Path, model: Path) -> None:
+    readme = (exports / "onnx" / "README.md").read_text(encoding="utf-8")
     code = readme.split("```python\n")[1].split("```")[0]
     code += "\nprint(json.dumps([queries.tolist(), documents.tolist()]))\n"
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=exports / form, check=False, capture_output=True, text=True
+        [sys.executable, "-c", code], cwd=exports / "onnx", check=False, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
     queries, documents = json.loads(result.stdout.splitlines()[-1])
@@ -91,18 +81,26 @@ def test_the_code_of_the_readme_gives_the_models_vectors(form: str, exports: Pat
     np.testing.assert_allclose(documents, stock.encode_document([DOCUMENT]), atol=1e-5)
 
 
-def test_the_loss_of_quantized_weights_is_measured_and_written_down(exports: Path) -> None:
-    losses = json.loads((exports / "onnx" / "export.json").read_text(encoding="utf-8"))["quantized"]
-    losses |= json.loads((exports / "gguf" / "export.json").read_text(encoding="utf-8"))["quantized"]
-    assert set(losses) == {"int8", "q8_0", "q4_0"}
-    for loss in losses.values():
-        assert loss["queries"] == 48
-        # The weights did change, and the vectors are still those of this model.
-        assert 0.5 < loss["minimum_cosine"] < 0.999999
-        assert loss["recall_at_10"] == losses["int8"]["recall_at_10"]
-    assert losses["q4_0"]["minimum_cosine"] < losses["q8_0"]["minimum_cosine"]
+def test_quantized_weights_are_smaller_and_compared_where_they_can_be_run(exports: Path) -> None:
+    read = {one: json.loads((exports / one / "export.json").read_text(encoding="utf-8")) for one in ("onnx", "gguf")}
+    # The weights did change, and the vectors are still those of this model.
+    assert 0.5 < read["onnx"]["quantized"]["int8"] < 0.999999
+    assert set(read["gguf"]["quantized"]) == {"q8_0", "q4_0"}
+    assert (exports / "onnx" / "model_int8.onnx").stat().st_size < (exports / "onnx" / "model.onnx").stat().st_size
     size = {kind: (exports / "gguf" / f"tiny-{kind}.gguf").stat().st_size for kind in ("F32", "Q8_0", "Q4_0")}
     assert size["Q4_0"] < size["Q8_0"] < size["F32"]
+
+
+def test_a_16_bit_model_is_saved_as_such_and_exported_from_the_same_numbers(tiny_base: Path, tmp_path: Path) -> None:
+    model = LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=48, device="cpu", dtype="bfloat16")
+    model.save_pretrained(str(tmp_path / "half"))
+    export_model(tmp_path / "half", ["portable", "gguf"], tmp_path / "out")
+    saved, portable = (
+        load_file(one / "model.safetensors") for one in (tmp_path / "half", tmp_path / "out" / "portable")
+    )
+    assert all(torch.equal(portable[name], weight) for name, weight in saved.items())
+    assert {weight.dtype for weight in portable.values()} == {torch.bfloat16}
+    assert (tmp_path / "out" / "gguf" / "half-F16.gguf").is_file()
 
 
 def test_the_command_prints_what_was_compared(model: Path, tmp_path: Path, run_cli: Callable[..., Outcome]) -> None:
@@ -117,12 +115,11 @@ def test_the_command_prints_what_was_compared(model: Path, tmp_path: Path, run_c
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["tflite"], "tflite is no format.*portable, onnx, openvino, gguf"),
+        (["tflite"], "tflite is not a format.*portable, onnx, gguf"),
         (["onnx", "--quantize", "q8_0"], "q8_0 does not fit --to onnx"),
-        (["onnx", "--quantize", "int8"], "together with --rows"),
     ],
 )
-def test_wrong_names_are_told_before_anything_is_written(
+def test_wrong_names_are_reported_before_anything_is_written(
     options: list[str], message: str, model: Path, tmp_path: Path, run_cli: Callable[..., Outcome]
 ) -> None:
     outcome = run_cli("export", model, "--output-dir", tmp_path / "out", "--to", *options)
@@ -137,7 +134,7 @@ def test_an_export_that_cannot_be_finished_leaves_nothing(model: Path, tmp_path:
     config = json.loads((broken / "config.json").read_text(encoding="utf-8"))
     (broken / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}), encoding="utf-8")
     with pytest.raises(InputError, match="activation 'gelu'"):
-        export(broken, ["gguf"], tmp_path / "out")
+        export_model(broken, ["gguf"], tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -148,15 +145,15 @@ def test_other_models_are_refused(model: Path, tmp_path: Path) -> None:
     flags |= {"pooling_mode_lasttoken": False, "pooling_mode_mean_tokens": True}
     pooling.write_text(json.dumps(flags), encoding="utf-8")
     for form in ("portable", "gguf"):
-        with pytest.raises(InputError, match=rf"last token's hidden state, and {form} is for such alone"):
-            export(tmp_path / "mean", [form], tmp_path / "out")
+        with pytest.raises(InputError, match=rf"last token's hidden state, as {form} needs"):
+            export_model(tmp_path / "mean", [form], tmp_path / "out")
     shutil.copytree(tmp_path / "mean", tmp_path / "long")
     modules = json.loads((tmp_path / "long" / "modules.json").read_text(encoding="utf-8"))
     (tmp_path / "long" / "modules.json").write_text(json.dumps(modules[:2]), encoding="utf-8")
     with pytest.raises(InputError, match="with a Normalize at the end"):
-        export(tmp_path / "long", ["onnx"], tmp_path / "out")
+        export_model(tmp_path / "long", ["onnx"], tmp_path / "out")
     with pytest.raises(InputError, match="cannot be loaded"):
-        export(tmp_path / "nothing", ["onnx"], tmp_path / "out")
+        export_model(tmp_path / "nothing", ["onnx"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -165,4 +162,4 @@ def test_an_adapter_beside_its_base_is_refused(tiny_base: Path, tmp_path: Path) 
     embedder[0].model.add_adapter(LoraConfig(target_modules=["q_proj"]))
     embedder.save_pretrained(str(tmp_path / "adapter"))
     with pytest.raises(InputError, match="adapter beside its base"):
-        export(tmp_path / "adapter", ["onnx"], tmp_path / "out")
+        export_model(tmp_path / "adapter", ["onnx"], tmp_path / "out")

@@ -1,26 +1,53 @@
-"""ONNX and OpenVINO graphs of every family against stock sentence-transformers, alone and in mixed batches."""
+"""ONNX graphs against stock sentence-transformers: decoders of every family, encoders, static models, poolings."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
-from families import MODELS, save_base
+import torch
+from families import MODELS, byte_level_bpe, save_base
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, StaticEmbedding, Transformer
+from tokenizers.processors import TemplateProcessing
+from torch import nn
+from transformers import (
+    AutoModel,
+    BertConfig,
+    DistilBertConfig,
+    ModernBertConfig,
+    MPNetConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    XLMRobertaConfig,
+)
 
-from st_llm_embed import LLMSentenceTransformer
+from st_llm_embed import InputError, LLMSentenceTransformer, export_model
+from st_llm_embed.export import load_source
 from st_llm_embed.export import onnx as onnx_export
-from st_llm_embed.export.onnx import OPSET, write_onnx
-from st_llm_embed.export.openvino import write_openvino
-from st_llm_embed.export.source import load_source
+from st_llm_embed.export.onnx import OPSET, onnx_graph, save_onnx
 
 TEXTS = ["", " ", "a", "two words", "the quick brown fox and one more", "Ünïcödé 文字 🎈", "x </s> y", "long " * 80]
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+SPECIAL = {"vocab_size": 330, "pad_token_id": 0, "max_position_embeddings": 80}
+
+ENCODERS: dict[str, PreTrainedConfig] = {
+    "bert": BertConfig(**SMALL, **SPECIAL),
+    "distilbert": DistilBertConfig(dim=32, n_layers=2, n_heads=4, hidden_dim=64, **SPECIAL),
+    "mpnet": MPNetConfig(**SMALL, **SPECIAL),
+    "xlm-r": XLMRobertaConfig(**SMALL, **SPECIAL),
+    "modernbert": ModernBertConfig(**SMALL, **SPECIAL, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2),
+}
 
 Run = Callable[[dict[str, NDArray[np.int64]]], NDArray[np.float32]]
 
@@ -48,7 +75,7 @@ def check(model: str, run: Run) -> None:
         inputs = {name: batch[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
         assert (inputs["attention_mask"] == 0).any()
         np.testing.assert_allclose(run(inputs), expected, atol=1e-5, rtol=0)
-        # What stands where the mask is 0 must not matter.
+        # The ids where the mask is 0 must not matter.
         inputs["input_ids"] = np.where(inputs["attention_mask"] == 1, inputs["input_ids"], 7)
         np.testing.assert_allclose(run(inputs), expected, atol=1e-5, rtol=0)
     for text, vector in zip(TEXTS, expected, strict=True):
@@ -58,25 +85,31 @@ def check(model: str, run: Run) -> None:
 
 
 @pytest.mark.parametrize("family", MODELS)
-def test_onnx_gives_stocks_vectors(family: str, tmp_path: Path) -> None:
+def test_onnx_has_stocks_vectors(family: str, tmp_path: Path) -> None:
     model = make_embedder(tmp_path, family)
-    path = write_onnx(load_source(model, dtype="float32"), tmp_path)
-    check(model, onnx_run(path))
+    check(model, onnx_run(save_onnx(onnx_graph(load_source(model)), tmp_path)))
 
 
 def test_bidirectional_attention_stays_so_in_onnx(tmp_path: Path) -> None:
     model = make_embedder(tmp_path, "llama", is_causal=False)
-    path = write_onnx(load_source(model, dtype="float32"), tmp_path)
-    check(model, onnx_run(path))
+    check(model, onnx_run(save_onnx(onnx_graph(load_source(model)), tmp_path)))
 
 
-def test_the_graph_keeps_its_contract_and_large_weights_stand_beside_it(
+def test_openvino_reads_the_graph(tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    model = make_embedder(tmp_path, "mistral with a window")
+    path = save_onnx(onnx_graph(load_source(model)), tmp_path)
+    compiled = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    check(model, lambda inputs: np.array(compiled(inputs)["sentence_embedding"]))
+
+
+def test_the_graph_keeps_its_contract_and_large_weights_are_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_embedder(tmp_path, "mistral")
     monkeypatch.setattr(onnx_export, "LARGEST_FILE", 1000)
     (tmp_path / "onnx").mkdir()
-    path = write_onnx(load_source(model, dtype="float32"), tmp_path / "onnx")
+    path = save_onnx(onnx_graph(load_source(model)), tmp_path / "onnx")
     assert sorted(file.name for file in path.parent.iterdir()) == ["model.onnx", "model.onnx_data"]
     graph = onnx.load(path, load_external_data=False)
     assert [one.version for one in graph.opset_import if not one.domain] == [OPSET]
@@ -92,9 +125,101 @@ def test_the_graph_keeps_its_contract_and_large_weights_stand_beside_it(
     check(model, onnx_run(path))
 
 
-@pytest.mark.parametrize("family", ["mistral with a window", "llama", "qwen3"])
-def test_openvino_gives_stocks_vectors(family: str, tmp_path: Path) -> None:
-    model = make_embedder(tmp_path, family)
-    path = write_openvino(write_onnx(load_source(model, dtype="float32"), tmp_path), tmp_path)
-    compiled = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    check(model, lambda inputs: np.array(compiled(inputs)["sentence_embedding"]))
+def tokenizer(**options: Any) -> PreTrainedTokenizerFast:
+    backend = byte_level_bpe()
+    backend.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    names = {"pad_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names, **options)
+
+
+def save_encoder(
+    folder: Path, config: PreTrainedConfig, pooling: str, *behind: nn.Module, include_prompt: bool = True
+) -> Path:
+    torch.manual_seed(0)
+    AutoModel.from_config(config).save_pretrained(folder / "base")
+    tokenizer(model_max_length=48).save_pretrained(folder / "base")
+    pool = Pooling(32, pooling_mode=pooling, include_prompt=include_prompt)
+    modules = [Transformer(str(folder / "base")), pool, *behind, Normalize()]
+    model = SentenceTransformer(modules=modules, device="cpu", prompts={"query": "find: "})
+    model.max_seq_length = 48
+    model.save_pretrained(str(folder / "model"))
+    return folder / "model"
+
+
+def save_static(folder: Path) -> Path:
+    vectors = np.random.default_rng(0).normal(size=(330, 24)).astype(np.float32)
+    model = SentenceTransformer(modules=[StaticEmbedding(tokenizer(), embedding_weights=vectors), Normalize()])
+    model.save_pretrained(str(folder / "model"))
+    return folder / "model"
+
+
+def check_export(model: Path, folder: Path) -> dict[str, Any]:
+    """Export, run the code of the README on texts of several lengths, and return export.json."""
+    [one] = export_model(model, ["onnx"], folder)
+    assert one.verification is not None
+    assert one.verification.ids_equal
+    assert one.verification.largest_difference < 1e-5
+    stock = SentenceTransformer(str(model), device="cpu")
+    code = (one.folder / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    code += f"\nprint(json.dumps([queries.tolist(), embed({TEXTS[2:]!r}).tolist()]))\n"
+    done = subprocess.run([sys.executable, "-c", code], cwd=one.folder, check=True, capture_output=True, text=True)
+    queries, vectors = json.loads(done.stdout.splitlines()[-1])
+    wanted = stock.encode_query(["how to fix a slow database query"])
+    np.testing.assert_allclose(queries, wanted, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(vectors, stock.encode(TEXTS[2:]), atol=1e-5, rtol=0)
+    return json.loads((one.folder / "export.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_an_encoders_export_has_stocks_vectors(family: str, tmp_path: Path) -> None:
+    check_export(save_encoder(tmp_path, ENCODERS[family], "mean"), tmp_path / "out")
+
+
+def test_modules_after_the_pooling_are_in_the_graph(tmp_path: Path) -> None:
+    dense = Dense(32, 12, bias=False, activation_function=nn.Identity())
+    assert check_export(save_encoder(tmp_path, ENCODERS["bert"], "cls", dense), tmp_path / "out")["dimension"] == 12
+
+
+def test_a_static_models_export_has_stocks_vectors(tmp_path: Path) -> None:
+    assert check_export(save_static(tmp_path), tmp_path / "out")["max_seq_length"] is None
+
+
+def test_a_decoder_that_takes_the_mean_can_be_exported(tiny_base: Path, tmp_path: Path) -> None:
+    model = LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=48, pooling_mode="mean", device="cpu")
+    model.save_pretrained(str(tmp_path / "model"))
+    check_export(tmp_path / "model", tmp_path / "out")
+
+
+@pytest.mark.parametrize("form", ["portable", "gguf"])
+def test_formats_of_decoders_are_refused(form: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"last token's hidden state, as {form} needs"):
+        export_model(save_static(tmp_path), [form], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_prompt_that_is_omitted_from_the_pooling_is_refused(tmp_path: Path) -> None:
+    model = save_encoder(tmp_path, ENCODERS["bert"], "mean", include_prompt=False)
+    with pytest.raises(InputError, match="include_prompt is false"):
+        export_model(model, ["onnx"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_a_vocabulary_or_a_longest_text_is_refused(tmp_path: Path) -> None:
+    model = save_encoder(tmp_path, ENCODERS["bert"], "mean")
+
+    def change(name: str, **values: Any) -> None:
+        content = json.loads((model / name).read_text(encoding="utf-8"))
+        (model / name).write_text(json.dumps(content | values), encoding="utf-8")
+
+    for length, reason in ((10**30, "states no longest text"), (48, "knows no word")):
+        change("sentence_bert_config.json", max_seq_length=length)
+        change("tokenizer_config.json", model_max_length=length)
+        if length == 48:
+            tokens = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
+            change(
+                "tokenizer.json",
+                model=tokens["model"] | {"vocab": {"<unk>": 0, "<s>": 1, "</s>": 2}, "merges": []},
+            )
+        with pytest.raises(InputError, match=reason):
+            export_model(model, ["onnx"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()

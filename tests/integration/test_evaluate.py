@@ -24,8 +24,8 @@ HUB_DATASETS = Path(__file__).parents[3] / "shared" / "hub-datasets"
 KILLED = """
 import json, os, signal, sys
 from mteb.mocks.mock_tasks import MockClassificationTask, MockMultilingualSTSTask, MockRetrievalTask
-from st_llm_embed.evaluation.benchmark.models import LocalModel, load_model
-from st_llm_embed.evaluation.benchmark.run import evaluate
+from st_llm_embed.evaluation.mteb_models import LocalModel, load_model
+from st_llm_embed.evaluation.mteb import evaluate
 
 model_dir, output_dir, killed_at = sys.argv[1:]
 calls = []
@@ -89,7 +89,7 @@ print(json.dumps(commits))
 
 NAMES = """
 import json, sys
-from st_llm_embed.evaluation.benchmark.models import load_model
+from st_llm_embed.evaluation.mteb_models import load_model
 metas = [load_model("ada/embedder", prompts="mteb", revision=one or None).mteb_model_meta for one in sys.argv[1:]]
 print(json.dumps([[meta.name, meta.revision] for meta in metas]))
 """

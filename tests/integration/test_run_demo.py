@@ -105,7 +105,7 @@ def test_a_training_killed_twice_ends_with_the_weights_of_an_uninterrupted_one(d
     finished = run_demo(out)
     assert finished.returncode == 0, finished.stderr
     assert "dataset: finished before, kept" in finished.stderr
-    assert "training: going on" in finished.stderr
+    assert "training: resuming" in finished.stderr
     assert (out / "manifests" / "dataset.json").stat().st_mtime_ns == dataset_written
     expected, got = (load_file(folder / "release" / "model.safetensors") for folder in (demo, out))
     assert expected.keys() == got.keys()

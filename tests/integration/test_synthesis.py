@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from synthesis.asking import process
+from synthesis.running import process
 
 pytestmark = pytest.mark.integration
 
@@ -73,7 +73,7 @@ def test_progress_is_shown_in_place_on_a_terminal_and_as_lines_elsewhere(tmp_pat
                     shown += part
         os.close(ours)
     assert running.returncode == 0
-    line = r"examples 60/60 \([\d.]+/s, .* left\); usable: .*; \$0\.\d\d of 5\.00, [\d,]+ tokens"
+    line = r"examples 60/60 \([\d.]+/s, .* left\); answers: .*; \$0\.\d\d of 5\.00, [\d,]+ tokens"
     assert re.search(line, plain.stderr)
     assert "\x1b" not in plain.stderr
     text = shown.decode()

@@ -11,8 +11,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from st_llm_embed import InputError, LLMSentenceTransformer, Recipe, run_pipeline
-from st_llm_embed.publishing.cards import Link, folder_card, model_card, renewed_card
-from st_llm_embed.publishing.cards.saved_model import read_saved_model
+from st_llm_embed.doctor.repository import Repository
+from st_llm_embed.publishing.cards import Link, folder_card, model_card, updated_card
 
 EVAL_RESULTS = """
 - dataset: {id: mteb/a, task_id: A_default_test}
@@ -85,15 +85,15 @@ def test_sources_and_costs_are_on_the_card_with_links_for_those_on_the_hub(
     assert "/data/secret" not in str(card)
 
 
-def test_what_publishing_renews_leaves_the_rest_as_the_user_wrote_it(model: Path) -> None:
+def test_what_publishing_updates_leaves_the_rest_as_the_user_wrote_it(model: Path) -> None:
     card = (model / "README.md").read_text(encoding="utf-8")
     card = card.replace("## Training\n", "My own words on path/to/nowhere.\n\n## Training\n")
     (model / ".eval_results").mkdir()
     (model / ".eval_results" / "A.yaml").write_text(EVAL_RESULTS, encoding="utf-8")
     (model / "m-F16.gguf").write_bytes(b"GGUF")
     links = [Link("dataset", "lab/rows"), Link("adapter", "lab/m-lora")]
-    once = renewed_card(card, model, "lab/m", links)
-    assert renewed_card(once, model, "lab/m", links) == once
+    once = updated_card(card, model, "lab/m", links)
+    assert updated_card(once, model, "lab/m", links) == once
     assert "My own words on path/to/nowhere." in once
     assert "path/to/this/folder" not in once
     assert "| A | mteb/a | 12.35 | mteb 2.26, prompts: mteb |" in once
@@ -101,13 +101,13 @@ def test_what_publishing_renews_leaves_the_rest_as_the_user_wrote_it(model: Path
     assert "llama-server --hf-repo lab/m --hf-file m-F16.gguf --embedding" in once
     assert "https://huggingface.co/datasets/lab/rows" in once
     assert ModelCard(once).data.datasets == ["lab/rows"]
-    again = renewed_card(once, model, "lab/other")
+    again = updated_card(once, model, "lab/other")
     assert "lab/m-lora" not in again
     assert "lab/m" not in again.replace("lab/m-", "")
 
 
 def test_a_card_without_places_for_it_is_left_alone(model: Path) -> None:
-    assert renewed_card("# Mine\n", model, "lab/m") == "# Mine\n"
+    assert updated_card("# Mine\n", model, "lab/m") == "# Mine\n"
 
 
 def test_broken_results_are_named(model: Path) -> None:
@@ -125,27 +125,27 @@ def test_a_card_for_last_tokens_is_not_given_to_a_model_that_takes_the_mean(mode
         {"embedding_dimension": 32, "pooling_mode": "mean", "include_prompt": True},
     ):
         path.write_text(json.dumps(spelling), encoding="utf-8")
-        assert read_saved_model(model).pooling == "mean"
+        assert Repository(str(model)).pooling == "mean"
         assert "AutoModel" not in folder_card(model, "lab/m")
 
 
 def test_the_facts_are_those_of_the_loaded_model(model: Path) -> None:
-    loaded, facts = LLMSentenceTransformer(str(model)), read_saved_model(model)
+    loaded, facts = LLMSentenceTransformer(str(model)), Repository(str(model))
     assert facts.dimension == loaded.get_embedding_dimension()
     assert facts.max_seq_length == loaded.max_seq_length
-    assert facts.query_prompt == loaded.prompts["query"]
-    assert facts.eos_token == loaded.tokenizer.eos_token
+    assert facts.prompts == loaded.prompts
+    assert facts.special_token("eos") == loaded.tokenizer.eos_token
     assert (facts.pooling, facts.normalized, facts.split_special_tokens) == ("lasttoken", True, False)
 
 
 def test_vectors_side_by_side_are_counted_together(model: Path) -> None:
     path = model / "1_Pooling" / "config.json"
     path.write_text(json.dumps({"embedding_dimension": 32, "pooling_mode": ["mean", "max"]}), encoding="utf-8")
-    assert (read_saved_model(model).dimension, read_saved_model(model).pooling) == (64, None)
+    assert (Repository(str(model)).dimension, Repository(str(model)).pooling) == (64, "mean+max")
 
 
 def test_a_length_without_a_limit_is_none(model: Path) -> None:
     path = model / "sentence_bert_config.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(content | {"max_seq_length": 10**30}), encoding="utf-8")
-    assert read_saved_model(model).max_seq_length is None
+    assert Repository(str(model)).max_seq_length is None

@@ -78,7 +78,7 @@ def test_the_namespace_published_under_may_be_the_users_name(tmp_path: Path) -> 
 
 def test_five_places_are_shown_and_the_others_counted(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("/home/ada/x\n" * 8, encoding="utf-8")
-    with pytest.raises(InputError, match=r"line 5 holds '/home/ada'; and 3 places more\."):
+    with pytest.raises(InputError, match=r"line 5 holds '/home/ada'; and 3 more places\."):
         check_nothing_private(tmp_path, "lab", TOKEN)
 
 

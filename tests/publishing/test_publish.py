@@ -62,7 +62,7 @@ print(json.dumps(upload_folder(repo_id="lab/base", folder_path=sys.argv[1]).oid)
 
 @pytest.fixture
 def changed(finished_run: Path, tmp_path: Path) -> Path:
-    """A copy of the run for a test that spoils it."""
+    """A copy of the run for a test that breaks it."""
     return shutil.copytree(finished_run, tmp_path / "changed")
 
 
@@ -186,7 +186,7 @@ def test_a_new_version_is_one_commit_without_the_files_of_the_old(hub: Hub, push
     card = read(hub, "models/lab/next", "README.md")
     assert "onnxruntime" not in card
     assert "| STSBenchmark | mteb/stsbenchmark-sts | 81.25 | mteb 2.26 |" in card
-    assert "names commit" in pusher.publish(changed, "lab/next", tag="v1")
+    assert "for commit" in pusher.publish(changed, "lab/next", tag="v1")
 
 
 @pytest.mark.integration
@@ -209,7 +209,7 @@ def test_a_publishing_that_is_killed_anywhere_is_finished_by_the_same_call(finis
 
 
 def kill_and_finish(hub: Hub, pusher: Pusher, finished_run: Path, pid: Path) -> None:
-    def start_anew() -> None:
+    def restart() -> None:
         hub.empty()
         hub.fail()
 
@@ -218,13 +218,13 @@ def kill_and_finish(hub: Hub, pusher: Pusher, finished_run: Path, pid: Path) -> 
         "models/lab/k-lora": ADAPTER_FILES,
         "datasets/lab/k-data": files_in(finished_run / "dataset"),
     }
-    start_anew()
+    restart()
     pusher.publish(finished_run, "lab/k")
     asked = [one for method in ("POST", "PUT") for one in hub.requests(method)]
     uploaded = {one["path"]: one["received"] for one in hub.requests("PUT")}
     draw = random.Random(7)  # noqa: S311
     for number in range(10):
-        start_anew()
+        restart()
         at = draw.choice([one for one in asked if one["method"] == ("PUT" if number % 2 else "POST")])
         earlier = [
             one for one in asked[: asked.index(at)] if (one["method"], one["path"]) == (at["method"], at["path"])
@@ -275,7 +275,7 @@ def no_licence(folder: Path) -> None:
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
-    ("spoil", "reason"),
+    ("damage", "reason"),
     [
         (no_release, "has no release yet. Finish the run first"),
         (pickled, "holds pytorch_model.bin: files that can run code"),
@@ -297,9 +297,9 @@ def no_licence(folder: Path) -> None:
     ids=["no release", "pickle", "licence", "path", "Windows path", "token", "key"],
 )
 def test_what_is_not_fit_is_refused_before_anything_is_sent(
-    hub: Hub, pusher: Pusher, changed: Path, spoil: Callable[[Path], None], reason: str
+    hub: Hub, pusher: Pusher, changed: Path, damage: Callable[[Path], None], reason: str
 ) -> None:
-    spoil(changed)
+    damage(changed)
     message = pusher.publish(changed, "lab/unfit")
     assert re.search(reason, message), message
     assert "\n" not in message
@@ -324,10 +324,10 @@ print("null")
     ("to", "arguments", "reason"),
     [
         ("lab/x", {"token": None}, "There is no token for the Hub"),
-        ("name", {}, "'name' is no name of a repository"),
-        ("lab/" + "x" * 100, {}, "is no name of a repository"),
+        ("name", {}, "'name' is not a name of a repository"),
+        ("lab/" + "x" * 100, {}, "is not a name of a repository"),
         ("lab/x", {"token": STRANGERS_TOKEN}, "The token may not write to lab/x-data (403"),
-        ("lab/x", {"tag": "no tag"}, "--tag 'no tag' is no name of a tag"),
+        ("lab/x", {"tag": "no tag"}, "--tag 'no tag' is not a name of a tag"),
         ("lab/taken", {}, "lab/taken is a dataset on the Hub, and this push is of a model"),
         ("lab/half", {}, "lab/half exists and is private, and this push is to a public"),
     ],

@@ -41,7 +41,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def changed(dataset: Path, tmp_path: Path) -> Path:
-    """A copy of the dataset for a test that spoils it."""
+    """A copy of the dataset for a test that breaks it."""
     return shutil.copytree(dataset, tmp_path / "changed")
 
 
@@ -199,13 +199,13 @@ LOST = {"method": "POST", "path": "/commit/", "times": 1, "status": 503, "messag
     ("fault", "reason"),
     [
         (CUT, "failed or was cut"),
-        (BROKEN, "cannot take lab/NAME for now (500: no storage)"),
-        (CROWDED, "cannot take lab/NAME for now (429: a fault of the Hub)"),
-        (LOST, "cannot take lab/NAME for now (503: try later)"),
+        (BROKEN, "cannot serve lab/NAME for now (500: no storage)"),
+        (CROWDED, "cannot serve lab/NAME for now (429: a fault of the Hub)"),
+        (LOST, "cannot serve lab/NAME for now (503: try later)"),
     ],
     ids=["cut", "500", "429", "503"],
 )
-def test_an_upload_that_failed_goes_on_with_the_same_command(
+def test_an_upload_that_failed_is_resumed_by_the_same_command(
     *, hub: Hub, pusher: Pusher, changed: Path, request: pytest.FixtureRequest, fault: dict[str, Any], reason: str
 ) -> None:
     name = f"fault-{request.node.callspec.id}"
@@ -235,7 +235,7 @@ def test_what_was_uploaded_before_a_cut_is_not_sent_again(hub: Hub, pusher: Push
     assert files(hub, "datasets/lab/resumed") == files_in(changed)
 
 
-def test_a_single_cut_is_no_failure(hub: Hub, pusher: Pusher, changed: Path) -> None:
+def test_a_single_cut_is_not_a_failure(hub: Hub, pusher: Pusher, changed: Path) -> None:
     large(changed, "f.bin")
     hub.fail(CUT | {"times": 1})
     assert pusher.push(changed, "lab/once-cut") == f"{hub.endpoint}/datasets/lab/once-cut"
@@ -251,9 +251,7 @@ def test_a_hub_without_xet_storage_ends_a_xet_upload_with_one_message(hub: Hub, 
     assert "The token may not write to lab/xet (403" in forbidden
     message = pusher.push(dataset, "lab/xet")
     assert TOKEN not in forbidden + message + pusher.close()
-    assert (
-        f"The Hub at {hub.endpoint} has no Xet storage. Set the environment variable HF_HUB_DISABLE_XET=1" in message
-    )
+    assert f"The Hub at {hub.endpoint} has no Xet storage. Set HF_HUB_DISABLE_XET=1" in message
     assert AGAIN in message
     assert commits(hub, "datasets/lab/xet") == ["initial commit"]
 
@@ -277,13 +275,13 @@ def test_a_hub_that_does_not_answer_is_named(tmp_path: Path, dataset: Path) -> N
     ("repo_id", "arguments", "reason"),
     [
         ("lab/x", {"token": None}, "There is no token for the Hub"),
-        ("lab/x", {"token": "hf_of nobody"}, "The token for the Hub holds characters that no token has"),
+        ("lab/x", {"token": "hf_of nobody"}, "The token for the Hub has characters that are never in one"),
         ("lab/x", {"token": "hf_unknown"}, "The Hub does not know the token (401: Invalid credentials"),
         ("others/x", {}, "The token may not write to others/x (403: You don't have the rights"),
         ("lab/x", {"token": STRANGERS_TOKEN}, "The token may not write to lab/x (403"),
-        ("name", {}, "'name' is no name of a repository"),
-        ("lab/x/y", {}, "'lab/x/y' is no name of a repository"),
-        ("lab/x y", {}, "'lab/x y' is no name of a repository"),
+        ("name", {}, "'name' is not a name of a repository"),
+        ("lab/x/y", {}, "'lab/x/y' is not a name of a repository"),
+        ("lab/x y", {}, "'lab/x y' is not a name of a repository"),
         ("lab/public", {"private": True}, "lab/public exists and is public, and this push is to a private"),
         ("lab/private", {}, "lab/private exists and is private, and this push is to a public"),
         ("ada/model", {}, "ada/model is a model on the Hub, and this push is of a dataset"),
@@ -345,7 +343,7 @@ def edit_card(folder: Path, pattern: str, replacement: str) -> None:
 @pytest.mark.parametrize(
     ("pattern", "replacement", "reason"),
     [
-        (r"\A---\n.*?\n---\n", "", "is no dataset: it has no README.md with front matter"),
+        (r"\A---\n.*?\n---\n", "", "is not a dataset: it has no README.md whose front matter"),
         ("^license: .*?\n", "", "names no license (None)"),
         ("^license: .*?\n", "license: unknown\n", "names no license ('unknown')"),
         (
@@ -360,7 +358,7 @@ def edit_card(folder: Path, pattern: str, replacement: str) -> None:
         ("^configs:.*?(?=^[a-z]|^---$)", "", "names no data files"),
     ],
 )
-def test_a_dataset_that_does_not_do_is_not_created(
+def test_a_dataset_with_a_wrong_card_is_not_created(
     *, hub: Hub, pusher: Pusher, changed: Path, pattern: str, replacement: str, reason: str
 ) -> None:
     edit_card(changed, pattern, replacement)
@@ -371,17 +369,17 @@ def test_a_dataset_that_does_not_do_is_not_created(
 
 
 @pytest.mark.parametrize(
-    ("spoil", "reason"),
+    ("damage", "reason"),
     [
         (lambda folder: (folder / "modules.json").unlink(), "it lacks modules.json"),
         (lambda folder: (folder / "pytorch_model.bin").write_bytes(b"x"), "holds pytorch_model.bin: files that can"),
     ],
     ids=["modules", "pickle"],
 )
-def test_a_folder_that_is_no_safe_model_is_not_pushed(
-    *, hub: Hub, pusher: Pusher, model: Path, tmp_path: Path, spoil: Any, reason: str
+def test_a_folder_that_is_not_a_safe_model_is_not_pushed(
+    *, hub: Hub, pusher: Pusher, model: Path, tmp_path: Path, damage: Any, reason: str
 ) -> None:
     folder = shutil.copytree(model, tmp_path / "model")
-    spoil(folder)
+    damage(folder)
     assert reason in pusher.push(folder, "ada/bad-model", repo_type="model")
     assert not hub.requests("POST")

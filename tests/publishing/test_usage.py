@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from publishing.tiny_embedders import CONFIGS, save_tiny_embedder
 from sentence_transformers import SentenceTransformer
 
-from st_llm_embed import export
+from st_llm_embed import export_model
 
 CLIENTS = Path(__file__).parents[2] / ".venv-clients" / "bin" / "python"
 QUERY = "how to fix a slow database query"
@@ -112,7 +112,7 @@ def test_the_client_of_servers(card: Card) -> None:
 @pytest.mark.integration
 def test_onnx_runtime(hub: Hub, tiny_base: Path, tmp_path: Path) -> None:
     folder = save_tiny_embedder("mistral", tiny_base, tmp_path)
-    export(folder, ["onnx"], folder)
+    export_model(folder, ["onnx"], folder)
     pusher = Pusher(hub)
     pusher.publish(folder, "lab/with-onnx")
     pusher.close()

@@ -56,7 +56,7 @@ def write_journal(
     answer: Callable[[Request], dict[str, Any] | str],
     order: Callable[[list[Request]], Iterable[Request]] = list,
 ) -> list[Request]:
-    """Write tasks, and a journal in which each example request is answered; give the requests."""
+    """Write tasks, and a journal in which each example request is answered; return the requests."""
     plan = RequestPlan(section.plan, section.endpoint)
     with Journal(folder) as journal:
         path = tasks_file(section, plan, folder)

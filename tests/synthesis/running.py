@@ -1,22 +1,25 @@
-"""Runs against the loopback server: recipes for it, the journal afterwards, and a clock that nobody waits for."""
+"""Runs against the replay server: recipes for it, the journal afterwards, and a clock that nobody waits for."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from st_llm_embed.api.budget import Budget
+from replay_server import Faults, ReplayServer
+
 from st_llm_embed.api.client import Client
 from st_llm_embed.recipe import Synthesis
 from st_llm_embed.synthesis.batch import BatchClient
+from st_llm_embed.synthesis.chat import ChatService, Progress
 from st_llm_embed.synthesis.journal import Journal
 from st_llm_embed.synthesis.plan import Request, RequestPlan
-from st_llm_embed.synthesis.progress import Progress
-from st_llm_embed.synthesis.replay import ReplayServer
 from st_llm_embed.synthesis.tasks import TaskFile, tasks_path
 
 PRICE = {"input": 1.0, "output": 2.0}
@@ -71,6 +74,24 @@ def answered(folder: Path) -> list[str]:
     return [record["key"] for record in records(folder, "answered")]
 
 
+def always(kind: str) -> Faults:
+    return Faults(shares={kind: 1.0})
+
+
+@contextmanager
+def process(*options: str) -> Iterator[str]:
+    """The server as a process; yields its base_url, ends it with SIGTERM, which must end it cleanly."""
+    command = [sys.executable, "-m", "replay_server", *options]
+    tests = Path(__file__).parents[1]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tests) as running:
+        try:
+            yield running.stdout.readline().strip()
+        finally:
+            running.send_signal(signal.SIGTERM)
+            _, errors = running.communicate()
+    assert (running.returncode, errors) == (0, "")
+
+
 class Hours:
     """A clock that jumps to the end of every sleep at once."""
 
@@ -86,30 +107,47 @@ class Hours:
         self.now = max(self.now, end)
 
 
-@contextmanager
-def client(recipe: Synthesis, folder: Path, hours: Hours | None = None, key: str = "sk-x") -> Iterator[Client]:
+class Asking(NamedTuple):
     """The client of one run on a journal."""
-    endpoint = recipe.endpoint
+
+    chat: ChatService
+    client: Client[Request]
+    recipe: Synthesis
+
+    def find_formats(self) -> None:
+        for model in self.recipe.endpoint.models:
+            self.chat.find_format(self.client, model)
+
+    def answer(self) -> Progress:
+        progress = Progress("examples", self.recipe.plan.requests)
+        self.chat.start(progress)
+        self.client.send(self.chat.unanswered(planned(self.recipe)))
+        return progress
+
+
+@contextmanager
+def asking(recipe: Synthesis, folder: Path, hours: Hours | None = None, key: str = "sk-x") -> Iterator[Asking]:
     hours = hours or Hours()
     with Journal(folder) as journal:
-        budget = Budget(recipe, journal.usd, journal.tokens)
-        yield Client(endpoint, endpoint.base_url, key, journal, budget, clock=hours, sleep=hours.sleep)
+        chat = ChatService(recipe, journal)
+        client = Client(chat, recipe.endpoint, recipe.endpoint.base_url, key, clock=hours, sleep=hours.sleep)
+        yield Asking(chat, client, recipe)
 
 
 def answer_all(recipe: Synthesis, folder: Path, hours: Hours | None = None) -> Progress:
     """Have all planned examples answered; what waits in the client waits on the clock."""
-    progress = Progress("examples", recipe.plan.requests)
-    with client(recipe, folder, hours) as one:
-        one.find_formats(recipe.endpoint.models)
-        one.answer(lambda: planned(recipe), progress, lambda _: None)
-    return progress
+    with asking(recipe, folder, hours) as one:
+        one.find_formats()
+        return one.answer()
 
 
-def batch_answer_all(recipe: Synthesis, folder: Path, key: str = "sk-x") -> Progress:
+def batch_answer_all(
+    recipe: Synthesis, folder: Path, key: str = "sk-x", kind: type[BatchClient] = BatchClient
+) -> Progress:
     """Have all planned examples answered by the Batch API."""
     progress = Progress("examples", recipe.plan.requests)
     with Journal(folder) as journal:
-        budget = Budget(recipe, journal.usd, journal.tokens)
-        one = BatchClient(recipe.endpoint, recipe.endpoint.base_url, key, journal, budget, poll_seconds=0)
-        one.answer(lambda: planned(recipe), progress, lambda _: None)
+        chat = ChatService(recipe, journal)
+        chat.start(progress)
+        kind(chat, recipe.endpoint, key, poll_seconds=0).answer(lambda: planned(recipe))
     return progress

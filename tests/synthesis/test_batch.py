@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthesis.asking import client as openai_client
-from synthesis.asking import process
-from synthesis.running import PRICE, answered, batch_answer_all, planned, records, synthesis, without_probes
+from openai import OpenAI
+from replay_server import Faults, ReplayServer, made_up_answer
+from synthesis.running import PRICE, answered, batch_answer_all, planned, process, records, synthesis, without_probes
 
 from st_llm_embed.errors import InputError
 from st_llm_embed.synthesis import batch
 from st_llm_embed.synthesis.generate import generate
 from st_llm_embed.synthesis.journal import Journal
-from st_llm_embed.synthesis.replay import Faults, ReplayServer, made_up_answer
 
 KEY = "sk-recognisable-0123456789"
 
@@ -46,7 +45,7 @@ def test_models_and_sizes_are_split_into_files_and_every_request_is_answered(
         recipe = recipe_for(server, tmp_path, models={"a": 2, "b": 1})
         progress = batch_answer_all(recipe, tmp_path)
         assert batch_answer_all(recipe, tmp_path).done == 30
-        with openai_client(server) as openai:
+        with OpenAI(base_url=server.base_url, api_key="x", max_retries=0) as openai:
             lines = [openai.files.content(one.input_file_id).text.splitlines() for one in openai.batches.list()]
     assert progress.done == 30
     assert sorted(answered(tmp_path)) == billed_once(log) == keys(recipe)
@@ -66,7 +65,7 @@ def test_bytes_split_files_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with ReplayServer(made_up_answer) as server:
         recipe = recipe_for(server, tmp_path)
         batch_answer_all(recipe, tmp_path)
-        with openai_client(server) as openai:
+        with OpenAI(base_url=server.base_url, api_key="x", max_retries=0) as openai:
             sizes = [openai.files.retrieve(one.input_file_id).bytes for one in openai.batches.list()]
     assert len(sizes) > 3
     assert max(sizes) <= 10_000
@@ -124,10 +123,8 @@ def test_what_was_submitted_is_collected_though_the_recipe_has_changed(tmp_path:
             def _collect_all(self, *_: Any) -> None:
                 raise KeyboardInterrupt
 
-        with Journal(tmp_path) as journal, pytest.raises(InputError, match="Stopped"):  # noqa: PT012
-            budget = batch.Budget(recipe, 0.0, 0)
-            one = Stops(recipe.endpoint, server.base_url, "x", journal, budget, poll_seconds=0)
-            one.answer(lambda: planned(recipe), batch.Progress("examples", 10), lambda _: None)
+        with pytest.raises(InputError, match="Stopped"):
+            batch_answer_all(recipe, tmp_path, kind=Stops)
         live = recipe.model_copy(update={"endpoint": recipe.endpoint.model_copy(update={"mode": "live"})})
         with pytest.raises(InputError, match="1 batches of an earlier run are not collected yet"):
             generate(live, tmp_path)
@@ -158,7 +155,7 @@ def test_a_kill_between_any_two_steps_pays_nothing_twice(tmp_path: Path) -> None
     log = tmp_path / "ledger.jsonl"
     script = Path(__file__).with_name("batch_run.py")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(script.parents[1]), *sys.path])}
-    with process("--log", str(log), "--state", str(tmp_path / "state")) as url:
+    with process("--log", str(log)) as url:
         command = [sys.executable, str(script), url, str(tmp_path / "runs")]
         done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The client against the loopback server and its faults; pauses are waited for on a clock that jumps."""
+"""The client against the replay server and its faults; pauses are waited for on a clock that jumps."""
 
 from __future__ import annotations
 
@@ -12,13 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthesis.asking import always
-from synthesis.running import PRICE, Hours, answer_all, answered, client, planned, records, synthesis, without_probes
+from replay_server import Faults, ReplayServer, made_up_answer
+from synthesis.running import (
+    PRICE,
+    Hours,
+    always,
+    answer_all,
+    answered,
+    asking,
+    planned,
+    records,
+    synthesis,
+    without_probes,
+)
 
 from st_llm_embed.errors import InputError
 from st_llm_embed.synthesis.journal import Journal
-from st_llm_embed.synthesis.progress import Progress
-from st_llm_embed.synthesis.replay import Faults, ReplayServer, made_up_answer
 
 KEY = "sk-recognisable-0123456789"
 
@@ -84,8 +93,8 @@ def test_every_planned_request_is_answered_once_and_a_rerun_sends_nothing(tmp_pa
         assert server.stats()["received"] == 40 + 1
     assert sorted(answered(tmp_path)) == keys(recipe)
     assert (progress.done, progress.done_before, progress.left) == (40, 0, 0)
-    assert (again.done, again.done_before, again.sent) == (40, 40, 0)
-    assert progress.usable.total() + progress.rejected.total() == 40
+    assert (again.done, again.done_before) == (40, 40)
+    assert progress.texts.total() + progress.no_text.total() == 40
     record = records(tmp_path, "answered")[0]
     assert record["usage"]["total_tokens"] == record["tokens"]
     assert record["request_id"].startswith("req_")
@@ -202,7 +211,8 @@ def test_a_server_that_stays_away_ends_the_run_and_the_next_one_goes_on(tmp_path
     assert "has given no answer for 15 minutes (ConnectError: " in message
     assert len(answered(tmp_path)) == 10
     with ReplayServer(made_up_answer, port=server.port) as server:
-        assert answer_all(synthesis(server, 30), tmp_path).sent == 20
+        answer_all(synthesis(server, 30), tmp_path)
+        assert server.stats()["received"] == 20
 
 
 def test_429_without_end_is_given_up_though_the_server_asks_for_patience(tmp_path: Path) -> None:
@@ -215,34 +225,32 @@ def test_429_without_end_is_given_up_though_the_server_asks_for_patience(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "told"),
+    ("status", "body", "expected"),
     [
         ("401 Unauthorized", '{"error": {"message": "wrong key KEY", "code": "invalid_api_key"}}', "refuses the key"),
         ("403 Forbidden", '{"error": "KEY may not"}', "refuses the key with status 403"),
         ("402 Payment Required", '{"error": {"message": "Insufficient Balance"}}', "credit"),
         ("404 Not Found", "<html>KEY</html>", "usually ends in /v1"),
         ("405 Method Not Allowed", "", "usually ends in /v1"),
-        ("200 OK", "<html>Welcome KEY</html>", "status 200 without a completion: <html>Welcome [key]</html>"),
+        ("200 OK", "<html>Welcome KEY</html>", "status 200 without chat completions: <html>Welcome [key]</html>"),
         ("200 OK", '{"error": {"message": "upstream of KEY", "code": 502}}', "upstream of [key]"),
-        ("200 OK", "", "status 200 without a completion"),
+        ("200 OK", "", "status 200 without chat completions"),
         ("502 Bad Gateway", "<html>bad gateway of KEY</html>", "bad gateway of [key]"),
         ("400 Bad Request", '{"detail": "temperature of KEY"}', "refuses requests for the model 'm'"),
         ("422 Unprocessable Entity", "no KEY", "synthesis.endpoint.parameters"),
     ],
 )
 def test_a_server_that_cannot_be_used_ends_with_one_message_without_the_key(
-    status: str, body: str, told: str, tmp_path: Path
+    status: str, body: str, expected: str, tmp_path: Path
 ) -> None:
     with raw_server(response(status, body.replace("KEY", KEY))) as url:
         recipe = synthesis(url)
-        progress = Progress("examples", 40)
-        with client(recipe, tmp_path, key=KEY) as one, pytest.raises(InputError) as error:
-            one.find_formats(recipe.endpoint.models)
-    assert told in str(error.value)
+        with asking(recipe, tmp_path, key=KEY) as one, pytest.raises(InputError) as error:
+            one.find_formats()
+    assert expected in str(error.value)
     assert error.value.__cause__ is error.value.__context__ is None
     assert KEY not in str(error.value)
     assert KEY not in (tmp_path / "answers.jsonl").read_text()
-    assert progress.done == 0
 
 
 def test_an_answer_with_an_absurd_bill_is_kept_and_counted_with_its_worst_case(tmp_path: Path) -> None:
@@ -253,8 +261,8 @@ def test_an_answer_with_an_absurd_bill_is_kept_and_counted_with_its_worst_case(t
     ]
     with raw_server(*(response("200 OK", body.replace("KEY", KEY)) for body in bodies)) as url:
         recipe = without_probes(synthesis(url, 5, concurrency=1), tmp_path)
-        with client(recipe, tmp_path, key=KEY) as one:
-            one.answer(lambda: planned(recipe), Progress("examples", 5), lambda _: None)
+        with asking(recipe, tmp_path, key=KEY) as one:
+            one.answer()
     written = records(tmp_path, "answered")
     assert len(written) == 5
     assert all(record["tokens"] > 600 for record in written)
@@ -280,9 +288,9 @@ def test_how_a_server_is_made_to_answer_in_json_is_found_once(
     with ReplayServer(made_up_answer, faults=faults) as server:
         recipe = synthesis(server)
         for _ in range(2):
-            with client(recipe, tmp_path) as one:
-                one.find_formats(recipe.endpoint.models)
-                assert one._journal.formats == {(server.base_url, "m"): expected}
+            with asking(recipe, tmp_path) as one:
+                one.find_formats()
+                assert one.chat.journal.formats == {(server.base_url, "m"): expected}
             assert server.stats()["received"] == calls
 
 
@@ -313,9 +321,9 @@ def test_a_refused_prompt_costs_nothing_and_is_not_asked_again(tmp_path: Path) -
         recipe = synthesis(server)
         progress = answer_all(recipe, tmp_path)
         received = server.stats()["received"]
-        assert answer_all(recipe, tmp_path).sent == 0
+        answer_all(recipe, tmp_path)
         assert server.stats()["received"] == received
-    assert progress.rejected["request refused"] > 3
+    assert progress.no_text["request refused"] > 3
     assert {record["usd"] for record in records(tmp_path) if '"error"' in record.get("body", "")} == {0.0}
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from st_llm_embed.data import Row, read_rows, rows_file
 from st_llm_embed.synthesis.filters import check_language, check_texts
-from st_llm_embed.synthesis.refusals import is_refusal
+from st_llm_embed.synthesis.parsing import is_refusal
 
 LONG = "Water boils sooner in the mountains, because less air weighs on it there than at the coast. "
 QUERY = "why does water boil sooner in the mountains"

@@ -1,4 +1,4 @@
-"""The commands synthesize and reparse, and what stops them, against the loopback server."""
+"""The commands synthesize and reparse, and what stops them, against the replay server."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,14 +16,12 @@ from typing import Any
 import pytest
 import yaml
 from conftest import Outcome
-from synthesis.asking import always
-from synthesis.running import answer_all, answered, client, planned, records, synthesis, without_probes
+from replay_server import Faults, ReplayServer, made_up_answer
+from synthesis.running import always, answer_all, answered, asking, records, synthesis, without_probes
 
 from st_llm_embed.errors import InputError
 from st_llm_embed.pipeline import run_synthesis
 from st_llm_embed.recipe import Recipe
-from st_llm_embed.synthesis.progress import Progress
-from st_llm_embed.synthesis.replay import Faults, ReplayServer, made_up_answer
 
 RunCli = Callable[..., Outcome]
 KEY = "sk-recognisable-0123456789"
@@ -42,11 +41,11 @@ def server() -> Iterator[ReplayServer]:
         yield server
 
 
-def refused(outcome: Outcome, *told: str) -> None:
+def refused(outcome: Outcome, *expected: str) -> None:
     assert outcome.code == 2, outcome.err
     [message] = [line for line in outcome.err.splitlines() if line.startswith("Error: ")]
     assert "Traceback" not in outcome.err
-    for words in told:
+    for words in expected:
         assert words in message
 
 
@@ -107,8 +106,37 @@ def test_an_estimate_sends_k_requests_a_step_and_the_run_uses_their_answers(
     assert "brainstorm" in outcome.out
 
 
+@pytest.mark.parametrize("option", [("--dry-run",), ("--estimate", "5")])
+def test_a_dry_run_and_an_estimate_load_no_library_of_models(
+    option: tuple[str, ...], server: ReplayServer, tmp_path: Path
+) -> None:
+    program = (
+        "import sys\n"
+        "from st_llm_embed import cli\n"
+        "try:\n"
+        "    cli.main()\n"
+        "except SystemExit as stop:\n"
+        "    assert not stop.code\n"
+        "assert not {'torch', 'transformers', 'sentence_transformers'} & set(sys.modules), 'slow'\n"
+    )
+    recipe = write_recipe(tmp_path, server)
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        "synthesize",
+        str(recipe),
+        "--output-dir",
+        str(tmp_path / "out"),
+        *option,
+    ]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "JSON object" in done.stdout or "example" in done.stdout
+
+
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (("synthesize", "--estimate", "0"), ["--estimate is 0"]),
         (("synthesize", "--estimate", "-3"), ["--estimate is -3"]),
@@ -121,6 +149,10 @@ def test_an_estimate_sends_k_requests_a_step_and_the_run_uses_their_answers(
             ["No price is known for m", "synthesis.budget.tokens"],
         ),
         (("synthesize", "--set", "synthesis.endpoint.parameters={}"), ["max_completion_tokens"]),
+        (
+            ("synthesize", "--set", "synthesis.endpoint={base_url: replay, models: {m: 1}, mode: batch}"),
+            ["mode batch needs the address of a server"],
+        ),
         (("synthesize", "--set", "synthesis.endpoint.parameters.n=2"), ["n cannot be set here"]),
         (("synthesize", "--set", "synthesis.endpoint.parameters.response_format={}"), ["response_format cannot"]),
         (("synthesize", "--set", "synthesis.endpoint.base_url=api.openai.com/v1"), ["base_url has to be replay or"]),
@@ -130,7 +162,7 @@ def test_an_estimate_sends_k_requests_a_step_and_the_run_uses_their_answers(
 def test_what_cannot_be_used_ends_with_one_message_and_nothing_written(
     *,
     arguments: tuple[str, ...],
-    told: list[str],
+    expected: list[str],
     server: ReplayServer,
     tmp_path: Path,
     run_cli: RunCli,
@@ -138,7 +170,7 @@ def test_what_cannot_be_used_ends_with_one_message_and_nothing_written(
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     recipe = write_recipe(tmp_path, server)
-    refused(run_cli(arguments[0], recipe, "--output-dir", tmp_path / "out", *arguments[1:]), *told)
+    refused(run_cli(arguments[0], recipe, "--output-dir", tmp_path / "out", *arguments[1:]), *expected)
     assert not (tmp_path / "out" / "journal").exists()
     assert server.stats()["received"] == 0
 
@@ -202,9 +234,7 @@ def test_an_interrupt_waits_for_what_is_in_flight(number: signal.Signals, tmp_pa
     out = tmp_path / "out"
     with ReplayServer(interrupts, latency=0.05) as server:
         recipe = write_recipe(tmp_path, server, 2000)
-        refused(
-            run_cli("synthesize", recipe, "--output-dir", out), "Stopped. Every answer that came is in the journal"
-        )
+        refused(run_cli("synthesize", recipe, "--output-dir", out), "Stopped. Every answer that came is kept")
         stats = server.stats()
         assert stats["received"] == stats["answered"] < 100
         assert len(answered(out / "journal")) == stats["received"] - 1
@@ -219,13 +249,13 @@ def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
             while server.stats()["in_flight"] < 8:
                 pass
             os.kill(os.getpid(), signal.SIGINT)
-            while not one._stopping:
+            while not one.client._stopping:
                 pass
             os.kill(os.getpid(), signal.SIGINT)
 
-        with client(recipe, tmp_path) as one, pytest.raises(InputError, match="Stopped"):  # noqa: PT012
+        with asking(recipe, tmp_path) as one, pytest.raises(InputError, match="Stopped"):  # noqa: PT012
             threading.Thread(target=interrupt_twice, daemon=True).start()
-            one.answer(lambda: planned(recipe), Progress("examples", 40), lambda _: None)
+            one.answer()
     assert len(records(tmp_path, "maybe paid")) == 8
 
 
@@ -260,7 +290,7 @@ def test_progress_says_everything_in_one_line(server: ReplayServer, tmp_path: Pa
     progress = answer_all(recipe, tmp_path)
     progress.waiting = "paused for 3 s, the server asked for it"
     line = progress.describe()
-    assert re.match(r"examples 40/40 \([\d.]+/s, .* left\); usable: .*sts \d+.*; rejected: truncated \d+; ", line)
+    assert re.match(r"examples 40/40 \([\d.]+/s, .* left\); answers: .*sts \d+.*; without text: truncated \d+; ", line)
     assert re.search(r"; \$0\.0\d of 5\.00, [\d,]+ tokens; paused for 3 s, the server asked for it$", line)
 
 

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+import yaml
+from replay_server import Faults, ReplayServer, made_up_answer
+from sentence_transformers import SentenceTransformer
 from synthesis.planned import synthesis
 
-from st_llm_embed.recipe import Synthesis
+from st_llm_embed.data import load_split
+from st_llm_embed.modules import LLMSentenceTransformer
+from st_llm_embed.pipeline import run_synthesis
+from st_llm_embed.recipe import Recipe, Synthesis
 from st_llm_embed.synthesis.generate import generate
 from st_llm_embed.synthesis.output import write_synthetic_dataset
-from st_llm_embed.synthesis.replay import ReplayServer, made_up_answer
+from st_llm_embed.synthesis.parsing import parse_answer
 
 ROWS = 40
 
 
-def section(server: ReplayServer, **filters: Any) -> Synthesis:
+def section(server: ReplayServer, mode: str = "live", **filters: Any) -> Synthesis:
     content = synthesis(
         requests=ROWS,
         brainstorm_requests=0,
         task_types={"sts": 1, "bitext": 1},
         filters={"languages": False} | filters,
     ).model_dump(mode="json")
-    content["endpoint"] |= {"base_url": server.base_url, "models": {"writer": 1}, "concurrency": 4}
+    content["endpoint"] |= {"base_url": server.base_url, "models": {"writer": 1}, "concurrency": 4, "mode": mode}
     content["budget"] |= {"prices": {name: {"input": 1, "output": 1} for name in ("writer", "judge")}}
     return Synthesis.model_validate(content)
 
@@ -58,3 +69,62 @@ def test_each_row_is_judged_once(tmp_path: Path) -> None:
     assert ROWS // 4 - 1 <= statistics["rejected"] <= ROWS // 4 + 1
     assert set(statistics["cost"]["by_model"]) == {"writer", "judge"}
     assert statistics["cost"]["by_model"]["judge"]["answered"] == judgements
+
+
+@contextmanager
+def counted() -> Iterator[dict[str, Counter[str]]]:
+    """Counts the answers that are parsed, the anchors that are embedded and the models that are loaded."""
+    counts: dict[str, Counter[str]] = {"parsed": Counter(), "embedded": Counter(), "loaded": Counter()}
+    seen = {
+        parse_answer.__code__: ("parsed", lambda local: [local["content"]]),
+        inspect.unwrap(SentenceTransformer.encode_query).__code__: ("embedded", lambda local: local["inputs"]),
+        inspect.unwrap(SentenceTransformer.__init__).__code__: ("loaded", lambda _: ["a model"]),
+    }
+
+    def note(frame: Any, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code in seen:
+            name, of = seen[frame.f_code]
+            counts[name].update(of(frame.f_locals))
+
+    sys.setprofile(note)
+    try:
+        yield counts
+    finally:
+        sys.setprofile(None)
+
+
+@pytest.mark.parametrize("mode", ["live", "batch"])
+def test_each_answer_is_parsed_once_and_each_row_embedded_once(mode: str, tiny_base: Path, tmp_path: Path) -> None:
+    LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=48).save_pretrained(str(tmp_path / "model"))
+    graded: list[int] = []
+
+    def answer(body: dict[str, Any]) -> str:
+        if body["model"] == "judge":
+            graded.append(1)
+            return json.dumps({"score": 2 if len(graded) % 4 == 0 else 4, "thought": len(graded)})
+        return made_up_answer(body)
+
+    with ReplayServer(answer, faults=Faults(batch_polls=1)) as server:
+        filters = {"judge_model": "judge", "consistency_model": str(tmp_path / "model"), "consistency_margin": -2}
+        content = Recipe.load("demo").model_dump(mode="json")
+        content["synthesis"] = section(server, mode, **filters).model_dump(mode="json")
+        path = tmp_path / "judged.yaml"
+        path.write_text(yaml.safe_dump(content), encoding="utf-8")
+        with counted() as counts:
+            statistics = run_synthesis(Recipe.load(str(path)), tmp_path / "run")
+    records = [json.loads(line) for line in (tmp_path / "run" / "journal" / "answers.jsonl").read_text().splitlines()]
+    answered = [record for record in records if record["status"] == "answered" and record["step"] != "probe"]
+    contents = Counter(json.loads(record["body"])["choices"][0]["message"]["content"] for record in answered)
+    assert len(answered) == 2 * ROWS
+    assert counts["parsed"] == contents
+    anchors = [
+        row["anchor"]
+        for split in ("train", "validation")
+        for part in load_split(tmp_path / "run" / "dataset", split).values()
+        for row in part
+    ]
+    assert counts["embedded"].keys() >= set(anchors)
+    assert set(counts["embedded"].values()) == {1}
+    assert counts["embedded"].total() == ROWS
+    assert counts["loaded"].total() == 1
+    assert statistics["rejected_by_reason"]["low grade"] == ROWS // 4

@@ -53,7 +53,7 @@ def select(
 ) -> list[Row | Rejected]:
     plan = RequestPlan(section.plan, section.endpoint)
     tasks = TaskFile(tasks_file(section, plan, journal))
-    return list(Selection(section, plan, tasks, journal / "answers.jsonl", similarities).rows(workspace))
+    return list(Selection(section, plan, tasks, journal / "answers.jsonl", similarities, workspace=workspace).rows())
 
 
 def reasons(items: list[Row | Rejected]) -> Counter[str]:

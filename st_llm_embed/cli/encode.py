@@ -1,0 +1,120 @@
+"""The commands that encode many texts and search among them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from st_llm_embed.cli.options import configure_logging, one_of
+from st_llm_embed.errors import InputError
+
+if TYPE_CHECKING:
+    from st_llm_embed.encoding.search import Hit
+
+app = typer.Typer()
+
+SHOWN_CHARACTERS = 200
+
+
+@app.command()
+def encode(
+    dataset: Annotated[
+        str,
+        typer.Argument(
+            help="A folder of .txt and .md files, a .jsonl, .parquet or .csv file, a folder of such files, or the id "
+            "of a dataset on the Hub."
+        ),
+    ],
+    model: Annotated[str, typer.Option(help="Hub id or folder of any sentence-transformers model.")],
+    to: Annotated[Path, typer.Option(help="Output folder for the shards; an unfinished run is resumed.")],
+    *,
+    column: Annotated[str, typer.Option(help="Column with the texts.")] = "text",
+    id_column: Annotated[
+        str | None, typer.Option("--id", help="Column with the texts' names.", show_default="the position, from 0 on")
+    ] = None,
+    role: Annotated[str, typer.Option(metavar="document|query", help="Whose prompt the texts get.")] = "document",
+    dimension: Annotated[
+        int | None, typer.Option(min=1, help="Keep the first numbers of each vector.", show_default="all")
+    ] = None,
+    dtype: Annotated[str, typer.Option(metavar="float32|float16", help="Type of the stored vectors.")] = "float32",
+    keep_text: Annotated[bool, typer.Option("--text/--no-text", help="Store texts with their vectors.")] = True,
+    shard_size: Annotated[int, typer.Option(min=1, help="Texts per shard.")] = 10_000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts per forward pass.")] = 32,
+    processes: Annotated[int, typer.Option(min=1, help="Number of processes or of actors of Ray.")] = 1,
+    device: Annotated[
+        list[str] | None, typer.Option(help="cuda:0, cpu, ...; may be repeated: processes take them in turn.")
+    ] = None,
+    with_ray: Annotated[bool, typer.Option("--ray", help="Use Ray Data, on one machine or a cluster.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
+    dataset_config: Annotated[str | None, typer.Option(help="Config of a Hub dataset.")] = None,
+    dataset_split: Annotated[str, typer.Option(help="Split of a Hub dataset.")] = "train",
+) -> None:
+    """Encode texts into parquet shards. Run it again to resume; finished shards are not repeated."""
+    configure_logging()
+    from st_llm_embed.encoding.encode import ROLES, Job
+    from st_llm_embed.encoding.encode import encode as encode_texts
+    from st_llm_embed.encoding.shards import VECTOR_TYPES, Texts
+
+    job = Job(
+        texts=Texts(dataset, column, id_column, dataset_config, dataset_split),
+        model=model,
+        folder=to,
+        revision=revision,
+        role=one_of(role, ROLES, "--role"),
+        dimension=dimension,
+        dtype=one_of(dtype, VECTOR_TYPES, "--dtype"),
+        keep_text=keep_text,
+        shard_size=shard_size,
+        batch_size=batch_size,
+    )
+    made, written = encode_texts(job, processes=processes, devices=device or (), with_ray=with_ray)
+    typer.echo(
+        f"{to}  {made.rows:,} vectors of {made.dimension} numbers in {made.shards} shards; {written} encoded now, "
+        f"{made.shards - written} kept"
+    )
+
+
+@app.command()
+def search(
+    indexes: Annotated[list[Path], typer.Argument(metavar="INDEX...", help="Folders that encode wrote.")],
+    query: Annotated[str, typer.Argument(help="What to look for.")],
+    *,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What encodes the query: another model of the same space; once per INDEX, in their order.",
+            show_default="the model that made the INDEX",
+        ),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of texts to show.")] = 5,
+) -> None:
+    """Show the texts nearest to a query, by exact search; several folders, of teacher and student, side by side."""
+    if model is not None and len(model) != len(indexes):
+        raise InputError(f"--model is given {len(model)} times for {len(indexes)} folders. Give it once for each.")
+    configure_logging()
+    from itertools import zip_longest
+
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    from st_llm_embed.encoding.search import VectorIndex, query_embedder
+
+    opened = [VectorIndex(folder) for folder in indexes]
+    found = [
+        index.search(query_embedder(index, name).encode([query])[0], k)
+        for index, name in zip(opened, model or [None] * len(opened), strict=True)
+    ]
+    # Folded, not cut: the ends of the folders' names tell them apart.
+    table = Table("", *(Column(str(folder), overflow="fold") for folder in indexes), show_lines=True)
+    for place, hits in enumerate(zip_longest(*found), start=1):
+        table.add_row(str(place), *(Text(_shown(hit)) if hit else "" for hit in hits))
+    Console().print(table)
+
+
+def _shown(hit: Hit) -> str:
+    text = " ".join((hit.text or "").split())
+    text = f"{text[:SHOWN_CHARACTERS]}..." if len(text) > SHOWN_CHARACTERS else text
+    return f"{hit.score:.4f}  {hit.id}" + (f"\n{text}" if text else "")

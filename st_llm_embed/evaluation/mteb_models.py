@@ -1,0 +1,285 @@
+"""The models that mteb evaluates: its own wrappers, under a name that no other model has, prompted as asked."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import mteb
+from mteb.abstasks.abstask import get_abstask_prompt
+from mteb.models import ModelMeta, SentenceTransformerEncoderWrapper
+from mteb.models.abs_encoder import get_prompt_name
+from mteb.models.model_meta import ScoringFunction
+from mteb.types import Array, PromptType
+from transformers import PreTrainedTokenizerBase
+
+from st_llm_embed.errors import InputError, explained
+from st_llm_embed.instructions import (
+    ASYMMETRIC_TYPES,
+    INSTRUCTION_TEMPLATE,
+    PromptMode,
+    TaskPrompt,
+    mteb_task_prompt,
+    saved_mteb_prompts,
+)
+from st_llm_embed.modules import LLMSentenceTransformer
+from st_llm_embed.modules.layout import model_identity
+
+if TYPE_CHECKING:
+    from mteb import TaskMetadata
+    from mteb.types import BatchedInput
+    from torch.utils.data import DataLoader
+
+BENCHMARKS = ("MTEB(eng, v1)", "MTEB(eng, v2)", "MTEB(Multilingual, v2)")
+"""Whose tasks get a prompt of their own in a saved model where mteb's metadata has an instruction."""
+
+INSTRUCTED = re.compile(".+".join(map(re.escape, INSTRUCTION_TEMPLATE.split("{instruction}"))))
+"""A saved prompt which shows that a model takes instructions in our template."""
+
+POOL_FROM = 1_000
+"""Texts in one call from which several devices share them; fewer are encoded on the first."""
+
+TOKENIZED_AT_ONCE = 4_096
+
+
+@cache
+def published_instructions() -> dict[str, str]:
+    """Return the instruction of each task in mteb's metadata that has one; takes a second."""
+    found: dict[str, str] = {}
+    for task in mteb.get_tasks(exclude_superseded=False):
+        prompt: Any = task.metadata.prompt
+        text = prompt.get("query") if isinstance(prompt, dict) else prompt
+        found |= {task.metadata.name: text} if text else {}
+    return found
+
+
+def model_prompts() -> dict[str, str]:
+    """Return the prompts to save with a model for all text task types and for the tasks of `BENCHMARKS`."""
+    tasks = [task.metadata for name in BENCHMARKS for task in mteb.get_benchmark(name).tasks]
+    return saved_mteb_prompts([(task.name, str(task.type)) for task in tasks], published_instructions())
+
+
+def task_prompt(mode: PromptMode, metadata: TaskMetadata) -> TaskPrompt:
+    """Return what precedes the texts of an official task, or of one's own, for a model that takes instructions."""
+    prompt: Any = metadata.prompt
+    return mteb_task_prompt(
+        mode,
+        metadata.name,
+        str(metadata.type),
+        own=prompt.get("query", "") if isinstance(prompt, dict) else prompt or None,
+        published=published_instructions(),
+        default=get_abstask_prompt(metadata.name),
+    )
+
+
+def prompts_by_key(metadata: TaskMetadata, prompt: TaskPrompt) -> dict[str, str]:
+    """Return the prompts of one task under the keys that mteb's wrappers look up."""
+    return {metadata.name: prompt.query, f"{metadata.name}-document": prompt.document}
+
+
+@dataclass
+class Usage:
+    """What one task had encoded."""
+
+    texts: int = 0
+    tokens: int = 0
+    """Up to max_seq_length of each text, prompts and special tokens included."""
+    truncated: int = 0
+    """Texts that are longer than max_seq_length."""
+
+
+class LocalModel(SentenceTransformerEncoderWrapper):
+    """mteb's wrapper of a sentence-transformers model, which also counts tokens and uses several devices."""
+
+    model: LLMSentenceTransformer
+
+    def __init__(
+        self, model: LLMSentenceTransformer, meta: ModelMeta, prompt_mode: PromptMode, *, devices: Sequence[str] = ()
+    ) -> None:
+        """Wrap a loaded model; `load_model` loads one and finds its name.
+
+        Args:
+            model: any embedder.
+            meta: its name and revision, and what else changes its vectors.
+            prompt_mode: whose instructions a model gets that takes any. Under ``mteb`` all others keep the prompts
+                saved with them, as in plain mteb; under ``none`` no model gets any.
+            devices: where it runs; several share long lists of texts.
+        """
+        super().__init__(model)
+        self.mteb_model_meta, self.prompt_mode = meta, prompt_mode
+        self.usage: dict[str, Usage] = {}
+        self._devices = list(devices)
+        self._keeps_its_prompts = prompt_mode == "mteb" and not takes_instructions(model)
+        self._pool: Any = None
+
+    def task_prompt(self, metadata: TaskMetadata) -> TaskPrompt:
+        """Return what precedes the texts of a task."""
+        if not self._keeps_its_prompts:
+            return task_prompt(self.prompt_mode, metadata)
+        if metadata.type in ASYMMETRIC_TYPES:
+            query, document = (self._saved_prompt(metadata, side) for side in (PromptType.query, PromptType.document))
+        else:
+            query, document = self._saved_prompt(metadata, None), ""
+        return TaskPrompt(query, document, "saved" if query or document else "none")
+
+    def settings(self) -> dict[str, Any]:
+        """Return length, devices and data type."""
+        return {
+            "max_seq_length": self.model.max_seq_length,
+            "devices": self._devices or [str(self.model.device)],
+            "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
+        }
+
+    def close(self) -> None:
+        """Stop the processes on several devices."""
+        if self._pool is not None:
+            self.model.stop_multi_process_pool(self._pool)
+            self._pool = None
+
+    def encode(
+        self,
+        inputs: DataLoader[BatchedInput],
+        *,
+        task_metadata: TaskMetadata,
+        prompt_type: PromptType | None = None,
+        **kwargs: Any,
+    ) -> Array:
+        """Encode the texts of a task as mteb asks for it; shape (number of texts, dimension)."""
+        if not self._keeps_its_prompts:
+            self.model_prompts = prompts_by_key(task_metadata, self.task_prompt(task_metadata))
+        texts = [text for batch in inputs for text in batch["text"]]
+        self._count(task_metadata.name, texts, self._prompt(task_metadata, prompt_type))
+        if len(self._devices) > 1 and len(texts) >= POOL_FROM:
+            # Kept open: every process loads the model, and a task can ask hundreds of times.
+            self._pool = self._pool or self.model.start_multi_process_pool(self._devices)
+            kwargs["pool"] = self._pool
+        return super().encode(inputs, task_metadata=task_metadata, prompt_type=prompt_type, **kwargs)
+
+    def _prompt(self, metadata: TaskMetadata, side: PromptType | None) -> str:
+        if self._keeps_its_prompts:
+            return self._saved_prompt(metadata, side)
+        # Some symmetric tasks of mteb have a document side as well.
+        return "" if side == PromptType.document else self.task_prompt(metadata).query
+
+    def _saved_prompt(self, metadata: TaskMetadata, side: PromptType | None) -> str:
+        """Return the prompt that mteb looks up, or else sentence-transformers' default."""
+        saved = self.model.prompts
+        defaults = ("document", "passage", "corpus") if side == PromptType.document else ()
+        own = self.model.default_prompt_name if side is None else None
+        name = get_prompt_name(self.model_prompts, metadata, side) or next(
+            (one for one in defaults if one in saved), own
+        )
+        return saved.get(name or "") or ""
+
+    def _count(self, task: str, texts: list[str], prompt: str) -> None:
+        usage = self.usage.setdefault(task, Usage())
+        usage.texts += len(texts)
+        tokenizer, longest = self.model.tokenizer, self.model.max_seq_length or math.inf
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            return
+        for start in range(0, len(texts), TOKENIZED_AT_ONCE):
+            some = [prompt + text for text in texts[start : start + TOKENIZED_AT_ONCE]]
+            rows: Any = tokenizer(some, return_attention_mask=False, return_token_type_ids=False, verbose=False)
+            lengths = list(map(len, rows["input_ids"]))
+            usage.tokens += int(sum(min(length, longest) for length in lengths))
+            usage.truncated += sum(length > longest for length in lengths)
+
+
+def load_model(
+    name_or_path: str,
+    *,
+    prompts: PromptMode,
+    revision: str | None = None,
+    max_seq_length: int | None = None,
+    devices: Sequence[str] = (),
+) -> LocalModel:
+    """Load a model and find the name under which its scores are kept.
+
+    That is Hub id and commit, or for a local folder ``local/<folder>`` and a hash of its content.
+
+    Args:
+        name_or_path: Hub id or local folder.
+        prompts: whose instructions it gets.
+        revision: branch, tag or commit of a Hub model.
+        max_seq_length: longest text in tokens, special ones included; None for the model's own.
+        devices: where it runs, such as ``cuda:0``; none for the best there is.
+
+    Raises:
+        InputError: there is no such model, it is not an embedder, it cannot be made to end texts with EOS, it takes
+            no instructions although the mode is ``paper``, or it has no room for texts of this length.
+    """
+    folder = Path(name_or_path)
+    if folder.is_dir() and revision is not None:
+        raise InputError(f"{name_or_path} is a local folder, which has no revision {revision!r}. Omit --revision.")
+    # A typing error in a path must not become a question to the Hub.
+    if not folder.is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name_or_path):
+        raise InputError(
+            f"There is no model folder {name_or_path!r}. Give the folder of a saved sentence-transformers model, or a "
+            "Hub id, org/name."
+        )
+    with explained(
+        f"The model {name_or_path!r} cannot be loaded",
+        "Give the Hub id of a sentence-transformers model or the folder of a saved one, and a device that is there.",
+    ):
+        model = LLMSentenceTransformer(name_or_path, revision=revision, device=devices[0] if devices else None)
+    if max_seq_length is not None:
+        _shorten(model, max_seq_length)
+    if prompts == "paper" and not takes_instructions(model):
+        raise InputError(
+            f"The model {name_or_path!r} takes no instructions: it is not a decoder with last-token pooling, and no "
+            "prompt saved with it begins with 'Instruct: '. Give --prompts mteb for the prompts saved with it, or "
+            "--prompts none."
+        )
+    name, commit = model_identity(name_or_path, revision=revision)
+    similarity = {"cosine": ScoringFunction.COSINE, "dot": ScoringFunction.DOT_PRODUCT}
+    meta = ModelMeta.create_empty(
+        {
+            "name": name,
+            "revision": commit,
+            "n_parameters": sum(weight.numel() for weight in model.parameters()),
+            "memory_usage_mb": sum(one.numel() * one.element_size() for one in model.parameters()) / 2**20,
+            "max_tokens": model.max_seq_length,
+            "embed_dim": model.get_embedding_dimension(),
+            "framework": ["Sentence Transformers", "PyTorch"],
+            # None for the others: mteb then asks the model itself.
+            "similarity_fn_name": similarity.get(str(model.similarity_fn_name)),
+            "use_instructions": takes_instructions(model),
+            "experiment_kwargs": experiment(prompts, max_seq_length),
+        }
+    )
+    return LocalModel(model, meta, prompts, devices=devices)
+
+
+def experiment(prompts: PromptMode, max_seq_length: int | None) -> dict[str, Any] | None:
+    """Return what sets results apart from the leaderboard's; mteb keeps them in a sub-folder of their own."""
+    apart: dict[str, Any] = {} if prompts == "mteb" else {"prompts": prompts}
+    if max_seq_length is not None:
+        apart["max_seq_length"] = max_seq_length
+    return apart or None
+
+
+def takes_instructions(model: LLMSentenceTransformer) -> bool:
+    """Return whether a model is a decoder with last-token pooling, or is saved with a prompt in our template."""
+    return model.reads_last_token or any(INSTRUCTED.fullmatch(prompt or "") for prompt in model.prompts.values())
+
+
+def _shorten(model: LLMSentenceTransformer, max_seq_length: int) -> None:
+    tokenizer = model.tokenizer
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise InputError(
+            f"--max-seq-length is {max_seq_length}, but this model reads texts by a {type(tokenizer).__name__}, not "
+            "by a tokenizer of transformers, and cannot cut them. Omit --max-seq-length."
+        )
+    least = tokenizer.num_special_tokens_to_add() + 1
+    most = getattr(cast(Any, model[0]).config.get_text_config(), "max_position_embeddings", None)
+    if max_seq_length < least or (most is not None and max_seq_length > most):
+        raise InputError(
+            f"--max-seq-length is {max_seq_length}. Texts of this model need at least {least} tokens, special ones "
+            f"included, and have room for {most or 'any number of'}."
+        )
+    model.max_seq_length = max_seq_length

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from hub import Hub
+
+from st_llm_embed import InputError, Recipe
+from st_llm_embed.data import load_split, to_training
+from st_llm_embed.data.dataset import write_source
+from st_llm_embed.data.sources import check_source, read_source
+from st_llm_embed.instructions import TRAINING_SET_INSTRUCTIONS
+from st_llm_embed.recipe import Source
+
+PASSAGES = {
+    "query_id": "1",
+    "query": "what is rain",
+    "positive_passages": [{"docid": "1", "title": "Rain", "text": "Rain is water."}],
+    "negative_passages": [{"docid": "2", "title": "Snow", "text": "Snow is cold."}],
+}
+TRIPLET = {"anchor": "what is rain", "positive": "Rain is water.", "negative": "Snow is cold."}
+SHAPES: dict[str, dict[str, Any]] = {
+    "eli5": {"question": "what is rain", "answer": "Rain is water."},
+    "hotpotqa": TRIPLET,
+    "fever": {"query": "what is rain", "pos": ["Rain is water."], "neg": ["Snow is cold.", "Ice is hard."]},
+    "miracl": TRIPLET,
+    "msmarco-passage": PASSAGES,
+    "msmarco-document": {
+        "query": "what is rain",
+        "pos": ["Rain is water."],
+        "neg": ["Snow is cold."],
+        "category": "retrieval",
+        "type": "symmetric_retrieval",
+        "prompt": "Given a query, retrieve documents.",
+        "pos_scores": [0.9],
+        "neg_scores": [0.1],
+    },
+    "nq": PASSAGES | {"answers": ["water"]},
+    "nli": TRIPLET,
+    "squad": {
+        "id": "1",
+        "title": "Rain",
+        "context": "Rain is water.",
+        "question": "what is rain",
+        "answers": {"text": ["water"], "answer_start": [8]},
+    },
+    "triviaqa": {"query": "what is rain", "answer": "Rain is water."},
+    "quora": TRIPLET,
+    "mr-tydi": TRIPLET,
+    "dureader": TRIPLET,
+    "t2ranking": TRIPLET,
+}
+"""One record of each set of the paper in the shape it has on the Hub."""
+
+
+def local(file: Path, **fields: Any) -> Source:
+    defaults = {"columns": {"anchor": "q", "positive": "p"}, "instruction": "Find it.", "license": "cc0-1.0"}
+    return Source.model_validate({"path": str(file)} | defaults | fields)
+
+
+def written(path: Path, records: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_the_recipe_of_the_paper_has_its_thirteen_sets_and_ms_marcos_documents() -> None:
+    assert Recipe.load("e5-mistral-7b").data.sources.keys() == SHAPES.keys()
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_set_of_the_paper_is_mapped(name: str, tmp_path: Path) -> None:
+    source = Recipe.load("e5-mistral-7b").data.sources[name]
+    path = written(tmp_path / "train.jsonl", [SHAPES[name]] * 40)
+    rows = list(read_source(name, source.model_copy(update={"path": str(path)})))
+    assert 0 < len(rows) <= 40
+    assert {(row.anchor, row.positive) for row in rows} == {("what is rain", "Rain is water.")}
+    assert {row.negative for row in rows} == {"Snow is cold." if "negative" in source.columns else None}
+    assert {row.instruction for row in rows} == set(TRAINING_SET_INSTRUCTIONS[name])
+
+
+def test_a_larger_ratio_keeps_what_a_smaller_one_had(tmp_path: Path) -> None:
+    path = written(tmp_path / "pairs.jsonl", [{"q": f"q {n}", "p": f"p {n}"} for n in range(2_000)])
+    some, more = ({row.anchor for row in read_source("pairs", local(path, ratio=r))} for r in (0.1, 0.5))
+    assert some < more
+    assert 150 < len(some) < 250
+    assert 900 < len(more) < 1_100
+
+
+def test_records_without_texts_are_omitted_and_negatives_may_be_missing(tmp_path: Path) -> None:
+    records = [
+        {"q": "a", "p": "b", "n": "c"},
+        {"q": "a", "p": "  ", "n": "c"},
+        {"q": None, "p": "b", "n": "c"},
+        {"q": "a", "p": "b", "n": None},
+        {"q": "a", "p": "b", "n": "b"},
+    ]
+    path = written(tmp_path / "pairs.jsonl", records)
+    columns = {"anchor": "q", "positive": "p", "negative": "n"}
+    rows = list(read_source("pairs", local(path, columns=columns)))
+    assert [(row.anchor, row.positive, row.negative) for row in rows] == [("a", "b", "c"), ("a", "b", None)]
+    counts = write_source(rows, tmp_path / "data", "pairs", with_negatives=True)
+    assert counts == {("pairs", "train"): 1, ("pairs-pairs", "train"): 1}
+    splits = load_split(tmp_path / "data", "train")
+    assert to_training(splits["pairs"]).to_dict() == {
+        "anchor": ["a"],
+        "positive": ["b"],
+        "negative": ["c"],
+        "instruction": ["Find it."],
+    }
+    assert splits["pairs-pairs"].column_names[:2] == ["anchor", "positive"]
+    assert isinstance(splits["pairs-pairs"], Dataset)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"columns": {"anchor": "query", "positive": "p"}}, "which a record does not have"),
+        ({"columns": {"anchor": "q", "positive": "{p[text]}"}}, "which a record does not have"),
+        ({"path": "./missing.jsonl"}, "There is no folder or file"),
+        ({"instruction": None}, "has no instruction"),
+    ],
+)
+def test_what_cannot_be_used_is_named(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "pairs.jsonl", [{"q": "a", "p": "b"}])
+    with pytest.raises(InputError, match=message):
+        check_source("pairs", local(path, **fields))
+
+
+def test_a_source_needs_pairs_and_a_name_of_its_own(tmp_path: Path) -> None:
+    path = written(tmp_path / "pairs.jsonl", [{"q": "", "p": "b"}])
+    with pytest.raises(InputError, match="has no rows"):
+        check_source("pairs", local(path))
+    with pytest.raises(InputError, match="name is taken"):
+        check_source("sts", local(path))
+    with pytest.raises(InputError, match="cannot be loaded"):
+        list(read_source("pairs", local(Path("lab/pairs")).model_copy(update={"file": "train.zip"})))
+    with pytest.raises(ValueError, match="anchor and positive are needed"):
+        local(path, columns={"anchor": "q"})
+
+
+@pytest.mark.integration
+def test_files_of_a_repository_with_a_loading_script_are_read_at_their_commit(hub: Hub) -> None:
+    program = """
+import gzip, json
+from huggingface_hub import CommitOperationAdd, HfApi
+from st_llm_embed.data.sources import read_source
+from st_llm_embed.recipe import Source
+
+def lines(text):
+    return gzip.compress(json.dumps({"q": "what is rain", "p": [{"text": text}]}).encode())
+
+api = HfApi()
+api.create_repo("lab/scripted", repo_type="dataset")
+def commit(**files):
+    operations = [CommitOperationAdd(name.replace("__", "/").replace("_", "."), data) for name, data in files.items()]
+    return api.create_commit("lab/scripted", operations, commit_message="Add", repo_type="dataset").oid
+
+first = commit(scripted_py=b"raise SystemExit", parts__a1_jsonl_gz=lines("Rain is water."), parts__b_txt=b"no")
+commit(parts__a2_jsonl_gz=lines("Rain is wet."))
+found = []
+for revision in (first, None):
+    source = Source(
+        path="lab/scripted", file="parts/a*.jsonl.gz", revision=revision, instruction="Find it.", license="cc0-1.0",
+        columns={"anchor": "q", "positive": "{p[0][text]}"},
+    )
+    found.append(sorted(row.positive for row in read_source("rain", source)))
+print(json.dumps(found))
+"""
+    assert hub.run(program) == [["Rain is water."], ["Rain is water.", "Rain is wet."]]

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import mteb
+import pytest
+from mteb.abstasks import AbsTask
+from mteb.models import SentenceTransformerEncoderWrapper
+from mteb.models.instruct_wrapper import InstructSentenceTransformerModel
+from mteb.types import PromptType
+from sentence_transformers import SentenceTransformer
+
+from st_llm_embed import LLMSentenceTransformer
+from st_llm_embed.evaluation import mteb_prompts
+from st_llm_embed.evaluation.mteb_models import task_prompt
+from st_llm_embed.instructions import instruction_prompt
+
+STS = "Retrieve semantically similar text."
+DUPLICATES = (
+    "Given a question, retrieve detailed question descriptions from Stackexchange that are duplicates to the given "
+    "question"
+)
+TWEETS = "Retrieve tweets that are semantically similar to the given tweet"
+
+# Appendix of the paper, the table of instructions for MTEB.
+OF_THE_PAPER = {
+    "AmazonCounterfactualClassification": (
+        "Classify a given Amazon customer review text as either counterfactual or not-counterfactual"
+    ),
+    "AmazonPolarityClassification": "Classify Amazon reviews into positive or negative sentiment",
+    "AmazonReviewsClassification": "Classify the given Amazon review into its appropriate rating category",
+    "Banking77Classification": "Given a online banking query, find the corresponding intents",
+    "EmotionClassification": (
+        "Classify the emotion expressed in the given Twitter message into one of the six emotions: anger, fear, joy, "
+        "love, sadness, and surprise"
+    ),
+    "ImdbClassification": (
+        "Classify the sentiment expressed in the given movie review text from the IMDB dataset"
+    ),
+    "MassiveIntentClassification": "Given a user utterance as query, find the user intents",
+    "MassiveScenarioClassification": "Given a user utterance as query, find the user scenarios",
+    "MTOPDomainClassification": "Classify the intent domain of the given utterance in task-oriented conversation",
+    "MTOPIntentClassification": "Classify the intent of the given utterance in task-oriented conversation",
+    "ToxicConversationsClassification": "Classify the given comments as either toxic or not toxic",
+    "TweetSentimentExtractionClassification": (
+        "Classify the sentiment of a given tweet as either positive, negative, or neutral"
+    ),
+    "ArxivClusteringP2P": (
+        "Identify the main and secondary category of Arxiv papers based on the titles and abstracts"
+    ),
+    "ArxivClusteringS2S": "Identify the main and secondary category of Arxiv papers based on the titles",
+    "BiorxivClusteringP2P": "Identify the main category of Biorxiv papers based on the titles and abstracts",
+    "BiorxivClusteringS2S": "Identify the main category of Biorxiv papers based on the titles",
+    "MedrxivClusteringP2P": "Identify the main category of Medrxiv papers based on the titles and abstracts",
+    "MedrxivClusteringS2S": "Identify the main category of Medrxiv papers based on the titles",
+    "RedditClustering": "Identify the topic or theme of Reddit posts based on the titles",
+    "RedditClusteringP2P": "Identify the topic or theme of Reddit posts based on the titles and posts",
+    "StackExchangeClustering": "Identify the topic or theme of StackExchange posts based on the titles",
+    "StackExchangeClusteringP2P": (
+        "Identify the topic or theme of StackExchange posts based on the given paragraphs"
+    ),
+    "TwentyNewsgroupsClustering": "Identify the topic or theme of the given news articles",
+    "SprintDuplicateQuestions": "Retrieve duplicate questions from Sprint forum",
+    "TwitterSemEval2015": TWEETS,
+    "TwitterURLCorpus": TWEETS,
+    "AskUbuntuDupQuestions": "Retrieve duplicate questions from AskUbuntu forum",
+    "MindSmallReranking": "Retrieve relevant news articles based on user browsing history",
+    "SciDocsRR": "Given a title of a scientific paper, retrieve the titles of other relevant papers",
+    "StackOverflowDupQuestions": "Retrieve duplicate questions from StackOverflow forum",
+    "ArguAna": "Given a claim, find documents that refute the claim",
+    "ClimateFEVER": (
+        "Given a claim about climate change, retrieve documents that support or refute the claim"
+    ),
+    "DBPedia": "Given a query, retrieve relevant entity descriptions from DBPedia",
+    "FEVER": "Given a claim, retrieve documents that support or refute the claim",
+    "FiQA2018": "Given a financial question, retrieve user replies that best answer the question",
+    "HotpotQA": "Given a multi-hop question, retrieve documents that can help answer the question",
+    "MSMARCO": "Given a web search query, retrieve relevant passages that answer the query",
+    "NFCorpus": "Given a question, retrieve relevant documents that best answer the question",
+    "NQ": "Given a question, retrieve Wikipedia passages that answer the question",
+    "QuoraRetrieval": (
+        "Given a question, retrieve questions that are semantically equivalent to the given question"
+    ),
+    "SCIDOCS": (
+        "Given a scientific paper title, retrieve paper abstracts that are cited by the given paper"
+    ),
+    "SciFact": "Given a scientific claim, retrieve documents that support or refute the claim",
+    "Touche2020": "Given a question, retrieve detailed and persuasive arguments that answer the question",
+    "TRECCOVID": "Given a query on COVID-19, retrieve documents that answer the query",
+    "SummEval": "Given a news summary, retrieve other semantically similar summaries",
+    **dict.fromkeys(
+        ("BIOSSES", "SICK-R", "STS12", "STS13", "STS14", "STS15", "STS16", "STS17", "STS22", "STSBenchmark"), STS
+    ),
+    **{
+        f"CQADupstack{forum}Retrieval": DUPLICATES
+        for forum in (
+            "Android", "English", "Gaming", "Gis", "Mathematica", "Physics", "Programmers", "Stats", "Tex", "Unix",
+            "Webmasters", "Wordpress",
+        )
+    },
+}  # fmt: skip
+
+
+def single_tasks(benchmark: str) -> list[AbsTask]:
+    """The tasks of a benchmark, those of its aggregates in their place."""
+    tasks = mteb.get_benchmark(benchmark).tasks
+    return [one for task in tasks for one in (task.metadata.tasks if task.is_aggregate else [task])]
+
+
+def test_paper_mode_gives_every_task_of_the_benchmark_the_papers_instruction() -> None:
+    tasks = single_tasks("MTEB(eng, v1)")
+    assert len(tasks) == 67
+    prompts = {task.metadata.name: task_prompt("paper", task.metadata) for task in tasks}
+    expected = {name: instruction_prompt(instruction) for name, instruction in OF_THE_PAPER.items()}
+    assert {name: prompt.query for name, prompt in prompts.items()} == expected
+    assert not any(prompt.generic or prompt.document for prompt in prompts.values())
+
+
+@pytest.mark.filterwarnings("ignore:Prompt type")
+def test_mteb_mode_gives_every_text_task_what_mteb_gives_its_e5_mistral() -> None:
+    meta = mteb.get_model_meta("intfloat/e5-mistral-7b-instruct")
+    assert meta.loader is InstructSentenceTransformerModel
+    assert not meta.loader_kwargs["apply_instruction_to_passages"]
+    # Its weights are not needed for what it puts before a query.
+    theirs = object.__new__(InstructSentenceTransformerModel)
+    theirs.prompts_dict = meta.loader_kwargs.get("prompts_dict")
+    asked = [task for task in mteb.get_tasks(exclude_superseded=False) if task.modalities == ["text"]]
+    asked = [one for task in asked for one in (task.metadata.tasks if task.is_aggregate else [task])]
+    assert {task.metadata.name for task in single_tasks("MTEB(eng, v1)")} <= {task.metadata.name for task in asked}
+    for task in asked:
+        by_side = isinstance(task.metadata.prompt, dict)
+        expected = theirs.get_instruction(task.metadata, PromptType.query if by_side else None)
+        assert task_prompt("mteb", task.metadata).query == instruction_prompt(expected), task.metadata.name
+
+
+def test_where_an_instruction_comes_from_is_said() -> None:
+    def of(mode: str, name: str) -> tuple[str, bool]:
+        prompt = task_prompt(mode, mteb.get_task(name).metadata)  # type: ignore[arg-type]
+        return prompt.source, prompt.generic
+
+    assert of("paper", "FEVERHardNegatives") == ("parent", False)
+    assert of("mteb", "FEVERHardNegatives") == ("type", True)
+    assert of("paper", "CQADupstackGamingRetrieval") == ("parent", False)
+    assert of("mteb", "STSBenchmark") == ("type", False)
+    assert of("paper", "BelebeleRetrieval") == ("type", True)
+    assert of("none", "SciFact") == ("none", False)
+    hard = mteb.get_task("FEVERHardNegatives").metadata
+    assert task_prompt("paper", hard).query == instruction_prompt(OF_THE_PAPER["FEVER"])
+
+
+PROMPTS = mteb_prompts()
+
+
+@pytest.fixture(scope="module")
+def wrapper(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> SentenceTransformerEncoderWrapper:
+    """Plain mteb around a plain SentenceTransformer, loaded from a model that was saved with our prompts."""
+    folder = tmp_path_factory.mktemp("saved")
+    model = LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=64, device="cpu")
+    model.prompts |= PROMPTS
+    model.save_pretrained(str(folder))
+    return SentenceTransformerEncoderWrapper(SentenceTransformer(str(folder), device="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("task", "side", "instruction"),
+    [
+        ("FEVER", PromptType.query, "Given a claim, retrieve documents that support or refute the claim"),
+        ("FEVERHardNegatives", PromptType.query, "Given a claim, retrieve documents that support or refute the claim"),
+        ("FEVERHardNegatives", PromptType.document, None),
+        ("CQADupstackGamingRetrieval", PromptType.query, "retrieve questions from the same forum"),
+        ("BelebeleRetrieval", PromptType.query, "Given a web search query"),
+        ("BelebeleRetrieval", PromptType.document, None),
+        ("SciDocsRR", PromptType.query, "Given a title of a scientific paper"),
+        ("STSBenchmark", None, "Retrieve semantically similar text."),
+        ("Tatoeba", None, "Retrieve parallel sentences."),
+        ("Banking77Classification", None, "online banking query"),
+        ("SummEval", None, "Given a news summary"),
+        ("WikiCitiesClustering", None, "Identify the topic"),
+    ],
+)
+def test_plain_mteb_gives_each_task_its_instruction(
+    task: str, side: PromptType | None, instruction: str | None, wrapper: SentenceTransformerEncoderWrapper
+) -> None:
+    name = wrapper.get_prompt_name(mteb.get_task(task).metadata, side)
+    prompt = wrapper.model.prompts[name] if name else ""
+    if instruction is None:
+        assert prompt == ""
+    else:
+        assert prompt.startswith("Instruct: ")
+        assert prompt.endswith("\nQuery: ")
+        assert instruction in prompt
+
+
+def test_every_task_of_the_english_benchmark_has_an_instruction_and_documents_have_none(
+    wrapper: SentenceTransformerEncoderWrapper,
+) -> None:
+    for task in mteb.get_benchmark("MTEB(eng, v2)").tasks:
+        metadata = task.metadata
+        asymmetric = metadata.type in ("Retrieval", "Reranking")
+        name = wrapper.get_prompt_name(metadata, PromptType.query if asymmetric else None)
+        assert name, metadata.name
+        assert wrapper.model.prompts[name].startswith("Instruct: "), metadata.name
+        if asymmetric:
+            document = wrapper.get_prompt_name(metadata, PromptType.document)
+            assert document is None or wrapper.model.prompts[document] == "", metadata.name
+
+
+def test_mteb_knows_every_key() -> None:
+    valid, messages = SentenceTransformerEncoderWrapper.validate_task_to_prompt_name(
+        PROMPTS, raise_for_invalid_keys=False
+    )
+    assert valid == PROMPTS
+    assert not messages

@@ -1,0 +1,103 @@
+"""What the server does wrong, as data: a fault is drawn for each request from a hash of (seed, arrival number)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from hashlib import blake2b
+from math import ceil
+from typing import Literal, NamedTuple
+
+
+class Answer(NamedTuple):
+    """What a model says: the parts of a choice that a fault can change."""
+
+    content: str | None
+    finish_reason: str = "stop"
+    refusal: str | None = None
+
+
+NOT_BILLED = ("rate_limit", "server_error", "bad_request")
+"""The request is turned away; no answer is computed."""
+
+DELIVERIES = ("hang", "cut_before_headers", "cut_in_body", "html", "straggler")
+"""The answer is computed and billed, and reaches the client late, in part or not at all."""
+
+ANSWERS: Mapping[str, Callable[[str], Answer]] = {
+    "malformed": lambda text: Answer(text.replace('":', '"', 1)),
+    "fenced": lambda text: Answer(f"```json\n{text}\n```"),
+    "refusal": lambda _: Answer(None, refusal="I'm sorry, but I can't help with that request."),
+}
+"""The answer itself is wrong. These happen to lines of a batch, too."""
+
+KINDS = (*NOT_BILLED, *DELIVERIES, *ANSWERS)
+
+
+@dataclass(frozen=True)
+class Faults:
+    """What goes wrong, and how often. Arrival numbers count the chat requests of a server from 0.
+
+    Attributes:
+        seed: another seed, other requests.
+        shares: fault kind (one of KINDS) -> share of all chat requests.
+        storm: arrival numbers (first, end) that all get 429, the end not included.
+        retry_after: seconds that a 429 asks to wait; drawn evenly from (least, most).
+        retry_after_as: the header: Retry-After in seconds or as an HTTP date, retry-after-ms, or no header.
+        quota_after: from this arrival number on, every request gets 429 insufficient_quota.
+        straggler_factor: a straggler takes this many times the latency.
+        reject_response_format: response_format types that get 400.
+        ignore_response_format: answer as if none had been given.
+        batch_polls: status polls from creation to the end of a batch.
+        batch_outcomes: how the first, second, ... batch ends; all others are completed.
+        batch_error_share: share of a batch's lines that fail with 500, in the error file.
+        batch_unfinished_share: share of lines without an answer in an expired batch.
+    """
+
+    seed: int = 0
+    shares: Mapping[str, float] = field(default_factory=dict)
+    storm: tuple[int, int] = (0, 0)
+    retry_after: tuple[float, float] = (1.0, 1.0)
+    retry_after_as: Literal["seconds", "date", "ms", "none"] = "seconds"
+    quota_after: int | None = None
+    straggler_factor: float = 20.0
+    reject_response_format: tuple[str, ...] = ()
+    ignore_response_format: bool = False
+    batch_polls: int = 2
+    batch_outcomes: tuple[Literal["completed", "expired", "failed"], ...] = ()
+    batch_error_share: float = 0.0
+    batch_unfinished_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.shares) - set(KINDS):
+            raise ValueError(f"shares names {unknown}; fault kinds are {', '.join(KINDS)}.")
+
+    def draw(self, number: int) -> tuple[str | None, float]:
+        """Draw what happens to the request with this arrival number.
+
+        Returns:
+            The fault kind, or None, and a second number in [0, 1) for the choices within a kind.
+        """
+        if self.quota_after is not None and number >= self.quota_after:
+            return "quota", 0.0
+        digest = blake2b(b"%d %d" % (self.seed, number), digest_size=8).digest()
+        within = int.from_bytes(digest[4:]) / 2**32
+        if self.storm[0] <= number < self.storm[1]:
+            return "rate_limit", within
+        position = int.from_bytes(digest[:4]) / 2**32
+        for kind, share in self.shares.items():
+            if position < share:
+                return kind, within
+            position -= share
+        return None, within
+
+    def retry_after_header(self, within: float) -> dict[str, str]:
+        least, most = self.retry_after
+        seconds = least + (most - least) * within
+        headers = {
+            "seconds": {"retry-after": f"{seconds:g}"},
+            "date": {"retry-after": formatdate(ceil(time.time() + seconds), usegmt=True)},
+            "ms": {"retry-after-ms": f"{1000 * seconds:g}"},
+        }
+        return headers.get(self.retry_after_as, {})
