@@ -80,7 +80,11 @@ def _changes(repository: Repository) -> Iterator[Change]:
         module = {"idx": number, "name": str(number), "path": folder, "type": f"{LEGACY_MODULES}.Normalize"}
         yield "modules.json", [*repository.modules, module], "Normalize at the end"
     yield SETTINGS_FILE, _settings(repository), "texts are cut"
-    yield "tokenizer_config.json", _tokenizer_config(repository), "an attention mask, a pad token, texts cut at the end"
+    yield (
+        "tokenizer_config.json",
+        _tokenizer_config(repository),
+        "an attention mask, a pad token, texts cut at the end",
+    )
     yield "tokenizer.json", _tokenizer(repository), "a post-processor that ends texts in one EOS token"
     if dimensions := (repository.recipe.get("loss") or {}).get("matryoshka_dims"):
         config = repository.table("config.json") | {"matryoshka_dimensions": list(dimensions)}
