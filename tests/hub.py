@@ -76,7 +76,7 @@ class Hub:
         self._server.communicate()
 
     def environment(self, token: str | None = TOKEN, *, xet: bool = False) -> dict[str, str]:
-        """Give the environment of a user of this Hub who has used it never before."""
+        """Return the environment of a user who has never used this Hub before."""
         self._homes += 1
         environment = {name: value for name, value in os.environ.items() if name not in FORGOTTEN}
         environment |= {
@@ -90,7 +90,7 @@ class Hub:
         return environment | ({} if token is None else {"HF_TOKEN": token})
 
     def run(self, program: str, *arguments: str | Path, token: str | None = TOKEN) -> Any:
-        """Run a Python program against the Hub and give what it printed last, as JSON."""
+        """Run a Python program against the Hub and return what it printed last, as JSON."""
         finished = subprocess.run(
             [sys.executable, "-c", program, *map(str, arguments)],
             env=self.environment(token),
@@ -112,7 +112,7 @@ class Hub:
         self._ask("/_test/faults", list(faults))
 
     def requests(self, method: str, path: str = "") -> list[dict[str, Any]]:
-        """Give the requests since the last call of `fail`: `method`, `path`, `received` bytes and `status`."""
+        """Return the requests since the last call of `fail`: `method`, `path`, `received` bytes and `status`."""
         return [one for one in self._ask("/_test/requests") if one["method"] == method and path in one["path"]]
 
     def get(self, path: str, token: str | None = TOKEN) -> Any:
@@ -141,12 +141,12 @@ class Pusher:
         )
 
     def push(self, folder: Path, repo_id: str, *, token: str | None = TOKEN, **arguments: Any) -> str:
-        """Call `push_folder` and give the address, or the message of the InputError."""
+        """Call `push_folder` and return the address, or the message of the InputError."""
         asked = {"repo_type": "dataset", "private": False, "create_pr": False, "commit_message": "Add the dataset"}
         return self._ask(asked | {"folder": str(folder), "repo_id": repo_id, "token": token} | arguments)
 
     def publish(self, folder: Path, to: str, *, token: str | None = TOKEN, **arguments: Any) -> Any:
-        """Call `publish` in a process of its own and give the addresses, the message, or None if it was killed."""
+        """Call `publish` in a process of its own and return the addresses, the message, or None if it was killed."""
         return self._ask({"folder": str(folder), "to": to, "token": token} | arguments)
 
     def _ask(self, asked: dict[str, Any]) -> Any:
@@ -159,5 +159,5 @@ class Pusher:
         return json.loads(answer)
 
     def close(self) -> str:
-        """End the process and give what it wrote to stderr."""
+        """End the process and return what it wrote to stderr."""
         return self._process.communicate()[1]

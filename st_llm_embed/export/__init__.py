@@ -242,7 +242,7 @@ def _write_ggufs(
 
 
 def _without_specials(probe: Probe, end: str) -> Probe:
-    """Omit the texts that some tokenizers of llama.cpp cut otherwise, of which a warning tells."""
+    """Omit the texts that llama.cpp is known, and warned, to tokenize otherwise."""
     plain = (text for text in probe.texts if not (text.whole.startswith(" ") or end in text.whole))
     return replace(probe, texts=tuple(plain))
 
