@@ -89,9 +89,9 @@ def _check_best(recipe: Recipe, arguments: SentenceTransformerTrainingArguments)
     metric = str(arguments.metric_for_best_model)
     if metric.removeprefix("eval_") not in (*SCORES, *recipe.evaluation.tasks):
         raise InputError(
-            f"{where}.metric_for_best_model is {shown(metric)}, which is neither a score of the held-out rows nor "
-            f"one of evaluation.tasks. Allowed: {', '.join((*SCORES, *recipe.evaluation.tasks))}; without the key it is "
-            f"{SCORES[0]}."
+            f"{where}.metric_for_best_model is {shown(metric)}, which is neither a score of the held-out rows nor one "
+            f"of evaluation.tasks. Allowed are {', '.join((*SCORES, *recipe.evaluation.tasks))}; without the key it "
+            f"is {SCORES[0]}."
         )
     if not arguments.greater_is_better:
         raise InputError(
