@@ -17,10 +17,7 @@ from st_llm_embed.errors import InputError, explained, shown
 RECORD_FILES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 """Endings of files of records, `.gz` omitted."""
 
-ALLOWED = (
-    f"Allowed are a {', '.join(RECORD_FILES)} file (or one of these with .gz), a folder of files of one of these "
-    "kinds, and the id of a dataset on the Hugging Face Hub."
-)
+ALLOWED = f"Give a {', '.join(RECORD_FILES)} file, also with .gz, a folder of one of these kinds, or a Hub dataset."
 
 RECORDS_AT_ONCE = 1_000
 """Records of a parquet file in memory at a time."""
