@@ -38,7 +38,7 @@ METADATA_SCHEMA = pa.schema(
 
 
 def split_of(row: Row, validation_fraction: float) -> Split:
-    """Give the split of a row, which depends on task type and instruction alone.
+    """Return the split of a row, which depends on task type and instruction alone.
 
     No instruction of a task type is in both splits; rows of another type with the same instruction may be.
     """
@@ -48,7 +48,7 @@ def split_of(row: Row, validation_fraction: float) -> Split:
 
 
 def config_of(row: Row) -> str:
-    """Give the configuration that a row belongs to.
+    """Return the configuration that a row belongs to.
 
     That is its task type; a row whose columns differ from the others of its type (a negative more or less) goes to
     ``<task type>-triplets`` or ``<task type>-pairs``, so that no text column ever holds a null.
@@ -138,12 +138,12 @@ def load_split(directory: Path, split: Split) -> dict[str, Dataset]:
 
 
 def is_text_column(name: str) -> bool:
-    """Tell whether a column holds texts to train on: anchor, positive, negative or negative_1, negative_2, ..."""
+    """Whether a column holds texts to train on: anchor, positive, negative or negative_1, negative_2, ..."""
     return TEXT_COLUMN.fullmatch(name) is not None
 
 
 def to_training(dataset: Dataset) -> Dataset:
-    """Give exactly the columns ``anchor, positive[, negatives], instruction``.
+    """Return exactly the columns ``anchor, positive[, negatives], instruction``.
 
     The instruction stays apart from the anchor, so that a sampler can compare anchors; the collator puts it in front
     (`st_llm_embed.training.InstructionCollator`).
@@ -167,7 +167,7 @@ def to_training(dataset: Dataset) -> Dataset:
 
 
 def negative_columns(names: Iterable[str]) -> list[str]:
-    """Give those of a dataset's columns that hold negatives, in order: `negative`, or `negative_1` to `negative_n`."""
+    """Return those of a dataset's columns that hold negatives, in order: `negative`, or `negative_1`, ..."""
     return sorted(
         (name for name in names if re.fullmatch(r"negative(_\d+)?", name)), key=lambda name: (len(name), name)
     )

@@ -59,7 +59,7 @@ def nearest_documents(
 def pair_scores(
     queries: NDArray[np.float16], documents: NDArray[np.float16], pairs: tuple[NDArray[np.int64], NDArray[np.int64]]
 ) -> NDArray[np.float32]:
-    """Give the dot product of each pair (query, document), shape (pairs,); read 16,384 pairs at a time."""
+    """Return the dot product of each pair (query, document), shape (pairs,); read 16,384 pairs at a time."""
     scores = np.empty(len(pairs[0]), dtype=np.float32)
     for start in range(0, len(scores), DOCUMENTS_AT_ONCE):
         part = slice(start, start + DOCUMENTS_AT_ONCE)

@@ -94,7 +94,7 @@ class Row(BaseModel):
     attributes: Attributes = Attributes()
     quality: Quality = Quality()
     key: str = ""
-    """Names the row: a hash of its content unless the file gives one."""
+    """Names the row: a hash of its content unless the file has one."""
 
     @model_validator(mode="before")
     @classmethod
@@ -165,12 +165,12 @@ def row_of_answer(answer: dict[str, Any], where: str) -> Row:
     """Make a row of an LLM's answer; `where` names it in errors.
 
     Raises:
-        InputError: it is none.
+        InputError: it is not one.
     """
     try:
         return Row.model_validate(_row_of_answer(answer, where))
     except ValidationError as error:
-        raise InputError(f"{where} is no row: {_explain(error)}. Mend or remove the line and run again.") from error
+        raise InputError(f"{where} is not a row: {_explain(error)}. Fix or remove the line and run again.") from error
 
 
 def content_hash(*texts: str) -> str:
@@ -191,7 +191,7 @@ def _parse(line: bytes, where: str) -> Row:
     try:
         return Row.model_validate(record)
     except ValidationError as error:
-        raise InputError(f"{where} is no row: {_explain(error)}. Mend or remove the line and run again.") from error
+        raise InputError(f"{where} is not a row: {_explain(error)}. Fix or remove the line and run again.") from error
 
 
 def _row_of_answer(answer: dict[str, Any], where: str) -> dict[str, Any]:
@@ -199,20 +199,20 @@ def _row_of_answer(answer: dict[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(response, dict) or not isinstance(attributes, dict):
         raise InputError(
             f"{where}: response and attributes have to be JSON objects, got {type(response).__name__} and "
-            f"{type(attributes).__name__}. Mend or remove the line."
+            f"{type(attributes).__name__}. Fix or remove the line."
         )
     attributes = dict(attributes)
     if not isinstance(task_type, str) or task_type not in RESPONSE_KEYS:
         raise InputError(
             f"{where} has the task_type {shown(task_type)}; allowed are {', '.join(TASK_TYPES)}. "
-            "Mend or remove the line."
+            "Fix or remove the line."
         )
     keys = RESPONSE_KEYS[task_type]
     missing = [key for key in keys if key not in response]
     if missing:
         raise InputError(
             f"{where}: the response to a {task_type} request has {shown(list(response))} and lacks "
-            f"{', '.join(missing)}; {', '.join(keys)} are needed. Mend or remove the line."
+            f"{', '.join(missing)}; {', '.join(keys)} are needed. Fix or remove the line."
         )
     texts = dict(zip(("anchor", "positive", "negative"), (response[key] for key in keys), strict=False))
     language = attributes.pop("src_lang" if task_type == "bitext" else "language", "und")
@@ -236,7 +236,7 @@ def _draw(text: object, choices: int) -> int:
 
 
 def fold(text: str) -> str:
-    """Give a text without differences of case and spacing."""
+    """Return a text without differences of case and spacing."""
     return " ".join(text.casefold().split())
 
 
@@ -251,7 +251,7 @@ def _explain(error: ValidationError) -> str:
             f"it has no {field} (a row has {', '.join(Row.model_fields)}; anchor, positive and instruction are needed)"
         )
     if value is None:
-        return f"its {field} is null; give a value or leave the field out"
+        return f"its {field} is null; give a value or omit the field"
     if first["type"] == "string_too_short":
         return f"its {field} is empty"
     if first["type"] == "string_pattern_mismatch":

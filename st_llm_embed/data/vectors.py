@@ -25,7 +25,7 @@ TEXTS_AT_ONCE = 4_096
 
 
 class Encode(Protocol):
-    """Gives unit-length vectors of shape (number of texts, dimension)."""
+    """Returns unit-length vectors of shape (number of texts, dimension)."""
 
     def __call__(self, texts: list[str], instructions: list[str] | None) -> NDArray[np.float32]:
         """Encode queries, each under its own instruction, or, with None, documents."""
@@ -70,12 +70,12 @@ class VectorFolder:
     def encoded(
         self, count: int, text: Callable[[int], str], instruction: Callable[[int], str] | None, title: str
     ) -> NDArray[Any]:
-        """Give the vectors of texts from disk, shape (count, dimension), after encoding those that are not there.
+        """Return the vectors of texts from disk, shape (count, dimension), after encoding those that are missing.
 
         Args:
             count: number of texts.
-            text: gives one of them.
-            instruction: gives that of a query; None for documents.
+            text: returns one of them.
+            instruction: returns that of a query; None for documents.
             title: of the progress bar.
 
         Raises:
@@ -102,7 +102,7 @@ class VectorFolder:
                 broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
                 if len(broken):
                     raise InputError(
-                        f"The model gives {len(broken)} of {len(texts)} texts a vector that is not finite (NaN "
+                        f"The model returns for {len(broken)} of {len(texts)} texts a vector that is not finite (NaN "
                         f"or infinity), the first of them {texts[broken[0]][:60]!r}. Choose another model, or "
                         "bfloat16 or float32 as its data type."
                     )

@@ -69,21 +69,19 @@ def model_card(recipe: Recipe, model_dir: Path, dataset_dir: Path, evaluation_di
     base = recipe.base.name_or_path
     # The packaged base and local folders have no id that a reader could follow.
     base_model = None if base == EMBEDDED or recipe.base.random_init or Path(base).exists() else base
-    data = ModelCardData(
-        language=languages(dataset_dir),
-        license=recipe.publishing.license,
-        library_name="sentence-transformers",
-        pipeline_tag="sentence-similarity",
-        tags=TAGS,
-        base_model=base_model,
-        base_model_relation=None if base_model is None else "finetune",
-        datasets=[source.path for name, source in recipe.data.sources.items() if name in on_hub] or None,
-        model_name=recipe.name,
-        eval_results=_eval_results(recipe, report),
-    )
-    card = ModelCard.from_template(
-        data,
-        template_path=str(template("model_card.md")),
+    front_matter = {
+        "language": languages(dataset_dir),
+        "license": recipe.publishing.license,
+        "tags": TAGS,
+        "base_model": base_model,
+        "base_model_relation": None if base_model is None else "finetune",
+        "datasets": [source.path for name, source in recipe.data.sources.items() if name in on_hub] or None,
+        "model_name": recipe.name,
+        "eval_results": _eval_results(recipe, report),
+    }
+    card = _rendered(
+        "model_card.md",
+        front_matter,
         name=recipe.name,
         description=recipe.description,
         model=Repository(str(model_dir)),
@@ -112,7 +110,7 @@ def model_card(recipe: Recipe, model_dir: Path, dataset_dir: Path, evaluation_di
         ],
         costs=_costs(report, dataset_dir),
     )
-    return updated_card(str(card), model_dir, recipe.publishing.repo_id or UNNAMED)
+    return updated_card(card, model_dir, recipe.publishing.repo_id or UNNAMED)
 
 
 def student_card(recipe: Recipe, model_dir: Path, dataset_dir: Path, report_dir: Path) -> str:
@@ -124,17 +122,15 @@ def student_card(recipe: Recipe, model_dir: Path, dataset_dir: Path, report_dir:
     if teacher is not None:
         named = recipe.publishing.repo_id if teacher.name_or_path == TRAINED else teacher.name_or_path
         named = "a model that is not on the Hub" if named is None or Path(named).exists() else named
-    data = ModelCardData(
-        language=languages(dataset_dir),
-        license=recipe.publishing.license,
-        library_name="sentence-transformers",
-        pipeline_tag="sentence-similarity",
-        tags=[*TAGS[:-1], "distillation", TAGS[-1]],
-        base_model=None if start is None or Path(start).exists() else start,
-    )
-    card = ModelCard.from_template(
-        data,
-        template_path=str(template("student_card.md")),
+    front_matter = {
+        "language": languages(dataset_dir),
+        "license": recipe.publishing.license,
+        "tags": [*TAGS[:-1], "distillation", TAGS[-1]],
+        "base_model": None if start is None or Path(start).exists() else start,
+    }
+    card = _rendered(
+        "student_card.md",
+        front_matter,
         name=recipe.name,
         kind=distillation.student.kind,
         teacher=named,
@@ -150,19 +146,15 @@ def student_card(recipe: Recipe, model_dir: Path, dataset_dir: Path, report_dir:
         kept=kept(report),
         limitations=recipe.publishing.limitations if teacher is not None and teacher.name_or_path == TRAINED else (),
     )
-    return updated_card(str(card), model_dir, UNNAMED)
+    return updated_card(card, model_dir, UNNAMED)
 
 
 def folder_card(model_dir: Path, name: str) -> str:
     """Render the card of a saved model of which nothing is known but its files."""
-    data = ModelCardData(library_name="sentence-transformers", pipeline_tag="sentence-similarity", tags=TAGS[:-1])
-    card = ModelCard.from_template(
-        data,
-        template_path=str(template("folder_card.md")),
-        name=name.rpartition("/")[2],
-        model=Repository(str(model_dir)),
+    card = _rendered(
+        "folder_card.md", {"tags": TAGS[:-1]}, name=name.rpartition("/")[2], model=Repository(str(model_dir))
     )
-    return updated_card(str(card), model_dir, name)
+    return updated_card(card, model_dir, name)
 
 
 def adapter_card(recipe: Recipe, adapter_dir: Path, name: str, merged: str) -> str:
@@ -175,17 +167,15 @@ def adapter_card(recipe: Recipe, adapter_dir: Path, name: str, merged: str) -> s
         merged: what the merged model is called on the Hub.
     """
     config = json.loads((adapter_dir / "adapter_config.json").read_text(encoding="utf-8"))
-    data = ModelCardData(
-        license=recipe.publishing.license,
-        library_name="sentence-transformers",
-        pipeline_tag="sentence-similarity",
-        tags=[*TAGS, "lora", "peft"],
-        base_model=config["base_model_name_or_path"],
-        base_model_relation="adapter",
-    )
-    card = ModelCard.from_template(
-        data,
-        template_path=str(template("adapter_card.md")),
+    front_matter = {
+        "license": recipe.publishing.license,
+        "tags": [*TAGS, "lora", "peft"],
+        "base_model": config["base_model_name_or_path"],
+        "base_model_relation": "adapter",
+    }
+    return _rendered(
+        "adapter_card.md",
+        front_matter,
         name=name.rpartition("/")[2],
         repo_id=name,
         merged=merged,
@@ -193,7 +183,11 @@ def adapter_card(recipe: Recipe, adapter_dir: Path, name: str, merged: str) -> s
         revision=config["revision"],
         lora=_lora(recipe),
     )
-    return str(card)
+
+
+def _rendered(file: str, front_matter: dict[str, Any], **values: Any) -> str:
+    data = ModelCardData(library_name="sentence-transformers", pipeline_tag="sentence-similarity", **front_matter)
+    return str(ModelCard.from_template(data, template_path=str(template(file)), **values))
 
 
 def _is_hub_id(path: str) -> bool:

@@ -9,7 +9,6 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from huggingface_hub.utils import filter_repo_objects
 
@@ -45,14 +44,6 @@ NOBODY = frozenset({"root", "user", "ubuntu", "admin", "runner", "vscode", "jovy
 """Names of users that say nothing about anyone."""
 
 
-class Found(NamedTuple):
-    """A place that has to be fixed before anything is sent."""
-
-    file: Path
-    line: int
-    what: str
-
-
 def check_nothing_private(folder: Path, namespace: str, token: str) -> None:
     """Read every text file of a folder and refuse secrets, paths, and names of this machine and its user.
 
@@ -67,11 +58,10 @@ def check_nothing_private(folder: Path, namespace: str, token: str) -> None:
     secrets = {value for name, value in os.environ.items() if SECRET_VARIABLES.search(name) and len(value) >= 8}
     found = list(_read(folder, secrets | {token}, _own_places(folder), _names(namespace)))
     if found:
-        shown = "; ".join(f"{one.file} line {one.line} holds {one.what}" for one in found[:5])
         more = f"; and {len(found) - 5} more places" if len(found) > 5 else ""
         raise InputError(
-            f"{shown}{more}. Tokens, paths of this machine, its name and its user's are not published. Correct these "
-            "lines, or change the recipe they come from and run it again. Nothing was sent."
+            f"{'; '.join(found[:5])}{more}. Tokens, paths of this machine, its name and its user's are not "
+            "published. Correct these lines, or change the recipe they come from and run it again. Nothing was sent."
         )
 
 
@@ -81,7 +71,8 @@ def published_files(folder: Path) -> list[str]:
     return sorted(filter_repo_objects(files, ignore_patterns=list(NEVER_SENT)))
 
 
-def _read(folder: Path, secrets: set[str], own: re.Pattern[str], names: re.Pattern[str] | None) -> Iterator[Found]:
+def _read(folder: Path, secrets: set[str], own: re.Pattern[str], names: re.Pattern[str] | None) -> Iterator[str]:
+    """Yield each finding: file, line and what it holds."""
     for path in (folder / name for name in published_files(folder)):
         if path.suffix in BINARY:
             continue
@@ -95,10 +86,10 @@ def _read(folder: Path, secrets: set[str], own: re.Pattern[str], names: re.Patte
             patterns = []
         for number, line in enumerate(content.decode(errors="replace").splitlines(), 1):
             if TOKENS.search(line) or any(secret in line for secret in secrets):
-                yield Found(path, number, "what looks like a token or key (not shown)")
+                yield f"{path} line {number} holds what looks like a token or key (not shown)"
             hit = next((hit for hit in (pattern.search(line) for pattern in patterns) if hit), None)
             if hit is not None:
-                yield Found(path, number, repr(hit[0].strip()[:80]))
+                yield f"{path} line {number} holds {hit[0].strip()[:80]!r}"
 
 
 def _own_places(folder: Path) -> re.Pattern[str]:

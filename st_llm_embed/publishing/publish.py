@@ -33,11 +33,6 @@ class Part(NamedTuple):
     folder: Path
     repo_id: str
 
-    @property
-    def to_link(self) -> Link:
-        """How the cards of the others name it."""
-        return Link(self.what, self.repo_id)
-
 
 class Published(NamedTuple):
     """A repository as it was published."""
@@ -92,7 +87,7 @@ def publish(
                 check_tag(target, tag)
         published: list[Published] = []
         for part, target in zip(parts, targets, strict=True):
-            links = [other.to_link for other in parts if other is not part]
+            links = [Link(other.what, other.repo_id) for other in parts if other is not part]
             try:
                 published.append(_push(part, target, _card(part, recipe, links, to), create_pr=create_pr, tag=tag))
             except InputError as error:

@@ -79,7 +79,14 @@ def push_folder(
         with _hub_explained(to, "nothing was sent yet"):
             api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
     with _hub_explained(to, "what was uploaded is kept and is not sent twice"):
-        pull_request = _open_pull_request(api, to, commit_message) if create_pr else None
+        pull_request = None
+        if create_pr:
+            # That of an earlier, perhaps interrupted push.
+            proposed = api.get_repo_discussions(
+                repo_id, repo_type=repo_type, author=api.whoami()["name"], discussion_type="pull_request"
+            )
+            ours = (one.num for one in proposed if one.title == commit_message and one.status in ("open", "draft"))
+            pull_request = next(ours, None)
         commit = api.upload_folder(
             repo_id=repo_id,
             repo_type=repo_type,
@@ -290,15 +297,6 @@ def _check_existing(api: HfApi, to: Destination) -> bool:
             f"another name, or make the repository {wanted} in its settings. Nothing was sent."
         )
     return True
-
-
-def _open_pull_request(api: HfApi, to: Destination, title: str) -> int | None:
-    """Find the pull request that an earlier, perhaps interrupted push opened."""
-    found = api.get_repo_discussions(
-        to.repo_id, repo_type=to.repo_type, author=api.whoami()["name"], discussion_type="pull_request"
-    )
-    ours = (one.num for one in found if one.title == title and one.status in ("open", "draft"))
-    return next(ours, None)
 
 
 @contextmanager

@@ -22,7 +22,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from st_llm_embed.distillation import distillation_of
 from st_llm_embed.doctor.checks.adapter import COMMIT, HUB_ID
 from st_llm_embed.doctor.probe import MINIMUM_COSINE, PROBE_FILE, make_probe, write_probe
-from st_llm_embed.errors import InputError, explained
+from st_llm_embed.doctor.repository import Repository
+from st_llm_embed.errors import InputError
 from st_llm_embed.evaluation import mteb_prompts
 from st_llm_embed.modules import check_eos
 from st_llm_embed.modules.layout import make_portable
@@ -142,11 +143,11 @@ def write_adapter_release(release_dir: Path, adapter_dir: Path, output_dir: Path
                 "a run has an adapter where its recipe has a section lora."
             )
     if not has_public_base(adapter_dir):
-        config = _adapter_config(adapter_dir)
+        config = Repository(str(adapter_dir)).adapter
         raise InputError(
             f"The adapter in {adapter_dir} names its base as {config.get('base_model_name_or_path')!r} at revision "
-            f"{config.get('revision')!r}, and others can load it only on a model of the Hub at a commit of 40 hex "
-            "digits. Train with base.name_or_path set to a Hub id, or publish the merged model alone."
+            f"{config.get('revision')!r}; others can load it only if that is a Hub id and a commit of 40 hex digits. "
+            "Train with base.name_or_path set to a Hub id, or publish the merged model alone."
         )
     shared = [path for pattern in SHARED_WITH_ADAPTER for path in sorted(release_dir.glob(pattern))]
     for path in (*shared, adapter_dir / ADAPTER_CONFIG, adapter_dir / ADAPTER_WEIGHTS):
@@ -161,24 +162,13 @@ def has_public_base(adapter_dir: Path) -> bool:
     Raises:
         InputError: its configuration cannot be read.
     """
-    if not (adapter_dir / ADAPTER_CONFIG).is_file():
-        return False
-    config = _adapter_config(adapter_dir)
+    config = Repository(str(adapter_dir)).adapter if adapter_dir.is_dir() else {}
     base, revision = config.get("base_model_name_or_path") or "", config.get("revision") or ""
     return bool(HUB_ID.fullmatch(base) and COMMIT.fullmatch(revision))
 
 
-def _adapter_config(adapter_dir: Path) -> dict[str, Any]:
-    path = adapter_dir / ADAPTER_CONFIG
-    with explained(f"{path} cannot be read", "Train again, or move the adapter's folder away."):
-        return json.loads(path.read_text(encoding="utf-8"))
-
-
 def without_local_places(recipe: Recipe) -> str:
-    """Give the recipe as YAML, with the file's name in place of each path and localhost for hosts of a local network.
-
-    What remains says what was chosen; where it lay on this machine is nobody else's business.
-    """
+    """Return the recipe as YAML, paths replaced by the files' names, hosts of a local network by localhost."""
     content = _shared(recipe.model_dump(mode="json"))
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
 

@@ -19,7 +19,7 @@ from st_llm_embed.recipe import Recipe
 SET_BY_THE_RUN = ("output_dir", "seed", "prompts")
 
 SCORES = ("retrieval_ndcg_at_10", "retrieval_recall_at_1", "sts_triplet_accuracy", "bitext_accuracy")
-"""What the held-out rows are scored by, the higher the better. The first, which all rows give, chooses the best
+"""What the held-out rows are scored by, the higher the better. The first, which any rows have, chooses the best
 checkpoint where the recipe names no other."""
 
 
@@ -28,7 +28,7 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> SentenceTransformerT
 
     Raises:
         InputError: a key is unknown or set by the run itself, a value has the wrong type, transformers refuses it, a
-            batch has no row, or the best checkpoint could not be told.
+            batch has no row, or it would be open which checkpoint is the best.
     """
     for key in SET_BY_THE_RUN:
         if key in recipe.training:
@@ -45,7 +45,7 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> SentenceTransformerT
     checked = _checked(SentenceTransformerTrainingArguments, recipe.training, f"Recipe {recipe.name}: training")
     # The trainer's own default pins memory, and warns where there is no GPU to pin it for.
     checked.setdefault("dataloader_pin_memory", torch.cuda.is_available())
-    # accelerate joins the processes of a torchrun only if they have GPUs or are told that there are none.
+    # accelerate joins the processes of a torchrun only if they have GPUs or were set to use the CPU.
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
         checked.setdefault("use_cpu", True)
     with explained(f"Recipe {recipe.name}: the training section is refused", "Change what the message names."):
@@ -89,8 +89,8 @@ def _check_best(recipe: Recipe, arguments: SentenceTransformerTrainingArguments)
     metric = str(arguments.metric_for_best_model)
     if metric.removeprefix("eval_") not in (*SCORES, *recipe.evaluation.tasks):
         raise InputError(
-            f"{where}.metric_for_best_model is {shown(metric)}, which is no score of the held-out rows and none of "
-            f"evaluation.tasks. Those are {', '.join((*SCORES, *recipe.evaluation.tasks))}; without the key it is "
+            f"{where}.metric_for_best_model is {shown(metric)}, which is neither a score of the held-out rows nor "
+            f"one of evaluation.tasks. Allowed: {', '.join((*SCORES, *recipe.evaluation.tasks))}; the default is "
             f"{SCORES[0]}."
         )
     if not arguments.greater_is_better:

@@ -44,7 +44,7 @@ class TaskBatchSampler(MultiDatasetDefaultBatchSampler):
     positives are compared by the hash of the text, and a hard negative with the anchors and positives of other rows;
     instructions, empty texts and labels are not.
 
-    What an epoch gives depends on seed and epoch alone, and every epoch has the same number of batches, so a resumed
+    What an epoch has depends on seed and epoch alone, and every epoch has the same number of batches, so a resumed
     training meets the batches it would have met.
     """
 
@@ -63,13 +63,13 @@ class TaskBatchSampler(MultiDatasetDefaultBatchSampler):
         """Hash the texts and make the batches of the first epoch.
 
         Args:
-            dataset: one dataset per configuration, with columns as `to_training` gives them.
-            batch_samplers: tell batch size and whether incomplete batches are dropped.
+            dataset: one dataset per configuration, with the columns of `to_training`.
+            batch_samplers: say batch size and whether incomplete batches are dropped.
             generator: not used; each epoch has a generator of its own.
             seed: seeds the order of rows and batches.
             choices: the recipe's `batches` section.
             configurations: names of the configurations, one per dataset.
-            losses: what tells losses apart, one per dataset; datasets with equal ones may share a batch.
+            losses: what identifies the loss, one per dataset; datasets with equal ones may share a batch.
             processes: how many train together.
 
         Raises:
@@ -94,13 +94,13 @@ class TaskBatchSampler(MultiDatasetDefaultBatchSampler):
         return self._length * self._processes
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Give the batches of the current epoch, those of one joint batch one after the other."""
+        """Yield the batches of the current epoch, those of one joint batch one after the other."""
         for joint in self._epoch(self.epoch):
             for start in range(0, len(joint), self.batch_size):
                 yield joint[start : start + self.batch_size]
 
     def _epoch(self, epoch: int) -> list[list[int]]:
-        """Give as many joint batches as the first epoch has, from more passes over the rows where one gives fewer."""
+        """Return as many joint batches as the first epoch has, from more passes over the rows where one has fewer."""
         batches: list[list[int]] = []
         for again in count():
             batches += self._pass(epoch, again)
@@ -119,13 +119,13 @@ class TaskBatchSampler(MultiDatasetDefaultBatchSampler):
             full += [batch for batches in by_group for batch in batches if len(batch) == self._joint_size]
             incomplete = [[batch for batch in batches if len(batch) < self._joint_size] for batches in by_group]
             left = random.permutation(np.array([row for part in incomplete for batch in part for row in batch], int))
-            # A row alone has nothing to be told from.
+            # A row alone has nothing to be compared with.
             last = [max(part, key=len) for part in incomplete if part and max(map(len, part)) > 1]
         batches = [full[place] for place in random.permutation(len(full))]
         return batches if self.drop_last else batches + last
 
     def _fill(self, rows: NDArray[np.int64]) -> list[list[int]]:
-        """Put each row into the first batch with room for it that lies after every batch with a text of the row."""
+        """Put each row into the first batch with room for it that comes after every batch with a text of the row."""
         batches: list[list[int]] = []
         # next_open[i] leads to the first batch from i on that is not full.
         next_open = [0]
@@ -153,7 +153,7 @@ class TaskBatchSampler(MultiDatasetDefaultBatchSampler):
         return batches
 
     def _check_use(self, first: list[list[int]], configurations: Sequence[str], sizes: Sequence[int]) -> None:
-        """Refuse rows that no epoch can use, and tell how many one epoch leaves out."""
+        """Refuse rows that no epoch can use, and log how many one epoch omits."""
         groups = self._groups[-1]
         unused = np.isin(groups, np.unique(groups[[row for batch in first for row in batch]]), invert=True)
         names = [
@@ -168,20 +168,20 @@ class TaskBatchSampler(MultiDatasetDefaultBatchSampler):
                 "never be trained on. Lower training.per_device_train_batch_size, or give more rows that train under "
                 "the same loss settings."
             )
-        left_out = len(groups) - sum(map(len, first))
-        if left_out:
+        omitted = len(groups) - sum(map(len, first))
+        if omitted:
             logger.info(
-                "batches: an epoch of %d joint batches leaves out %d of %d rows, other ones each time",
+                "batches: an epoch of %d joint batches omits %d of %d rows, other ones each time",
                 len(first),
-                left_out,
+                omitted,
                 len(groups),
             )
 
 
 class SetSamplerEpoch(TrainerCallback):
-    """Tells the batch sampler its epoch.
+    """Sets the epoch of the batch sampler.
 
-    The trainer does so itself, but does not reach the sampler when it goes on in the middle of an epoch with several
+    The trainer does so itself, but does not reach the sampler when it resumes in the middle of an epoch with several
     processes (transformers 5.23, `Trainer._run_epoch`), which would then repeat the batches of the first epoch.
     """
 
@@ -201,13 +201,13 @@ class SetSamplerEpoch(TrainerCallback):
 
 
 def _group_of_rows(rule: Sequence[Hashable], sizes: Sequence[int]) -> NDArray[np.int64]:
-    """Number the groups of datasets that are equal under a rule, and give the number for each row."""
+    """Number the groups of datasets that are equal under a rule, and return the number for each row."""
     numbers = {key: number for number, key in enumerate(dict.fromkeys(rule))}
     return np.repeat([numbers[key] for key in rule], sizes)
 
 
 def _repeated_texts(parts: Sequence[Dataset], labels: Sequence[bool]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Number the texts that stand in several places.
+    """Number the texts that occur in several places.
 
     Args:
         parts: the datasets.
@@ -215,7 +215,7 @@ def _repeated_texts(parts: Sequence[Dataset], labels: Sequence[bool]) -> tuple[N
 
     Returns:
         The numbers of anchor and positive, of shape (rows, 2), and of the negatives, of shape (rows, most negatives of
-        a row); `NO_REPEAT` for texts that stand in one place, are empty or are labels.
+        a row); `NO_REPEAT` for texts that occur in one place, are empty or are labels.
     """
     hashes = []
     for part, labelled in zip(parts, labels, strict=True):

@@ -34,7 +34,7 @@ TEXTS = (*DOCUMENTS.values(), instruction_prompt(OTHER_INSTRUCTION) + QUESTION)
 """What models are compared by: short and long texts in several scripts, with and without an instruction."""
 
 LEAST_COSINE: dict[Dtype, float] = {"float32": 0.9999, "bfloat16": 0.999, "float16": 0.999}
-"""Cosine similarity of two vectors that differ by rounding alone; in bfloat16 two batch sizes give down to 0.9998."""
+"""Cosine similarity of two vectors that differ by rounding alone; in bfloat16 batch sizes differ down to 0.9998."""
 
 REFERENCE_FILE = "reference_vectors.json"
 """In the folder of a training: texts, and the vectors that the trained model gave them while it was in memory."""

@@ -19,7 +19,7 @@ class InstructionCollator(SentenceTransformerDataCollator):
     that every row of the batch has: a batch of rows with and without a negative has none.
     """
 
-    # Batch samplers do not compare the columns that are named here: rows that share an instruction are no duplicates.
+    # Batch samplers do not compare the columns that are named here: rows that share an instruction are not duplicates.
     valid_label_columns: list[str] = field(default_factory=lambda: ["instruction"])
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import Direction, Loss
 
 Features = dict[str, Any]
-"""What a tokenizer gives the model: input_ids and attention_mask of shape (texts, tokens), and more of some models."""
+"""A tokenizer's output: input_ids and attention_mask of shape (texts, tokens), and more of some models."""
 
 SCORED_ROWS = 128
 """Rows of the score matrix that are in memory at once with GradCache."""
@@ -29,7 +29,7 @@ class _Batch(NamedTuple):
 
     columns: int
     place: Tensor | None
-    """Where each text, column by column, is among the embeddings; None: where it stands."""
+    """Where each text, column by column, is among the embeddings; None: in this order."""
     hashes: Tensor | None
 
 
@@ -41,8 +41,8 @@ class InfoNCELoss(CachedMultipleNegativesRankingLoss):
 
     - Similarities are computed in float32 whatever the model computes in. At a temperature of 0.02, bfloat16 moves a
       logit by 0.1 or more.
-    - Mini-batches of GradCache are made of texts of like length from all columns (`mini_batches`).
-    - Candidates that are no negatives are left out (`false_negatives`), in the batch of all processes.
+    - Mini-batches of GradCache are made of texts of like length from all columns (`length_sorted`).
+    - False negatives are masked (`known_positives`), in the batch of all processes.
     - In-batch negatives can be switched off.
 
     Args:
@@ -56,8 +56,8 @@ class InfoNCELoss(CachedMultipleNegativesRankingLoss):
         hardness_strength: extra weight of a row's own hard negatives (arXiv 2509.20354, EmbeddingGemma).
         in_batch_negatives: False compares each anchor with the documents of its own row only, for rows whose positives
             are labels that many rows share (SFR-Embedding-Mistral).
-        mask_duplicates: leave out candidates whose text shows them to be no negatives (`known_positives`).
-        false_negative_margin: leave out candidates whose similarity is above that of the positive by more than this
+        mask_duplicates: mask candidates whose text shows that they are not negatives (`known_positives`).
+        false_negative_margin: mask candidates whose similarity is above that of the positive by more than this
             (arXiv 2506.05176, Qwen3-Embedding: 0.1). None: none.
         gather_across_devices: compare with the texts of all processes.
 
@@ -103,7 +103,7 @@ class InfoNCELoss(CachedMultipleNegativesRankingLoss):
 
         Args:
             sentence_features: one for each column: anchors, positives, negatives.
-            labels: not used; the trainer gives them.
+            labels: not used; the trainer passes them.
 
         Raises:
             InputError: there are too few columns to compare.
@@ -150,7 +150,7 @@ class InfoNCELoss(CachedMultipleNegativesRankingLoss):
                 local += get_rank() * rows
             precise = torch.promote_types(texts.dtype, torch.float32)
             columns = [normalize(column.to(precise), dim=-1) for column in columns]
-            # Cut off, so that parts of the score matrix go back one by one and what lies below goes back once.
+            # Cut off, so that parts of the score matrix go back one by one and what is below goes back once.
             scored = [column.detach().requires_grad_() for column in columns] if with_backward else columns
             total = torch.zeros((), dtype=precise, device=texts.device)
             for some in local.split(SCORED_ROWS if self.uses_gradient_cache else rows):
@@ -164,7 +164,7 @@ class InfoNCELoss(CachedMultipleNegativesRankingLoss):
         return total
 
     def get_config_dict(self) -> dict[str, Any]:
-        """Give the settings for the model's card."""
+        """Return the settings for the model's card."""
         names = ("temperature", "mini_batch_num_tokens", "gather_across_devices", "directions", "hardness_strength")
         own = ("in_batch_negatives", "mask_duplicates", "false_negative_margin")
         return {name: getattr(self, name) for name in (*names, *own)}
@@ -181,7 +181,7 @@ class InfoNCELoss(CachedMultipleNegativesRankingLoss):
             "doc_to_doc": (positives, documents),
         }
         similarities = {name: compared[name][0][rows] @ compared[name][1].T for name in self.directions}
-        left_out = {
+        masked = {
             "query_to_doc": torch.zeros_like(own_documents) if self.in_batch_negatives else ~own_documents,
             "query_to_query": own,
             "doc_to_query": torch.zeros_like(own),
@@ -191,7 +191,7 @@ class InfoNCELoss(CachedMultipleNegativesRankingLoss):
             known_anchors, known_documents = known_positives(hashes, rows)
             for name in self.directions:
                 known = known_anchors if name.endswith("query") else known_documents
-                left_out[name] = left_out[name] | known
+                masked[name] = masked[name] | known
         place = torch.arange(len(rows), device=rows.device)
         logits = []
         for name, similarity in similarities.items():
@@ -199,13 +199,13 @@ class InfoNCELoss(CachedMultipleNegativesRankingLoss):
                 positive = similarities["query_to_doc"].detach()[place, rows]
                 above = similarity.detach() > positive[:, None] + self.false_negative_margin
                 # The positive pair itself is among the candidates of doc_to_query, too.
-                left_out[name] = left_out[name] | (above & ~own if name == "doc_to_query" else above)
+                masked[name] = masked[name] | (above & ~own if name == "doc_to_query" else above)
             logit = similarity * self.scale
             if name == "query_to_doc" and self.hardness_strength:
                 hard = own_documents.clone()
                 hard[:, : len(anchors)] = False
                 logit = logit + self.hardness_strength * similarity.detach() * hard
-            logits.append(logit.masked_fill(left_out[name], -torch.inf))
+            logits.append(logit.masked_fill(masked[name], -torch.inf))
         return (torch.cat(logits, dim=1).logsumexp(dim=1) - logits[0][place, rows]).mean()
 
 
@@ -218,7 +218,7 @@ def build_losses(model: SentenceTransformer, loss: Loss, columns: Mapping[str, S
         columns: names of the text columns, by configuration.
 
     Raises:
-        InputError: a configuration that is to do without in-batch negatives has no negatives of its own.
+        InputError: a configuration without in-batch negatives has no negatives of its own.
     """
     return {name: _build(model, loss, name, texts) for name, texts in columns.items()}
 
@@ -251,7 +251,7 @@ def length_sorted(pool: Features, num_tokens: int) -> tuple[list[Features], Tens
     """Cut a pool of texts into mini-batches of texts of like length, the longest first, each as wide as its longest.
 
     Under torchrun every process makes as many as the one that needs most: with weights spread over processes (ZeRO-3,
-    FSDP), a process that calls the model more often than the others would wait for ever.
+    FSDP), a process that calls the model more often than the others would wait forever.
 
     Args:
         pool: features of all texts, padded to one width on any side.
@@ -280,7 +280,7 @@ def length_sorted(pool: Features, num_tokens: int) -> tuple[list[Features], Tens
 
 
 def cut(lengths: Sequence[int], num_tokens: int) -> list[tuple[int, int]]:
-    """Give the ranges of mini-batches over lengths in descending order; the first text of each is its longest."""
+    """Return the ranges of mini-batches over lengths in descending order; the first text of each is its longest."""
     ranges, begin = [], 0
     while begin < len(lengths):
         end = min(begin + max(num_tokens // lengths[begin], 1), len(lengths))
@@ -331,7 +331,7 @@ def _taken(value: Any, texts: Tensor, tokens: Tensor, mask: Tensor) -> Any:
 
 
 def known_positives(hashes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the candidates that the texts of the batch themselves show to be no negatives of a row, or to be repeated.
+    """Find the false negatives of a row that the texts of the batch show, and repeated candidates.
 
     For a row these are: each text that is in the row already (its anchor, its positive, another of its negatives), and
     anchor and positive of each other row with the same anchor or the same positive. Without this, n rows with one
@@ -342,7 +342,7 @@ def known_positives(hashes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         rows: of shape (rows,): the rows of the batch that are asked for.
 
     Returns:
-        True where a candidate has to be left out. Of shape (rows, batch) for the anchors as candidates, a row's own
+        True where a candidate has to be masked. Of shape (rows, batch) for the anchors as candidates, a row's own
         never among them; of shape (rows, batch * (columns - 1)) for the documents, column by column, a row's own
         positive never among them.
     """

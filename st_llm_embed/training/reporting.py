@@ -16,7 +16,7 @@ from st_llm_embed.errors import InputError
 PACKAGES = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
 
 FOLDERS = {"tensorboard": "TENSORBOARD_LOGGING_DIR", "wandb": "WANDB_DIR"}
-"""The variables by which the two are told where to write."""
+"""The variables that say where the two write."""
 
 
 def check_reporting(arguments: SentenceTransformerTrainingArguments, section: str) -> None:
@@ -50,7 +50,7 @@ def reporting_into(folder: Path, arguments: SentenceTransformerTrainingArguments
     reported = [name for name in FOLDERS if name in (arguments.report_to or ())]
     ours = [FOLDERS[name] for name in reported if FOLDERS[name] not in os.environ]
     if "WANDB_DIR" in ours:
-        # W&B writes elsewhere if it is told of a folder that is not there.
+        # W&B writes elsewhere if this folder is missing.
         folder.mkdir(parents=True, exist_ok=True)
     os.environ.update(dict.fromkeys(ours, str(folder.absolute())))
     try:
@@ -59,5 +59,5 @@ def reporting_into(folder: Path, arguments: SentenceTransformerTrainingArguments
         for variable in ours:
             del os.environ[variable]
         if "wandb" in reported:
-            # Otherwise the next training of this process would go on with this one's record.
+            # Otherwise the next training of this process would continue this one's record.
             import_module("wandb").finish()

@@ -1,4 +1,4 @@
-"""The stock trainer, where it has to know of instructions and of other processes."""
+"""The stock trainer with our collator, losses and batches, and what it lacks for several processes."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ class EmbedderTrainer(SentenceTransformerTrainer):
             # accelerate 1.15 looks here for a last norm to shard, finds the module Normalize among the model's own
             # children, and torch cannot shard that ("object layout differs").
             cast(Any, model).base_model_prefix = "0"
-        # Told of ZeRO-3, transformers spreads each model as it is read. Those that are read for comparison and to be
-        # saved have to be whole, and the first process reads them alone; the one to train is spread later.
+        # With ZeRO-3 set up, transformers spreads each model as it is read. Those that are read for comparison and to
+        # be saved have to be whole, and the first process reads them alone; the one to train is spread later.
         unset_hf_deepspeed_config()
 
     def is_sharded(self) -> bool:
-        """Tell whether no process has all of the weights: accelerate was told to use FSDP or DeepSpeed."""
+        """Whether no process has all of the weights: accelerate was set to use FSDP or DeepSpeed."""
         return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     def gathered_weights(self) -> dict[str, Tensor]:
@@ -72,7 +72,7 @@ class EmbedderTrainer(SentenceTransformerTrainer):
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """Take the batches of one step; none where all steps are done."""
-        # transformers 5.23 makes one step too many when it goes on from the checkpoint of the last one.
+        # transformers 5.23 makes one step too many when it resumes from the checkpoint of the last one.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return [], None
@@ -81,18 +81,18 @@ class EmbedderTrainer(SentenceTransformerTrainer):
     def _load_best_model(self) -> None:
         # sentence-transformers 6.2 only logs it when this fails: the last weights would be released as the best.
         best = str(self.state.best_model_checkpoint)
-        with explained(f"The best checkpoint {best} cannot be loaded", "Choose another --output-dir to train anew."):
+        with explained(f"The best checkpoint {best} cannot be loaded", "Choose another --output-dir to train again."):
             self._load_from_checkpoint(best)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # transformers 5.23 calls this on every process and leaves the choice to it; sentence-transformers 6.2 makes
         # none, so that all processes write into the same files at once. Of sharded weights it would write one
-        # process's part, or nothing; what a training goes on from is then in files of FSDP or DeepSpeed.
+        # process's part, or nothing; what a training resumes from is then in files of FSDP or DeepSpeed.
         if self.args.should_save and not self.is_sharded():
             super()._save(output_dir, state_dict=state_dict)
 
     def _load_from_checkpoint(self, checkpoint_path: str, model: Any = None) -> None:
-        # transformers 5.23 gives the sharded model, too, which sentence-transformers 6.2 does not take.
+        # transformers 5.23 passes the sharded model, too, which sentence-transformers 6.2 does not take.
         if self.is_fsdp_enabled:
             load_fsdp_model(self.accelerator.state.fsdp_plugin, self.accelerator, model, checkpoint_path)
         else:
@@ -100,12 +100,12 @@ class EmbedderTrainer(SentenceTransformerTrainer):
 
 
 class FindBestCheckpoint(TrainerCallback):
-    """Looks for the best checkpoint of a resumed training where it lies now."""
+    """Looks for the best checkpoint of a resumed training where it is now."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Replace the recorded path, which is another one after the output folder was moved or copied.
+        """Replace the recorded path, which is wrong after the output folder was moved or copied.
 
         Raises:
             InputError: it is gone.
@@ -116,8 +116,8 @@ class FindBestCheckpoint(TrainerCallback):
         checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.best_global_step}"
         if not checkpoint.is_dir():
             raise InputError(
-                f"{checkpoint}, the best checkpoint of the training that is to go on, is not there. Put it back, or "
-                "choose another --output-dir to train anew."
+                f"{checkpoint}, the best checkpoint of the training to resume, is not there. Put it back, or "
+                "choose another --output-dir to train again."
             )
         state.best_model_checkpoint = str(checkpoint)
 

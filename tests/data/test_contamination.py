@@ -161,12 +161,12 @@ def test_the_first_file_given_is_named(tmp_path: Path) -> None:
         ("numbers.jsonl", b'{"id": 1}\n', "holds no text"),
         ("broken.jsonl", b'{"a": "b"}\n{"a": \n', "line 2 is not JSON"),
         ("broken.json", b'{"a": \n', "cannot be read"),
-        ("latin.txt", "caf\xe9".encode("latin-1"), "cannot be read"),
+        ("latin.txt", "caf\xe9".encode("latin-1"), "line 1 is not UTF-8"),
         ("plain.jsonl.gz", b'{"a": "b"}\n', "cannot be read"),
         ("cut.jsonl.gz", gzip.compress(b'{"a": "b"}\n' * 9_999, mtime=0)[:-20], "cannot be read"),
         ("damaged.jsonl.gz", gzip.compress(b'{"a": "b"}\n', mtime=0)[:10] + b"\xff" * 20, "cannot be read"),
         ("no.parquet", b"PAR1 and then nothing", "cannot be read"),
-        ("deep.jsonl", b"[" * 100_000 + b"]" * 100_000, "nested too deeply"),
+        ("deep.jsonl", b"[" * 100_000 + b"]" * 100_000, "line 1 is not JSON"),
     ],
 )
 def test_a_bad_file_is_one_message(name: str, content: bytes | None, message: str, tmp_path: Path) -> None:

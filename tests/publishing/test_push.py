@@ -11,7 +11,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hub import STRANGERS_TOKEN, TOKEN, Hub, Pusher
 from huggingface_hub import DatasetCard
@@ -116,22 +115,6 @@ print(json.dumps({name: {split: load_dataset("lab/by-name", name, split=split)["
         keys = [key for part in splits.values() for key in part]
         assert sorted(keys) == sorted(row.key for row in sample_rows() if row.task_type == name)
         assert all(splits.values())
-
-
-@pytest.mark.integration
-def test_a_model_loads_by_name_with_equal_vectors(hub: Hub, pusher: Pusher, model: Path, tmp_path: Path) -> None:
-    assert pusher.push(model, "ada/tiny", repo_type="model", private=True) == f"{hub.endpoint}/ada/tiny"
-    texts = ["a text", "", "ein längerer Text über Züge " * 20]
-    program = f"""
-import sys
-import numpy as np
-from sentence_transformers import SentenceTransformer
-np.save(sys.argv[1], SentenceTransformer("ada/tiny", device="cpu").encode({texts!r}))
-print("null")
-"""
-    hub.run(program, tmp_path / "vectors.npy")
-    expected = LLMSentenceTransformer(str(model)).encode(texts)
-    np.testing.assert_array_equal(np.load(tmp_path / "vectors.npy"), expected)
 
 
 @pytest.mark.integration
@@ -366,20 +349,3 @@ def test_a_dataset_with_a_wrong_card_is_not_created(
     assert reason in message
     assert "\n" not in message
     assert not hub.requests("POST", "/repos/create")
-
-
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [
-        (lambda folder: (folder / "modules.json").unlink(), "it lacks modules.json"),
-        (lambda folder: (folder / "pytorch_model.bin").write_bytes(b"x"), "holds pytorch_model.bin: files that can"),
-    ],
-    ids=["modules", "pickle"],
-)
-def test_a_folder_that_is_not_a_safe_model_is_not_pushed(
-    *, hub: Hub, pusher: Pusher, model: Path, tmp_path: Path, damage: Any, reason: str
-) -> None:
-    folder = shutil.copytree(model, tmp_path / "model")
-    damage(folder)
-    assert reason in pusher.push(folder, "ada/bad-model", repo_type="model")
-    assert not hub.requests("POST")
