@@ -164,7 +164,7 @@ def test_a_stage_that_died_is_done_again_and_nothing_else(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("st_llm_embed.pipeline.write_release", dies)
+        patched.setattr("st_llm_embed.publishing.release.write_release", dies)
         with pytest.raises(KeyboardInterrupt):
             run_pipeline(Recipe.load(str(tiny_recipe)), out)
     assert not (out / "release").exists(), "half a release must not look like one"

@@ -171,7 +171,7 @@ def test_a_file_that_is_not_a_recipe_is_refused(text: str, said: str, tmp_path: 
             "data.sources.nq: unknown key licence (did you mean license?) (allowed here: path",
         ),
         ("synthesis.budget.prices.gpt.in=1", "synthesis.budget.prices.gpt: unknown key in"),
-        ("base.adapter=x", "demo.yaml: base.adapter continues"),
+        ("base.adapter=x", "Recipe demo: base.adapter continues"),
     ],
 )
 def test_unknown_keys_and_contradicting_sections_are_reported_at_any_depth(override: str, said: str) -> None:

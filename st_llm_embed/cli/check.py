@@ -79,7 +79,7 @@ def verify(
     api_key_env: Annotated[str, typer.Option(help="Variable that holds the server's key.")] = "OPENAI_API_KEY",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of a table.")] = False,
 ) -> None:
-    """Compare a model's probe vectors with another runtime's or a server's. Exit code 1, and the cause, if they differ."""
+    """Compare a model's probe vectors with another runtime's. Exit code 1, and the known cause, if they differ."""
     from transformers.utils import logging as transformers_logging
 
     from st_llm_embed.doctor.server import server_runtime

@@ -92,6 +92,16 @@ def read_texts(path: Path) -> Iterator[str]:
             raise InputError(f'{path}, line {number} holds no text. Write {{"text": "..."}}, one object a line.')
 
 
+def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield the JSON values of a local file, one a line, with the number of the line from 1 on.
+
+    Raises:
+        InputError: the file cannot be read, or a line is not JSON; it is named.
+    """
+    with explained(f"{path} cannot be read", "Give a .jsonl file that you may read."):
+        yield from _json_values(path, may_be_whole=False)
+
+
 def read_text(path: Path) -> str:
     """Return the content of a UTF-8 text file, a byte order mark omitted.
 

@@ -54,7 +54,9 @@ def read_source(name: str, source: Source) -> Iterator[Row]:
             key=key,
         )
     if count == 0:
-        raise InputError(f"data.sources.{name}: {omitted} records had no anchor or no positive. Check its columns.")
+        raise InputError(
+            f"data.sources.{name} has no rows: {omitted} records lack anchor or positive. Check its columns."
+        )
     logger.info("%s: %d rows, %d records omitted", name, count, omitted)
 
 

@@ -17,7 +17,7 @@ class Source(Section):
     config: str | None = None
     """Configuration of a Hub dataset."""
     file: str | None = None
-    """A file of a Hub dataset, or a pattern of several, in place of `config` and `split`: loading scripts do not run."""
+    """A file of a Hub dataset, or a pattern of several, in place of `config` and `split`."""
     split: str = "train"
     revision: str | None = None
     """Commit of a Hub dataset; pin it, so that the training set stays the same."""

@@ -31,8 +31,8 @@ class Endpoint(Section):
     models: dict[str, Annotated[float, Field(gt=0)]] = Field(min_length=1)
     """Names of models and their share of the requests."""
     parameters: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "max_completion_tokens": 4096}
-    """Fields of a chat completion request. One of `max_completion_tokens` and `max_tokens` is needed: it bounds what an
-    answer can cost. Temperature and top-p are the paper's (section 3.1)."""
+    """Fields of a chat completion request. `max_completion_tokens` or `max_tokens` is needed: it bounds what an answer
+    can cost. Temperature and top-p are the paper's (section 3.1)."""
     mode: Literal["live", "batch"] = "live"
     """`batch` uses the Batch API: cheaper, within 24 hours."""
     concurrency: int = Field(default=16, ge=1, le=1024)

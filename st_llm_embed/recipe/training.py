@@ -31,8 +31,8 @@ class Base(Section):
     """What the vector is: the hidden state of the EOS token, or, for comparison (paper, section 5.3), the mean of
     all tokens' or one whose weights rise with the position. EOS is appended with each."""
     instructions: Instructions = "natural"
-    """What is put before a query, also in the prompts saved with the model: its own instruction; for comparison (paper,
-    section 5.3) the name of its task type in place of it; or nothing. Mining has `query_prompt`."""
+    """What is put before a query, also in the prompts saved with the model: its own instruction; for comparison
+    (paper, section 5.3) the name of its task type in place of it; or nothing. Mining has `query_prompt`."""
 
 
 class Loss(Section):
@@ -53,7 +53,7 @@ class Loss(Section):
     """Task types whose rows are compared with their own hard negatives and not with the batch: those whose positives
     are labels that many rows share (SFR-Embedding-Mistral)."""
     mask_duplicates: bool = True
-    """Mask candidates that repeat a text of the row, or share its anchor or positive, in the batch of all processes."""
+    """Mask candidates that repeat a text of the row, or share its anchor or positive, over all processes."""
     false_negative_margin: float | None = Field(default=None, ge=0, le=2)
     """Mask a candidate whose similarity is above the positive's by more than this (Qwen3-Embedding: 0.1)."""
     matryoshka_dims: tuple[Annotated[int, Field(ge=1)], ...] = ()

@@ -297,7 +297,7 @@ def test_each_anchor_is_encoded_under_its_own_instruction_or_the_given_prompt(
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"range_min": 99, "num_negatives": 2}, "no room for num_negatives 2"),
+        ({"range_min": 99, "num_negatives": 2}, "at least range_min plus num_negatives"),
         ({"num_negatives": 0}, "greater than or equal to 1"),
         ({"relative_margin": -0.1}, "greater than or equal to 0"),
         ({"sampling_strategy": "best"}, "'top' or 'random'"),
