@@ -83,7 +83,7 @@ def test_a_table_is_copied_into_the_document_between_its_marks(
     import scales
 
     monkeypatch.setitem(scales.SCALES, "tiny", replace(scales.SCALES["tiny"], seeds=(1,)))
-    small = (f"base.name_or_path={tiny_base}", "training.max_steps=1", "training.per_device_train_batch_size=4")
+    small = (f"base.name_or_path={tiny_base}", "training.max_steps=2", "training.per_device_train_batch_size=4")
     assert "2 of 2 runs" in run("base_model", *as_options(*small, "base.max_seq_length=48"))
     repository = tmp_path / "repository"
     for folder in ("docs", "scripts/reproduce"):

@@ -1,4 +1,4 @@
-"""Two processes train and score: both know the same, a killed one ends the job, and resuming gives the same weights."""
+"""Two processes train and score: both know the same, a killed one ends the job, and resuming gives equal weights."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ def grid(tiny_recipe: Path, tmp_path: Path) -> Path:
         "name": "poolings",
         "description": "Which pooling.",
         "recipe": str(tiny_recipe),
-        "set": ["training.max_steps=1", "training.save_strategy='no'"],
+        "set": ["training.max_steps=2", "training.save_strategy='no'"],
         "axes": {"pooling": {"mean": ["base.pooling_mode=mean"]}},
         "seeds": [1],
     }
@@ -206,7 +206,7 @@ def test_the_command_lists_runs_and_reports_slips_in_one_line(
     command = ["ablate.py", str(grid), "--output-dir", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", [*command, "--dry-run"])
     main()
-    listed = "mean-seed1  training.max_steps=1 training.save_strategy='no' base.pooling_mode=mean"
+    listed = "mean-seed1  training.max_steps=2 training.save_strategy='no' base.pooling_mode=mean"
     assert listed in capsys.readouterr().out
     with_setting(grid, "wrong", "base.pooling_mode=cls")
     monkeypatch.setattr(sys, "argv", command)
