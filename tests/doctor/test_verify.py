@@ -301,9 +301,7 @@ def test_the_command_says_what_differs_and_exits_with_one(
         assert outcome.err.count("\n") == 1
 
 
-def test_one_model_is_in_memory_at_a_time(
-    mistral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_model_is_in_memory_at_a_time(mistral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That of the probe, that of the runtime, and the one that explains the difference."""
     for name in ("last", "mean"):
         shutil.copytree(mistral, tmp_path / name, ignore=lambda *_: [PROBE_FILE])
