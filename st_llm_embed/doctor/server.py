@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import httpx2
 import numpy as np
 
-from st_llm_embed.api.exchange import read_api_key
+from st_llm_embed.api.exchange import read_api_key, read_vectors
 from st_llm_embed.doctor.runtimes import Embedding, Runtime
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import is_plain_address
@@ -72,12 +72,11 @@ class _Server:
             return [Embedding(self._ids(texts[0]), None, answer)]
         # One text that is empty or too long has the whole batch refused.
         alone = [self([text])[0] for text in texts]
-        taken = [place for place, one in enumerate(alone) if one.vector is not None]
-        if 1 < len(taken) < len(texts):
-            again = self([texts[place] for place in taken])
-            for place, one in zip(taken, again, strict=True):
-                alone[place] = one
-        return alone
+        taken = [text for text, one in zip(texts, alone, strict=True) if one.vector is not None]
+        if not 1 < len(taken) < len(texts):
+            return alone
+        again = iter(self(taken))
+        return [one if one.vector is None else next(again) for one in alone]
 
     def _vectors(self, texts: Sequence[str]) -> np.ndarray | str:
         """Return vectors, shape (number of texts, dimension), or why the server refuses the texts."""
@@ -89,15 +88,12 @@ class _Server:
         if status in REFUSED:
             return f"status {status}: {answer}"
         content = _json(answer)
-        if self._is_tei and isinstance(content, list):
-            data: Any = [{"embedding": one} for one in content]
-        else:
-            data = content.get("data") if isinstance(content, dict) else None
-        vectors = _read_vectors(data, len(texts))
-        if status != 200 or isinstance(vectors, str):
-            problem = vectors if status == 200 and isinstance(vectors, str) else f"status {status}: {answer}"
+        data = content.get("data") if isinstance(content, dict) else content
+        rows = [{"embedding": one} if self._is_tei else one for one in data] if isinstance(data, list) else []
+        vectors = read_vectors(rows, len(texts)) if status == 200 else f"status {status}: {answer}"
+        if isinstance(vectors, str):
             raise InputError(
-                f"{self._url} answers with {problem}. Give the address of a server of embeddings, ending in "
+                f"{self._url} answers with {vectors}. Give the address of a server of embeddings, ending in "
                 "/v1/embeddings or, for Text Embeddings Inference, in /embed; name the model with --served-name; put "
                 "the key into the variable that --api-key-env names."
             )
@@ -119,9 +115,8 @@ class _Server:
         # Each server takes the fields it knows: vLLM prompt, TEI inputs, llama.cpp content.
         body: dict[str, Any] = {"prompt": text, "inputs": text, "content": text}
         body |= {"add_special_tokens": True, "add_special": True, "parse_special": True}
-        if not self._is_tei:
-            body["model"] = self._model()
-        status, answer = self._post(f"{self._root}/tokenize", body)
+        model = {} if self._is_tei else {"model": self._model()}
+        status, answer = self._post(f"{self._root}/tokenize", body | model)
         if status in REFUSED:
             # This text alone; the others are asked for all the same.
             return None
@@ -160,19 +155,3 @@ def _token_ids(answer: Any) -> list[int] | None:
         return None
     ids = [one.get("id") if isinstance(one, dict) else one for one in tokens]
     return ids if all(isinstance(one, int) for one in ids) else None
-
-
-def _read_vectors(data: Any, count: int) -> np.ndarray | str:
-    """Read the vectors of an answer, shape (count, dimension); or say what is wrong with them."""
-    if not isinstance(data, list):
-        return "something that is not a list of vectors"
-    if len(data) != count:
-        return f"{len(data)} vectors for {count} texts"
-    try:
-        vectors = {one.get("index", place): np.asarray(one["embedding"], np.float32) for place, one in enumerate(data)}
-        stacked = np.stack([vectors[place] for place in range(count)])
-    except (AttributeError, LookupError, TypeError, ValueError):
-        return "something that is not one vector for each text"
-    if stacked.ndim != 2 or not stacked.size:
-        return "something that is not one vector for each text"
-    return stacked if np.isfinite(stacked).all() else "a vector that is not finite (NaN or infinity)"

@@ -1,7 +1,4 @@
-"""The stock modules with what a decoder needs at run time.
-
-That is the EOS contract, and keys and values shared by texts under one instruction.
-"""
+"""The stock modules with the EOS contract, and with keys and values shared by texts under one instruction."""
 
 from __future__ import annotations
 
@@ -242,7 +239,6 @@ class LastTokenPooling(Pooling):
                 wrong = int((ends != self.end_token_id).nonzero()[0])
                 raise InputError(
                     f"Text {wrong} of the batch ends in token {int(ends[wrong])}, not in {self.end_token_id}, where "
-                    "the embedding is read. The tokenizer was changed, or EOS was cut off: let the tokenizer's "
-                    "post-processor add it (st_llm_embed.modules.append_eos)."
+                    "the embedding is read. Let the tokenizer's post-processor add it (modules.append_eos)."
                 )
         return super().forward(features, **kwargs)
