@@ -51,12 +51,8 @@ class Hub:
     def start(self) -> None:
         """Start the server, at the address it had before if there was one."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        command = [
-            sys.executable,
-            str(TESTS / "hub_server.py"),
-            str(self.folder),
-            self.endpoint.rpartition(":")[2] or "0",
-        ]
+        port = self.endpoint.rpartition(":")[2] or "0"
+        command = [sys.executable, str(TESTS / "hub_server.py"), str(self.folder), port]
         with (self.folder / "server.log").open("a") as log:
             self._server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         assert self._server.stdout is not None
@@ -76,7 +72,7 @@ class Hub:
         self._server.communicate()
 
     def environment(self, token: str | None = TOKEN, *, xet: bool = False) -> dict[str, str]:
-        """Return the environment of a user who has never used this Hub before."""
+        """Return the environment of a user of this Hub who has never used it before."""
         self._homes += 1
         environment = {name: value for name, value in os.environ.items() if name not in FORGOTTEN}
         environment |= {
@@ -146,7 +142,7 @@ class Pusher:
         return self._ask(asked | {"folder": str(folder), "repo_id": repo_id, "token": token} | arguments)
 
     def publish(self, folder: Path, to: str, *, token: str | None = TOKEN, **arguments: Any) -> Any:
-        """Call `publish` in a process of its own and return the addresses, the message, or None if it was killed."""
+        """Call `publish` in a process of its own; return the addresses, the message, or None if it was killed."""
         return self._ask({"folder": str(folder), "to": to, "token": token} | arguments)
 
     def _ask(self, asked: dict[str, Any]) -> Any:

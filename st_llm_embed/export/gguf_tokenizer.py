@@ -1,8 +1,8 @@
 """A tokenizer as llama.cpp has it: pieces, their types and scores, merges, and which of its algorithms reads them.
 
 llama.cpp's own converter recognizes a pre-tokenizer by the hash of one encoded text, which an appended EOS changes,
-and without a tokenizer.model gives every piece the same score; the ids are then wrong, and nothing warns. Here both are
-read from tokenizer.json, and what llama.cpp has no algorithm for is refused.
+and without a tokenizer.model gives every piece the same score; the ids are then wrong, and nothing warns. Here both
+are read from tokenizer.json, and what llama.cpp has no algorithm for is refused.
 """
 
 from __future__ import annotations
