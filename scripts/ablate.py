@@ -33,7 +33,8 @@ from st_llm_embed.errors import InputError, explained, shown
 from st_llm_embed.evaluation import markdown_table
 from st_llm_embed.evaluation.plots import AFTER, BEFORE, figure
 from st_llm_embed.pipeline import check_inputs
-from st_llm_embed.recipe import NAME_PATTERN, Label, Recipe, Section
+from st_llm_embed.recipe import Recipe
+from st_llm_embed.recipe.section import NAME_PATTERN, Label, Section
 
 Heading = Annotated[Label, StringConstraints(pattern=r"^[^|\n]+$")]
 """A heading of the table."""

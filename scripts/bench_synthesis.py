@@ -103,7 +103,7 @@ def measure(kind: str, url: str, concurrency: int, count: int) -> dict[str, floa
         chat = ChatService(recipe, journal)
         client = Client(chat, recipe.endpoint, url, "x")
         chat.find_format(client, "m")  # loads what is loaded late, for both
-        chat.start(Progress("examples", count))
+        chat.progress = Progress("examples", count)
         begun, cpu = time.perf_counter(), time.process_time()
         if kind == "client":
             client.send(chat.unanswered(requests()))

@@ -38,6 +38,7 @@ def build_run(folder: Path, size: str) -> None:
     from st_llm_embed import LLMSentenceTransformer
     from st_llm_embed.data import Row, write_dataset
     from st_llm_embed.modules import base_path
+    from st_llm_embed.training.check import vectors_of, write_reference_vectors
 
     tokenizer = AutoTokenizer.from_pretrained(base_path("embedded"))
     torch.manual_seed(0)
@@ -56,6 +57,7 @@ def build_run(folder: Path, size: str) -> None:
     tokenizer.save_pretrained(folder / "base")
     model = LLMSentenceTransformer.from_base(str(folder / "base"), max_seq_length=64, device="cpu")
     model.save_pretrained(str(folder / "training" / "model"), create_model_card=False)
+    write_reference_vectors(vectors_of(model), folder / "training")
     log = [{"step": 1, "loss": 1.0}, {"step": 1, "epoch": 1.0, "train_runtime": 1.0}]
     (folder / "training" / "log.json").write_text(json.dumps(log), encoding="utf-8")
     rows = [

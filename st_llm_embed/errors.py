@@ -58,7 +58,7 @@ def hub_reason(error: BaseException, repo_id: str, *, writing: bool = False) -> 
 
     Args:
         error: what huggingface_hub raised: HfHubHTTPError; RuntimeError around one (git LFS); ConnectionError and
-            other OSErrors (Xet, sockets); ValueError (answers that it cannot read).
+            other OSErrors (Xet, sockets); ValueError (responses that it cannot read).
         repo_id: the repository.
         writing: whether something was to be written to it.
     """

@@ -66,7 +66,8 @@ def check_data(recipe: Recipe) -> Counter[tuple[str, Split]] | None:
     Raises:
         InputError: they cannot be used.
     """
-    if recipe.data.mining is not None:
+    if recipe.data.mining is not None and recipe.data.mining.model != BASE:
+        # Importing torch takes seconds.
         from st_llm_embed.data.mining import check_mining
 
         check_mining(recipe.data.mining)
@@ -114,7 +115,7 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
             },
             lambda folder: write_report(recipe, dataset_dir, training_dir, folder),
         )
-        # The whole recipe lies in the release.
+        # The whole recipe is in the release.
         build_stage(
             release_dir,
             {"evaluation": evaluated, "recipe": recipe.model_dump(mode="json")},
@@ -124,11 +125,7 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
 
 
 def check_student_inputs(recipe: Recipe) -> None:
-    """Check what a distillation needs that can be checked in seconds, before anything is written.
-
-    Raises:
-        InputError: teacher, student, rows, texts or a section of the recipe cannot be used.
-    """
+    """Check what a distillation needs as `check_inputs` does for a run."""
     from st_llm_embed.distillation import check_distillation, distillation_of
 
     check_distillation(recipe)
@@ -183,7 +180,7 @@ def run_distillation(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
                 "seed": recipe.seed,
                 "instructions": teacher_instructions(recipe),
             },
-            lambda folder: train_student(recipe, list(data), teacher, output_dir / "teacher", folder),
+            lambda folder: train_student(recipe, data, teacher, output_dir / "teacher", folder),
             resumable=True,
         )
         reported = build_stage(
@@ -201,22 +198,19 @@ def run_distillation(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
 
 
 def training_folders(recipe: Recipe) -> list[str]:
-    """Give the names of the folders that a run of a recipe trains in, in their order."""
+    """Return the names of the folders that a run of a recipe trains in, in their order."""
     return [TRAINING_STAGE + stage.name for stage in recipe.stages] or ["training"]
 
 
 def run_build_data(recipe: Recipe, output_dir: Path) -> None:
-    """Run the stages up to training: rows of an LLM, mining, dataset, sources; arguments and errors of `run_pipeline`.
-
-    Only what these stages need is checked, so that they can run where the training cannot.
-    """
+    """Run the stages before training, as `run_pipeline`. Only what they need is checked, so that they run anywhere."""
     check_data(recipe)
     with run_in(output_dir, recipe):
         build_data(recipe, output_dir)
 
 
 def run_training(recipe: Recipe, output_dir: Path) -> None:
-    """Run the stages up to training, with it; arguments and errors are those of `run_pipeline`."""
+    """Run the stages up to and including training, as `run_pipeline`."""
     check_inputs(recipe)
     with run_in(output_dir, recipe):
         _train(recipe, output_dir, build_data(recipe, output_dir))
@@ -227,14 +221,14 @@ def run_synthesis(recipe: Recipe, output_dir: Path, *, ask: bool = True) -> dict
 
     Args:
         recipe: `synthesis`, `data` and the licence matter.
-        output_dir: as for `run_pipeline`, which goes on from here.
-        ask: False sends nothing and makes the dataset anew of the answers there are.
+        output_dir: as for `run_pipeline`, which continues from here.
+        ask: False sends nothing and makes the dataset again of the answers there are.
 
     Returns:
         The content of dataset/statistics.json.
 
     Raises:
-        InputError: as `run_pipeline`; besides, a limit is reached or the LLM's server cannot go on. Every answer that
+        InputError: as `run_pipeline`; or a limit is reached, or the LLM's server does not answer. Every answer that
             came is in journal/.
     """
     synthesis_of(recipe)
@@ -242,7 +236,7 @@ def run_synthesis(recipe: Recipe, output_dir: Path, *, ask: bool = True) -> dict
         check_data(recipe)
     with run_in(output_dir, recipe):
         selection = _generate(recipe, output_dir) if ask else None
-        _build_dataset(recipe, output_dir, selection, anew=not ask)
+        _build_dataset(recipe, output_dir, selection, again=not ask)
         return json.loads((output_dir / "dataset" / "statistics.json").read_text(encoding="utf-8"))
 
 
@@ -257,41 +251,28 @@ def run_estimate(recipe: Recipe, output_dir: Path, requests: int) -> list[Projec
 @contextmanager
 def run_in(output_dir: Path, recipe: Recipe) -> Generator[None]:
     """Hold the output folder, with the resolved recipe in it."""
-    with (
-        owned_folder(output_dir, training_folders(recipe)),
-        full_disk_explained(output_dir),
-    ):
+    with owned_folder(output_dir, training_folders(recipe)), full_disk_explained(output_dir):
         if is_first_process():
             recipe.save(output_dir / "recipe.yaml")
         yield
 
 
-def build_data(recipe: Recipe, output_dir: Path) -> dict[Path, str]:
-    """Build the folders to train on; return each with the hash of its content."""
+def build_data(recipe: Recipe, output_dir: Path) -> list[Path]:
+    """Build the folders to train on, and return them."""
     selection = _generate(recipe, output_dir) if recipe.data.rows == SYNTHESIS and is_first_process() else None
     wait_for_all_processes()
-    built = {output_dir / "dataset": _build_dataset(recipe, output_dir, selection)}
+    built = [_build_dataset(recipe, output_dir, selection)]
     if recipe.data.sources:
-        built[output_dir / "sources"] = _build_sources(recipe, output_dir)
+        built.append(_build_sources(recipe, output_dir))
     return built
 
 
-def _train(recipe: Recipe, output_dir: Path, data: dict[Path, str]) -> tuple[Path, str]:
-    """Train on what `build_data` returned; return the folder of the last training and its fingerprint."""
-    from st_llm_embed.evaluation import held_out_evaluator
-    from st_llm_embed.training import train
+def _train(recipe: Recipe, output_dir: Path, data: Sequence[Path]) -> tuple[Path, str]:
+    """Train on the folders of `build_data`, each stage of the recipe on from the one before it.
 
-    if recipe.stages:
-        return _train_stages(recipe, output_dir, list(data))
-    evaluator = held_out_evaluator(recipe, output_dir / "dataset")
-    folder = output_dir / "training"
-    inputs = {path.name: content for path, content in data.items()} | _training_inputs(recipe)
-    build = partial(train, recipe, list(data), evaluator=evaluator)
-    return folder, build_stage(folder, inputs, build, resumable=True)
-
-
-def _train_stages(recipe: Recipe, output_dir: Path, data: Sequence[Path]) -> tuple[Path, str]:
-    """Train the stages of a recipe, each on from the one before; return as `_train`."""
+    Returns:
+        The folder of the last training, and its fingerprint.
+    """
     from st_llm_embed.evaluation import held_out_evaluator
     from st_llm_embed.training import train
     from st_llm_embed.training.adapter import continue_from
@@ -299,15 +280,16 @@ def _train_stages(recipe: Recipe, output_dir: Path, data: Sequence[Path]) -> tup
 
     names = [path.parent.name for folder in data for path in folder.glob("*/train.parquet")]
     # All of them, so that a name in a later stage is wrong before an earlier one has trained.
-    chosen = [configurations_of(stage, names) for stage in recipe.stages]
+    chosen = [configurations_of(stage, names) for stage in recipe.stages] or [None]
+    stages, trainings, folders = recipe.stages or (None,), recipe.trainings(), training_folders(recipe)
     done: list[tuple[Path, str]] = []
-    for stage, resolved, configurations in zip(recipe.stages, recipe.trainings(), chosen, strict=True):
-        inputs = {
-            **{folder.name: content_hash(folder, configurations) for folder in data},
-            **_training_inputs(resolved),
-            "hard_negatives": stage.hard_negatives,
-        }
+    for stage, resolved, name, configurations in zip(stages, trainings, folders, chosen, strict=True):
+        inputs: dict[str, Any] = {folder.name: content_hash(folder, configurations) for folder in data}
+        inputs |= {"base": _base_fingerprint(resolved)}
+        inputs |= resolved.model_dump(include={"lora", "loss", "batches", "training", "seed"})
         start = resolved
+        if stage is not None:
+            inputs["hard_negatives"] = stage.hard_negatives
         if done:
             former, inputs["before"] = done[-1]
             start = continue_from(resolved, former)
@@ -317,27 +299,14 @@ def _train_stages(recipe: Recipe, output_dir: Path, data: Sequence[Path]) -> tup
             data,
             evaluator=held_out_evaluator(resolved, output_dir / "dataset"),
             configurations=configurations,
-            hard_negatives=stage.hard_negatives,
+            hard_negatives=stage is None or stage.hard_negatives,
         )
-        folder = output_dir / (TRAINING_STAGE + stage.name)
-        done.append((folder, build_stage(folder, inputs, build, resumable=True)))
+        done.append((output_dir / name, build_stage(output_dir / name, inputs, build, resumable=True)))
     return done[-1]
 
 
-def _training_inputs(recipe: Recipe) -> dict[str, Any]:
-    """Give what the result of a training depends on besides its rows."""
-    return {
-        "base": _base_fingerprint(recipe),
-        **recipe.model_dump(include={"lora", "loss", "batches", "training", "seed"}),
-    }
-
-
 def synthesis_of(recipe: Recipe) -> Synthesis:
-    """Return a recipe's section on synthesis.
-
-    Raises:
-        InputError: its rows come from elsewhere.
-    """
+    """Return a recipe's section on synthesis; raise an InputError where its rows come from elsewhere."""
     if recipe.synthesis is None or recipe.data.rows != SYNTHESIS:
         raise InputError(
             f"Recipe {recipe.name} takes its rows from {recipe.data.rows}. To have an LLM write them, set data.rows "
@@ -348,13 +317,13 @@ def synthesis_of(recipe: Recipe) -> Synthesis:
 
 def _generate(recipe: Recipe, output_dir: Path) -> Selection | None:
     """Have every request answered; return the rows if a judge graded them."""
-    synthesis = synthesis_of(recipe)
     logger.info("journal: asking for what is not answered yet")
+    synthesis = synthesis_of(recipe)
     return generate(synthesis, output_dir / "journal", _similarities(synthesis))
 
 
-def _build_dataset(recipe: Recipe, output_dir: Path, selection: Selection | None = None, *, anew: bool = False) -> str:
-    """Write dataset/ of the rows, or of what the journal's answers give; return the hash of its content."""
+def _build_dataset(recipe: Recipe, output_dir: Path, selection: Selection | None, *, again: bool = False) -> Path:
+    """Write dataset/ of the rows, or of what the journal's answers give."""
     folder, data, journal = output_dir / "dataset", recipe.data, output_dir / "journal"
     # Licence and name are on the card.
     inputs: dict[str, Any] = data.model_dump(mode="json", exclude={"rows", "sources", "mining"})
@@ -377,15 +346,16 @@ def _build_dataset(recipe: Recipe, output_dir: Path, selection: Selection | None
             counts = write_synthetic_dataset(synthesis, journal, folder, fraction, similarities, selection=selection)
         else:
             counts = write_dataset(read_rows(rows_file(data.rows)), folder, data.validation_fraction)
-        counts = _mined(recipe, output_dir, folder) or counts
+        if data.mining is not None:
+            counts = _mined(recipe, data.mining, output_dir, folder)
         (folder / "README.md").write_text(dataset_card(recipe, folder, counts), encoding="utf-8")
 
-    build_stage(folder, inputs, build, again=anew)
-    return content_hash(folder)
+    build_stage(folder, inputs, build, again=again)
+    return folder
 
 
-def _build_sources(recipe: Recipe, output_dir: Path) -> str:
-    """Write sources/ of other people's sets, apart from the dataset, which may be published; return its hash."""
+def _build_sources(recipe: Recipe, output_dir: Path) -> Path:
+    """Write sources/ of other people's sets, apart from the dataset, which may be published."""
     folder, sources = output_dir / "sources", recipe.data.sources
 
     def build(folder: Path) -> None:
@@ -398,7 +368,7 @@ def _build_sources(recipe: Recipe, output_dir: Path) -> str:
         for name, source in sources.items()
     }
     build_stage(folder, inputs, build)
-    return content_hash(folder)
+    return folder
 
 
 def content_hash(folder: Path, configurations: Collection[str] | None = None) -> str:
@@ -413,7 +383,7 @@ def content_hash(folder: Path, configurations: Collection[str] | None = None) ->
 
 
 def _similarities(synthesis: Synthesis) -> Similarities | None:
-    """Give the cosine similarities of the consistency filter's model, loaded when it is first needed."""
+    """Return what computes the consistency filter's cosine similarities; its model is loaded when first needed."""
     name = synthesis.filters.consistency_model
     if name is None:
         return None
@@ -436,15 +406,12 @@ def _similarities(synthesis: Synthesis) -> Similarities | None:
     return similarities
 
 
-def _mined(recipe: Recipe, output_dir: Path, folder: Path) -> Counter[tuple[str, Split]] | None:
-    """Mine negatives for the rows in a folder, if the recipe says so; vectors/ keeps what was encoded."""
-    if recipe.data.mining is None:
-        return None
+def _mined(recipe: Recipe, mining: Mining, output_dir: Path, folder: Path) -> Counter[tuple[str, Split]]:
+    """Mine negatives for the rows in a folder; vectors/ keeps what was encoded."""
     from st_llm_embed.data.mining import mine_dataset, mining_model
     from st_llm_embed.data.vectors import VectorFolder, encoding
     from st_llm_embed.training.adapter import starting_model
 
-    mining = recipe.data.mining
     embedder = starting_model(recipe) if mining.model == BASE else mining_model(mining)
     model = json.dumps(_mining_model(recipe, mining), sort_keys=True)
     encoder = f"{model}\n{mining.query_prompt!r}\n{mining.document_prompt!r}"

@@ -110,7 +110,7 @@ def tiny_recipe(tmp_path: Path, tiny_base: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_run_recipe(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Callable[..., Recipe]:
-    """Give the tiny recipe with overrides, for runs that several tests share."""
+    """Return the tiny recipe with overrides, for runs that several tests share."""
     path = write_tiny_recipe(tmp_path_factory.mktemp("tiny-recipe"), tiny_base)
     return lambda *overrides: Recipe.load(str(path), overrides)
 

@@ -51,12 +51,8 @@ class Hub:
     def start(self) -> None:
         """Start the server, at the address it had before if there was one."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        command = [
-            sys.executable,
-            str(TESTS / "hub_server.py"),
-            str(self.folder),
-            self.endpoint.rpartition(":")[2] or "0",
-        ]
+        port = self.endpoint.rpartition(":")[2] or "0"
+        command = [sys.executable, str(TESTS / "hub_server.py"), str(self.folder), port]
         with (self.folder / "server.log").open("a") as log:
             self._server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         assert self._server.stdout is not None
@@ -76,7 +72,7 @@ class Hub:
         self._server.communicate()
 
     def environment(self, token: str | None = TOKEN, *, xet: bool = False) -> dict[str, str]:
-        """Give the environment of a user of this Hub who has used it never before."""
+        """Return the environment of a user of this Hub who has never used it before."""
         self._homes += 1
         environment = {name: value for name, value in os.environ.items() if name not in FORGOTTEN}
         environment |= {
@@ -90,7 +86,7 @@ class Hub:
         return environment | ({} if token is None else {"HF_TOKEN": token})
 
     def run(self, program: str, *arguments: str | Path, token: str | None = TOKEN) -> Any:
-        """Run a Python program against the Hub and give what it printed last, as JSON."""
+        """Run a Python program against the Hub and return what it printed last, as JSON."""
         finished = subprocess.run(
             [sys.executable, "-c", program, *map(str, arguments)],
             env=self.environment(token),
@@ -112,7 +108,7 @@ class Hub:
         self._ask("/_test/faults", list(faults))
 
     def requests(self, method: str, path: str = "") -> list[dict[str, Any]]:
-        """Give the requests since the last call of `fail`: `method`, `path`, `received` bytes and `status`."""
+        """Return the requests since the last call of `fail`: `method`, `path`, `received` bytes and `status`."""
         return [one for one in self._ask("/_test/requests") if one["method"] == method and path in one["path"]]
 
     def get(self, path: str, token: str | None = TOKEN) -> Any:
@@ -141,12 +137,12 @@ class Pusher:
         )
 
     def push(self, folder: Path, repo_id: str, *, token: str | None = TOKEN, **arguments: Any) -> str:
-        """Call `push_folder` and give the address, or the message of the InputError."""
+        """Call `push_folder` and return the address, or the message of the InputError."""
         asked = {"repo_type": "dataset", "private": False, "create_pr": False, "commit_message": "Add the dataset"}
         return self._ask(asked | {"folder": str(folder), "repo_id": repo_id, "token": token} | arguments)
 
     def publish(self, folder: Path, to: str, *, token: str | None = TOKEN, **arguments: Any) -> Any:
-        """Call `publish` in a process of its own and give the addresses, the message, or None if it was killed."""
+        """Call `publish` in a process of its own; return the addresses, the message, or None if it was killed."""
         return self._ask({"folder": str(folder), "to": to, "token": token} | arguments)
 
     def _ask(self, asked: dict[str, Any]) -> Any:
@@ -159,5 +155,5 @@ class Pusher:
         return json.loads(answer)
 
     def close(self) -> str:
-        """End the process and give what it wrote to stderr."""
+        """End the process and return what it wrote to stderr."""
         return self._process.communicate()[1]

@@ -68,7 +68,7 @@ class HubConnection(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_request  # noqa: N815
 
     def _fails(self, path: str) -> bool:
-        """Do what a fault asks for: cut the connection after so many bytes of the body, or answer with a status."""
+        """Do what a fault asks for: cut the connection after some bytes of the body, or answer with a status."""
         with self.lock:
             fault = next(
                 (

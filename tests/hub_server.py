@@ -41,7 +41,7 @@ class Hub(HubConnection):
     # --- who asks, and for what ---
 
     def _namespaces(self) -> tuple[str, ...]:
-        """Give the user who asks and its organisations; nothing for a request without a token."""
+        """Return the user who asks and its organisations; nothing for a request without a token."""
         authorization = self.headers.get("Authorization")
         if authorization is None:
             return ()

@@ -20,7 +20,7 @@ LFS_BYTES = 1 << 20
 
 
 class HubError(Exception):
-    """An answer that is no success: status, message, and the X-Error-Code that clients look at."""
+    """An answer that is not a success: status, message, and the X-Error-Code that clients look at."""
 
     def __init__(self, status: int, message: str, code: str | None = None) -> None:
         super().__init__(message)
@@ -106,7 +106,7 @@ class Storage:
         return Repo(**content)
 
     def resolve(self, repo: Repo, revision: str) -> tuple[str, Commit]:
-        """Give sha and commit of a branch, tag, pull request or commit."""
+        """Return sha and commit of a branch, tag, pull request or commit."""
         name = repo.full_ref(revision)
         sha = revision if name is None else repo.refs[name]
         path = self._folder(repo.kind, repo.repo_id) / "commits" / f"{sha}.json"

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -63,11 +62,10 @@ def test_a_copy_never_overwrites(run_cli: RunCli, tmp_path: Path, monkeypatch: p
         (("copy", "demo", "--to", "folder.yaml"), "folder.yaml exists"),
         (("copy", "demo", "--to", "nowhere/mine.yaml"), "nowhere/mine.yaml cannot be written: [Errno 2]"),
         (("copy", "demo", "--to", "file/mine.yaml"), "file/mine.yaml"),
-        (("copy", "demo", "--to", "mine.txt"), "end in .yaml or .yml"),
+        (("copy", "demo", "--to", "mine.txt"), "ends in .yaml or .yml"),
         (("copy", "demo", "--to", "my own.yaml"), "letters, digits"),
         (("copy", "dmeo"), "did you mean demo"),
-        (("copy", "binary.yaml"), "There is no shipped recipe 'binary.yaml'"),
-        (("show", "binary.yaml"), "binary.yaml cannot be read"),
+        (("show", "binary.yaml"), "binary.yaml' cannot be read"),
         (("show", "folder.yaml"), "There is no recipe"),
         (("show", "x" * 300 + ".yaml"), "cannot be read: [Errno 36]"),
         (("copy", "demo", "--to", "x" * 300 + ".yaml"), "cannot be written: [Errno 36]"),
@@ -101,8 +99,6 @@ def test_a_dry_run_checks_and_prints_and_writes_nothing(run_cli: RunCli, tiny_re
     ("overrides", "told"),
     [
         (["loss.temprature=1"], ["loss: unknown key temprature", "did you mean temperature"]),
-        (["training.learning_rat=1"], ["learning_rat", "did you mean learning_rate"]),
-        (["seed=many"], ["seed", "'many'"]),
         (["training.learning_rate=fast"], ["learning_rate", "'fast'"]),
         (["base.name_or_path=no/such-model"], ["no/such-model", "embedded"]),
         (["data.rows=nowhere.jsonl"], ["nowhere.jsonl", "embedded"]),
@@ -154,11 +150,6 @@ def test_a_wrong_choice_ends_with_one_message_and_nothing_written(
         write_rows(tmp_path / f"no-{task_type}.jsonl", rows)
     options = [part for override in overrides for part in ("--set", override)]
     refused(run_cli("run", tiny_recipe, *options, "--output-dir", tmp_path / "out"), *told)
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_unknown_recipe_lists_the_known(run_cli: RunCli, tmp_path: Path) -> None:
-    refused(run_cli("run", "dmeo", "--output-dir", tmp_path / "out"), "'dmeo'", "did you mean demo", "recipes copy")
     assert not (tmp_path / "out").exists()
 
 
@@ -228,26 +219,9 @@ def test_a_base_that_cannot_be_used_is_refused_before_anything_is_written(
 def test_an_output_folder_that_cannot_be_written_is_refused(
     run_cli: RunCli, tiny_recipe: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "file").write_text("", encoding="utf-8")
-    refused(
-        run_cli("run", tiny_recipe, "--output-dir", tmp_path / "file" / "out"), "cannot be written to", "--output-dir"
-    )
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="permissions do not bind root")
-def test_a_folder_without_write_permission_is_refused(run_cli: RunCli, tiny_recipe: Path, tmp_path: Path) -> None:
-    (tmp_path / "closed").mkdir(mode=0o555)
-    refused(run_cli("run", tiny_recipe, "--output-dir", tmp_path / "closed" / "out"), "Permission denied")
-
-
-def test_a_run_prints_the_table_and_where_everything_lies(run_cli: RunCli, tiny_recipe: Path, tmp_path: Path) -> None:
-    outcome = run_cli("run", tiny_recipe, "--output-dir", tmp_path / "out")
-    assert outcome.code == 0, outcome.err
-    report = json.loads((tmp_path / "out" / "evaluation" / "report.json").read_text(encoding="utf-8"))
-    for key in ("retrieval_ndcg_at_10", "sts_triplet_accuracy", "bitext_accuracy"):
-        assert f"{report['after'][key]:.3f}" in outcome.out
-    for name in ("release", "evaluation/report.md", "training", "dataset", "recipe.yaml"):
-        assert str(tmp_path / "out" / name) in outcome.out.replace("\n", "")
+    (tmp_path / "file").touch()
+    outcome = run_cli("run", tiny_recipe, "--output-dir", tmp_path / "file" / "out")
+    refused(outcome, "cannot be written to", "--output-dir")
 
 
 def made(folder: Path) -> dict[str, int]:
@@ -255,7 +229,7 @@ def made(folder: Path) -> dict[str, int]:
     return {path.stem: path.stat().st_mtime_ns for path in (folder / "manifests").glob("*.json")}
 
 
-def test_a_run_in_steps_goes_on_where_the_step_before_ended(
+def test_a_run_in_steps_continues_where_the_step_before_ended_and_prints_the_scores(
     run_cli: RunCli, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     out = ("--output-dir", tmp_path / "out")
@@ -274,7 +248,13 @@ def test_a_run_in_steps_goes_on_where_the_step_before_ended(
     assert trained == built | {"training": trained["training"]}
     assert not any((tmp_path / "out" / name).exists() for name in ("evaluation", "release"))
 
-    assert run_cli("run", tiny_recipe, *out).code == 0
+    outcome = run_cli("run", tiny_recipe, *out)
+    assert outcome.code == 0, outcome.err
+    report = json.loads((tmp_path / "out" / "evaluation" / "report.json").read_text(encoding="utf-8"))
+    for key in ("retrieval_ndcg_at_10", "sts_triplet_accuracy", "bitext_accuracy"):
+        assert f"{report['after'][key]:.3f}" in outcome.out
+    for name in ("release", "evaluation/report.md", "training", "dataset", "recipe.yaml"):
+        assert str(tmp_path / "out" / name) in outcome.out.replace("\n", "")
     finished = made(tmp_path / "out")
     assert finished.keys() == {"dataset", "training", "evaluation", "release"}
     assert finished == finished | trained

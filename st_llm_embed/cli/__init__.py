@@ -6,16 +6,7 @@ import sys
 
 import typer
 
-from st_llm_embed.cli import (
-    check,
-    distill,
-    encode,
-    evaluation,
-    publish,
-    recipes,
-    run,
-    synthesis,
-)
+from st_llm_embed.cli import check, distill, encode, evaluation, publish, recipes, run, synthesis
 from st_llm_embed.errors import InputError
 
 app = typer.Typer(
@@ -25,16 +16,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(recipes.app, name="recipes")
-for commands in (
-    run.app,
-    synthesis.app,
-    evaluation.app,
-    check.app,
-    publish.app,
-    encode.app,
-    distill.app,
-):
-    app.add_typer(commands)
+for commands in (run, synthesis, evaluation, check, publish, encode, distill):
+    app.add_typer(commands.app)
 
 
 def main() -> None:

@@ -79,10 +79,7 @@ def verify(
     api_key_env: Annotated[str, typer.Option(help="Variable that holds the server's key.")] = "OPENAI_API_KEY",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of a table.")] = False,
 ) -> None:
-    """Compare the vectors of a model's probe texts with those of another runtime or a server.
-
-    Exits with 0 if they are the same, with 1 if they differ, and then says which known fault explains it.
-    """
+    """Compare a model's probe vectors with another runtime's. Exit code 1, and the known cause, if they differ."""
     from transformers.utils import logging as transformers_logging
 
     from st_llm_embed.doctor.server import server_runtime
@@ -104,14 +101,14 @@ def verify(
 
 
 def _print_diagnosis(diagnosis: Diagnosis) -> None:
-    done = [check for check in diagnosis.checks if check.not_checked is None]
     others = [check for check in diagnosis.checks if check.not_checked is not None]
     for finding in diagnosis.findings:
         typer.echo(f"{finding.severity.upper()}: {finding.trap} ({finding.file})")
         typer.echo(f"  {finding.message}")
         typer.echo(f"  Affected: {', '.join(finding.readers) or 'everybody'}. Fix: {finding.fix}")
     found = "1 finding" if len(diagnosis.findings) == 1 else f"{len(diagnosis.findings)} findings"
-    typer.echo(f"{diagnosis.model}: {found} in {len(done)} checks; not checked: {len(others)}.")
+    done = len(diagnosis.checks) - len(others)
+    typer.echo(f"{diagnosis.model}: {found} in {done} checks; not checked: {len(others)}.")
     for check in others:
         typer.echo(f"- {check.what}: {check.not_checked}")
     typer.echo("What libraries read:")

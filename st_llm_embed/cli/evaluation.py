@@ -65,13 +65,7 @@ def evaluate(
         )
     else:
         loaded = ServedModel(
-            base_url,
-            model,
-            mode,
-            output_dir,
-            max_usd=max_usd,
-            max_tokens=max_tokens,
-            max_seq_length=max_seq_length,
+            base_url, model, mode, output_dir, max_usd=max_usd, max_tokens=max_tokens, max_seq_length=max_seq_length
         )
     with closing(loaded):
         todo = evaluation.unfinished(loaded, chosen, output_dir)
@@ -141,9 +135,8 @@ def _print_preflight(planned: list[PlannedTask], count: int) -> None:
 
     table = Table("task", "before a query", "from", "texts", title=f"{len(planned)} of {count} tasks to do")
     for one in planned:
-        origin = f"{one.prompt.source}, GENERIC" if one.prompt.generic else one.prompt.source
-        texts = f"{one.texts:,}" if one.texts else "?"
-        table.add_row(one.name, one.prompt.query.strip() or "-", origin, texts)
+        origin = one.prompt.source + (", GENERIC" if one.prompt.generic else "")
+        table.add_row(one.name, one.prompt.query.strip() or "-", origin, f"{one.texts:,}" if one.texts else "?")
     Console().print(table)
 
 

@@ -32,14 +32,7 @@ OutputDir = Annotated[
 def load_recipe(
     command: str, recipe: str | None, overrides: list[str] | None, output_dir: Path | None, *, example: str = "demo"
 ) -> tuple[Recipe, Path]:
-    """Load the recipe that a command was given.
-
-    Returns:
-        The recipe, and the folder of its run.
-
-    Raises:
-        InputError: no recipe was given, or it cannot be used.
-    """
+    """Return the recipe that a command was given, and the folder of its run."""
     resolved = Recipe.load(required(recipe, command, example), overrides or [])
     return resolved, run_folder(resolved.name, output_dir)
 
@@ -68,11 +61,7 @@ def required(recipe: str | None, command: str, example: str = "demo") -> str:
 
 
 def one_of(value: str, allowed: tuple[Choice, ...], option: str) -> Choice:
-    """Return the value if the option allows it.
-
-    Raises:
-        InputError: it does not.
-    """
+    """Return the value; raise an InputError if the option does not allow it."""
     for one in allowed:
         if one == value:
             return one
@@ -90,10 +79,7 @@ def run_folder(name: str, output_dir: Path | None) -> Path:
 
 
 def configure_logging() -> None:
-    """Show the package's own progress and the bars of training and encoding; silence those of loading and saving.
-
-    Under torchrun only the first process shows anything.
-    """
+    """Show the package's log in the first process; silence other libraries' bars of loading and saving."""
     if not is_first_process():
         return
     import datasets

@@ -33,13 +33,10 @@ def export_command(
     from st_llm_embed.export import export_model
 
     for done in export_model(model, listed(to), output_dir, quantize=listed(quantize)):
-        found = done.verification
-        compared = (
-            "not compared"
-            if found is None
-            else f"lowest cosine {found.worst_cosine:.6f}, largest difference {found.largest_difference:.1e} over "
-            f"{len(found.rows)} texts"
-        )
+        compared = "not compared"
+        if found := done.verification:
+            numbers = f"lowest cosine {found.worst_cosine:.6f}, largest difference {found.largest_difference:.1e}"
+            compared = f"{numbers} over {len(found.rows)} texts"
         typer.echo(f"{done.format}: {done.folder} ({compared})")
         for kind, cosine in done.quantized.items():
             typer.echo(f"  {kind}: {'not compared' if cosine is None else f'lowest cosine {cosine:.4f}'}")
@@ -62,22 +59,16 @@ def publish(
     tag: Annotated[str | None, typer.Option(metavar="V1", help="Tag the commit in each repository.")] = None,
 ) -> None:
     """Publish model, adapter and rows on the Hugging Face Hub. Run it again to resume after an interruption."""
-    folder = _folder(source)
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = run_folder(Recipe.load(source).name, None)
+        if not folder.is_dir():
+            raise InputError(
+                f"{source} was not run here: there is no {folder}. Run it first (st-llm-embed run {source}), or give "
+                "the folder that --output-dir named."
+            )
     log_to_stderr()
     from st_llm_embed.publishing.publish import publish as publish_folder
 
     for one in publish_folder(folder, to, private=private, create_pr=create_pr, tag=tag):
         typer.echo(f"{one.address}  {CONTENTS[one.what]}")
-
-
-def _folder(source: str) -> Path:
-    """Return the folder; of a recipe the one that a run without --output-dir writes."""
-    if Path(source).is_dir():
-        return Path(source)
-    folder = run_folder(Recipe.load(source).name, None)
-    if not folder.is_dir():
-        raise InputError(
-            f"{source} was not run here: there is no {folder}. Run it first (st-llm-embed run {source}), or give the "
-            "folder that --output-dir named."
-        )
-    return folder

@@ -56,8 +56,18 @@ def run(
         check_and_print(resolved, check_inputs)
         return
     report = run_pipeline(resolved, folder)
-    if is_first_process():
-        _print_outcome(report, folder, training_folders(resolved))
+    if not is_first_process():
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    from st_llm_embed.evaluation import headline_rows
+
+    table = Table("held-out rows", "before", "after", "change", title=f"{report['recipe']}: before and after training")
+    for row in headline_rows(report):
+        table.add_row(*row)
+    Console().print(table)
+    _print_contents(folder, "release", "evaluation/report.md", *training_folders(resolved), "dataset", "journal")
 
 
 @app.command("build-data")
@@ -166,27 +176,15 @@ def _print_plan(plan: Plan, usd_per_hour: float | None) -> None:
     Console().print(table)
     for note in plan.notes:
         typer.echo(note)
-    if plan.device_memory is not None:
-        outcome = "fits" if plan.fits else "does not fit"
-        typer.echo(f"The recipe {outcome} {plan.device_memory / GIB:,.0f} GiB, of which {USABLE:.0%} are counted on.")
+    if plan.device_memory is None:
+        return
+    outcome = "fits" if plan.fits else "does not fit"
+    typer.echo(f"The recipe {outcome} {plan.device_memory / GIB:,.0f} GiB, of which {USABLE:.0%} are counted on.")
     if not plan.fits:
         typer.echo(
             "To take less: lora, base.dtype in 16 bits, base.quantization nf4, training.activation_checkpointing, a "
             "smaller loss.mini_batch_num_tokens, or more devices with --sharded."
         )
-
-
-def _print_outcome(report: dict[str, object], folder: Path, trainings: list[str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from st_llm_embed.evaluation import headline_rows
-
-    table = Table("held-out rows", "before", "after", "change", title=f"{report['recipe']}: before and after training")
-    for row in headline_rows(report):
-        table.add_row(*row)
-    Console().print(table)
-    _print_contents(folder, "release", "evaluation/report.md", *trainings, "dataset", "journal")
 
 
 def _print_contents(folder: Path, *names: str) -> None:

@@ -71,7 +71,7 @@ class EvaluationTexts:
     def __init__(self, texts: Iterable[tuple[str, Path]]) -> None:
         """Index texts, each with the file that has it."""
         files: dict[Path, int] = {}
-        spellings, whole, lacking = _GatheredHashes(), _GatheredHashes(), _GatheredHashes()
+        self._spellings, self._whole, self._lacking = _Hashes(), _Hashes(), _Hashes()
         self._longest = 0
         for text, path in texts:
             words = _words(text)
@@ -79,13 +79,14 @@ class EvaluationTexts:
                 continue
             self._longest = max(self._longest, len(words))
             file = files.setdefault(path, len(files))
-            spellings.add(_hash_spelling(words), file)
+            self._spellings.add(_hash_spelling(words), file)
             if len(words) > 1:
                 total, without = _without_each(words)
-                whole.add(total, file)
-                lacking.add(_at_position(without), file)
+                self._whole.add(total, file)
+                self._lacking.add(_at_position(without), file)
         self._files = tuple(files)
-        self._spellings, self._whole, self._lacking = spellings.sorted(), whole.sorted(), lacking.sorted()
+        for hashes in (self._spellings, self._whole, self._lacking):
+            hashes.sort()
 
     @classmethod
     def read(cls, paths: Sequence[Path]) -> Self:
@@ -96,7 +97,7 @@ class EvaluationTexts:
         Raises:
             InputError: a path does not exist, cannot be read as what its name says, or holds no text.
         """
-        return cls((text, file) for path in paths for file in _files_of(Path(path)) for text in _texts_of(file))
+        return cls((text, file) for path in paths for file in _files_of(path) for text in _texts_of(file))
 
     def match(self, text: str) -> Match | None:
         """Return what a text has in common with an evaluation text: all of it, or all but one word."""
@@ -132,38 +133,32 @@ def strings_in(value: Any) -> Iterator[str]:
             yield from strings_in(item)
 
 
-class _SortedHashes(NamedTuple):
-    """Hashes in order, and the number of the file that has each; of equal hashes the first file's comes first."""
-
-    hashes: np.ndarray
-    files: np.ndarray
-
-    def find(self, wanted: np.ndarray) -> int | None:
-        """Return the least file number among the wanted hashes that are here."""
-        if not len(self.hashes):
-            return None
-        places = np.minimum(np.searchsorted(self.hashes, wanted), len(self.hashes) - 1)
-        hits = self.files[places[self.hashes[places] == wanted]]
-        return int(hits.min()) if len(hits) else None
-
-
-class _GatheredHashes:
-    """Hashes that are still being gathered. Arrays of the standard library grow in place, numpy's are copied."""
+class _Hashes:
+    """Hashes with the number of the file that has each: added first, then sorted, then looked up."""
 
     def __init__(self) -> None:
-        self._hashes = array("Q")
-        self._files = array("I")
+        # Arrays of the standard library grow in place, numpy's are copied.
+        self._added, self._files_added = array("Q"), array("I")
 
     def add(self, hashes: np.ndarray, file: int) -> None:
         """Add the hashes of a text in a file."""
-        self._hashes.frombytes(hashes.tobytes())
-        self._files.extend([file] * len(hashes))
+        self._added.frombytes(hashes.tobytes())
+        self._files_added.extend([file] * len(hashes))
 
-    def sorted(self) -> _SortedHashes:
-        """Return what was added, sorted."""
-        hashes, files = np.asarray(self._hashes), np.asarray(self._files)
+    def sort(self) -> None:
+        """Sort what was added; of equal hashes the first file's comes first."""
+        hashes, files = np.asarray(self._added), np.asarray(self._files_added)
         order = np.argsort(hashes, kind="stable")
-        return _SortedHashes(hashes[order], files[order])
+        self._hashes, self._files = hashes[order], files[order]
+        del self._added, self._files_added
+
+    def find(self, wanted: np.ndarray) -> int | None:
+        """Return the least file number among the wanted hashes that are here."""
+        if not len(self._hashes):
+            return None
+        places = np.minimum(np.searchsorted(self._hashes, wanted), len(self._hashes) - 1)
+        hits = self._files[places[self._hashes[places] == wanted]]
+        return int(hits.min()) if len(hits) else None
 
 
 class _Folding(dict[int, str]):
@@ -236,16 +231,12 @@ def _at_position(hashes: np.ndarray) -> np.ndarray:
 
 
 def _files_of(path: Path) -> list[Path]:
-    if path.is_dir():
-        files = files_in(path, ENDINGS)
-        if not files:
-            raise InputError(f"The folder of evaluation texts {path} has no file that ends in {ALLOWED}.")
-        return files
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"There is no file or folder of evaluation texts {path}. Check the path.")
-    if file_ending(path) not in ENDINGS:
-        raise InputError(f"The file of evaluation texts {path} has to end in {ALLOWED}.")
-    return [path]
+    files = files_in(path, ENDINGS) if path.is_dir() else [path]
+    if not files or file_ending(files[0]) not in ENDINGS:
+        raise InputError(f"{path} is not a file or folder of evaluation texts that end in {ALLOWED}.")
+    return files
 
 
 def _texts_of(file: Path) -> Iterator[str]:

@@ -17,10 +17,7 @@ from st_llm_embed.errors import InputError, explained, shown
 RECORD_FILES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 """Endings of files of records, `.gz` omitted."""
 
-ALLOWED = (
-    f"Allowed are a {', '.join(RECORD_FILES)} file (or one of these with .gz), a folder of files of one of these "
-    "kinds, and the id of a dataset on the Hugging Face Hub."
-)
+ALLOWED = f"Give a {', '.join(RECORD_FILES)} file, also with .gz, a folder of one of these kinds, or a Hub dataset."
 
 RECORDS_AT_ONCE = 1_000
 """Records of a parquet file in memory at a time."""
@@ -93,6 +90,16 @@ def read_texts(path: Path) -> Iterator[str]:
             yield text.strip()
         elif file_ending(path) != ".txt":
             raise InputError(f'{path}, line {number} holds no text. Write {{"text": "..."}}, one object a line.')
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield the JSON values of a local file, one a line, with the number of the line from 1 on.
+
+    Raises:
+        InputError: the file cannot be read, or a line is not JSON; it is named.
+    """
+    with explained(f"{path} cannot be read", "Give a .jsonl file that you may read."):
+        yield from _json_values(path, may_be_whole=False)
 
 
 def read_text(path: Path) -> str:

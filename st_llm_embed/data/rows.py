@@ -6,9 +6,7 @@ paper's recipe: ``{"task_type", "instruction", "attributes", "response"}``.
 
 from __future__ import annotations
 
-import codecs
 import hashlib
-import json
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints, ValidationError, model_validator
 
+from st_llm_embed.data.files import read_json_lines
 from st_llm_embed.errors import InputError, explained, shown
 from st_llm_embed.instructions import ONE_STEP_INSTRUCTIONS
 from st_llm_embed.languages import LANGUAGE_CODES
@@ -117,26 +116,22 @@ class Row(BaseModel):
         return self
 
 
-def embedded_rows() -> Path:
-    """Path of the rows that ship with the package."""
-    return Path(str(files("st_llm_embed") / "data" / "sample" / "open.jsonl"))
-
-
 def rows_file(name_or_path: str) -> Path:
-    """Find the file of rows that a recipe names.
+    """Return the file of rows that a recipe names.
 
     Raises:
         InputError: there is no such file.
     """
-    path = embedded_rows() if name_or_path == EMBEDDED else Path(name_or_path)
+    if name_or_path == EMBEDDED:
+        return Path(str(files("st_llm_embed") / "data" / "sample" / "open.jsonl"))
+    path = Path(name_or_path)
     with explained(f"data.rows is {shown(name_or_path)}, which cannot be read", "Give a file that you may read."):
-        found = path.is_file()
-    if not found:
-        raise InputError(
-            f"data.rows is {shown(name_or_path)}, and there is no such file. Allowed are the path of a .jsonl file "
-            f"and {EMBEDDED!r}, the rows inside the package. Set it with --set data.rows=PATH."
-        )
-    return path
+        if path.is_file():
+            return path
+    raise InputError(
+        f"data.rows is {shown(name_or_path)}, and there is no such file. Allowed are the path of a .jsonl file "
+        f"and {EMBEDDED!r}, the rows inside the package. Set it with --set data.rows=PATH."
+    )
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -145,32 +140,49 @@ def read_rows(path: Path) -> Iterator[Row]:
     Raises:
         InputError: a line is neither a row nor an answer, or the file has no rows; names the line.
     """
-    count = 0
-    with explained(f"{path} cannot be read", "Give a .jsonl file that you may read."):
-        file = path.open("rb")
-    with file as lines:
-        for number, line in enumerate(lines, start=1):
-            text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-            if not text.strip():
-                continue
-            yield _parse(text, f"{path}, line {number}")
-            count += 1
-    if count == 0:
-        raise InputError(
-            f"{path} holds no rows. Give a .jsonl file with one row a line, each with anchor and positive."
-        )
+    number = 0
+    for number, record in read_json_lines(path):
+        where = f"{path}, line {number}"
+        if not isinstance(record, dict):
+            raise InputError(f"{where} is {type(record).__name__}, a row is a JSON object. Write one a line.")
+        yield row_of_answer(record, where) if "response" in record else _checked(record, where)
+    if number == 0:
+        raise InputError(f"{path} holds no rows. Give a .jsonl file with one row a line.")
 
 
 def row_of_answer(answer: dict[str, Any], where: str) -> Row:
     """Make a row of an LLM's answer; `where` names it in errors.
 
     Raises:
-        InputError: it is not one.
+        InputError: it cannot be one.
     """
-    try:
-        return Row.model_validate(_row_of_answer(answer, where))
-    except ValidationError as error:
-        raise InputError(f"{where} is not a row: {_explain(error)}. Fix or remove the line and run again.") from error
+    task_type, response, attributes = answer.get("task_type"), answer["response"], answer.get("attributes") or {}
+    if not isinstance(response, dict) or not isinstance(attributes, dict):
+        raise InputError(f"{where}: response and attributes have to be JSON objects. Fix or remove the line.")
+    if not isinstance(task_type, str) or task_type not in RESPONSE_KEYS:
+        allowed = ", ".join(TASK_TYPES)
+        raise InputError(f"{where} has the task_type {shown(task_type)}; allowed are {allowed}. Fix the line.")
+    keys = RESPONSE_KEYS[task_type]
+    if missing := [key for key in keys if key not in response]:
+        raise InputError(
+            f"{where}: the response to a {task_type} request lacks {', '.join(missing)}. Fix or remove the line."
+        )
+    texts = dict(zip(("anchor", "positive", "negative"), (response[key] for key in keys), strict=False))
+    attributes = dict(attributes)
+    language = attributes.pop("src_lang" if task_type == "bitext" else "language", "und")
+    instruction = answer.get("instruction")
+    if wordings := ONE_STEP_INSTRUCTIONS.get(task_type):
+        instruction = wordings[int(content_hash(str(texts["anchor"])), 16) % len(wordings)]
+    fields = {
+        "instruction": instruction,
+        "task_type": task_type,
+        "language": language,
+        "target_language": attributes.pop("tgt_lang", language),
+        "generator": answer.get("generator", "unknown"),
+        "prompt_version": answer.get("prompt_version", "unknown"),
+        "attributes": attributes,
+    }
+    return _checked(texts | fields, where)
 
 
 def content_hash(*texts: str) -> str:
@@ -179,60 +191,11 @@ def content_hash(*texts: str) -> str:
     return hashlib.blake2b("\x1f".join(texts).encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 
-def _parse(line: bytes, where: str) -> Row:
-    with explained(f"{where} is not UTF-8", "Unpack a compressed file, and save the text as UTF-8."):
-        text = line.decode()
-    with explained(f"{where} is not JSON", "Write one JSON object a line."):
-        record = json.loads(text)
-    if not isinstance(record, dict):
-        raise InputError(f"{where} is {type(record).__name__}, a row is a JSON object. Write one JSON object a line.")
-    if "response" in record:
-        record = _row_of_answer(record, where)
+def _checked(fields: dict[str, Any], where: str) -> Row:
     try:
-        return Row.model_validate(record)
+        return Row.model_validate(fields)
     except ValidationError as error:
-        raise InputError(f"{where} is not a row: {_explain(error)}. Fix or remove the line and run again.") from error
-
-
-def _row_of_answer(answer: dict[str, Any], where: str) -> dict[str, Any]:
-    task_type, response, attributes = answer.get("task_type"), answer["response"], answer.get("attributes") or {}
-    if not isinstance(response, dict) or not isinstance(attributes, dict):
-        raise InputError(
-            f"{where}: response and attributes have to be JSON objects, got {type(response).__name__} and "
-            f"{type(attributes).__name__}. Fix or remove the line."
-        )
-    attributes = dict(attributes)
-    if not isinstance(task_type, str) or task_type not in RESPONSE_KEYS:
-        raise InputError(
-            f"{where} has the task_type {shown(task_type)}; allowed are {', '.join(TASK_TYPES)}. "
-            "Fix or remove the line."
-        )
-    keys = RESPONSE_KEYS[task_type]
-    missing = [key for key in keys if key not in response]
-    if missing:
-        raise InputError(
-            f"{where}: the response to a {task_type} request has {shown(list(response))} and lacks "
-            f"{', '.join(missing)}; {', '.join(keys)} are needed. Fix or remove the line."
-        )
-    texts = dict(zip(("anchor", "positive", "negative"), (response[key] for key in keys), strict=False))
-    language = attributes.pop("src_lang" if task_type == "bitext" else "language", "und")
-    target_language = attributes.pop("tgt_lang", language)
-    wordings = ONE_STEP_INSTRUCTIONS.get(task_type)
-    return {
-        **texts,
-        "instruction": wordings[_draw(texts["anchor"], len(wordings))] if wordings else answer.get("instruction"),
-        "task_type": task_type,
-        "language": language,
-        "target_language": target_language,
-        "generator": answer.get("generator", "unknown"),
-        "prompt_version": answer.get("prompt_version", "unknown"),
-        "attributes": attributes,
-    }
-
-
-def _draw(text: object, choices: int) -> int:
-    """Pick one of `choices` by the content of a text."""
-    return int(content_hash(str(text)), 16) % choices
+        raise InputError(f"{where} is not a row: {_explain(error)}. Fix or remove the line.") from error
 
 
 def fold(text: str) -> str:
@@ -247,17 +210,12 @@ def _explain(error: ValidationError) -> str:
         allowed = Attributes if first["loc"][0] == "attributes" else Row
         return f"unknown field {shown(field)} (allowed: {', '.join(allowed.model_fields)})"
     if first["type"] == "missing" or (value is None and Row.model_fields[field].is_required()):
-        return (
-            f"it has no {field} (a row has {', '.join(Row.model_fields)}; anchor, positive and instruction are needed)"
-        )
+        return f"it has no {field}; anchor, positive and instruction are needed"
     if value is None:
         return f"its {field} is null; give a value or omit the field"
     if first["type"] == "string_too_short":
         return f"its {field} is empty"
     if first["type"] == "string_pattern_mismatch":
-        return (
-            f"its {field} is {shown(value)}; allowed are a BCP-47 code such as en or zh-Hant, und where it is not "
-            "known, and the English names in st_llm_embed/languages.py"
-        )
+        return f"its {field} is {shown(value)}; allowed are a BCP-47 code such as zh-Hant, und, and English names"
     problem = first["msg"].removeprefix("Value error, ")
     return f"{field} is {shown(value)}: {problem}" if field else problem

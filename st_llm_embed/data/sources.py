@@ -17,20 +17,17 @@ logger = logging.getLogger(__name__)
 
 
 def read_source(name: str, source: Source) -> Iterator[Row]:
-    """Yield the rows of one source, mapped to anchor, positive and negative, and sampled.
+    """Yield the rows of one source; a record without an anchor or a positive is omitted.
 
-    Whether a record is in the sample depends on its place in the source alone, so a larger ratio keeps what a smaller
-    one had. A record without an anchor or a positive is omitted.
+    Whether a record is sampled depends on its place in the source alone, so a larger ratio keeps what a smaller had.
 
     Raises:
         InputError: the source cannot be read, lacks a column that is mapped, or has no row.
     """
     wordings = (source.instruction,) if source.instruction else TRAINING_SET_INSTRUCTIONS.get(name)
     if wordings is None:
-        raise InputError(
-            f"data.sources.{name} has no instruction. Give one; only {', '.join(TRAINING_SET_INSTRUCTIONS)} have one "
-            "by their names."
-        )
+        known = ", ".join(TRAINING_SET_INSTRUCTIONS)
+        raise InputError(f"data.sources.{name} has no instruction. Give one; only {known} have one by their names.")
     if Path(source.path).is_dir():
         raise InputError(f"data.sources.{name}.path is the folder {source.path}. Give a file, or a Hub dataset.")
     count = omitted = 0
@@ -58,7 +55,7 @@ def read_source(name: str, source: Source) -> Iterator[Row]:
         )
     if count == 0:
         raise InputError(
-            f"data.sources.{name} has no rows: {omitted} records had no anchor or no positive. Check its columns."
+            f"data.sources.{name} has no rows: {omitted} records lack anchor or positive. Check its columns."
         )
     logger.info("%s: %d rows, %d records omitted", name, count, omitted)
 

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from st_llm_embed.errors import InputError, explained
 from st_llm_embed.modules.layout import LEGACY_MODULES, TextFacts, read_json, write_json, write_layout
 
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".onnx_data")
+
+Change = tuple[str, Any, str]
+"""Name of a JSON file, its new content, and what is changed, a phrase."""
 
 
 def repair(model: str, out: Path, *, revision: str | None = None) -> list[str]:
@@ -46,14 +49,20 @@ def repair(model: str, out: Path, *, revision: str | None = None) -> list[str]:
     # Renamed when it is whole, so that a stop leaves no half copy under the name.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
         copy = Path(temporary) / "copy"
-        shutil.copytree(source, copy, copy_function=_link_weights)
+        shutil.copytree(source, copy, copy_function=link_weights)
         with explained(f"The files of {model} cannot be understood", WRONG_FILES):
-            changed = [line for fix in FIXES for line in fix(Repository(str(copy)))]
+            changed = []
+            for name, content, what in _changes(Repository(str(copy))):
+                if read_json(copy / name) not in (None, content):
+                    write_json(copy / name, content)
+                    changed.append(f"{name}: {what}")
+            changed += write_layout(copy, _facts(Repository(str(copy))))
         copy.rename(out)
     return changed
 
 
-def _link_weights(source: str, target: str) -> None:
+def link_weights(source: str, target: str) -> None:
+    """Copy a file, as a hard link where it holds weights."""
     path = Path(source).resolve()
     # Small files are changed in the copy, and other disks take no hard links.
     if path.suffix in WEIGHTS:
@@ -63,35 +72,54 @@ def _link_weights(source: str, target: str) -> None:
     shutil.copyfile(path, target)
 
 
-def _normalize(repository: Repository) -> list[str]:
-    if "Pooling" not in repository.places or repository.normalized:
-        return []
-    number = len(repository.modules)
-    folder = f"{number}_Normalize"
-    module = {"idx": number, "name": str(number), "path": folder, "type": f"{LEGACY_MODULES}.Normalize"}
-    (repository.folder / folder).mkdir(exist_ok=True)
-    return _write(repository, "modules.json", [*repository.modules, module], "Normalize at the end")
+def _changes(repository: Repository) -> Iterator[Change]:
+    if "Pooling" in repository.places and not repository.normalized:
+        number = len(repository.modules)
+        folder = f"{number}_Normalize"
+        (repository.folder / folder).mkdir(exist_ok=True)
+        module = {"idx": number, "name": str(number), "path": folder, "type": f"{LEGACY_MODULES}.Normalize"}
+        yield "modules.json", [*repository.modules, module], "Normalize at the end"
+    yield SETTINGS_FILE, _settings(repository), "texts are cut"
+    yield (
+        "tokenizer_config.json",
+        _tokenizer_config(repository),
+        "an attention mask, a pad token, texts cut at the end",
+    )
+    yield "tokenizer.json", _tokenizer(repository), "a post-processor that ends texts in one EOS token"
+    if dimensions := (repository.recipe.get("loss") or {}).get("matryoshka_dims"):
+        config = repository.table("config.json") | {"matryoshka_dimensions": list(dimensions)}
+        yield "config.json", config, "matryoshka_dimensions"
+    config, prompts = dict(repository.table(PROMPTS_FILE)), repository.prompts
+    if config.get("default_prompt_name") and "query" in prompts:
+        config["default_prompt_name"] = None
+    if prompts.get("query") and prompts.get("document") == prompts["query"]:
+        config["prompts"] = prompts | {"document": ""}
+    yield PROMPTS_FILE, config, "no prompt on documents"
 
 
-def _truncation(repository: Repository) -> list[str]:
-    """Remove what switches truncation off or makes it take the beginning away."""
+def _settings(repository: Repository) -> dict[str, Any]:
+    """Return sentence_bert_config.json without what switches truncation off."""
     settings = dict(repository.settings)
-    processing = {
-        kind: {key: value for key, value in options.items() if (kind, key) != ("text", "truncation")}
-        for kind, options in (settings.pop("processing_kwargs", None) or {}).items()
-    }
-    if any(processing.values()):
-        settings["processing_kwargs"] = {kind: options for kind, options in processing.items() if options}
-    found = _write(repository, SETTINGS_FILE, settings, "texts are cut")
+    processing = settings.pop("processing_kwargs", None) or {}
+    text = {key: value for key, value in processing.get("text", {}).items() if key != "truncation"}
+    kept = {kind: options for kind, options in (processing | {"text": text}).items() if options}
+    return settings | ({"processing_kwargs": kept} if kept else {})
+
+
+def _tokenizer_config(repository: Repository) -> dict[str, Any]:
     config = {key: value for key, value in repository.tokenizer_config.items() if key != "truncation_side"}
-    return found + _write(repository, "tokenizer_config.json", config, "texts are cut at the end")
+    if isinstance(names := config.get("model_input_names"), list) and "attention_mask" not in names:
+        del config["model_input_names"]
+    if repository.tokenizer is not None and repository.token_id("pad") is None and config.get("eos_token"):
+        config["pad_token"] = config["eos_token"]
+    return config
 
 
-def _post_processor(repository: Repository) -> list[str]:
-    """Let the post-processor put BOS, if the tokenizer has it in front, and EOS around a text, once each."""
-    tokenizer = repository.tokenizer
+def _tokenizer(repository: Repository) -> dict[str, Any]:
+    """Return tokenizer.json with BOS, if the tokenizer puts it in front, and EOS around a text, once each."""
+    tokenizer, content = repository.tokenizer, repository.tokenizer_json
     if tokenizer is None or repository.pooling != "lasttoken":
-        return []
+        return content
     before, after = repository.around
     end = after[-1] if after else repository.token_id("eos")
     bos = repository.token_id("bos")
@@ -99,70 +127,22 @@ def _post_processor(repository: Repository) -> list[str]:
     if not before and repository.tokenizer_config.get("add_bos_token") and bos is not None:
         front = [bos]
     if end is None or (before, after) == (front, [end]):
-        return []
+        return content
     names, last = [repository.token(number) for number in front], repository.token(end)
     tokenizer.post_processor = TemplateProcessing(
         single=[*names, "$A", last],
         pair=[*names, "$A", last, *(f"{name}:1" for name in names), "$B:1", f"{last}:1"],
         special_tokens=[(repository.token(number), number) for number in {*front, end}],
     )
-    content = repository.tokenizer_json | {"post_processor": json.loads(tokenizer.to_str())["post_processor"]}
-    return _write(repository, "tokenizer.json", content, f"a post-processor that ends texts in one {last}")
+    return content | {"post_processor": json.loads(tokenizer.to_str())["post_processor"]}
 
 
-def _mask_and_padding(repository: Repository) -> list[str]:
-    config = dict(repository.tokenizer_config)
-    names = config.get("model_input_names")
-    if isinstance(names, list) and "attention_mask" not in names:
-        del config["model_input_names"]
-    if repository.tokenizer is not None and repository.token_id("pad") is None and config.get("eos_token"):
-        config["pad_token"] = config["eos_token"]
-    return _write(repository, "tokenizer_config.json", config, "an attention mask and a pad token")
-
-
-def _layout(repository: Repository) -> list[str]:
+def _facts(repository: Repository) -> TextFacts:
     ids = [] if repository.tokenizer is None else repository.tokenizer.encode("").ids
     is_absolute = repository.model_type in ABSOLUTE
-    facts = TextFacts(
+    return TextFacts(
         max_seq_length=repository.max_seq_length,
         padding_side="right" if is_absolute else repository.tokenizer_config.get("padding_side", "right"),
         begins_with_bos=bool(ids) and ids[0] == repository.token_id("bos"),
         ends_with_eos=bool(ids) and ids[-1] == repository.token_id("eos"),
     )
-    return write_layout(repository.folder, facts)
-
-
-def _matryoshka(repository: Repository) -> list[str]:
-    dimensions = (repository.recipe.get("loss") or {}).get("matryoshka_dims")
-    if not dimensions:
-        return []
-    config = repository.table("config.json") | {"matryoshka_dimensions": list(dimensions)}
-    return _write(repository, "config.json", config, "matryoshka_dimensions")
-
-
-def _prompts(repository: Repository) -> list[str]:
-    config, prompts = dict(repository.table(PROMPTS_FILE)), repository.prompts
-    if config.get("default_prompt_name") and "query" in prompts:
-        config["default_prompt_name"] = None
-    if prompts.get("query") and prompts.get("document") == prompts["query"]:
-        config["prompts"] = prompts | {"document": ""}
-    return _write(repository, PROMPTS_FILE, config, "no prompt on documents")
-
-
-def _write(repository: Repository, name: str, content: Any, what: str) -> list[str]:
-    """Write a file of the copy if there is one and it changes, and say so."""
-    if read_json(repository.folder / name) in (None, content):
-        return []
-    write_json(repository.folder / name, content)
-    return [f"{name}: {what}"]
-
-
-FIXES: tuple[Callable[[Repository], list[str]], ...] = (
-    _normalize,
-    _truncation,
-    _post_processor,
-    _mask_and_padding,
-    _layout,
-    _matryoshka,
-    _prompts,
-)

@@ -5,29 +5,20 @@ The one reader for doctor, cards, export and publish. Of weights it reads names 
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from huggingface_hub import HfApi, hf_hub_download, parse_safetensors_file_metadata, snapshot_download
-from huggingface_hub.errors import (
-    HFValidationError,
-    HTTPError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import HFValidationError, HTTPError
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
 from st_llm_embed.doctor.probe import PROBE_FILE, Probe, read_probe
-from st_llm_embed.errors import InputError, explained
-from st_llm_embed.modules.layout import pooling_dimension, pooling_modes
+from st_llm_embed.errors import InputError, explained, hub_reason
+from st_llm_embed.modules.layout import pooling_dimension, pooling_modes, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,6 +56,8 @@ ENCODERS = (
 )
 """Model types whose embedding depends neither on EOS nor on the side of the padding."""
 
+ONLY_DECODERS = "Nothing was checked; give the folder or the Hub id of a decoder, for whose traps doctor looks."
+
 UNLIMITED = 10**7
 """Tokens; transformers writes 1e30 where a tokenizer has no limit."""
 
@@ -95,11 +88,13 @@ class Repository:
             self.folder = folder
             self.files = frozenset(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         else:
-            with _asking_the_hub(name_or_path):
+            try:
                 self.files = frozenset(HfApi().list_repo_files(name_or_path, revision=revision))
-                wanted = [name for name in self.files if name in SMALL_FILES or name.endswith("/config.json")]
-                paths = [hf_hub_download(name_or_path, name, revision=revision) for name in sorted(wanted)]
-            self.folder = Path(paths[0]).parents[sorted(wanted)[0].count("/")] if paths else Path()
+                wanted = sorted(name for name in self.files if name in SMALL_FILES or name.endswith("/config.json"))
+                paths = [hf_hub_download(name_or_path, name, revision=revision) for name in wanted]
+            except (HFValidationError, HTTPError, OSError) as error:
+                raise InputError(f"{name_or_path!r} is not a folder. {hub_reason(error, name_or_path)}") from error
+            self.folder = Path(paths[0]).parents[wanted[0].count("/")] if paths else Path()
 
     def check_decoder(self) -> None:
         """Check that the repository holds a decoder, or an adapter of one.
@@ -107,21 +102,13 @@ class Repository:
         Raises:
             NoDecoderError: it holds no transformer, or an encoder.
         """
-        if not {"config.json", ADAPTER_CONFIG} & self.files and "modules.json" in self.files:
-            raise NoDecoderError(
-                f"{self.name} has no transformer at its top: it is a static model or an asymmetric pair, and doctor "
-                "looks for the traps of decoders. Nothing was checked; give a decoder."
-            )
         if not {"config.json", ADAPTER_CONFIG} & self.files:
+            kind = "a static model or an asymmetric pair" if "modules.json" in self.files else "not a model"
             raise NoDecoderError(
-                f"{self.name} has neither config.json nor adapter_config.json, so it is not a model. Give the folder "
-                "or the Hub id of an embedding model."
+                f"{self.name} has neither config.json nor {ADAPTER_CONFIG}, so it is {kind}. {ONLY_DECODERS}"
             )
         if self.model_type in ENCODERS or self.config.get("is_encoder_decoder"):
-            raise NoDecoderError(
-                f"{self.name} is of type {self.model_type!r}, an encoder, and doctor looks for the traps of decoders: "
-                "EOS, last-token pooling, padding, adapters. Nothing was checked; give a decoder."
-            )
+            raise NoDecoderError(f"{self.name} is of type {self.model_type!r}, an encoder. {ONLY_DECODERS}")
 
     def whole_folder(self, without: Sequence[str] = ()) -> Path:
         """Return the folder with all files, weights included; those of a Hub repository are downloaded.
@@ -130,14 +117,12 @@ class Repository:
             without: patterns of files that need not be downloaded.
 
         Raises:
-            InputError: they cannot be.
+            InputError: they cannot be downloaded.
         """
         if self.local:
             return self.folder
-        with explained(
-            f"{self.name} cannot be downloaded",
-            "Check the network and the free space, and run the command again; finished files are kept.",
-        ):
+        advice = "Check the network and the free space, and run the command again; finished files are kept."
+        with explained(f"{self.name} cannot be downloaded", advice):
             return Path(snapshot_download(self.name, revision=self.revision, ignore_patterns=list(without)))
 
     def json(self, name: str) -> Any:
@@ -146,14 +131,8 @@ class Repository:
         Raises:
             InputError: it is not JSON.
         """
-        if name not in self.files:
-            return None
-        try:
-            return json.loads((self.folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{self.name}: {name} cannot be read as JSON ({error}). Write it again, or download it again."
-            ) from error
+        with explained(f"{self.name}: {name} cannot be read as JSON", "Write or download it again."):
+            return read_json(self.folder / name) if name in self.files else None
 
     def table(self, name: str) -> dict[str, Any]:
         """Read a JSON file that has to hold an object; empty if there is none.
@@ -286,8 +265,8 @@ class Repository:
         size = size or self.text_config.get("hidden_size")
         if not isinstance(size, int):
             raise InputError(
-                f"{self.name} does not say how many numbers a vector has: there is neither a pooling module nor "
-                "hidden_size in config.json. Save the model again with model.save_pretrained."
+                f"{self.name} does not say how many numbers a vector has, neither in a pooling module nor as "
+                "hidden_size in config.json. Save the model again."
             )
         return size
 
@@ -333,11 +312,6 @@ class Repository:
         """The prompts that sentence-transformers reads."""
         prompts = self.table(PROMPTS_FILE).get("prompts") or {}
         return {str(name): prompt or "" for name, prompt in prompts.items()}
-
-    @property
-    def similarity(self) -> str | None:
-        """The similarity function that is saved with the model."""
-        return self.table(PROMPTS_FILE).get("similarity_fn_name")
 
     @cached_property
     def adapter(self) -> dict[str, Any]:
@@ -412,15 +386,6 @@ class Repository:
                 yield key, file.get_tensor(key)
 
     @cached_property
-    def parameters(self) -> int | None:
-        """Number of weights in the safetensors files of the transformer; None where there are none."""
-        index = self.table(self.file_of("Transformer", "model.safetensors.index.json")).get("weight_map", {})
-        names = set(index.values()) or {self.file_of("Transformer", "model.safetensors")}
-        if not names <= self.files:
-            return None
-        return sum(math.prod(shape) for name in names for shape in self.tensors(name).values())
-
-    @cached_property
     def weight_names(self) -> frozenset[str]:
         """Names of the decoder's weights; empty where no weights are here."""
         index = self.table("model.safetensors.index.json").get("weight_map", {})
@@ -430,7 +395,6 @@ class Repository:
 
 
 def _class(path: str) -> str:
-    """Return the class of an import path."""
     return path.rpartition(".")[2]
 
 
@@ -440,26 +404,3 @@ def _is_module(entry: object) -> bool:
         return False
     path = entry.get("path", "")
     return isinstance(path, str) and not PurePosixPath(path).is_absolute() and ".." not in PurePosixPath(path).parts
-
-
-@contextmanager
-def _asking_the_hub(repo_id: str) -> Generator[None]:
-    try:
-        yield
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise InputError(
-            f"{repo_id!r} is neither a folder nor a repository that can be seen on the Hub. Check the spelling; a "
-            "private repository needs a token (`hf auth login`)."
-        ) from error
-    except OfflineModeIsEnabled as error:
-        raise InputError(
-            f"{repo_id!r} is not a folder, and the environment variable HF_HUB_OFFLINE forbids asking the Hub for it. "
-            "Give a folder, or unset the variable."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise InputError(
-            f"{repo_id!r} has no such branch, tag or commit. Its page on the Hub lists them; omit --revision for "
-            "the main branch."
-        ) from error
-    except (HTTPError, OSError) as error:
-        raise InputError(f"The Hub did not answer for {repo_id!r}: {error}. Check the network.") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -44,6 +45,8 @@ def load_stock(folder: str | Path) -> SentenceTransformer:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules import Router
 
+    # A SentenceTransformer and its card refer to each other, so weights that nobody uses may still be in memory.
+    gc.collect()
     with explained(
         f"The model {str(folder)!r} cannot be loaded", "Give the folder or Hub id of a sentence-transformers model."
     ):

@@ -6,10 +6,11 @@ mistake with them. The model and the runtime are never in memory at once.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 import numpy as np
 from huggingface_hub import hf_hub_download
@@ -52,12 +53,7 @@ IN_FOLDERS = ("model.onnx", "onnx/model.onnx", "openvino_model.xml", "openvino/o
 LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, *(2**power for power in range(10, 16)))
 """Limits that servers have, in tokens."""
 
-Pairs = Sequence[tuple[ProbeText, Embedding]]
-"""The texts that a runtime embedded, with what it returned."""
-
 ToIds = Callable[[ProbeText], Sequence[int]]
-
-Pool = Callable[["Tensor"], "Tensor"]
 
 
 @dataclass(frozen=True)
@@ -78,8 +74,7 @@ class Row:
     refusal: str
 
 
-@dataclass(frozen=True)
-class Explanation:
+class Explanation(NamedTuple):
     """A trap that explains a difference."""
 
     trap: str
@@ -126,7 +121,7 @@ class Verification:
             "largest_difference": self.largest_difference,
             "ids_equal": self.ids_equal,
             "texts": [vars(row) for row in self.rows],
-            "explanations": [vars(one) for one in self.explanations],
+            "explanations": [one._asdict() for one in self.explanations],
         }
 
 
@@ -163,19 +158,15 @@ def verify(
         raise InputError(f"None of the {len(rows)} texts was embedded. The first was refused with: {refusals[0]}")
     if all(row.same is not False for row in rows):
         return Verification(rows, minimum_cosine, ())
-    batch = [(text, one) for text, one in zip(model.texts, together, strict=True) if one.vector is not None]
+    batch = _pairs(model.texts, together, minimum_cosine)
     # Alone no text is padded.
-    singles = [(text, _embed([text], runtime)[0]) for text, _ in batch]
+    alone = [pair for one in batch for pair in _pairs([one.text], _embed([one.text], runtime), minimum_cosine)]
     del runtime, against
-    return Verification(rows, minimum_cosine, tuple(_explain(model, batch, singles, minimum_cosine, weights)))
+    return Verification(rows, minimum_cosine, tuple(_explain(model, batch, alone, minimum_cosine, weights)))
 
 
 def probe_of(model: str | Path) -> tuple[Probe, str | Path | None]:
-    """Find the probe of a model, or compute it where it has none.
-
-    Args:
-        model: a folder; a probe.json, whose vectors are compared without any weights; or a Hub id, of which only
-            probe.json is fetched where it has one.
+    """Read the probe of a folder, a file or a Hub repository, or compute it where there is none.
 
     Returns:
         The probe, and what to load the weights from if they are on this machine.
@@ -190,9 +181,7 @@ def probe_of(model: str | Path) -> tuple[Probe, str | Path | None]:
         if (path / PROBE_FILE).is_file():
             return read_probe(path / PROBE_FILE), path if any(path.glob("*.safetensors")) else None
         return make_probe(load_stock(path)), path
-    if len(path.parts) > 2 or path.is_absolute():
-        raise InputError(f"There is no {model}. Give the folder of a model, its probe.json, or a Hub id.")
-    with explained(f"The model {str(model)!r} cannot be loaded", "Give an existing folder, or the id of a Hub model."):
+    with explained(f"There is no model {model}", "Give the folder of a model, its probe.json, or a Hub id."):
         try:
             return read_probe(Path(hf_hub_download(str(model), PROBE_FILE))), None
         except EntryNotFoundError:
@@ -207,6 +196,8 @@ def runtime_of(against: str | Path, probe: Probe) -> Runtime:
     """
     if str(against).startswith(("http://", "https://")):
         return server_runtime(str(against), max_seq_length=probe.max_seq_length)
+    # The weights that a probe was computed with are not used any more; see `load_stock`.
+    gc.collect()
     path = Path(against)
     if path.is_dir():
         if (path / "modules.json").is_file():
@@ -254,90 +245,93 @@ def _row(text: ProbeText, one: Embedding, minimum_cosine: float) -> Row:
     return Row(text.name, text.role, cosine, difference, norm, ids_equal, same, "")
 
 
-def _explanation(trap: str, addition: str = "") -> Explanation:
-    return Explanation(trap, f"{TRAPS[trap].message} {TRAPS[trap].fix} {addition}".rstrip())
+class _Pair(NamedTuple):
+    """A text that a runtime embedded, and what it returned."""
+
+    text: ProbeText
+    ids: tuple[int, ...] | None
+    vector: NDArray[np.float32]
+    same: bool
+    """Whether the vector points where the probe's does."""
 
 
-def _seen(trap: str, texts: Sequence[str], addition: str = "") -> Explanation:
-    return _explanation(trap, f"Seen in: {', '.join(texts)}. {addition}")
+def _pairs(texts: Sequence[ProbeText], embeddings: Sequence[Embedding], minimum_cosine: float) -> list[_Pair]:
+    return [
+        _Pair(
+            text,
+            None if one.ids is None else tuple(one.ids),
+            one.vector,
+            is_same(text.vector, one.vector, minimum_cosine),
+        )
+        for text, one in zip(texts, embeddings, strict=True)
+        if one.vector is not None
+    ]
+
+
+def _explanation(trap: str, addition: str = "", seen: Sequence[str] = ()) -> Explanation:
+    texts = f"Seen in: {', '.join(seen)}." if seen else ""
+    return Explanation(trap, " ".join(filter(None, (TRAPS[trap].message, TRAPS[trap].fix, texts, addition))))
 
 
 def _explain(
-    probe: Probe, batch: Pairs, singles: Pairs, minimum_cosine: float, weights: str | Path | None
+    probe: Probe, batch: list[_Pair], alone: list[_Pair], minimum_cosine: float, weights: str | Path | None
 ) -> list[Explanation]:
-    """Explain a difference.
-
-    Args:
-        probe: the expected ids and vectors.
-        batch: every text that the runtime embedded, all as one batch.
-        singles: the same, each alone.
-        minimum_cosine: below it a vector differs.
-        weights: of the model, if they are known.
-    """
-    sizes = {len(one.vector) for _, one in batch if one.vector is not None}
+    """Explain a difference in texts that were embedded as one batch, and each alone."""
+    sizes = {len(one.vector) for one in batch}
     if sizes != {probe.dimension}:
         read = f"They have {' or '.join(map(str, sorted(sizes)))} numbers, and the model's {probe.dimension}."
-        size = min(sizes)
-        cut = all(one.vector is not None and is_same(t.vector[:size], one.vector, minimum_cosine) for t, one in batch)
+        cut = all(is_same(one.text.vector[: min(sizes)], one.vector, minimum_cosine) for one in batch)
         return [_explanation("dimension" if cut else "weights", read)]
     found = []
-    norms = [float(np.linalg.norm(one.vector)) for _, one in batch if one.vector is not None]
+    norms = [float(np.linalg.norm(one.vector)) for one in batch]
     if any(abs(norm - 1) > NORM_TOLERANCE for norm in norms):
-        found = [_explanation("not normalised", f"Their norms are {min(norms):.4g} to {max(norms):.4g}.")]
-    if all(is_same(text.vector, one.vector, minimum_cosine) for text, one in batch):
+        found.append(_explanation("not normalised", f"Their norms are {min(norms):.4g} to {max(norms):.4g}."))
+    if all(one.same for one in batch):
         return found
     reference = None if weights is None else _Reference.load(weights, probe)
-    moved = [
-        text.name
-        for (text, one), (_, single) in zip(batch, singles, strict=True)
-        if single.vector is not None
-        and one.vector is not None
-        and not is_same(single.vector, one.vector, min(minimum_cosine, ROUNDED_COSINE))
-    ]
+    singles = {one.text.name: one.vector for one in alone}
+    nearer = min(minimum_cosine, ROUNDED_COSINE)
+    both = [one for one in batch if one.text.name in singles]
+    moved = [one.text.name for one in both if not is_same(singles[one.text.name], one.vector, nearer)]
     if moved:
         name = None if reference is None else reference.padding_trap(batch, minimum_cosine)
-        found.append(_seen(name or "padding", moved))
-    alone = [(text, one) for text, one in singles if one.vector is not None]
-    if all(is_same(text.vector, one.vector, minimum_cosine) for text, one in alone):
+        found.append(_explanation(name or "padding", seen=moved))
+    if all(one.same for one in alone):
         return found if moved else [*found, _explanation("precision")]
-    recomputed = [] if reference is None else reference.traps(alone, minimum_cosine)
-    if recomputed:
-        return [*found, *(_explanation(name, addition) for name, addition in recomputed)]
-    return [*found, *_explain_texts(probe, alone, minimum_cosine, weights_known=reference is not None)]
+    recomputed = [] if reference is None else reference.mistakes(alone, minimum_cosine)
+    return [*found, *(recomputed or _explain_texts(probe, alone, minimum_cosine, weights_known=reference is not None))]
 
 
-def _explain_texts(probe: Probe, pairs: Pairs, minimum_cosine: float, *, weights_known: bool) -> list[Explanation]:
-    """Explain texts whose vectors differ although each was embedded alone, by ids and vectors."""
-    differ = [pair for pair in pairs if not is_same(pair[0].vector, pair[1].vector, minimum_cosine)]
-    if any(one.ids is not None and tuple(one.ids) != text.ids for text, one in differ):
-        return [_seen(trap, texts) for trap, texts in _by_ids(probe, differ).items()]
-    whole = [text for text, _ in differ if text.role == "document" and len(text.ids) != probe.max_seq_length]
-    if any(text.whole == text.whole.strip() for text in whole) and all(
-        is_same(text.vector, one.vector, ROUNDED_COSINE) for text, one in differ
-    ):
-        return [_explanation("precision")]
-    if len(differ) == len(pairs):
-        known = any(one.ids is not None for _, one in differ)
-        unknown = "pooling or weights" if known else "ends, pooling or weights"
-        return [_explanation("weights" if weights_known else unknown)]
-    return _by_vectors(probe, pairs, [text for text, _ in differ], minimum_cosine)
-
-
-def _by_ids(probe: Probe, differ: Pairs) -> dict[str, list[str]]:
-    """Return the traps that the ids of each text show, with the names of these texts."""
+def _explain_texts(
+    probe: Probe, pairs: list[_Pair], minimum_cosine: float, *, weights_known: bool
+) -> list[Explanation]:
+    """Explain texts whose vectors differ although each was embedded alone, by their ids, or else by vectors."""
+    differ = [one for one in pairs if not one.same]
     found: dict[str, list[str]] = {}
-    for text, one in differ:
-        if one.ids is not None and tuple(one.ids) != text.ids:
-            found.setdefault(_id_trap(probe, text, tuple(one.ids)), []).append(text.name)
+    for one in differ:
+        if one.ids is not None and one.ids != one.text.ids:
+            found.setdefault(_id_trap(probe, one.text, one.ids), []).append(one.text.name)
     if "missing EOS" in found:
         found["missing EOS"] += found.pop("EOS cut off", [])
-    return found
+    if not found:
+        whole = [one.text for one in differ if one.text.role == "document" and not _is_cut(probe, one.text)]
+        rounded = all(is_same(one.text.vector, one.vector, ROUNDED_COSINE) for one in differ)
+        if rounded and any(text.whole == text.whole.strip() for text in whole):
+            return [_explanation("precision")]
+        if len(differ) == len(pairs):
+            unknown = "ends, pooling or weights" if all(one.ids is None for one in differ) else "pooling or weights"
+            return [_explanation("weights" if weights_known else unknown)]
+        for one in differ:
+            found.setdefault(_vector_trap(probe, one, minimum_cosine), []).append(one.text.name)
+    return [_explanation(trap, seen=texts) for trap, texts in found.items()]
 
 
 def _id_trap(probe: Probe, text: ProbeText, got: tuple[int, ...]) -> str:
     """Name the trap that turns a text's ids into those that were got."""
-    begin, end = _common([one.ids[0] for one in probe.texts]), _common([one.ids[-1] for one in probe.texts])
-    expected, is_cut = text.ids, len(text.ids) == probe.max_seq_length
+    begins, ends = ({one.ids[place] for one in probe.texts} for place in (0, -1))
+    begin = begins.pop() if len(begins) == 1 else None
+    end = ends.pop() if len(ends) == 1 else None
+    expected, is_cut = text.ids, _is_cut(probe, text)
     inner = expected[begin is not None : -1]
     reached = min(len(got), len(expected)) - 1
     twins = {one.ids: one.role for one in probe.texts if one.text == text.text and one.role != text.role}
@@ -356,55 +350,28 @@ def _id_trap(probe: Probe, text: ProbeText, got: tuple[int, ...]) -> str:
     return next((trap for trap, holds in rules.items() if holds), "tokenizer")
 
 
-def _common(ids: Sequence[int]) -> int | None:
-    return ids[0] if len(set(ids)) == 1 else None
+def _vector_trap(probe: Probe, pair: _Pair, minimum_cosine: float) -> str:
+    """Name the trap of a text that differs while others do not, by what it is and whose vector it has."""
+    text = pair.text
+    twins = [one for one in probe.texts if one.text == text.text and one.role != text.role]
+    if any(is_same(one.vector, pair.vector, minimum_cosine) for one in twins):
+        return "prompt missing" if text.role == "query" else "prompt on documents"
+    if _is_cut(probe, text):
+        return "max length"
+    if text.whole != text.whole.strip():
+        return "whitespace"
+    return "prompt" if text.role == "query" else "tokenizer"
 
 
-def _by_vectors(probe: Probe, pairs: Pairs, differ: Sequence[ProbeText], minimum_cosine: float) -> list[Explanation]:
-    """Explain texts that differ while others do not, by which they are and whose vectors they have."""
-    got = {text.name: one.vector for text, one in pairs}
-    left = {text.name: text for text in differ}
-    found: list[Explanation] = []
-
-    def explain(trap: str, texts: Sequence[str], addition: str = "") -> None:
-        seen = [one for one in texts if left.pop(one, None) is not None]
-        if seen:
-            found.append(_seen(trap, seen, addition))
-
-    def like(text: ProbeText, role: str) -> bool:
-        twins = [one for one in probe.texts if one.text == text.text and one.role == role != text.role]
-        return any(is_same(one.vector, got[text.name], minimum_cosine) for one in twins)
-
-    explain("prompt missing", [name for name, text in left.items() if like(text, "document")])
-    explain("prompt on documents", [name for name, text in left.items() if like(text, "query")])
-    cut = [text.name for text in probe.texts if len(text.ids) == probe.max_seq_length]
-    addition = ""
-    if len(known := [vector for name in cut if (vector := got.get(name)) is not None]) == 2:
-        # The same up to max_seq_length, with different tails.
-        is_cut = is_same(known[0], known[1], minimum_cosine)
-        earlier = "They are cut earlier than they should be, or without the EOS token."
-        addition = earlier if is_cut else "What is beyond max_seq_length is embedded, too."
-    explain("max length", cut, addition)
-    explain("whitespace", [name for name, text in left.items() if text.whole != text.whole.strip()])
-    if left and all(text.role == "query" for text in left.values()):
-        explain("prompt", list(left))
-    explain("tokenizer", list(left))
-    return found
+def _is_cut(probe: Probe, text: ProbeText) -> bool:
+    return len(text.ids) == probe.max_seq_length
 
 
 class _Reference:
     """The model itself, stock and in float32, to be used wrongly on purpose."""
 
-    POOLINGS: tuple[tuple[str, Pool], ...] = (
-        ("", lambda hidden: hidden[-1]),
-        ("mean pooling", lambda hidden: hidden.mean(dim=0)),
-        ("first-token pooling", lambda hidden: hidden[0]),
-    )
-
     def __init__(self, model: SentenceTransformer, probe: Probe, limit: int) -> None:
-        from sentence_transformers.sentence_transformer.modules import Transformer
-
-        self._decoder = cast(Transformer, model[0]).model.eval()
+        self._decoder = cast(Any, model[0]).model.eval()
         self._tokenizer = cast("PreTrainedTokenizerBase", model.tokenizer)
         self._probe = probe
         self._limit = limit
@@ -424,38 +391,37 @@ class _Reference:
         reads_last_token = cast(Pooling, model[1]).pooling_mode == "lasttoken"
         return cls(model, probe, probe.max_seq_length) if reads_last_token else None
 
-    def traps(self, alone: Pairs, minimum_cosine: float) -> list[tuple[str, str]]:
-        """Find the mistakes that give the vectors of all texts, each embedded alone.
+    def mistakes(self, alone: list[_Pair], minimum_cosine: float) -> list[Explanation]:
+        """Find the mistakes that give the vectors of all texts, each embedded alone; as few as explain them."""
+        shortest_first = sorted(alone, key=lambda one: len(one.text.ids))
+        poolings: dict[str, Callable[[Tensor], Tensor]] = {
+            "": lambda hidden: hidden[-1],
+            "mean pooling": lambda hidden: hidden.mean(dim=0),
+            "first-token pooling": lambda hidden: hidden[0],
+        }
+        for pooling, pool in poolings.items():
+            for trap, addition, to_ids in self._ways_to_ids():
 
-        Returns:
-            Names of traps with what is to be added to their sentence; as few as explain it, none if none do.
-        """
-        shortest_first = sorted(alone, key=lambda pair: len(pair[0].ids))
-        mistakes = list(self._mistakes())
-        for pooling, pool in self.POOLINGS:
-            for name, addition, to_ids in mistakes:
-
-                def explains(pair: tuple[ProbeText, Embedding], pool: Pool = pool, to_ids: ToIds = to_ids) -> bool:
-                    ids = tuple(to_ids(pair[0]))
-                    return bool(ids) and is_same(pool(self._states(ids)).numpy(), pair[1].vector, minimum_cosine)
+                def explains(one: _Pair, pool: Callable = pool, to_ids: ToIds = to_ids) -> bool:
+                    ids = tuple(to_ids(one.text))
+                    return bool(ids) and is_same(pool(self._states(ids)).numpy(), one.vector, minimum_cosine)
 
                 if all(map(explains, shortest_first)):
-                    found = [(name, addition)] if name else []
-                    return [*found, (pooling, "")] if pooling else found
+                    found = [_explanation(trap, addition)] if trap else []
+                    return [*found, _explanation(pooling)] if pooling else found
         return []
 
-    def padding_trap(self, batch: Pairs, minimum_cosine: float) -> str | None:
+    def padding_trap(self, batch: list[_Pair], minimum_cosine: float) -> str | None:
         """Find the mistake in padding that gives the vectors of all texts of a batch."""
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
-        rows = [torch.tensor(text.ids) for text, _ in batch]
-        pad = self._tokenizer.pad_token_id or 0
+        rows = [torch.tensor(one.text.ids) for one in batch]
+        ones = [torch.ones_like(row) for row in rows]
         lengths = torch.tensor([len(row) for row in rows])
+        pad = self._tokenizer.pad_token_id or 0
         right, left = (pad_sequence(rows, True, pad, side) for side in ("right", "left"))
-        right_mask, left_mask = (
-            pad_sequence([torch.ones_like(row) for row in rows], True, 0, side) for side in ("right", "left")
-        )
+        right_mask, left_mask = (pad_sequence(ones, True, 0, side) for side in ("right", "left"))
         last, every = right.shape[1] - 1, torch.arange(len(rows))
         tried: list[tuple[str, Tensor, Tensor, Any]] = [
             ("right padding", right, right_mask, last),
@@ -465,7 +431,7 @@ class _Reference:
         for name, ids, mask, place in tried:
             with torch.inference_mode():
                 vectors = self._decoder(input_ids=ids, attention_mask=mask).last_hidden_state[every, place].numpy()
-            if all(is_same(made, one.vector, minimum_cosine) for (_, one), made in zip(batch, vectors, strict=True)):
+            if all(is_same(made, one.vector, minimum_cosine) for one, made in zip(batch, vectors, strict=True)):
                 return name
         return None
 
@@ -482,7 +448,7 @@ class _Reference:
         cut: dict[str, Any] = {"truncation": False} if limit is None else {"truncation": True, "max_length": limit}
         return self._tokenizer(text, verbose=False, **cut, **options)["input_ids"]
 
-    def _mistakes(self) -> Iterator[tuple[str, str, ToIds]]:
+    def _ways_to_ids(self) -> Iterator[tuple[str, str, ToIds]]:
         """Yield ways to make tokens of a text: name of the trap, addition to its sentence, the way."""
         limit, prompt = self._limit, self._probe.prompts.get("query", "")
         begins, ends = ({text.ids[place] for text in self._probe.texts} for place in (0, -1))
@@ -502,13 +468,14 @@ class _Reference:
         yield "prompt missing", "", lambda text: self._ids(text.text, limit)
         yield "prompt doubled", "", lambda text: self._ids(text.prompt + text.whole, limit)
         if prompt:
-            on_documents = lambda text: self._ids(text.whole if text.role == "query" else prompt + text.whole, limit)  # noqa: E731
-            on_queries = lambda text: self._ids(prompt + text.whole if text.role == "query" else text.whole, limit)  # noqa: E731
             yield "prompt missing", "", lambda text: self._ids(text.whole.removeprefix(prompt), limit)
-            yield "prompt on documents", "", on_documents
+            yield "prompt on documents", "", lambda text: self._prompted(text, prompt, "document")
             yield "prompt on documents", "Queries have it twice.", lambda text: self._ids(prompt + text.whole, limit)
-            yield "prompt doubled", "", on_queries
+            yield "prompt doubled", "", lambda text: self._prompted(text, prompt, "query")
         yield "max length", "They are not cut at all.", lambda text: self._ids(text.whole)
         for length in (one for one in LENGTHS if one != limit):
             addition = f"They are cut at {length} tokens, and have to be at {limit}."
             yield "max length", addition, lambda text, length=length: self._ids(text.whole, length)
+
+    def _prompted(self, text: ProbeText, prompt: str, role: Role) -> list[int]:
+        return self._ids(prompt + text.whole if text.role == role else text.whole, self._limit)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from st_llm_embed.evaluation.held_out import Scores
 
-# Okabe-Ito, told apart by colour-blind readers and in grey print.
+# Okabe-Ito, distinguished by colour-blind readers and in grey print.
 BEFORE, AFTER, POSITIVE, NEGATIVE = "#9aa5b1", "#0072b2", "#009e73", "#d55e00"
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -43,7 +43,7 @@ def plot_scores(log: list[dict[str, Any]], labels: dict[str, str], path: Path) -
 
     Args:
         log: the trainer's.
-        labels: what to call each score, by its name; those that the log does not have are left out.
+        labels: what to call each score, by its name; those that the log does not have are omitted.
         path: of the picture.
     """
     with figure(path, width=7, columns=1) as [axes]:
@@ -114,7 +114,7 @@ def figure(
     width_ratios: tuple[float, ...] | None = None,
     height_ratios: tuple[float, ...] | None = None,
 ) -> Generator[list[Axes]]:
-    """Give the axes of a new figure, row by row; the figure is saved as PNG when the block ends. Sizes in inches."""
+    """Yield the axes of a new figure, row by row; the figure is saved as PNG when the block ends. Sizes in inches."""
     with mpl.rc_context(STYLE):
         drawn = Figure(figsize=(width, height), layout="constrained")
         axes = drawn.subplots(rows, columns, width_ratios=width_ratios, height_ratios=height_ratios, squeeze=False)

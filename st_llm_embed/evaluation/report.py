@@ -62,7 +62,7 @@ def write_report(recipe: Recipe, dataset_dir: Path, training_dir: Path, output_d
 
 
 def headline_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Give the rows (measure, before, after, change) of the report's first table, as text."""
+    """Return the rows (measure, before, after, change) of the report's first table, as text."""
     rows = []
     for key, label in HEADLINES.items():
         before, after = report["before"][key], report["after"][key]
@@ -158,7 +158,7 @@ def _markdown(recipe: Recipe, report: dict[str, Any], before: Scores, after: Sco
 
 
 def _spread(similarity: NDArray[np.float32]) -> dict[str, float | int] | None:
-    """Say between which cosines nearly all pairs lie; None where there are no pairs."""
+    """Say between which cosines nearly all pairs are; None where there are no pairs."""
     if not len(similarity):
         return None
     low, median, high = np.quantile(similarity.astype(np.float64), (0.05, 0.5, 0.95))
@@ -182,6 +182,6 @@ def _losses(training: dict[str, Any]) -> str:
 
 
 def markdown_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """Give a table in Markdown."""
+    """Return a table in Markdown."""
     lines = [header, tuple("---" for _ in header), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -18,7 +18,7 @@ import torch
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from transformers import AutoConfig
 
-from st_llm_embed.doctor.probe import PROBE_FILE, Probe, make_probe, write_probe
+from st_llm_embed.doctor.probe import EXACT_COSINE, MINIMUM_COSINE, PROBE_FILE, Probe, make_probe, write_probe
 from st_llm_embed.doctor.repository import UNLIMITED
 from st_llm_embed.doctor.verify import Verification, verify
 from st_llm_embed.errors import InputError, explained
@@ -46,7 +46,7 @@ QUANTIZATIONS = {"int8": "onnx", "q8_0": "gguf", "q4_0": "gguf"}
 OF_DECODERS = ("portable", "gguf")
 """Formats for decoders with last-token pooling; onnx is also for encoders and static models."""
 
-MINIMUM_COSINE = {"portable": 0.9999, "onnx": 0.99999, "gguf": 0.9999}
+LEAST_COSINE = {"portable": MINIMUM_COSINE, "onnx": EXACT_COSINE, "gguf": MINIMUM_COSINE}
 """What an export has to reach to be kept."""
 
 
@@ -242,7 +242,7 @@ def _write_ggufs(
 
 
 def _without_specials(probe: Probe, end: str) -> Probe:
-    """Omit the texts that some tokenizers of llama.cpp cut otherwise, of which a warning tells."""
+    """Omit the texts that llama.cpp is known, and warned, to tokenize otherwise."""
     plain = (text for text in probe.texts if not (text.whole.startswith(" ") or end in text.whole))
     return replace(probe, texts=tuple(plain))
 
@@ -256,12 +256,12 @@ def _compare(form: str, probe: Probe, path: Path, weights: str) -> Verification 
     if not _runs_here(path):
         logger.warning("%s was not compared with the model: llama-cpp-python is not installed.", path.name)
         return None
-    found = verify(probe, path, minimum_cosine=MINIMUM_COSINE[form], weights=weights)
+    found = verify(probe, path, minimum_cosine=LEAST_COSINE[form], weights=weights)
     if not found.same:
         reasons = " ".join(f"{one.trap}: {one.sentence}" for one in found.explanations)
         raise InputError(
             f"The export to {form} gives other vectors than the model: the lowest cosine over {len(found.rows)} texts "
-            f"is {found.worst_cosine}, and {MINIMUM_COSINE[form]} is needed. {reasons} It was not kept. Models of "
+            f"is {found.worst_cosine}, and {LEAST_COSINE[form]} is needed. {reasons} It was not kept. Models of "
             "this kind cannot be exported so; use another format."
         )
     return found

@@ -1,8 +1,8 @@
 """A tokenizer as llama.cpp has it: pieces, their types and scores, merges, and which of its algorithms reads them.
 
-llama.cpp's own converter tells a pre-tokenizer by the hash of one encoded text, which an appended EOS changes, and
-without a tokenizer.model gives every piece the same score; the ids are then wrong, and nothing warns. Here both are
-read from tokenizer.json, and what llama.cpp has no algorithm for is refused.
+llama.cpp's own converter recognizes a pre-tokenizer by the hash of one encoded text, which an appended EOS changes,
+and without a tokenizer.model gives every piece the same score; the ids are then wrong, and nothing warns. Here both
+are read from tokenizer.json, and what llama.cpp has no algorithm for is refused.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def _sentencepiece_differences(content: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _normalizer_differences(normalizers: list[str]) -> tuple[str, ...]:
-    return ("letters and accents that stand as separate characters (not in NFC)",) if "NFC" in normalizers else ()
+    return ("letters and accents that are separate characters (not in NFC)",) if "NFC" in normalizers else ()
 
 
 def _merges(model: dict[str, Any]) -> list[list[str]]:

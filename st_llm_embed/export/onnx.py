@@ -145,7 +145,7 @@ def is_static(model: LLMSentenceTransformer) -> bool:
 
 
 def longest_text(model: LLMSentenceTransformer) -> int:
-    """Return the number of tokens, special ones included, at which texts are cut off."""
+    """Return the number of tokens, special ones included, at which texts are cut."""
     return model.max_seq_length or model.tokenizer.model_max_length
 
 

@@ -1,6 +1,6 @@
 """Cards, rendered from what is on disk: a fact that is not there is omitted.
 
-Usage under the published name, mteb results and links to other repositories each stand between two comments that
+Usage under the published name, mteb results and links to other repositories are each between two comments that
 Markdown does not show. `publish` updates these parts; what is outside them is the user's to edit.
 """
 

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import gc
 import json
-import os
 import shutil
-from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
-import torch
 import yaml
 from numpy.typing import NDArray
-from sentence_transformers import SentenceTransformer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from st_llm_embed.distillation import distillation_of
 from st_llm_embed.doctor.checks.adapter import COMMIT, HUB_ID
-from st_llm_embed.doctor.probe import MINIMUM_COSINE, PROBE_FILE, make_probe, write_probe
-from st_llm_embed.doctor.repository import Repository
+from st_llm_embed.doctor.fix import link_weights
+from st_llm_embed.doctor.probe import MINIMUM_COSINE, PROBE_FILE, cosines, make_probe, write_probe
+from st_llm_embed.doctor.repository import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Repository
+from st_llm_embed.doctor.runtimes import load_stock
 from st_llm_embed.errors import InputError
 from st_llm_embed.evaluation import mteb_prompts
 from st_llm_embed.modules import check_eos
@@ -30,8 +27,6 @@ from st_llm_embed.modules.layout import make_portable
 from st_llm_embed.publishing.cards import model_card, student_card
 from st_llm_embed.recipe import Recipe
 from st_llm_embed.training.check import LEAST_COSINE, read_reference_vectors
-
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 SHARED_WITH_ADAPTER = (
     "modules.json",
@@ -64,12 +59,11 @@ def write_release(
         config = json.loads(path.read_text(encoding="utf-8"))
         config["prompts"] |= mteb_prompts()
         path.write_text(json.dumps(config, indent=2), encoding="utf-8")
-    released = _load_stock(output_dir)
+    released = load_stock(output_dir)
     check_eos(released)
     texts, trained = read_reference_vectors(training_dir)
     vectors = released.encode(texts, prompt="", batch_size=1, show_progress_bar=False)
-    norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(trained, axis=1)
-    _check_cosine((vectors * trained).sum(axis=1) / norms, LEAST_COSINE[recipe.base.dtype], output_dir)
+    _check_cosine(cosines(vectors, trained), LEAST_COSINE[recipe.base.dtype], output_dir)
     write_probe(make_probe(released, recipe.publishing.repo_id), output_dir / PROBE_FILE)
     (output_dir / "recipe.yaml").write_text(without_local_places(recipe), encoding="utf-8")
     card = model_card(recipe, output_dir, dataset_dir, evaluation_dir)
@@ -88,9 +82,8 @@ def write_student_release(
     if distillation_of(recipe).student.kind == "encoder":
         tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(output_dir))
         make_portable(output_dir, tokenizer, None)
-    trained = make_probe(_load_stock(student_dir / "model"))
-    gc.collect()  # A SentenceTransformer and its card refer to each other.
-    released = make_probe(_load_stock(output_dir))
+    trained = make_probe(load_stock(student_dir / "model"))
+    released = make_probe(load_stock(output_dir))
     pairs = zip(trained.texts, released.texts, strict=True)
     _check_cosine(np.array([one.vector @ other.vector for one, other in pairs]), MINIMUM_COSINE, output_dir)
     (output_dir / "recipe.yaml").write_text(without_local_places(recipe), encoding="utf-8")
@@ -99,27 +92,15 @@ def write_student_release(
 
 
 def _link_model(model_dir: Path, output_dir: Path) -> None:
-    def link_weights(source: str, target: str) -> None:
-        # Other files may be changed in the release, and other file systems have no hard links.
-        if source.endswith(".safetensors"):
-            with suppress(OSError):
-                os.link(Path(source).resolve(), target)
-                return
-        shutil.copyfile(source, target)
-
     shutil.copytree(model_dir, output_dir, copy_function=link_weights, dirs_exist_ok=True)
 
 
-def _load_stock(folder: Path) -> SentenceTransformer:
-    return SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
-
-
-def _check_cosine(cosines: NDArray[np.floating], least: float, folder: Path) -> None:
+def _check_cosine(found: NDArray[np.floating], least: float, folder: Path) -> None:
     # Not the other way round: NaN is not above either.
-    if not cosines.min() > least:
+    if not found.min() > least:
         raise RuntimeError(
             f"{folder} must not be published: its vectors are not those of the trained model, with a lowest cosine of "
-            f"{cosines.min():.6f}, where rounding leaves at least {least}."
+            f"{found.min():.6f}, where rounding leaves at least {least}."
         )
 
 

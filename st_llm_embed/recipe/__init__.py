@@ -1,4 +1,4 @@
-"""A recipe: every choice of one run, typed, in one YAML file, with a module for each of its sections.
+"""A recipe: every choice of one run, typed, in one YAML file.
 
 The sections ``lora`` and ``training`` hold keyword arguments of peft and sentence-transformers. They are checked where
 they are used (``st_llm_embed.training.arguments``), because importing these libraries takes seconds.
@@ -12,7 +12,6 @@ from st_llm_embed.recipe.recipe import Recipe, recipe_text, recipe_to_start_from
 from st_llm_embed.recipe.section import (
     BASE,
     EMBEDDED,
-    NAME_PATTERN,
     REPLAY,
     SYNTHESIS,
     TASK_TYPES,
@@ -20,23 +19,19 @@ from st_llm_embed.recipe.section import (
     Direction,
     Dtype,
     Instructions,
-    Label,
     PoolingMode,
-    Section,
     TaskType,
 )
 from st_llm_embed.recipe.synthesis import Endpoint, Plan, Price, Synthesis, is_plain_address
-from st_llm_embed.recipe.training import Base, Batches, Loss, TrainingStage
+from st_llm_embed.recipe.training import Batches, Loss, TrainingStage
 
 __all__ = [
     "BASE",
     "EMBEDDED",
-    "NAME_PATTERN",
     "REPLAY",
     "SYNTHESIS",
     "TASK_TYPES",
     "TRAINED",
-    "Base",
     "Batches",
     "Direction",
     "Distillation",
@@ -44,14 +39,12 @@ __all__ = [
     "Dtype",
     "Endpoint",
     "Instructions",
-    "Label",
     "Loss",
     "Mining",
     "Plan",
     "PoolingMode",
     "Price",
     "Recipe",
-    "Section",
     "Source",
     "Student",
     "Synthesis",

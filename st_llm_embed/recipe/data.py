@@ -17,8 +17,7 @@ class Source(Section):
     config: str | None = None
     """Configuration of a Hub dataset."""
     file: str | None = None
-    """A file of a Hub dataset, or a pattern of several, in place of `config` and `split`: where the repository has a
-    loading script, which `datasets` does not run any more, or one split of many is wanted."""
+    """A file of a Hub dataset, or a pattern of several, in place of `config` and `split`."""
     split: str = "train"
     revision: str | None = None
     """Commit of a Hub dataset; pin it, so that the training set stays the same."""
@@ -63,8 +62,7 @@ class Mining(Section):
     range_max: int = Field(default=100, ge=1, le=10_000)
     """A negative is among this many of the nearest documents, the known positives not counted."""
     relative_margin: float | None = Field(default=0.05, ge=0, le=2)
-    """A document is dropped as a suspected false negative if its score is above the positive's less this share of it:
-    0.05 allows 95 % of a positive's score. null: no such limit."""
+    """A document with a higher score than the positive's less this share is dropped as a suspected false negative."""
     sampling_strategy: Literal["top", "random"] = "top"
     """Take the nearest of the remaining candidates, or a random one, drawn by hash."""
     batch_size: int = Field(default=64, ge=1)
@@ -73,10 +71,7 @@ class Mining(Section):
     @model_validator(mode="after")
     def _range_has_room(self) -> Self:
         if self.range_max - self.range_min < self.num_negatives:
-            raise ValueError(
-                f"range_min {self.range_min} to range_max {self.range_max} has no room for num_negatives "
-                f"{self.num_negatives}"
-            )
+            raise ValueError("range_max has to be at least range_min plus num_negatives")
         return self
 
 

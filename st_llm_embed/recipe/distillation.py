@@ -51,8 +51,9 @@ class Student(Section):
                 raise ValueError("an encoder needs either name_or_path, a checkpoint, or bert, for fresh weights")
             if self.name_or_path is None and self.layers is not None:
                 raise ValueError("layers is for a checkpoint; fresh weights have bert.num_hidden_layers")
-            return self
-        if own := [name for name in ("name_or_path", "revision", "layers", "bert") if getattr(self, name) is not None]:
+        elif own := [
+            name for name in ("name_or_path", "revision", "layers", "bert") if getattr(self, name) is not None
+        ]:
             raise ValueError(f"{', '.join(own)} is for kind encoder; kind static has token vectors alone")
         return self
 

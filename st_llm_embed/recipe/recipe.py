@@ -15,12 +15,26 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 from st_llm_embed.errors import InputError, did_you_mean, explained, shown
 from st_llm_embed.recipe.data import Data
 from st_llm_embed.recipe.distillation import Distillation
-from st_llm_embed.recipe.publishing import Publishing
 from st_llm_embed.recipe.section import NAME_PATTERN, SYNTHESIS, Section
 from st_llm_embed.recipe.synthesis import Synthesis
 from st_llm_embed.recipe.training import Base, Batches, Evaluation, Loss, TrainingStage
 
 RECIPE_SUFFIXES = (".yaml", ".yml")
+
+
+class Publishing(Section):
+    """What the released folder and its cards say."""
+
+    repo_id: str | None = None
+    """Hub name in the card's examples, such as `org/e5-mistral`; None: the folder's path."""
+    license: str
+    """Licence of the released weights, as the Hub spells it (`apache-2.0`, `cc-by-nc-4.0`, ...)."""
+    limitations: tuple[str, ...] = ()
+    """What users have to know before relying on the model; printed in the card and the report."""
+    dataset_repo_id: str | None = None
+    """Hub name in the dataset card's example."""
+    dataset_license: str | None = None
+    """Licence of the rows, needed to push them; check the terms of the LLM that wrote them."""
 
 
 class Recipe(Section):
@@ -52,13 +66,9 @@ class Recipe(Section):
     publishing: Publishing
 
     @model_validator(mode="after")
-    def _synthesis_is_given(self) -> Self:
+    def _sections_fit_together(self) -> Self:
         if self.data.rows == SYNTHESIS and self.synthesis is None:
             raise ValueError("data.rows is synthesis, and the section synthesis is missing; the recipe demo has one")
-        return self
-
-    @model_validator(mode="after")
-    def _adapter_fits_the_base(self) -> Self:
         adapted = self.lora is not None or self.base.adapter is not None
         if self.lora is not None and self.base.adapter is not None:
             raise ValueError("base.adapter continues a trained adapter and lora creates a new one; omit one of them")
@@ -85,21 +95,17 @@ class Recipe(Section):
 
     def trainings(self) -> list[Recipe]:
         """Return the recipe of each stage, or only this one if it has none."""
-        return [self._of_stage(number) for number in range(len(self.stages))] or [self]
-
-    def _of_stage(self, number: int) -> Recipe:
-        """Return this recipe with a stage's sections merged over its own."""
-        stage = self.stages[number]
-        return self.model_copy(
-            update={
-                # For messages only.
-                "name": f"{self.name}, stage {stage.name}",
+        merged = [
+            {
+                "name": f"{self.name}, stage {stage.name}",  # for messages only
                 "loss": self._merged(number, "loss"),
                 "batches": self._merged(number, "batches"),
                 "training": self.training | stage.training,
                 "stages": (),
             }
-        )
+            for number, stage in enumerate(self.stages)
+        ]
+        return [self.model_copy(update=own) for own in merged] or [self]
 
     def _merged(self, number: int, key: Literal["loss", "batches"]) -> Any:
         """Return a section of a stage, checked; errors name the key in the stage."""
@@ -131,20 +137,21 @@ class Recipe(Section):
         Raises:
             InputError: there is no such recipe, the file is not a recipe, or a key or value is not allowed.
         """
-        source, text = recipe_file(name_or_path), recipe_text(name_or_path)
-        with explained(f"{source} is not a YAML file", "Fix the line it names and run again."):
+        text = recipe_text(name_or_path)
+        with explained(f"The recipe {name_or_path} is not a YAML file", "Fix the line it names and run again."):
             content = yaml.safe_load(text)
         if not isinstance(content, dict):
             raise InputError(
-                f"{source} has a {type(content).__name__} at its top level; a recipe is a mapping of sections "
-                f"({', '.join(cls.model_fields)}). Start from a shipped one: st-llm-embed recipes copy qwen3-0.6b."
+                f"The recipe {name_or_path} has a {type(content).__name__} at its top level; a recipe is a mapping of "
+                "sections. Start from a shipped one: st-llm-embed recipes copy qwen3-0.6b."
             )
         for override in overrides:
             _set(content, override)
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            raise InputError(_explain(error, source)) from error
+            problems = "; ".join(_explain(details) for details in error.errors())
+            raise InputError(f"Recipe {name_or_path}: {problems}. Fix the file or the --set option.") from error
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML with every default written out."""
@@ -161,18 +168,18 @@ def shipped_recipes() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
-def recipe_file(name_or_path: str) -> Path:
-    """Return the YAML file of a recipe given by shipped name or by path.
+def recipe_text(name_or_path: str) -> str:
+    """Return the text of a recipe given by shipped name or by path.
 
     Raises:
-        InputError: there is neither a recipe of that name nor a file at that path, or its folder cannot be read.
+        InputError: there is no such recipe, or its file cannot be read.
     """
     if name_or_path in shipped_recipes():
-        return Path(str(files("st_llm_embed") / "recipe" / f"{name_or_path}.yaml"))
+        return (files("st_llm_embed") / "recipe" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
     path = Path(name_or_path)
-    with explained(f"The recipe {shown(name_or_path)} cannot be read", "Name a .yaml file that you may read."):
+    with explained(f"The recipe {shown(name_or_path)} cannot be read", "Name a .yaml file in UTF-8."):
         if path.suffix in RECIPE_SUFFIXES and path.is_file():
-            return path
+            return path.read_text(encoding="utf-8")
     raise InputError(
         f"There is no recipe {shown(name_or_path)}{did_you_mean(name_or_path, shipped_recipes())}. Allowed are the "
         f"shipped recipes ({', '.join(shipped_recipes())}) and the path of a .yaml file. To start one of your own: "
@@ -180,34 +187,16 @@ def recipe_file(name_or_path: str) -> Path:
     )
 
 
-def recipe_text(name_or_path: str) -> str:
-    """Return the text of a recipe given by shipped name or by path.
-
-    Raises:
-        InputError: there is no such recipe, or its file cannot be read.
-    """
-    source = recipe_file(name_or_path)
-    with explained(f"{source} cannot be read", "It has to be a text file in UTF-8 that you may read."):
-        return source.read_text(encoding="utf-8")
-
-
 def recipe_to_start_from(name: str, target: Path) -> str:
-    """Return a shipped recipe's text for a file of the user's.
-
-    The copy is named after the file. Description and limitations are empty, as they are about the shipped recipe.
+    """Return a recipe's text for a file of the user's: named after it, without description and limitations.
 
     Raises:
-        InputError: there is no such shipped recipe, or the file's name cannot be that of a recipe.
+        InputError: there is no such recipe, or the file's name cannot be that of a recipe.
     """
-    if name not in shipped_recipes():
-        raise InputError(
-            f"There is no shipped recipe {name!r}{did_you_mean(name, shipped_recipes())}. Allowed are "
-            f"{', '.join(shipped_recipes())}."
-        )
     if target.suffix not in RECIPE_SUFFIXES or not re.fullmatch(NAME_PATTERN, target.stem):
         raise InputError(
-            f"{str(target)!r} cannot be the file of a recipe: its name has to consist of letters, digits, '.', '_' "
-            "and '-', begin with a letter or digit, and end in .yaml or .yml. Choose another file with --to."
+            f"A recipe cannot be called {str(target)!r}. Choose a name of letters, digits, '.', '_' and '-' that ends "
+            "in .yaml or .yml with --to."
         )
     text = re.sub(r"\A(#.*\n)+", "", recipe_text(name))
     text = re.sub(r"^name: .*$", f'name: "{target.stem}"', text, flags=re.MULTILINE)
@@ -221,9 +210,7 @@ def _set(content: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")
     if not equals or not all(keys):
-        raise InputError(
-            f"--set {override!r} is not of the form section.key=value, such as --set loss.temperature=0.05."
-        )
+        raise InputError(f"--set {override!r} is not section.key=value, such as --set loss.temperature=0.05.")
     with explained(f"--set {shown(override)}: {shown(text)} is not a YAML value", "Quote it."):
         value = yaml.safe_load(text)
     target = content
@@ -231,19 +218,13 @@ def _set(content: dict[str, Any], override: str) -> None:
         if target.get(key) is None:
             target[key] = {}
         if not isinstance(target[key], dict):
-            raise InputError(
-                f"--set {override!r}: {'.'.join(keys[: position + 1])} is {shown(target[key])}, not a section."
-            )
+            section = ".".join(keys[: position + 1])
+            raise InputError(f"--set {override!r}: {section} is {shown(target[key])}, not a section.")
         target = target[key]
     target[keys[-1]] = value
 
 
-def _explain(error: ValidationError, source: Path) -> str:
-    problems = "; ".join(_explain_one(details) for details in error.errors())
-    return f"Recipe {source}: {problems}. Fix the file or the --set option and run again."
-
-
-def _explain_one(details: ErrorDetails) -> str:
+def _explain(details: ErrorDetails) -> str:
     key, message = ".".join(map(str, details["loc"])), details["msg"].removeprefix("Value error, ")
     # An error of several sections has no key, and the whole recipe for its input; an address may hold a secret.
     if not key:

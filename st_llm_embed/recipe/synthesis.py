@@ -31,8 +31,8 @@ class Endpoint(Section):
     models: dict[str, Annotated[float, Field(gt=0)]] = Field(min_length=1)
     """Names of models and their share of the requests."""
     parameters: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "max_completion_tokens": 4096}
-    """Fields of a chat completion request, sent as they are. One of `max_completion_tokens` and `max_tokens` is
-    needed: it bounds what an answer can cost. Temperature and top-p are the paper's (section 3.1)."""
+    """Fields of a chat completion request. `max_completion_tokens` or `max_tokens` is needed: it bounds what an answer
+    can cost. Temperature and top-p are the paper's (section 3.1)."""
     mode: Literal["live", "batch"] = "live"
     """`batch` uses the Batch API: cheaper, within 24 hours."""
     concurrency: int = Field(default=16, ge=1, le=1024)
@@ -54,17 +54,15 @@ class Endpoint(Section):
         # Not shown: it may hold a secret.
         raise PydanticCustomError(
             "address",
-            "has to be replay or an address that begins with http:// or https:// and holds no user, password, query "
-            "or fragment, since recipes are written to files; the key goes into the variable that api_key_env names",
+            "has to be replay or an http:// or https:// address without user, password, query or fragment; the key "
+            "goes into the variable that api_key_env names",
         )
 
     @field_validator("parameters")
     @classmethod
     def _only_what_the_run_does_not_set(cls, value: dict[str, Any]) -> dict[str, Any]:
         if own := sorted(value.keys() & {"model", "messages", "response_format", "stream", "n"}):
-            raise ValueError(
-                f"{', '.join(own)} cannot be set here; the run sends its own, and reads one answer a request"
-            )
+            raise ValueError(f"{', '.join(own)} cannot be set here; the run sends its own")
         return value
 
     @model_validator(mode="after")
@@ -86,8 +84,8 @@ class Plan(Section):
     brainstorm_requests: int = Field(default=0, ge=0)
     """Requests for about 20 instructions each, before the examples; 0 with `tasks`."""
     tasks: str | None = None
-    """A .jsonl file of tasks in place of brainstormed ones: `task_type`, `instruction` and, if wanted, `attributes`,
-    one object a line. Request i takes line i and starts again from the top; `embedded` is the demo's."""
+    """A .jsonl file of `task_type`, `instruction` and, if wanted, `attributes`, in place of brainstormed ones. Request
+    i takes line i and starts again from the top; `embedded` is the demo's."""
     task_types: dict[TaskType, Annotated[float, Field(ge=0)]] = {}
     """Custom: shares of the task types."""
     attributes: dict[TaskType, dict[str, dict[Label, Annotated[float, Field(ge=0)]]]] = {}
@@ -103,9 +101,7 @@ class Plan(Section):
         if self.preset == "paper" and own:
             raise ValueError(f"preset paper fixes {', '.join(own)}; set preset to custom for your own")
         if self.tasks is not None and (self.brainstorm_requests or self.task_types):
-            raise ValueError(
-                "tasks fixes instructions and task types; set either tasks, or brainstorm_requests and task_types"
-            )
+            raise ValueError("tasks fixes instructions and task types; omit it, or brainstorm_requests and task_types")
         return self
 
 

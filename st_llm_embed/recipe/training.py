@@ -29,12 +29,10 @@ class Base(Section):
     """Longest text in tokens, instruction and special tokens included; the rest is cut off before the EOS token."""
     pooling_mode: PoolingMode = "lasttoken"
     """What the vector is: the hidden state of the EOS token, or, for comparison (paper, section 5.3), the mean of
-    all tokens' or one whose weights rise with the position. EOS is appended with each; what older versions of
-    sentence-transformers read, and sharing an instruction's computation, is for `lasttoken` alone."""
+    all tokens' or one whose weights rise with the position. EOS is appended with each."""
     instructions: Instructions = "natural"
-    """What is put before a query in training, in the scores of held-out rows and in the prompts saved with the model:
-    its own instruction; for comparison (paper, section 5.3) the name of its task type in place of it; or nothing.
-    Mining is not concerned, it has `query_prompt`."""
+    """What is put before a query, also in the prompts saved with the model: its own instruction; for comparison
+    (paper, section 5.3) the name of its task type in place of it; or nothing. Mining has `query_prompt`."""
 
 
 class Loss(Section):
@@ -55,8 +53,7 @@ class Loss(Section):
     """Task types whose rows are compared with their own hard negatives and not with the batch: those whose positives
     are labels that many rows share (SFR-Embedding-Mistral)."""
     mask_duplicates: bool = True
-    """Mask false negatives: candidates that repeat a text of the row, or share its anchor or positive, in the batch of
-    all processes."""
+    """Mask candidates that repeat a text of the row, or share its anchor or positive, over all processes."""
     false_negative_margin: float | None = Field(default=None, ge=0, le=2)
     """Mask a candidate whose similarity is above the positive's by more than this (Qwen3-Embedding: 0.1)."""
     matryoshka_dims: tuple[Annotated[int, Field(ge=1)], ...] = ()
@@ -107,5 +104,5 @@ class Evaluation(Section):
     batch_size: int = Field(ge=1)
     """Texts per forward pass."""
     tasks: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """mteb tasks, `Tatoeba:fra-eng` for one subset, that are scored as often as training.eval_strategy says, with the
-    paper's instructions. Keep them small: each is encoded whole every time."""
+    """mteb tasks, `Tatoeba:fra-eng` for one subset, scored whole as often as training.eval_strategy says, with the
+    paper's instructions."""

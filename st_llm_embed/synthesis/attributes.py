@@ -72,8 +72,7 @@ def language_weights(plan: Plan) -> Weights:
     """
     if not plan.languages:
         return SAMPLING_WEIGHTS
-    unknown = [name for name in plan.languages if name not in LANGUAGE_CODES]
-    if unknown:
+    if unknown := [name for name in plan.languages if name not in LANGUAGE_CODES]:
         raise InputError(
             f"synthesis.plan.languages names {shown(', '.join(unknown))}. Allowed are the English names in "
             f"st_llm_embed/languages.py: {', '.join(LANGUAGE_CODES)}."
@@ -88,12 +87,10 @@ def attribute_weights(plan: Plan, task_type: TaskType) -> Mapping[str, Weights]:
         InputError: the recipe names an attribute that the task type's prompt does not have.
     """
     own = plan.attributes.get(task_type, {})
-    unknown = [name for name in own if name not in ATTRIBUTES[task_type]]
-    if unknown:
+    if unknown := [name for name in own if name not in ATTRIBUTES[task_type]]:
         raise InputError(
             f"synthesis.plan.attributes.{task_type} names {shown(', '.join(unknown))}; the prompt of {task_type} has "
-            f"{', '.join(ATTRIBUTES[task_type]) or 'no attributes but the language'}. Fix or remove the name; "
-            "weights of languages belong into synthesis.plan.languages."
+            f"{', '.join(ATTRIBUTES[task_type]) or 'no attributes but the language'}. Fix or remove the name."
         )
     return {
         name: _usable(own[name], f"attributes.{task_type}.{name}") if name in own else weights
@@ -105,12 +102,11 @@ def _usable(weights: Weights, key: str) -> Weights:
     positive = {name: weight for name, weight in weights.items() if weight > 0}
     if not positive:
         raise InputError(
-            f"synthesis.plan.{key} has no value with a weight above 0, so there is nothing to draw. Set a weight, "
-            "or omit the key for the paper's weights."
+            f"synthesis.plan.{key} has no value with a weight above 0. Set a weight, or omit the key for the paper's."
         )
     if not all(name.strip() for name in positive) or sum(positive.values()) == inf:
         raise InputError(
-            f"synthesis.plan.{key} is {shown(weights)}; names have to be words, and weights may not add up to "
-            f"infinity. To omit an attribute from the prompt, name the value {UNSPECIFIED}."
+            f"synthesis.plan.{key} is {shown(weights)}; names have to be words ({UNSPECIFIED} omits the attribute), "
+            "and weights may not add up to infinity."
         )
     return positive

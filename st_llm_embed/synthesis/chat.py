@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from st_llm_embed.api.budget import BATCH_SHARE, Cost, SpendingLimit, actual_cost, shipped_prices, worst_case
 from st_llm_embed.api.client import Client
-from st_llm_embed.api.exchange import Outcome, ServiceLabels
+from st_llm_embed.api.exchange import Outcome, ServiceLabels, json_object
 from st_llm_embed.data.rows import content_hash
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import REPLAY, Endpoint, Price, Synthesis
@@ -82,58 +82,53 @@ class Progress:
     def describe(self) -> str:
         """Return all of it in one line."""
         rate = (self.done - self.done_before) / max(1e-9, time.monotonic() - self.started)
-        minutes = (self.planned - self.done) / rate / 60 if rate else None
-        left = "time left unknown" if minutes is None else f"{minutes:.0f} min left"
-        if minutes is not None and minutes >= 120:
-            left = f"{minutes / 60:.0f} h left"
-        texts = ", ".join(f"{name} {count:,}" for name, count in sorted(self.texts.items())) or "none yet"
-        no_text = f"; without text: {', '.join(f'{name} {count:,}' for name, count in self.no_text.most_common())}"
-        return (
-            f"{self.step} {self.done:,}/{self.planned:,} ({rate:.1f}/s, {left}); answers: {texts}"
-            f"{no_text if self.no_text else ''}{f'; put off: {self.left:,}' if self.left else ''}; {self.spent}"
-            f"{f'; {self.waiting}' if self.waiting else ''}"
+        left = f"{(self.planned - self.done) / rate / 60:.0f} min left" if rate else "time left unknown"
+        parts = [f"{self.step} {self.done:,}/{self.planned:,} ({rate:.1f}/s, {left})"]
+        parts.append(
+            f"answers: {', '.join(f'{name} {count:,}' for name, count in sorted(self.texts.items())) or 'none'}"
         )
+        if self.no_text:
+            reasons = ", ".join(f"{name} {count:,}" for name, count in self.no_text.most_common())
+            parts.append(f"without text: {reasons}")
+        if self.left:
+            parts.append(f"put off: {self.left:,}")
+        return "; ".join(filter(None, [*parts, self.spent, self.waiting]))
 
 
 class ChatService:
-    """The `st_llm_embed.api.client.Service` of chat completions: keeps the limits, writes the journal.
-
-    Attributes:
-        journal: where every answer goes.
-        limit: what may be spent, with what the journal says was spent.
-        progress: of the step that is running.
-        show: called with the progress twice a second.
-    """
+    """The `st_llm_embed.api.client.Service` of chat completions: keeps the limits, writes the journal."""
 
     path = "/chat/completions"
     answer_field = "choices"
     labels = CHAT
 
-    def __init__(self, synthesis: Synthesis, journal: Journal) -> None:
-        """Read prices and limits.
-
-        Raises:
-            InputError: see `model_prices` and `max_answer_tokens`.
-        """
+    def __init__(
+        self, synthesis: Synthesis, journal: Journal, show: Callable[[Progress], None] = lambda _: None
+    ) -> None:
+        """Read prices and limits; raise InputError as `model_prices` and `max_answer_tokens` do."""
         self._endpoint = synthesis.endpoint
         self._prices = model_prices(synthesis)
         self._max_answer_tokens = max_answer_tokens(synthesis.endpoint)
         self.journal = journal
+        self.show = show
+        """Called with the progress twice a second."""
         self.limit = SpendingLimit(synthesis.budget.usd, synthesis.budget.tokens, journal.usd, journal.tokens)
-        self.start(Progress("probes", 0))
-
-    def start(self, progress: Progress, show: Callable[[Progress], None] = lambda _: None) -> None:
-        """Count what follows in a `Progress`, and show it by a function that is called with it twice a second."""
-        self.progress, self.show = progress, show
+        self.progress = Progress("probes", len(PROBES))
 
     def unanswered(self, requests: Iterable[Request]) -> Iterator[Request]:
-        """Yield the requests that the journal has no answer to, and count the others as done."""
+        """Yield the requests that the journal has no answer to, and count the others as done.
+
+        Raises:
+            OSError: the disk has no room for the answers to more requests.
+        """
         for request in requests:
             if self.journal.has(request):
                 self.progress.done += 1
                 self.progress.done_before += 1
-            else:
-                yield request
+                continue
+            if shutil.disk_usage(self.journal.path).free < SPARE_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            yield request
 
     def body(self, request: Request) -> dict[str, Any]:
         """Return the body of a request, with the response format that its model obeys."""
@@ -156,9 +151,8 @@ class ChatService:
         """Return the error for a request that does not fit into the limit."""
         return InputError(
             f"The limit is reached: spent are {self.limit.describe()}, and the next request can cost "
-            f"${worst.usd:.4f} and {worst.tokens:,} tokens. {self.progress.done:,} of {self.progress.planned:,} "
-            "requests are answered. Raise synthesis.budget to resume, or make the dataset of what there is with "
-            "st-llm-embed reparse."
+            f"${worst.usd:.4f} and {worst.tokens:,} tokens. Raise synthesis.budget to resume, or make the dataset of "
+            f"the {self.progress.done:,} answers with st-llm-embed reparse."
         )
 
     def record(self, request: Request, outcome: Outcome, cost: Cost, seconds: float) -> None:
@@ -181,17 +175,11 @@ class ChatService:
         self.progress.left += 1
 
     async def watch(self, waiting: str) -> None:
-        """Show the progress, and have the disk write what was appended to the journal.
-
-        Raises:
-            OSError: the disk has no room for the answers in flight.
-        """
+        """Show the progress, and have the disk write what was appended to the journal."""
         self.progress.waiting, self.progress.spent = waiting, self.limit.describe()
         self.show(self.progress)
         if self.journal.unsynced:
             await asyncio.to_thread(self.journal.sync)
-        if shutil.disk_usage(self.journal.path).free < SPARE_BYTES:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def find_format(self, client: Client[Request], model: str) -> None:
         """Find, once for each model, how it is made to answer in JSON: some servers take a schema and ignore it.
@@ -202,7 +190,7 @@ class ChatService:
         base_url = self._endpoint.base_url
         if (base_url, model) in self.journal.formats:
             return
-        self.start(Progress("probes", 0))
+        self.progress = Progress("probes", len(PROBES))
         for index, (response_format, prompt) in enumerate(PROBES):
             key = content_hash(model, response_format)
             request = Request("probe", index, key, model, [{"role": "user", "content": prompt}], PROBE_SCHEMA, {})
@@ -219,8 +207,9 @@ class ChatService:
                     f"{CHAT.parameters}, which are sent as they are."
                 )
             if response_format == "prompt" or (isinstance(content, str) and _follows_schema(content, response_format)):
-                record = {"status": "format", "model": model, "format": response_format, "base_url": base_url}
-                self.journal.append(record)
+                self.journal.append(
+                    {"status": "format", "model": model, "format": response_format, "base_url": base_url}
+                )
                 return
 
 
@@ -244,8 +233,8 @@ def max_answer_tokens(endpoint: Endpoint) -> int:
     given = [endpoint.parameters[key] for key in ("max_completion_tokens", "max_tokens") if key in endpoint.parameters]
     if not given or not all(isinstance(value, int) and value > 0 for value in given):
         raise InputError(
-            f"synthesis.endpoint.parameters has {given or 'no'} max_completion_tokens or max_tokens; one whole number "
-            "above 0 is needed, since it bounds what an answer can cost. The default is 4096."
+            f"synthesis.endpoint.parameters has {given or 'no'} max_completion_tokens or max_tokens; a whole number "
+            "above 0 is needed to limit what an answer can cost. The default is 4096."
         )
     return max(given)
 
@@ -263,9 +252,9 @@ def model_prices(synthesis: Synthesis) -> dict[str, Price]:
     unknown = [name for name in models if name not in prices]
     if unknown and (synthesis.budget.usd is not None or synthesis.budget.tokens is None):
         raise InputError(
-            f"No price is known for {', '.join(unknown)}, so what it spends cannot be limited in USD. Set "
-            f"synthesis.budget.prices (USD per million tokens, {{{unknown[0]}: {{input: 0.5, output: 1.5}}}}; 0 for a "
-            "server of your own), or synthesis.budget.tokens alone."
+            f"No price is known for {', '.join(unknown)}. Set synthesis.budget.prices (USD per million tokens, "
+            f"{{{unknown[0]}: {{input: 0.5, output: 1.5}}}}; 0 for a server of your own), or synthesis.budget.tokens "
+            "alone."
         )
     return {name: prices[name] for name in models if name in prices}
 
@@ -273,18 +262,17 @@ def model_prices(synthesis: Synthesis) -> dict[str, Price]:
 @contextmanager
 def shown_progress() -> Generator[Callable[[Progress], None]]:
     """Yield a function that shows a `Progress`: in place on a terminal, else as a line now and then."""
+    last = time.monotonic()
+
+    def log(progress: Progress) -> None:
+        nonlocal last
+        if time.monotonic() - last >= SECONDS_BETWEEN_LINES or progress.done == progress.planned:
+            last = time.monotonic()
+            logger.info("%s", progress.describe())
+
     if not sys.stderr.isatty():
-        last = time.monotonic()
-
-        def log(progress: Progress) -> None:
-            nonlocal last
-            if time.monotonic() - last >= SECONDS_BETWEEN_LINES or progress.done == progress.planned:
-                last = time.monotonic()
-                logger.info("%s", progress.describe())
-
         yield log
         return
-
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
@@ -295,8 +283,5 @@ def shown_progress() -> Generator[Callable[[Progress], None]]:
 
 def _follows_schema(content: str, response_format: ResponseFormat) -> bool:
     """Return whether a probe's answer shows that the server enforces the format."""
-    try:
-        answer = json.loads(content)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(answer, dict) and (response_format == "json_object" or answer == {"colour": "violet"})
+    answer = json_object(content)
+    return answer == {"colour": "violet"} if response_format == "json_schema" else bool(answer)

@@ -17,8 +17,6 @@ from typing import BinaryIO
 
 import numpy as np
 
-from st_llm_embed.errors import InputError
-
 DEFAULT_SIMILARITY = 0.8
 """Jaccard similarity from which on a text repeats another; scripts/bench_duplicates.py prints what it finds."""
 
@@ -46,7 +44,7 @@ _MIX = np.uint64(0xD6E8FEB86659FD93)
 
 def text_hash(text: str) -> int:
     """Hash a text to 64 bits; texts that differ in case, spacing or compatibility characters alone share a hash."""
-    return int.from_bytes(hashlib.blake2b(_encode(_fold(text)), digest_size=8).digest(), "little")
+    return _hash(_folded(text))
 
 
 def near_duplicates(
@@ -55,8 +53,7 @@ def near_duplicates(
     """Find for each text an earlier text that it repeats.
 
     Exact repetitions of a folded text (NFKC, casefold, spacing) name its first occurrence. Others are compared with a
-    few earlier texts of the same band of MinHash values, so time is linear whatever the texts are. Signatures, 512
-    bytes a text, are on disk; with all of them mapped a million texts take 0.6 GB.
+    few earlier texts of the same band of MinHash values, so time is linear. Signatures, 512 bytes a text, are on disk.
 
     Args:
         texts: read once, in order, one at a time.
@@ -65,15 +62,7 @@ def near_duplicates(
 
     Returns:
         (texts,) for each text the index of the earlier text, -1 if there is none. That text may itself repeat another.
-
-    Raises:
-        InputError: similarity is out of range.
     """
-    if not 0 < similarity <= 1:
-        raise InputError(
-            f"The similarity of near duplicates is {similarity}; allowed are numbers above 0 and up to 1. "
-            f"{DEFAULT_SIMILARITY} finds texts that differ in a few words."
-        )
     with tempfile.TemporaryFile(dir=workspace) as file:
         hashes = _write_signatures(texts, file)
         _, firsts, groups = np.unique(hashes, return_index=True, return_inverse=True)
@@ -88,10 +77,9 @@ def _write_signatures(texts: Iterable[str], file: BinaryIO) -> np.ndarray:
     """Write a row of PERMUTATIONS values for each text; return (texts,) hashes of the whole folded texts."""
     hashes = array("Q")
     for text in texts:
-        folded = _fold(text)
-        encoded = _encode(folded)
-        hashes.append(int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little"))
-        file.write(_signature(np.frombuffer(encoded, dtype="<u4")).tobytes())
+        folded = _folded(text)
+        hashes.append(_hash(folded))
+        file.write(_signature(np.frombuffer(folded, dtype="<u4")).tobytes())
     file.flush()
     return np.array(hashes, dtype=np.uint64)
 
@@ -166,10 +154,10 @@ def _compare(
         earlier[texts[found]] = others[found]
 
 
-def _fold(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+def _folded(text: str) -> bytes:
+    """Fold a text, in 4 bytes a character; lone surrogates, which a JSON escape can produce, are kept."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).encode("utf-32-le", "surrogatepass")
 
 
-def _encode(folded: str) -> bytes:
-    """Encode to 4 bytes a character; lone surrogates, which a JSON escape can produce, are kept."""
-    return folded.encode("utf-32-le", "surrogatepass")
+def _hash(folded: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(folded, digest_size=8).digest(), "little")

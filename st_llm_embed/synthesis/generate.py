@@ -49,13 +49,10 @@ def check_synthesis(synthesis: Synthesis) -> None:
 
 
 def planned_prompts(synthesis: Synthesis) -> list[str]:
-    """Return the first prompt of each kind that can be known before anything is answered."""
-    plan = RequestPlan(synthesis.plan, synthesis.endpoint)
-    if synthesis.plan.tasks is None:
-        requests = list(islice(plan.brainstorms(), 1))
-    else:
-        requests = [plan.example(0, TaskFile(tasks_path(synthesis.plan.tasks)))]
-    return [request.messages[0]["content"] for request in requests]
+    """Return the first prompt that can be known before anything is answered; none where nothing is brainstormed."""
+    plan, tasks = RequestPlan(synthesis.plan, synthesis.endpoint), synthesis.plan.tasks
+    requests = plan.brainstorms() if tasks is None else plan.examples(TaskFile(tasks_path(tasks)))
+    return [request.messages[0]["content"] for request in islice(requests, 1)]
 
 
 def generate(synthesis: Synthesis, folder: Path, similarities: Similarities | None = None) -> Selection | None:
@@ -70,16 +67,15 @@ def generate(synthesis: Synthesis, folder: Path, similarities: Similarities | No
         The rows that were selected for the judge, for `write_synthetic_dataset`; None without a judge.
 
     Raises:
-        InputError: something in the recipe cannot be used, a limit is reached, or the server cannot continue. What was
-            answered is kept.
+        InputError: something cannot be used, a limit is reached, or the server cannot continue; answers are kept.
     """
     with _open_run(synthesis, folder) as run:
-        plan, planned = run.plan, synthesis.plan
-        if not tasks_file(synthesis, plan, folder).is_file():
-            run.ask("brainstorms", planned.brainstorm_requests, plan.brainstorms)
-            _write_tasks(plan, tasks_file(synthesis, plan, folder), run.journal.path)
-        tasks = TaskFile(tasks_file(synthesis, plan, folder))
-        run.ask("examples", planned.requests, lambda: plan.examples(tasks))
+        plan, path = run.plan, tasks_file(synthesis, run.plan, folder)
+        if not path.is_file():
+            run.ask("brainstorms", synthesis.plan.brainstorm_requests, plan.brainstorms)
+            _write_tasks(plan, path, run.journal.path)
+        tasks = TaskFile(path)
+        run.ask("examples", synthesis.plan.requests, lambda: plan.examples(tasks))
         model = synthesis.filters.judge_model
         if model is None:
             return None
@@ -94,7 +90,7 @@ def generate(synthesis: Synthesis, folder: Path, similarities: Similarities | No
 
 @dataclass(frozen=True)
 class Projection:
-    """What one step will take."""
+    """What one step will take, with the recipe's concurrency and limits per minute."""
 
     step: str
     requests: int
@@ -103,35 +99,27 @@ class Projection:
     tokens: float
     usd: float
     hours: float
-    """With the recipe's concurrency and limits per minute."""
 
 
 def estimate(synthesis: Synthesis, folder: Path, requests: int) -> list[Projection]:
-    """Send a few of the planned requests and project what all of them will take.
+    """Send `requests` of each step and project what all of them will take.
 
     Answers go to the journal and are used by the run itself, except examples of tasks that are only brainstormed for
     the estimate.
-
-    Args:
-        synthesis: the recipe's section.
-        folder: of the journal.
-        requests: how many of each step to send.
     """
     with _open_run(synthesis, folder) as run:
-        plan = run.plan
-        path = tasks_file(synthesis, plan, folder)
-        projections = []
+        plan, path, projections = run.plan, tasks_file(synthesis, run.plan, folder), []
         if not path.is_file():
             count = min(max(requests, len(plan.brainstormed_types)), synthesis.plan.brainstorm_requests)
             run.ask("brainstorms", count, lambda: islice(plan.brainstorms(), count))
-            projections.append(_projected(synthesis, "brainstorm", count, synthesis.plan.brainstorm_requests, run))
+            total = synthesis.plan.brainstorm_requests
+            projections.append(_projected(synthesis, "brainstorm", count, total, run.journal.path))
             path = folder / "tasks-of-the-estimate.jsonl"
             _write_tasks(plan, path, run.journal.path)
         tasks = TaskFile(path)
         count = min(requests, synthesis.plan.requests)
         run.ask("examples", count, lambda: islice(plan.examples(tasks), count))
-        projections.append(_projected(synthesis, "example", count, synthesis.plan.requests, run))
-        return projections
+        return [*projections, _projected(synthesis, "example", count, synthesis.plan.requests, run.journal.path)]
 
 
 def tasks_file(synthesis: Synthesis, plan: RequestPlan, folder: Path) -> Path:
@@ -154,7 +142,6 @@ class _Run:
     chat: ChatService
     client: Client[Request]
     batch: BatchClient | None
-    show: Callable[[Progress], None]
 
     def ask(self, step: str, planned: int, requests: Callable[[], Iterator[Request]]) -> None:
         """Have the requests of one step answered."""
@@ -163,17 +150,15 @@ class _Run:
             return
         for model in [missing.model] if missing.step == "judge" else self.models:
             self.chat.find_format(self.client, model)
-        progress = Progress(step, planned)
-        self.chat.start(progress, self.show)
+        self.chat.progress = progress = Progress(step, planned)
         if self.batch:
             self.batch.answer(requests)
         else:
             self.client.send(self.chat.unanswered(requests()))
         if progress.left:
             raise InputError(
-                f"{progress.left:,} of {planned:,} {step} got no answer: the server failed or hung up each time. All "
-                "others are in the journal; run the same command again for the rest, or make the dataset of what "
-                "there is with st-llm-embed reparse."
+                f"{progress.left:,} of {planned:,} {step} got no answer: the server failed or hung up each time. Run "
+                "the same command again for the rest, or make the dataset of what there is with st-llm-embed reparse."
             )
 
 
@@ -188,33 +173,29 @@ def _open_run(synthesis: Synthesis, folder: Path) -> Generator[_Run]:
     with Journal(folder) as journal, shown_progress() as show:
         if journal.batches and endpoint.mode == "live":
             raise InputError(
-                f"{len(journal.batches)} batches of an earlier run are not collected yet, and their requests would be "
-                "paid twice. Run with --set synthesis.endpoint.mode=batch until they are, then change the mode."
+                f"{len(journal.batches)} batches of an earlier run are not collected yet. Run with --set "
+                "synthesis.endpoint.mode=batch until they are, so that nothing is paid twice, then change the mode."
             )
-        chat = ChatService(synthesis, journal)
+        chat = ChatService(synthesis, journal, show)
         client = Client(chat, endpoint, base_url, key, transport=transport)
         batch = BatchClient(chat, endpoint, key) if endpoint.mode == "batch" else None
-        yield _Run(plan, journal, (*endpoint.models,), chat, client, batch, show)
+        yield _Run(plan, journal, (*endpoint.models,), chat, client, batch)
 
 
 def _write_tasks(plan: RequestPlan, path: Path, journal: Path) -> None:
     """Freeze the brainstormed tasks: example requests name them, so a later parser must not change them."""
-    keys = {request.key: request.index for request in plan.brainstorms()}
-    by_index: dict[int, list[tuple[str, str]]] = {}
+    keys = {request.key for request in plan.brainstorms()}
+    by_index: dict[int, tuple[str, list[str]]] = {}
     for record in _answers(journal, "brainstorm"):
         if record["key"] in keys:
-            task_type = record["about"]["task_type"]
-            by_index[record["index"]] = [(task_type, instruction) for instruction in brainstormed(record["body"])]
-    seen = set()
-    lines = []
-    for index in sorted(by_index):
-        for task_type, instruction in by_index[index]:
+            by_index[record["index"]] = record["about"]["task_type"], list(_instructions(record["body"]))
+    seen, lines = set(), []
+    for _, (task_type, instructions) in sorted(by_index.items()):
+        for instruction in instructions:
             if (task_type, fold(instruction)) not in seen:
                 seen.add((task_type, fold(instruction)))
                 lines.append(json.dumps({"task_type": task_type, "instruction": instruction}, ensure_ascii=False))
-    found = {task_type for task_type, _ in seen}
-    missing = [name for name in plan.brainstormed_types if name not in found]
-    if missing:
+    if missing := [name for name in plan.brainstormed_types if name not in {task_type for task_type, _ in seen}]:
         raise InputError(
             f"Brainstorming yielded no usable instruction for {', '.join(missing)}. Raise "
             "synthesis.plan.brainstorm_requests, use a stronger model, or omit these task types."
@@ -224,7 +205,7 @@ def _write_tasks(plan: RequestPlan, path: Path, journal: Path) -> None:
     partial.replace(path)
 
 
-def brainstormed(body: str) -> Iterator[str]:
+def _instructions(body: str) -> Iterator[str]:
     """Yield the instructions of one brainstorm answer that can be used as such."""
     answer = parse_completion(json_object(body), BRAINSTORM_SCHEMA)
     if isinstance(answer, Rejection):
@@ -245,22 +226,20 @@ def _answers(journal: Path, step: str) -> Iterator[dict[str, Any]]:
             offset += size
 
 
-def _projected(synthesis: Synthesis, step: str, sent: int, planned: int, run: _Run) -> Projection:
-    latest = {record["index"]: record for record in _answers(run.journal.path, step) if record["index"] < sent}
-    records = list(latest.values())
+def _projected(synthesis: Synthesis, step: str, sent: int, planned: int, journal: Path) -> Projection:
+    """Project what all planned requests of a step will take from the answers to the first ones."""
+    records = list({record["index"]: record for record in _answers(journal, step) if record["index"] < sent}.values())
     count = max(1, len(records))
     tokens, usd = (sum(record[name] for record in records) / count * planned for name in ("tokens", "usd"))
-    seconds = sum(record.get("seconds", 0.0) for record in records) / count
     endpoint = synthesis.endpoint
+    seconds = sum(record.get("seconds", 0.0) for record in records) / count
     minutes = [planned * seconds / endpoint.concurrency / 60]
     if endpoint.requests_per_minute:
         minutes.append(planned / endpoint.requests_per_minute)
     if endpoint.tokens_per_minute:
         minutes.append(tokens / endpoint.tokens_per_minute)
-    usable = sum(_usable(record) for record in records) / count
-    return Projection(step, planned, usable, tokens, usd, max(minutes) / 60)
-
-
-def _usable(record: dict[str, Any]) -> bool:
-    schema = BRAINSTORM_SCHEMA if record["step"] == "brainstorm" else EXAMPLE_SCHEMAS[record["about"]["task_type"]]
-    return not isinstance(parse_completion(json_object(record["body"]), schema), Rejection)
+    usable = 0
+    for record in records:
+        schema = BRAINSTORM_SCHEMA if record["step"] == "brainstorm" else EXAMPLE_SCHEMAS[record["about"]["task_type"]]
+        usable += not isinstance(parse_completion(json_object(record["body"]), schema), Rejection)
+    return Projection(step, planned, usable / count, tokens, usd, max(minutes) / 60)

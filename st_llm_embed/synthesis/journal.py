@@ -8,9 +8,7 @@ twice a second, so a loss of power can take the last second.
 from __future__ import annotations
 
 import json
-import logging
 import os
-from array import array
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -23,58 +21,8 @@ from st_llm_embed.errors import InputError
 from st_llm_embed.synthesis.plan import Request
 from st_llm_embed.synthesis.prompts import PROMPT_VERSION
 
-logger = logging.getLogger(__name__)
-
-LARGE_BYTES = 1 << 28
-"""A journal that takes seconds to read."""
-
 _BODY = b',"body":"'
 """Begins the last field of a record; within a JSON string the quotes would be escaped."""
-
-
-class RequestKeys:
-    """Keys of requests by step and number, eight bytes each."""
-
-    def __init__(self) -> None:
-        self._latest: dict[str, array[int]] = {}
-        self._earlier: set[int] = set()
-        """Of numbers that were asked again with something in the recipe changed."""
-
-    def add(self, step: str, index: int, key: str) -> None:
-        """Note one request."""
-        keys = self._latest.setdefault(step, array("Q"))
-        if index >= len(keys):
-            keys.frombytes(bytes(8 * (index + 1 - len(keys))))
-        number = int(key, 16)
-        if keys[index] not in (0, number):
-            self._earlier.add(keys[index])
-        keys[index] = number
-
-    def has(self, request: Request) -> bool:
-        """Return whether a request was noted."""
-        keys = self._latest.get(request.step, ())
-        number = int(request.key, 16)
-        return (request.index < len(keys) and keys[request.index] == number) or number in self._earlier
-
-
-def take_lock(lock: FileLock, folder: Path) -> None:
-    """Make a journal's folder and take its lock.
-
-    Raises:
-        InputError: another process has it, or the folder cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise InputError(
-            f"Another process is writing to {folder}. Wait for it to end, or choose another folder."
-        ) from error
-    except OSError as error:
-        raise InputError(
-            f"The journal's folder {folder} cannot be written to: {error.strerror}. Choose another --output-dir, or "
-            "change its permissions."
-        ) from error
 
 
 class Journal:
@@ -89,7 +37,7 @@ class Journal:
         """Name the folder; nothing is read or written before the context is entered."""
         self.path = folder / "answers.jsonl"
         self._lock = FileLock(folder / ".lock", timeout=0)
-        self._answered = RequestKeys()
+        self._answered: set[str] = set()
         self.unsynced = 0
         """Records appended since the last `sync`."""
         self.counts: Counter[str] = Counter()
@@ -104,19 +52,27 @@ class Journal:
         """Prompt and answer tokens so far, counted likewise."""
 
     def __enter__(self) -> Self:
-        """Take the lock, cut off a torn last line, and read the records.
+        """Take the lock, read the records, and cut off a torn last line.
 
         Raises:
-            InputError: another process has the journal, a line inside it is damaged, or the folder cannot be written.
+            InputError: another process has the journal, or a line inside it is damaged.
         """
-        take_lock(self._lock, self.path.parent)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise InputError(
+                f"Another process is writing to {self.path.parent}. Wait for it to end, or choose another folder."
+            ) from error
         try:
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-            _repair_last_line(self._fd)
-            if (size := os.fstat(self._fd).st_size) > LARGE_BYTES:
-                logger.info("journal: reading %.1f GB of answers", size / 1e9)
-            for record, _ in read_journal(self.path):
+            end = 0
+            for record, size in read_journal(self.path):
                 self._note(record)
+                end += size
+            os.ftruncate(self._fd, end)
+            if end and os.pread(self._fd, 1, end - 1) != b"\n":  # whole but for its end
+                os.write(self._fd, b"\n")
         except BaseException:
             self._lock.release()
             raise
@@ -152,14 +108,14 @@ class Journal:
 
     def has(self, request: Request) -> bool:
         """Return whether the request has been answered."""
-        return self._answered.has(request)
+        return request.key in self._answered
 
     def _note(self, record: dict[str, Any]) -> None:
         self.counts[record["status"]] += 1
         self.usd += record.get("usd", 0.0)
         self.tokens += record.get("tokens", 0)
         if record["status"] == "answered":
-            self._answered.add(record["step"], record["index"], record["key"])
+            self._answered.add(record["key"])
         elif record["status"] == "format":
             self.formats[record["base_url"], record["model"]] = record["format"]
         elif record["status"] == "batch" and record["event"] == "collected":
@@ -200,7 +156,7 @@ def request_record(
 def read_journal(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
     """Read the records of a journal in the order they were written, each without its body and with its size in bytes.
 
-    Bodies are most of a journal and are skipped unparsed; `read_record` reads them.
+    Bodies are most of a journal and are skipped unparsed; `read_record` reads them. A torn last line is passed over.
 
     Raises:
         InputError: a line is damaged.
@@ -209,9 +165,10 @@ def read_journal(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
         for number, line in enumerate(lines, start=1):
             head, _, body = line.partition(_BODY)
             record = (_record(head + b"}") if body.endswith(b'"}\n') else None) or _record(line)
-            if record is None:
+            if record is not None:
+                yield record, len(line)
+            elif line.endswith(b"\n"):
                 raise _damaged(f"{path}, line {number}", line)
-            yield record, len(line)
 
 
 def read_record(journal: BinaryIO, offset: int) -> dict[str, Any]:
@@ -231,7 +188,7 @@ def read_record(journal: BinaryIO, offset: int) -> dict[str, Any]:
 def _damaged(where: str, line: bytes) -> InputError:
     return InputError(
         f"{where} is damaged: {line[:80]!r}. Nothing but st-llm-embed may write to the journal; remove the line and "
-        "run again; what it held will be asked for again."
+        "run again to ask for what it held."
     )
 
 
@@ -241,18 +198,3 @@ def _record(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and isinstance(record.get("status"), str) else None
-
-
-def _repair_last_line(fd: int) -> None:
-    """Cut off a record that was written in part; one that lacks only its line end gets it."""
-    size = os.lseek(fd, 0, os.SEEK_END)
-    end, tail = size, b""
-    while end > 0 and b"\n" not in tail:
-        start = max(0, end - (1 << 16))
-        tail = os.pread(fd, end - start, start) + tail
-        end = start
-    torn = tail[tail.rfind(b"\n") + 1 :]
-    if torn and _record(torn):
-        os.write(fd, b"\n")
-    elif torn:
-        os.ftruncate(fd, size - len(torn))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -96,7 +96,6 @@ _LATIN_WORDS = re.compile(r"[A-Za-z]+")
 class Contradiction(NamedTuple):
     """What a text is in instead of the language asked for."""
 
-    kind: Literal["script", "language"]
     found: str
     """Name of the script that most letters are of, or BCP-47 code of the language."""
     confidence: float
@@ -112,18 +111,15 @@ def contradicts(text: str, code: str) -> Contradiction | None:
     Args:
         text: any text; its first MOST_CHARACTERS are read.
         code: BCP-47 code of the language asked for. What is not in LANGUAGE_CODES is contradicted by nothing.
-
-    Returns:
-        What the text is in, or None if it may well be in the language.
     """
     if code not in LANGUAGE_CODES.values():
         return None
-    lengths = _bytes_by_script(_read(text))
+    lengths = _bytes_by_script(_ADDRESS.sub(" ", text[:MOST_CHARACTERS]))
     scripts = LANGUAGE_SCRIPTS.get(code, {"Latin"})
     total = sum(lengths.values())
     own = sum(lengths[script] for script in scripts)
     if total - own >= LEAST_BYTES and own < LEAST_SHARE * total:
-        return Contradiction("script", max(lengths, key=lengths.__getitem__), (total - own) / total)
+        return Contradiction(max(lengths, key=lengths.__getitem__), (total - own) / total)
     probabilities = _probabilities(text, code)
     if probabilities is None:
         return None
@@ -131,25 +127,13 @@ def contradicts(text: str, code: str) -> Contradiction | None:
     confidence, doubt = (_with_close(probabilities, language) for language in (found, code))
     if found not in LANGUAGE_CODES.values() or confidence < LEAST_CONFIDENCE or doubt > MOST_DOUBT:
         return None
-    return Contradiction("language", found, confidence)
+    return Contradiction(found, confidence)
 
 
 def confidence_in(text: str, code: str) -> float | None:
-    """Return how sure it is that a text is in a language, or in one that is close to it.
-
-    Args:
-        text: any text; its first MOST_CHARACTERS are read.
-        code: BCP-47 code of the language.
-
-    Returns:
-        A probability, or None where `contradicts` goes by the script alone.
-    """
+    """Return the probability of a language and those close to it; None where only the script is looked at."""
     probabilities = _probabilities(text, code)
     return None if probabilities is None else _with_close(probabilities, code)
-
-
-def _read(text: str) -> str:
-    return _ADDRESS.sub(" ", text[:MOST_CHARACTERS])
 
 
 @lru_cache(maxsize=8)
@@ -158,7 +142,7 @@ def _probabilities(text: str, code: str) -> dict[str, float] | None:
     identifier = _identifier()
     if code not in identifier.nb_classes:
         return None
-    text = _read(text)
+    text = _ADDRESS.sub(" ", text[:MOST_CHARACTERS])
     scripts = LANGUAGE_SCRIPTS.get(code, {"Latin"})
     lengths = _bytes_by_script(text)
     if sum(lengths[script] for script in scripts) < LEAST_BYTES:
@@ -167,11 +151,8 @@ def _probabilities(text: str, code: str) -> dict[str, float] | None:
 
 
 def _with_close(probabilities: dict[str, float], code: str) -> float:
-    return sum(probabilities.get(near, 0.0) for near in _close_to(code))
-
-
-def _close_to(code: str) -> set[str]:
-    return {code}.union(*(group for group in CLOSE_LANGUAGES if code in group))
+    close = {code}.union(*(group for group in CLOSE_LANGUAGES if code in group))
+    return sum(probabilities.get(near, 0.0) for near in close)
 
 
 def _bytes_by_script(text: str) -> dict[str, int]:

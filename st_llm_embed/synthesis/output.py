@@ -7,12 +7,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Self
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from st_llm_embed.data.dataset import Split, check_sizes, write_dataset
+from st_llm_embed.data.dataset import DatasetWriter, Split, check_sizes, write_dataset
 from st_llm_embed.data.rows import Row, content_hash
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import Synthesis
@@ -24,7 +23,9 @@ from st_llm_embed.synthesis.tasks import TaskFile
 
 REJECTED_SCHEMA = pa.schema([(name, pa.string()) for name in Rejected.__dataclass_fields__])
 TASKS_SCHEMA = pa.schema([("task_type", pa.string()), ("instruction", pa.string())])
-RECORDS_PER_GROUP = 2_000
+# Not splits: each is one file of its own name, which loading a split of the dataset passes over.
+REJECTED: Any = ("rejected", "rejected")
+TASKS: Any = ("tasks", "tasks")
 
 
 def write_synthetic_dataset(
@@ -64,18 +65,8 @@ def write_synthetic_dataset(
     if selection is None:
         selection = Selection(synthesis, plan, tasks, journal, similarities, workspace=folder)
     statistics = Statistics()
-    rejected = _RecordWriter(folder / "rejected" / "rejected.parquet", REJECTED_SCHEMA)
-
-    def accepted() -> Iterator[Row]:
-        for item in selection.rows():
-            statistics.add(item)
-            if isinstance(item, Rejected):
-                rejected.write(asdict(item))
-            else:
-                yield item
-
-    with rejected:
-        counts = write_dataset(accepted(), folder, validation_fraction)
+    with DatasetWriter(folder, REJECTED_SCHEMA) as rejected:
+        counts = write_dataset(_accepted(selection, statistics, rejected), folder, validation_fraction)
     if not counts:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in statistics.rejected_by_reason.most_common())
         raise InputError(
@@ -83,14 +74,7 @@ def write_synthetic_dataset(
             "at the answers; try another model, or other filters."
         )
     check_sizes(counts, validation_fraction, "what the LLM wrote")
-    with _RecordWriter(folder / "tasks" / "tasks.parquet", TASKS_SCHEMA) as written:
-        seen = set()
-        for number in range(len(tasks)):
-            task = tasks[number]
-            digest = content_hash(task.task_type, task.instruction or "")
-            if task.instruction is not None and digest not in seen:
-                seen.add(digest)
-                written.write({"task_type": task.task_type, "instruction": task.instruction})
+    _write_tasks(tasks, folder)
     figures = statistics.to_json(journal) | {"overlap_with_evaluation_texts": selection.overlap()}
     (folder / "statistics.json").write_text(json.dumps(figures, indent=2, ensure_ascii=False), encoding="utf-8")
     (folder / "plots").mkdir()
@@ -98,32 +82,23 @@ def write_synthetic_dataset(
     return counts
 
 
-class _RecordWriter:
-    """A parquet file that is written in groups; there is none if nothing is written."""
+def _accepted(selection: Selection, statistics: Statistics, rejected: DatasetWriter) -> Iterator[Row]:
+    """Yield the rows; count them and the rejected answers, which are written."""
+    for item in selection.rows():
+        statistics.add(item)
+        if isinstance(item, Rejected):
+            rejected.add(REJECTED, asdict(item))
+        else:
+            yield item
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._path, self._schema = path, schema
-        self._buffer: list[dict[str, str]] = []
-        self._writer: pq.ParquetWriter | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._flush()
-        if self._writer:
-            self._writer.close()
-
-    def write(self, record: dict[str, str]) -> None:
-        self._buffer.append(record)
-        if len(self._buffer) == RECORDS_PER_GROUP:
-            self._flush()
-
-    def _flush(self) -> None:
-        if not self._buffer:
-            return
-        if self._writer is None:
-            self._path.parent.mkdir()
-            self._writer = pq.ParquetWriter(self._path, self._schema)
-        self._writer.write_table(pa.Table.from_pylist(self._buffer, schema=self._schema))
-        self._buffer.clear()
+def _write_tasks(tasks: TaskFile, folder: Path) -> None:
+    """Write each instruction once."""
+    seen = set()
+    with DatasetWriter(folder, TASKS_SCHEMA) as written:
+        for number in range(len(tasks)):
+            task = tasks[number]
+            digest = content_hash(task.task_type, task.instruction or "")
+            if task.instruction is not None and digest not in seen:
+                seen.add(digest)
+                written.add(TASKS, {"task_type": task.task_type, "instruction": task.instruction})

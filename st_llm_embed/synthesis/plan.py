@@ -54,11 +54,7 @@ class RequestPlan:
     """Every request of a recipe by number."""
 
     def __init__(self, plan: Plan, endpoint: Endpoint) -> None:
-        """Prepare the draws.
-
-        Raises:
-            InputError: a name or weight of a custom plan cannot be used.
-        """
+        """Prepare the draws; raise an InputError if a name or weight of a custom plan cannot be used."""
         self._plan = plan
         self._parameters = json.dumps(endpoint.parameters, sort_keys=True)
         self._models = _Draw(endpoint.models)
@@ -86,17 +82,13 @@ class RequestPlan:
             raise self._no_second_language()
 
     def check(self, tasks: TaskFile) -> None:
-        """Check that every task can be asked for.
-
-        Raises:
-            InputError: there are none, or a bitext task needs a second language and the plan has but one.
-        """
+        """Raise an InputError if there are no tasks, or a bitext task needs a second language and the plan has one."""
         if not len(tasks):
             raise InputError(
-                f"{tasks.path} holds no tasks. Write one JSON object a line with task_type and instruction."
+                f"{tasks.path} holds no tasks. Write one JSON object a line, with task_type and instruction."
             )
-        for number in range(tasks.count("bitext")):
-            self._two_languages(0, tasks.of_type("bitext", number))
+        for task in tasks.of_type("bitext"):
+            self._two_languages(0, task)
 
     def brainstorm(self, index: int) -> Request:
         """Return brainstorm request number `index`, which asks for about 20 instructions."""
@@ -149,8 +141,8 @@ class RequestPlan:
         task_type: TaskType = self._types(self._uniform("example", index, "task type"))
         if task_type not in TWO_STEP:
             return Task(task_type, None)
-        number = int(self._uniform("example", index, "task") * tasks.count(task_type))
-        return tasks.of_type(task_type, number)
+        choices = tasks.of_type(task_type)
+        return choices[int(self._uniform("example", index, "task") * len(choices))]
 
     def _draw_attributes(self, index: int, task: Task) -> dict[str, str]:
         drawn = {}
@@ -170,12 +162,9 @@ class RequestPlan:
         source, target = task.attributes.get("src_lang"), task.attributes.get("tgt_lang")
         if self._one_language and not (source and target) and (source or target) in (None, self._one_language):
             raise self._no_second_language()
-        source = source or self._another(target)(self._uniform("example", index, "src"))
-        return source, target or self._another(source)(self._uniform("example", index, "tgt"))
-
-    def _another(self, language: str | None) -> _Draw:
-        """Return the draw of another language than this."""
-        return self._other_languages.get(language or "", self._languages)
+        others = self._other_languages
+        source = source or others.get(target or "", self._languages)(self._uniform("example", index, "src"))
+        return source, target or others.get(source, self._languages)(self._uniform("example", index, "tgt"))
 
     def _no_second_language(self) -> InputError:
         return InputError(
@@ -218,12 +207,8 @@ class _Draw:
 
 
 def _object_schema(properties: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
+    names = list(properties)
+    return {"type": "object", "properties": properties, "required": names, "additionalProperties": False}
 
 
 BRAINSTORM_SCHEMA = _object_schema({"tasks": {"type": "array", "items": {"type": "string"}}})

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 OBEDIENT = json.dumps({"colour": "violet"})
 BYTES_PER_TOKEN = 4
-TOKENS_PER_MESSAGE = 4
 
 
 def recorded_answers(synthesis: Synthesis, plan: RequestPlan) -> MockTransport:
@@ -47,18 +46,10 @@ def recorded_answers(synthesis: Synthesis, plan: RequestPlan) -> MockTransport:
 
 
 def _completion(body: dict[str, Any], text: str) -> dict[str, Any]:
-    prompt = sum(_tokens(message["content"]) + TOKENS_PER_MESSAGE for message in body["messages"])
+    prompt, answer = (len(one.encode()) // BYTES_PER_TOKEN + 1 for one in (body["messages"][0]["content"], text))
     return {
         "object": "chat.completion",
         "model": body["model"],
         "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
-        "usage": {
-            "prompt_tokens": prompt,
-            "completion_tokens": _tokens(text),
-            "total_tokens": prompt + _tokens(text),
-        },
+        "usage": {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer},
     }
-
-
-def _tokens(text: str) -> int:
-    return -(-len(text.encode()) // BYTES_PER_TOKEN)

@@ -1,7 +1,7 @@
 """From the journal to rows: every answer becomes a row or is rejected with a reason. Nothing is sent, so it is free.
 
-Each answer is parsed and each row embedded once. Rows that pass the filters of one row are spooled to a file, rejected
-answers to another; the filters that compare rows read the first one back. Memory holds a few numbers per answer.
+Each answer is parsed and each row embedded once. What the filters of one row make of an answer is spooled to a file,
+which the filters that compare rows read back. Memory holds a few numbers per answer.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import tempfile
 import weakref
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any
 
 import numpy as np
 
@@ -81,12 +81,10 @@ class Selection:
         """
         self._filters, self._plan, self._tasks, self._journal = synthesis.filters, plan, tasks, journal
         self._overlap: Counter[tuple[str, str, bool]] = Counter()
-        self._evaluation_texts = (
-            EvaluationTexts.read([Path(path) for path in self._filters.evaluation_texts])
-            if self._filters.evaluation_texts
-            else None
-        )
-        self._rows, self._rejected = _spool(self, workspace), _spool(self, workspace)
+        paths = [Path(path) for path in self._filters.evaluation_texts]
+        self._evaluation_texts = EvaluationTexts.read(paths) if paths else None
+        self._spool = tempfile.TemporaryFile("w+", dir=workspace, encoding="utf-8")  # noqa: SIM115
+        weakref.finalize(self, self._spool.close)
         self._indexes = array("Q")
         """The number of the request of each spooled row."""
         self._parse_answers(synthesis.plan.requests)
@@ -107,33 +105,36 @@ class Selection:
                 yield index, item
 
     def rows(self) -> Iterator[Row | Rejected]:
-        """Yield each planned and answered request as a row or as rejected; rows in the order of the plan."""
-        for line in _lines(self._rejected):
-            yield Rejected(**json.loads(line))
+        """Yield each planned and answered request as a row or as rejected, in the order of the plan."""
         model = self._filters.judge_model
         if model is None:
             yield from (item for _, item in self._compared())
             return
-        answers = _Answers(self._journal, "judge")
+        offsets = _offsets(self._journal, "judge")
         with self._journal.open("rb") as journal:
             for index, item in self._compared():
-                yield item if isinstance(item, Rejected) else self._graded(index, item, model, answers, journal)
+                if not isinstance(item, Rejected):
+                    offset = offsets.get(self._plan.judge(index, item, model).key)
+                    item = item if offset is None else self._graded(item, read_record(journal, offset))  # noqa: PLW2901
+                yield item
 
     def _parse_answers(self, planned: int) -> None:
         """Spool every answer after the filters that need it alone."""
-        answers = _Answers(self._journal, "example")
+        offsets = _offsets(self._journal, "example")
         seen: set[int] = set()
         with self._journal.open("rb") as journal:
-            for index in range(min(planned, answers.requests)):
-                record = answers.read(journal, self._plan.example(index, self._tasks).key)
-                if record is None:
+            for index in range(planned):
+                if not offsets:
+                    break
+                offset = offsets.pop(self._plan.example(index, self._tasks).key, None)
+                if offset is None:
                     continue
-                item = self._row(record, seen)
+                item = self._row(read_record(journal, offset), seen)
                 if isinstance(item, Rejected):
-                    self._rejected.write(json.dumps(asdict(item)) + "\n")
+                    self._spool.write(json.dumps(asdict(item)) + "\n")
                 else:
                     self._indexes.append(index)
-                    self._rows.write(item.model_dump_json() + "\n")
+                    self._spool.write(item.model_dump_json() + "\n")
 
     def _row(self, record: dict[str, Any], seen: set[int]) -> Row | Rejected:
         content = content_of(json_object(record["body"]))
@@ -146,26 +147,23 @@ class Selection:
         texts = dict(zip(TEXTS, (response[key] for key in RESPONSE_KEYS[task_type]), strict=False))
         problem = check_texts(texts, task_type)
         if problem is None:
-            row = row_of_answer(
-                {
-                    **record["about"],
-                    "response": response,
-                    "generator": record["model"],
-                    "prompt_version": record["prompt_version"],
-                },
-                f"answer {record['key']}",
-            ).model_copy(update={"key": record["key"]})
-            problem = check_language(row) if self._filters.languages else None
+            answer = {
+                **record["about"],
+                "response": response,
+                "generator": record["model"],
+                "prompt_version": record["prompt_version"],
+            }
+            row = row_of_answer(answer, f"answer {record['key']}").model_copy(update={"key": record["key"]})
             if self._filters.languages:
-                sure = confidence_in(row.anchor, row.language)
-                row = row.model_copy(update={"quality": row.quality.model_copy(update={"lang_conf": sure})})
+                problem = check_language(row)
+                row = _with_quality(row, lang_conf=confidence_in(row.anchor, row.language))
             problem = problem or self._known(row, seen)
             if problem is None:
                 return row
         return _rejected(record, problem, content)
 
     def _known(self, row: Row, seen: set[int]) -> Rejection | None:
-        digest = text_hash(_all_texts({name: getattr(row, name) for name in TEXTS}))
+        digest = text_hash(_all_texts(row))
         if digest in seen:
             return Rejection("duplicate", row.anchor[:200])
         seen.add(digest)
@@ -179,12 +177,22 @@ class Selection:
                 return Rejection("evaluation text", f"{name}, {match.kind} of {match.file}")
         return None
 
+    def _spooled(self) -> Iterator[Row | Rejected]:
+        self._spool.seek(0)
+        # Not the file itself: an abandoned generator would close it.
+        for line in iter(self._spool.readline, ""):
+            content = json.loads(line)
+            yield Rejected(**content) if "reason" in content else Row.model_validate(content)
+
+    def _rows(self) -> Iterator[Row]:
+        return (item for item in self._spooled() if isinstance(item, Row))
+
     def _repetitions(self, workspace: Path) -> np.ndarray | None:
         """Return for each spooled row the earlier one that it nearly repeats, -1 for none; None without the filter."""
-        if self._filters.near_duplicates is None:
+        similarity = self._filters.near_duplicates
+        if similarity is None:
             return None
-        texts = (_all_texts(json.loads(line)) for line in _lines(self._rows))
-        return near_duplicates(texts, workspace=workspace, similarity=self._filters.near_duplicates)
+        return near_duplicates(map(_all_texts, self._rows()), workspace=workspace, similarity=similarity)
 
     def _embedded(self, similarities: Similarities | None) -> np.ndarray | None:
         """Return (rows, 2) similarities to the positive and the negative, NaN where none is needed."""
@@ -193,7 +201,7 @@ class Selection:
         found = np.full((len(self._indexes), 2), np.nan)
         kept = (
             (number, row)
-            for number, row in enumerate(map(Row.model_validate_json, _lines(self._rows)))
+            for number, row in enumerate(self._rows())
             if row.negative is not None and (self._earlier is None or self._earlier[number] < 0)
         )
         while batch := list(islice(kept, ROWS_PER_BATCH)):
@@ -201,80 +209,56 @@ class Selection:
         return found
 
     def _compared(self) -> Iterator[tuple[int, Row | Rejected]]:
-        """Yield the spooled rows, those rejected by the filters that compare rows or texts as such."""
-        for number, line in enumerate(_lines(self._rows)):
-            index, row = self._indexes[number], Row.model_validate_json(line)
+        """Yield what was spooled, rows after the filters that compare rows; an answer's number is -1."""
+        number = -1
+        for item in self._spooled():
+            if isinstance(item, Rejected):
+                yield -1, item
+                continue
+            number += 1
+            index = self._indexes[number]
             if self._earlier is not None and self._earlier[number] >= 0:
                 repeated = self._plan.example(self._indexes[self._earlier[number]], self._tasks).key
-                yield index, _rejected_row(row, Rejection("near duplicate", f"of {repeated}"))
+                yield index, _rejected_row(item, "near duplicate", f"of {repeated}")
             elif self._similarities is None or math.isnan(self._similarities[number, 0]):
-                yield index, row
+                yield index, item
             else:
-                yield index, self._consistent(row, *self._similarities[number].tolist())
+                yield index, self._consistent(item, *self._similarities[number].tolist())
 
     def _consistent(self, row: Row, to_positive: float, to_negative: float) -> Row | Rejected:
         """Return the row if an embedding model ranks its positive above its negative."""
         if to_positive - to_negative > self._filters.consistency_margin:
-            quality = row.quality.model_copy(update={"pos_sim": to_positive, "neg_sim": to_negative})
-            return row.model_copy(update={"quality": quality})
+            return _with_quality(row, pos_sim=to_positive, neg_sim=to_negative)
         detail = f"similarity to the positive {to_positive:.3f}, to the negative {to_negative:.3f}"
-        return _rejected_row(row, Rejection("inconsistent", detail))
+        return _rejected_row(row, "inconsistent", detail)
 
-    def _graded(self, index: int, row: Row, model: str, answers: _Answers, journal: BinaryIO) -> Row | Rejected:
-        """Return a row with the judge's grade, if it has one; reject it if that is too low."""
-        record = answers.read(journal, self._plan.judge(index, row, model).key)
-        if record is None:
-            return row
+    def _graded(self, row: Row, record: dict[str, Any]) -> Row | Rejected:
+        """Return a row with the judge's grade, if it can be read; reject it if that is too low."""
         answer = parse_completion(json_object(record["body"]), JUDGE_SCHEMA)
         if isinstance(answer, Rejection):
             return row
-        row = row.model_copy(update={"quality": row.quality.model_copy(update={"judge": float(answer["score"])})})
         if answer["score"] < self._filters.judge_score:
-            return _rejected_row(row, Rejection("low grade", f"{answer['score']} by {model}"))
-        return row
+            return _rejected_row(row, "low grade", f"{answer['score']} by {record['model']}")
+        return _with_quality(row, judge=float(answer["score"]))
 
 
-class _Answers:
-    """Where the answers of one step are in a journal: 16 bytes each."""
-
-    def __init__(self, journal: Path, step: str) -> None:
-        keys, offsets = array("Q"), array("q")
-        self.requests = 0
-        """One more than the highest number of an answered request."""
-        offset = 0
-        for record, size in read_journal(journal):
-            if record["status"] == "answered" and record["step"] == step:
-                keys.append(int(record["key"], 16))
-                offsets.append(offset)
-                self.requests = max(self.requests, record["index"] + 1)
-            offset += size
-        order = np.argsort(np.asarray(keys), kind="stable")
-        self._keys, self._offsets = np.asarray(keys)[order], np.asarray(offsets)[order]
-
-    def read(self, journal: BinaryIO, key: str) -> dict[str, Any] | None:
-        """Return the answer to the request of that key from the open journal, if there is one."""
-        wanted = np.uint64(int(key, 16))
-        place = int(np.searchsorted(self._keys, wanted))
-        if place == len(self._keys) or self._keys[place] != wanted:
-            return None
-        return read_record(journal, self._offsets[place])
+def _offsets(journal: Path, step: str) -> dict[str, int]:
+    """Return where the answer to each request of a step begins in a journal, by the request's key."""
+    offsets: dict[str, int] = {}
+    offset = 0
+    for record, size in read_journal(journal):
+        if record["status"] == "answered" and record["step"] == step:
+            offsets.setdefault(record["key"], offset)
+        offset += size
+    return offsets
 
 
-def _spool(selection: Selection, workspace: Path) -> TextIO:
-    """Open a file without a name, which is closed when the selection goes."""
-    spool = tempfile.TemporaryFile("w+", dir=workspace, encoding="utf-8")  # noqa: SIM115
-    weakref.finalize(selection, spool.close)
-    return spool
+def _all_texts(row: Row) -> str:
+    return "\n".join(text for name in TEXTS if (text := getattr(row, name)) is not None)
 
 
-def _all_texts(row: Mapping[str, str | None]) -> str:
-    return "\n".join(text for name in TEXTS if (text := row[name]) is not None)
-
-
-def _lines(spool: TextIO) -> Iterator[str]:
-    spool.seek(0)
-    # Not the file itself: an abandoned generator would close it.
-    yield from iter(spool.readline, "")
+def _with_quality(row: Row, **scores: float | None) -> Row:
+    return row.model_copy(update={"quality": row.quality.model_copy(update=scores)})
 
 
 def _rejected(record: dict[str, Any], rejection: Rejection, answer: str) -> Rejected:
@@ -294,15 +278,8 @@ def _rejected(record: dict[str, Any], rejection: Rejection, answer: str) -> Reje
     )
 
 
-def _rejected_row(row: Row, rejection: Rejection) -> Rejected:
-    texts = {name: getattr(row, name) for name in TEXTS}
+def _rejected_row(row: Row, reason: str, detail: str) -> Rejected:
+    answer = json.dumps({name: getattr(row, name) for name in TEXTS}, ensure_ascii=False)
     return Rejected(
-        task_type=row.task_type,
-        instruction=row.instruction,
-        language=row.language,
-        reason=rejection.reason,
-        detail=rejection.detail,
-        answer=json.dumps(texts, ensure_ascii=False),
-        generator=row.generator,
-        key=row.key,
+        row.task_type, row.instruction, row.language, reason, detail, answer, generator=row.generator, key=row.key
     )

@@ -47,23 +47,25 @@ class Statistics:
 
     def to_json(self, journal: Path) -> dict[str, Any]:
         """Return all figures, with what was paid by the journal."""
-        rows, rejected = self.rows_by_type.total(), self.rejected_by_reason.total()
+
+        def share(count: int, language: str) -> float:
+            of = self.rejected_by_language[language].total() + self.rows_by_language[language]
+            return round(count / of, 4)
+
+        rejected = sorted(self.rejected_by_language.items())
         return {
-            "rows": rows,
-            "rejected": rejected,
+            "rows": self.rows_by_type.total(),
+            "rejected": self.rejected_by_reason.total(),
             "distinct_instructions": len(self._instructions),
             "rows_by_task_type": dict(self.rows_by_type.most_common()),
             "rows_by_language": dict(self.rows_by_language.most_common()),
             "rows_by_generator": dict(self.rows_by_generator.most_common()),
             "rejected_by_reason": dict(self.rejected_by_reason.most_common()),
             "rejected_by_task_type": dict(self.rejected_by_type.most_common()),
-            "share_rejected_by_language": {
-                language: round(reasons.total() / (reasons.total() + self.rows_by_language[language]), 4)
-                for language, reasons in sorted(self.rejected_by_language.items())
-            },
+            "share_rejected_by_language": {name: share(reasons.total(), name) for name, reasons in rejected},
             "share_duplicates_by_language": {
-                language: round(duplicates / (reasons.total() + self.rows_by_language[language]), 4)
-                for language, reasons in sorted(self.rejected_by_language.items())
+                language: share(duplicates, language)
+                for language, reasons in rejected
                 if (duplicates := reasons["duplicate"] + reasons["near duplicate"])
             },
             "characters": {
@@ -73,52 +75,35 @@ class Statistics:
             "cost": _cost(journal),
         }
 
-    def plot(self, folder: Path) -> list[str]:
-        """Draw task types, languages, lengths and reasons of rejection; return the names of the files."""
+    def plot(self, folder: Path) -> None:
+        """Draw task types, languages and lengths of the texts, for the card."""
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
 
-        bars = {
-            "task_types": ("Rows by task type", self.rows_by_type),
-            "languages": ("Rows by language", self.rows_by_language),
-            "rejected": ("Rejected answers by reason", self.rejected_by_reason),
-        }
-        names = []
-        for name, (title, counts) in bars.items():
-            if not counts:
-                continue
+        bars = (("task_types", "task type", self.rows_by_type), ("languages", "language", self.rows_by_language))
+        for name, what, counts in bars:
             shown = counts.most_common(MOST_BARS)[::-1]
             extent = f", the {MOST_BARS} most frequent of {len(counts)}" if len(shown) < len(counts) else ""
             figure = Figure(figsize=(6.4, 1.2 + 0.22 * len(shown)), layout="constrained")
             axes = figure.subplots()
             bars_drawn = axes.barh([label for label, _ in shown], [count for _, count in shown])
             axes.bar_label(bars_drawn, fmt="{:,.0f}", padding=2, fontsize=8)
-            axes.set(title=title + extent, xlabel="rows" if name != "rejected" else "answers")
+            axes.set(title=f"Rows by {what}{extent}", xlabel="rows")
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             axes.xaxis.set_major_formatter("{x:,.0f}")
             axes.margins(x=0.15, y=0.3 / len(shown))
             figure.savefig(folder / f"{name}.png", dpi=120)
-            names.append(f"{name}.png")
-        if self.lengths:
-            figure = Figure(figsize=(6.4, 1.2 + 0.26 * len(self.lengths)), layout="constrained")
-            axes = figure.subplots()
-            labels = sorted(self.lengths, reverse=True)
-            boxes = [
-                {
-                    "label": f"{task_type} {column}",
-                    **{
-                        key: _quantile(self.lengths[task_type, column], q)
-                        for key, q in zip(("whislo", "q1", "med", "q3", "whishi"), QUANTILES, strict=True)
-                    },
-                }
-                for task_type, column in labels
-            ]
-            axes.bxp(boxes, orientation="horizontal", showfliers=False)
-            axes.set(title="Length of the texts (5 % to 95 %)", xlabel="characters", xscale="log")
-            axes.xaxis.set_major_formatter("{x:,.0f}")
-            figure.savefig(folder / "lengths.png", dpi=120)
-            names.append("lengths.png")
-        return names
+        figure = Figure(figsize=(6.4, 1.2 + 0.26 * len(self.lengths)), layout="constrained")
+        axes = figure.subplots()
+        boxes = [
+            dict(zip(("whislo", "q1", "med", "q3", "whishi"), (_quantile(counts, q) for q in QUANTILES), strict=True))
+            | {"label": f"{task_type} {column}"}
+            for (task_type, column), counts in sorted(self.lengths.items(), reverse=True)
+        ]
+        axes.bxp(boxes, orientation="horizontal", showfliers=False)
+        axes.set(title="Length of the texts (5 % to 95 %)", xlabel="characters", xscale="log")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        figure.savefig(folder / "lengths.png", dpi=120)
 
 
 def _cost(journal: Path) -> dict[str, Any]:

@@ -1,24 +1,25 @@
 """Tasks: what examples are asked for. One JSON object a line, brainstormed by the LLM or given by the user.
 
 A line has ``task_type``, ``instruction`` (none for sts and bitext) and, if its values are to be fixed and not drawn,
-``attributes``. Only the offsets of the lines are kept in memory.
+``attributes``.
 """
 
 from __future__ import annotations
 
 import json
-import weakref
-from array import array
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from st_llm_embed.errors import InputError, explained, shown
 from st_llm_embed.languages import LANGUAGE_CODES
 from st_llm_embed.recipe import EMBEDDED, TASK_TYPES, TaskType
 from st_llm_embed.synthesis.attributes import ATTRIBUTES, TWO_STEP
+
+FIX = "Fix or remove the line."
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,41 +34,39 @@ class Task:
 
 
 class TaskFile:
-    """The lines of a file of tasks, read when they are needed."""
+    """The tasks of a file."""
 
     def __init__(self, path: Path) -> None:
-        """Check every line once.
+        """Read every line.
 
         Raises:
             InputError: the file cannot be read, or a line is not a task; names the line.
         """
         self.path = path
-        self._offsets = array("Q")
-        self._by_type: dict[str, array[int]] = {}
-        self._file: BinaryIO = _opened(path)
-        weakref.finalize(self, self._file.close)
-        offset = 0
-        for number, line in enumerate(self._file, start=1):
+        self._tasks: list[Task] = []
+        self._by_type: dict[TaskType, list[Task]] = defaultdict(list)
+        try:
+            lines = path.read_bytes().split(b"\n")
+        except OSError as error:
+            raise InputError(
+                f"The file of tasks {path} cannot be read: {error.strerror}. synthesis.plan.tasks takes the path of a "
+                f".jsonl file, or {EMBEDDED!r}."
+            ) from error
+        for number, line in enumerate(lines, start=1):
             if line.strip():
                 task = _parse(line, f"{path}, line {number}")
-                self._by_type.setdefault(task.task_type, array("Q")).append(len(self._offsets))
-                self._offsets.append(offset)
-            offset += len(line)
+                self._tasks.append(task)
+                self._by_type[task.task_type].append(task)
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self._tasks)
 
     def __getitem__(self, number: int) -> Task:
-        self._file.seek(self._offsets[number])
-        return _parse(self._file.readline(), "")
+        return self._tasks[number]
 
-    def count(self, task_type: TaskType) -> int:
-        """Number of tasks of one type."""
-        return len(self._by_type.get(task_type, ()))
-
-    def of_type(self, task_type: TaskType, number: int) -> Task:
-        """Return a task by its number among those of its type."""
-        return self[self._by_type[task_type][number]]
+    def of_type(self, task_type: TaskType) -> list[Task]:
+        """Return the tasks of one type."""
+        return self._by_type[task_type]
 
 
 def tasks_path(name_or_path: str) -> Path:
@@ -77,42 +76,28 @@ def tasks_path(name_or_path: str) -> Path:
     return Path(name_or_path)
 
 
-def _opened(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise InputError(
-            f"The file of tasks {path} cannot be read: {error.strerror}. synthesis.plan.tasks takes the path of a "
-            f".jsonl file, or {EMBEDDED!r}."
-        ) from error
-
-
 def _parse(line: bytes, where: str) -> Task:
     with explained(f"{where} is not JSON in UTF-8", "Write one JSON object a line."):
         content: Any = json.loads(line.decode("utf-8-sig"))
     if not isinstance(content, dict) or content.get("task_type") not in TASK_TYPES:
-        raise InputError(
-            f"{where} is not a task: it needs a task_type, one of {', '.join(TASK_TYPES)}, and an instruction. "
-            "Fix or remove the line."
-        )
+        raise InputError(f"{where} is not a task: it needs a task_type, one of {', '.join(TASK_TYPES)}. {FIX}")
     task_type: TaskType = content["task_type"]
     instruction = content.get("instruction") if task_type in TWO_STEP else None
     if task_type in TWO_STEP and not (isinstance(instruction, str) and instruction.strip()):
-        raise InputError(f"{where}: a {task_type} task needs an instruction, a text. Fix or remove the line.")
+        raise InputError(f"{where}: a {task_type} task needs an instruction, a text. {FIX}")
     given = content.get("attributes") or {}
     sides = ("src_lang", "tgt_lang") if task_type == "bitext" else ("language",)
     allowed = (*sides, *ATTRIBUTES[task_type])
     if not isinstance(given, dict) or not given.keys() <= set(allowed):
         raise InputError(
-            f"{where}: the attributes of a {task_type} task are {', '.join(allowed)}; got {shown(given)}. Fix or "
-            "remove the line."
+            f"{where}: the attributes of a {task_type} task are {', '.join(allowed)}; got {shown(given)}. {FIX}"
         )
     attributes = {name: _text(value, f"{where}: {name}") for name, value in given.items() if value is not None}
     languages = [attributes[side] for side in sides if side in attributes]
     if not LANGUAGE_CODES.keys() >= set(languages) or len(set(languages)) < len(languages):
         raise InputError(
             f"{where}: {' and '.join(sides)} is {shown(' and '.join(languages))}; allowed are the English names in "
-            "st_llm_embed/languages.py, two different ones in bitext. Fix or remove the line."
+            f"st_llm_embed/languages.py, two different ones in bitext. {FIX}"
         )
     return Task(task_type, instruction and _text(instruction, f"{where}: instruction"), attributes)
 

@@ -20,7 +20,7 @@ from torch.nn.functional import cosine_similarity
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.trainer_utils import IntervalStrategy
 
-from st_llm_embed.doctor.probe import DOCUMENTS, OTHER_INSTRUCTION, QUESTION
+from st_llm_embed.doctor.probe import DOCUMENTS, MINIMUM_COSINE, OTHER_INSTRUCTION, QUESTION, SIXTEEN_BIT_COSINE
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.instructions import instruction_prompt
 from st_llm_embed.modules import LLMSentenceTransformer, base_path, load_tokenizer
@@ -33,8 +33,12 @@ from st_llm_embed.training.trainer import build_trainer
 TEXTS = (*DOCUMENTS.values(), instruction_prompt(OTHER_INSTRUCTION) + QUESTION)
 """What models are compared by: short and long texts in several scripts, with and without an instruction."""
 
-LEAST_COSINE: dict[Dtype, float] = {"float32": 0.9999, "bfloat16": 0.999, "float16": 0.999}
-"""Cosine similarity of two vectors that differ by rounding alone; in bfloat16 batch sizes differ down to 0.9998."""
+LEAST_COSINE: dict[Dtype, float] = {
+    "float32": MINIMUM_COSINE,
+    "bfloat16": SIXTEEN_BIT_COSINE,
+    "float16": SIXTEEN_BIT_COSINE,
+}
+"""Cosine similarity of two vectors that differ by rounding alone."""
 
 REFERENCE_FILE = "reference_vectors.json"
 """In the folder of a training: texts, and the vectors that the trained model gave them while it was in memory."""

@@ -30,12 +30,11 @@ from transformers.trainer_utils import SaveStrategy
 
 from st_llm_embed.data import negative_columns, read_rows, rows_file, write_dataset
 from st_llm_embed.data.dataset import write_source
-from st_llm_embed.data.rows import embedded_rows
 from st_llm_embed.data.sources import read_source
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.instructions import format_query, instruction_of
 from st_llm_embed.modules import base_path, load_tokenizer
-from st_llm_embed.recipe import SYNTHESIS, Instructions, Recipe, TrainingStage
+from st_llm_embed.recipe import EMBEDDED, SYNTHESIS, Instructions, Recipe, TrainingStage
 from st_llm_embed.training.adapter import BASE_ADVICE, add_without_weights
 from st_llm_embed.training.arguments import training_arguments
 from st_llm_embed.training.loss import SCORED_ROWS, cut
@@ -506,7 +505,7 @@ def _known_rows(recipe: Recipe, output_dir: Path, notes: list[str]) -> tuple[dic
     with TemporaryDirectory() as folder:
         if not written:
             dataset = Path(folder) / "dataset"
-            file = embedded_rows() if data.rows == SYNTHESIS else rows_file(data.rows)
+            file = rows_file(EMBEDDED if data.rows == SYNTHESIS else data.rows)
             write_dataset(read_rows(file), dataset, data.validation_fraction)
         if not sources.is_dir():
             sources = Path(folder) / "sources"

@@ -156,7 +156,7 @@ def test_the_first_file_given_is_named(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("missing.txt", None, "no file or folder"),
-        ("texts.csv", b"a,b", "has to end in"),
+        ("texts.csv", b"a,b", "is not a file or folder of evaluation texts that end in"),
         ("empty.txt", b"\n \n", "holds no text"),
         ("numbers.jsonl", b'{"id": 1}\n', "holds no text"),
         ("broken.jsonl", b'{"a": "b"}\n{"a": \n', "line 2 is not JSON"),
@@ -181,5 +181,5 @@ def test_a_bad_file_is_one_message(name: str, content: bytes | None, message: st
 
 def test_a_folder_without_texts_is_refused(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("nothing")
-    with pytest.raises(InputError, match="has no file that ends in"):
+    with pytest.raises(InputError, match="is not a file or folder of evaluation texts that end in"):
         EvaluationTexts.read([tmp_path])

@@ -119,7 +119,7 @@ def test_the_command_tells_healthy_from_ill_from_bad_input(
     assert (missing.code, missing.out) == (2, "")
     fixed = run_cli("doctor", broken, "--no-live", "--fix", tmp_path / "fixed")
     assert fixed.code == 0
-    assert "- tokenizer.json: a post-processor that ends texts in one </s>" in fixed.out
+    assert "- tokenizer.json: a post-processor that ends texts in one EOS token" in fixed.out
 
 
 def test_json_says_what_was_checked_and_what_not(

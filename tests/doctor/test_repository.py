@@ -22,11 +22,9 @@ def test_the_facts_are_those_of_the_loaded_model(family: str, good: Callable[[st
     assert (facts.kind, facts.pooling, facts.normalized) == ("transformer", "lasttoken", True)
     assert facts.dimension == loaded.get_embedding_dimension()
     assert facts.max_seq_length == loaded.max_seq_length
-    assert facts.parameters == sum(weight.numel() for weight in loaded.parameters())
     assert facts.dtype == "float32"
     assert facts.prompts["query"] == loaded.prompts["query"]
     assert facts.special_token("eos") == loaded.tokenizer.eos_token
-    assert facts.similarity == loaded.similarity_fn_name
     assert not facts.split_special_tokens
 
 

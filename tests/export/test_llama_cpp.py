@@ -13,8 +13,7 @@ import torch
 from families import save_base
 
 from st_llm_embed import LLMSentenceTransformer
-from st_llm_embed.data import read_rows
-from st_llm_embed.data.rows import embedded_rows
+from st_llm_embed.data import read_rows, rows_file
 from st_llm_embed.doctor.probe import DOCUMENTS
 from st_llm_embed.export.gguf import write_gguf
 
@@ -124,7 +123,7 @@ def test_the_packaged_base_has_the_same_ids_for_real_texts(tmp_path: Path) -> No
     model = LLMSentenceTransformer.from_base("embedded", max_seq_length=LONGEST, device="cpu")
     differences = write_gguf(model, tmp_path / "model.gguf", "F32", "model")
     assert "begin with a space" in differences[0]
-    texts = list(dict.fromkeys(row.anchor for row in read_rows(embedded_rows())))
+    texts = list(dict.fromkeys(row.anchor for row in read_rows(rows_file("embedded"))))
     fitting = [text for text in texts if len(model.tokenizer(text)["input_ids"]) <= LONGEST]
     assert ask_llama_cpp(tmp_path / "model.gguf", fitting, "ids") == [
         model.tokenizer(text)["input_ids"] for text in fitting

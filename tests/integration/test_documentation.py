@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import re
 import shlex
@@ -12,10 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from replay_server import ReplayServer, made_up_answer
+from typer.core import TyperGroup
+from typer.testing import CliRunner
 
 from st_llm_embed import LLMSentenceTransformer
+from st_llm_embed.cli import app
 from st_llm_embed.data import Row
 from st_llm_embed.recipe import Plan, Recipe
 from st_llm_embed.synthesis.tasks import TaskFile
@@ -33,11 +38,23 @@ def commands(page: Path) -> list[list[str]]:
     return [shlex.split(line, comments=True)[1:] for line in lines]
 
 
-def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "st_llm_embed.cli", *arguments]
-    done = subprocess.run(command, check=False, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, (arguments, done.stderr)
-    return done
+def run(arguments: list[str], folder: Path) -> str:
+    """Run a command in this process, in a folder, and return what it printed."""
+    with contextlib.chdir(folder):
+        done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, (arguments, done.stderr, done.exception)
+    return done.stdout
+
+
+def test_the_readmes_table_has_the_commands_of_the_command_line() -> None:
+    main = typer.main.get_command(app)
+    assert isinstance(main, TyperGroup)
+    recipes = main.commands.pop("recipes")
+    assert isinstance(recipes, TyperGroup)
+    there = main.commands.keys() | {f"recipes {name}" for name in recipes.commands}
+    table = README.read_text(encoding="utf-8").split("## Commands")[1].split("\n\n")[1]
+    cells = [line.split("|")[2] for line in table.splitlines()[2:]]
+    assert set(re.findall(r"`([^`]+)`", "".join(cells))) == there
 
 
 def test_the_task_and_the_row_can_be_read(tmp_path: Path) -> None:
@@ -96,7 +113,7 @@ def test_the_commands_of_the_readme_run(tmp_path: Path, tiny_base: Path, monkeyp
 def test_the_commands_of_the_page_on_synthesis_run(tmp_path: Path) -> None:
     lines = commands(SYNTHESIS)
     assert len(lines) >= 4
-    outputs = [run(line, tmp_path).stdout for line in lines if "--push-to" not in line]
+    outputs = [run(line, tmp_path) for line in lines if "--push-to" not in line]
     assert (tmp_path / "runs" / "demo" / "dataset" / "README.md").is_file()
     assert "projected" in outputs[1]
 

@@ -1,16 +1,18 @@
-"""The command evaluate in processes of its own: killed and gone on with, and on official data."""
+"""The command evaluate: killed and resumed, of a model of the Hub, and on official data."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
+from conftest import Outcome
 from hub import Hub
 
 from st_llm_embed import LLMSentenceTransformer
@@ -36,7 +38,7 @@ def counted(self, *args, **kwargs):
     calls.append(kwargs["task_metadata"].name)
     return encode(self, *args, **kwargs)
 LocalModel.encode = counted
-tasks = [MockMultilingualSTSTask(), MockClassificationTask(), MockRetrievalTask()]
+tasks = [MockClassificationTask(), MockMultilingualSTSTask(), MockRetrievalTask()]
 from pathlib import Path
 results = evaluate(load_model(model_dir, prompts="paper"), tasks, Path(output_dir))
 files = [path for one in results for path in Path(output_dir).rglob(f"{one.task_name}.json")]
@@ -63,18 +65,17 @@ def run_killed(model: Path, output_dir: Path, killed_at: int) -> dict[str, Any] 
 def test_a_killed_run_goes_on_with_identical_scores_and_repeats_no_finished_task(saved: Path, tmp_path: Path) -> None:
     whole = run_killed(saved, tmp_path / "whole", 10_000)
     assert whole is not None
-    calls = whole["calls"]
-    # In the second subset of the first task, and in the last task.
-    for killed_at in (3, len(calls) - 1):
-        out = tmp_path / str(killed_at)
-        assert run_killed(saved, out, killed_at) is None
-        rest = run_killed(saved, out, 10_000)
-        assert rest is not None
-        assert rest["scores"] == whole["scores"]
-        finished = {name for name in calls if name not in calls[killed_at:]}
-        assert not finished & set(rest["calls"])
-        assert len(rest["calls"]) < len(calls)
-        assert set(json.loads((out / "run.json").read_text())["tasks"]) == set(whole["scores"])
+    first, second, _ = dict.fromkeys(whole["calls"])
+    # In the last subset of the second task.
+    killed_at = len(whole["calls"]) - whole["calls"][::-1].index(second) - 1
+    out = tmp_path / "killed"
+    assert run_killed(saved, out, killed_at) is None
+    rest = run_killed(saved, out, 10_000)
+    assert rest is not None
+    assert rest["scores"] == whole["scores"]
+    assert first not in rest["calls"]
+    assert len(rest["calls"]) < len(whole["calls"])
+    assert set(json.loads((out / "run.json").read_text())["tasks"]) == set(whole["scores"])
 
 
 PUSH = """
@@ -105,43 +106,43 @@ def test_a_hub_model_is_named_by_its_id_and_the_commit_that_was_loaded(saved: Pa
     ]
 
 
-@pytest.mark.skipif(not HUB_DATASETS.is_dir(), reason=f"{HUB_DATASETS} with STSBenchmark's official data is not there")
-def test_training_is_scored_on_a_task_as_evaluate_scores_what_it_gives(tiny_recipe: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def official_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """STSBenchmark's official data, which datasets finds by its name from the working directory."""
+    if not HUB_DATASETS.is_dir():
+        pytest.skip(f"{HUB_DATASETS} with STSBenchmark's official data is not there")
+    monkeypatch.chdir(HUB_DATASETS)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+
+
+@pytest.mark.usefixtures("official_data")
+def test_training_is_scored_on_a_task_as_evaluate_scores_what_it_gives(
+    run_cli: Callable[..., Outcome], tiny_recipe: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    # In a process of its own: datasets finds a local folder by its Hub name only in the current directory.
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "datasets")}
-
-    def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "st_llm_embed.cli", *map(str, arguments)],
-            cwd=HUB_DATASETS,
-            env=environment,
-            check=False,
-            capture_output=True,
-            text=True,
-        )
-
     options = ["--set", "evaluation.tasks=[STSBenchmark]", "--set", "training.eval_strategy=steps"]
     options += ["--set", "training.eval_steps=3", "--set", "training.metric_for_best_model=STSBenchmark"]
-    trained = call("train", tiny_recipe, "--output-dir", out, *options)
-    assert trained.returncode == 0, trained.stderr
+    trained = run_cli("train", tiny_recipe, "--output-dir", out, *options)
+    assert trained.code == 0, trained.err
     log = json.loads((out / "training" / "log.json").read_text(encoding="utf-8"))
     scores = [entry["eval_STSBenchmark"] for entry in log if "eval_STSBenchmark" in entry]
     assert len(scores) == 2
     model, scored = out / "training" / "model", out / "mteb"
-    done = call("evaluate", model, "--tasks", "STSBenchmark", "--prompts", "paper", "--output-dir", scored)
-    assert done.returncode == 0, done.stderr
+    done = run_cli("evaluate", model, "--tasks", "STSBenchmark", "--prompts", "paper", "--output-dir", scored)
+    assert done.code == 0, done.err
     [path] = (scored / "results").rglob("STSBenchmark.json")
     [score] = json.loads(path.read_text(encoding="utf-8"))["scores"]["test"]
     assert score["main_score"] == pytest.approx(scores[-1], abs=1e-4)
-    unknown = call("train", tiny_recipe, "--output-dir", tmp_path / "no", "--set", "evaluation.tasks=[STSBenchmrk]")
-    assert unknown.returncode == 2
-    assert "did you mean STSBenchmark" in unknown.stderr
+    unknown = run_cli("train", tiny_recipe, "--output-dir", tmp_path / "no", "--set", "evaluation.tasks=[STSBenchmrk]")
+    assert unknown.code == 2
+    assert "Did you mean STSBenchmark" in unknown.err
     assert not (tmp_path / "no").exists()
 
 
-@pytest.mark.skipif(not HUB_DATASETS.is_dir(), reason=f"{HUB_DATASETS} with STSBenchmark's official data is not there")
-def test_two_models_in_folders_of_one_name_have_scores_of_their_own_on_stsbenchmark(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("official_data")
+def test_two_models_in_folders_of_one_name_have_scores_of_their_own_on_stsbenchmark(
+    run_cli: Callable[..., Outcome], tmp_path: Path
+) -> None:
     out = tmp_path / "out"
 
     def score(*, random_init: bool, name: str) -> float:
@@ -149,17 +150,9 @@ def test_two_models_in_folders_of_one_name_have_scores_of_their_own_on_stsbenchm
         LLMSentenceTransformer.from_base("embedded", max_seq_length=32, random_init=random_init, device="cpu").save(
             str(folder)
         )
-        command = [sys.executable, "-m", "st_llm_embed.cli", "evaluate", str(folder), "--tasks", "STSBenchmark"]
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "datasets")}
-        finished = subprocess.run(
-            [*command, "--output-dir", str(out), "--batch-size", "64", "--prompts", "none"],
-            cwd=HUB_DATASETS,
-            env=environment,
-            check=False,
-            capture_output=True,
-            text=True,
-        )
-        assert finished.returncode == 0, finished.stderr
+        options = ("--tasks", "STSBenchmark", "--batch-size", "64", "--prompts", "none", "--output-dir", out)
+        finished = run_cli("evaluate", folder, *options)
+        assert finished.code == 0, finished.err
         run = json.loads((out / "run.json").read_text(encoding="utf-8"))
         [path] = (out / "results" / "local__model" / run["revision"]).rglob("STSBenchmark.json")
         return json.loads(path.read_text(encoding="utf-8"))["scores"]["test"][0]["main_score"]

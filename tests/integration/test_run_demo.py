@@ -170,13 +170,3 @@ def test_help_needs_no_deep_learning_library() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
-
-
-def test_random_weights_are_a_different_start(tmp_path: Path, demo: Path) -> None:
-    finished = run_demo(tmp_path / "out", "--set", "base.random_init=true")
-    assert finished.returncode == 0, finished.stderr
-    pretrained, fresh = (
-        json.loads((folder / "evaluation" / "report.json").read_text(encoding="utf-8"))
-        for folder in (demo, tmp_path / "out")
-    )
-    assert fresh["before"]["retrieval_ndcg_at_10"] < pretrained["before"]["retrieval_ndcg_at_10"]

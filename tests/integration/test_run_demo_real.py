@@ -34,7 +34,7 @@ def run(folder: Path) -> subprocess.CompletedProcess[str]:
 def test_demo_real_trains_on_its_pairs_and_says_which_file_it_lacks(tmp_path: Path) -> None:
     missing = run(tmp_path)
     assert missing.returncode == 2
-    assert "data.sources.jaquad: ./data/train_jaquad.jsonl is no such file" in missing.stderr
+    assert "There is no folder or file ./data/train_jaquad.jsonl" in missing.stderr
     assert "Traceback" not in missing.stderr
     assert not (tmp_path / "out").exists()
 

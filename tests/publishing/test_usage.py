@@ -1,4 +1,4 @@
-"""The code on a card, executed as it stands against models on a local Hub."""
+"""The code on a card, executed as it is against models on a local Hub."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ print(json.dumps(open(hf_hub_download(sys.argv[1], "README.md"), encoding="utf-8
         self.documents = model.encode_document([DOCUMENT])
 
     def block(self, *words: str) -> str:
-        """Give the one block of Python in which all words stand."""
+        """Return the one block of Python that has all words."""
         blocks = re.findall(r"```python\n(.*?)```", self.text, flags=re.DOTALL)
         [found] = [block for block in blocks if all(word in block for word in words)]
         return found

@@ -2,15 +2,13 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from ablate import Grid, collect, differences_to, plot, run_grid, run_name, score_run, scores_after, to_markdown
-from ablate import __file__ as ablate
+from ablate import Grid, collect, differences_to, main, plot, run_grid, run_name, score_run, scores_after, to_markdown
 
 from st_llm_embed import InputError
 
@@ -168,7 +166,7 @@ def grid(tiny_recipe: Path, tmp_path: Path) -> Path:
         "description": "Which pooling.",
         "recipe": str(tiny_recipe),
         "set": ["training.max_steps=2", "training.save_strategy='no'"],
-        "axes": {"pooling": {"last": [], "mean": ["base.pooling_mode=mean"]}},
+        "axes": {"pooling": {"mean": ["base.pooling_mode=mean"]}},
         "seeds": [1],
     }
     path = tmp_path / "grid.yaml"
@@ -183,42 +181,42 @@ def with_setting(grid: Path, label: str, *overrides: str) -> Path:
     return grid
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, ablate, *arguments], check=False, capture_output=True, text=True)
-
-
 @pytest.mark.integration
 def test_a_grid_runs_in_processes_and_finished_runs_are_kept(grid: Path, open_sets: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    first = run(grid, "--output-dir", out, "--jobs", "2", "--open-sets", open_sets)
-    assert first.returncode == 0, first.stderr
-    assert "2 of 2 runs" in first.stdout
-    assert {path.name for path in (out / "runs").iterdir()} == {"last-seed1", "mean-seed1"}
+    assert "1 of 1 runs" in run_grid(Grid.load(grid), out, open_sets=open_sets)
     for name in ("grid.yaml", "table.md", "table.json", "plot.png", "runs/mean-seed1/release/README.md"):
         assert (out / name).is_file(), name
-    last, mean = json.loads((out / "table.json").read_text(encoding="utf-8"))["runs"]
-    assert (last["setting"], mean["setting"]) == ("last", "mean")
-    assert last["after"] != mean["after"]
-    assert len(last["open_sets"]) == 11
+    [run] = json.loads((out / "table.json").read_text(encoding="utf-8"))["runs"]
+    assert (run["setting"], len(run["open_sets"])) == ("mean", 11)
     report = json.loads((out / "runs" / "mean-seed1" / "evaluation" / "report.json").read_text(encoding="utf-8"))
-    assert mean["after"]["held-out retrieval, nDCG@10"] == report["after"]["retrieval_ndcg_at_10"]
+    assert run["after"]["held-out retrieval, nDCG@10"] == report["after"]["retrieval_ndcg_at_10"]
 
     manifests = {path: path.stat().st_mtime_ns for path in out.rglob("manifests/*.json")}
     two_stages = ("training.learning_rate=1e30", "training.max_grad_norm=1e30", "stages=[{name: one}, {name: two}]")
     with pytest.raises(InputError, match=r"The run diverging-seed1 ended with code 2: .*Set training\.learning_rate"):
-        run_grid(Grid.load(with_setting(grid, "diverging", *two_stages)), out)
+        run_grid(Grid.load(with_setting(grid, "diverging", *two_stages)), out, jobs=2)
     assert not (out / "runs" / "diverging-seed1" / "release").exists()
     assert all(path.stat().st_mtime_ns == moment for path, moment in manifests.items())
 
 
-def test_a_dry_run_lists_the_runs_and_writes_nothing(grid: Path, tmp_path: Path) -> None:
-    outcome = run(grid, "--output-dir", tmp_path / "out", "--dry-run")
-    assert outcome.returncode == 0, outcome.stderr
-    assert "mean-seed1  training.max_steps=2 training.save_strategy='no' base.pooling_mode=mean" in outcome.stdout
+def test_the_command_lists_runs_and_reports_slips_in_one_line(
+    grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["ablate.py", str(grid), "--output-dir", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", [*command, "--dry-run"])
+    main()
+    listed = "mean-seed1  training.max_steps=2 training.save_strategy='no' base.pooling_mode=mean"
+    assert listed in capsys.readouterr().out
+    with_setting(grid, "wrong", "base.pooling_mode=cls")
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert re.match(r"Error: .*base\.pooling_mode is 'cls'", capsys.readouterr().err.splitlines()[-1])
     assert not (tmp_path / "out").exists()
 
 
-def test_faulty_settings_folders_and_sets_are_refused_before_anything_is_written(grid: Path, tmp_path: Path) -> None:
+def test_faulty_folders_and_sets_are_refused_before_anything_is_written(grid: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"lacks stsb_multi_mt/en/test\.jsonl\.gz"):
         run_grid(Grid.load(grid), tmp_path / "out", open_sets=tmp_path)
     (tmp_path / "mine").mkdir()
@@ -226,7 +224,4 @@ def test_faulty_settings_folders_and_sets_are_refused_before_anything_is_written
     with pytest.raises(InputError, match="was not written by an ablation"):
         run_grid(Grid.load(grid), tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["table.md"]
-    outcome = run(with_setting(grid, "wrong", "base.pooling_mode=cls"), "--output-dir", tmp_path / "out")
-    assert outcome.returncode == 2
-    assert re.match(r"Error: .*base\.pooling_mode is 'cls'", outcome.stderr.splitlines()[-1])
     assert not (tmp_path / "out").exists()

@@ -119,8 +119,7 @@ class Asking(NamedTuple):
             self.chat.find_format(self.client, model)
 
     def answer(self) -> Progress:
-        progress = Progress("examples", self.recipe.plan.requests)
-        self.chat.start(progress)
+        self.chat.progress = progress = Progress("examples", self.recipe.plan.requests)
         self.client.send(self.chat.unanswered(planned(self.recipe)))
         return progress
 
@@ -145,9 +144,8 @@ def batch_answer_all(
     recipe: Synthesis, folder: Path, key: str = "sk-x", kind: type[BatchClient] = BatchClient
 ) -> Progress:
     """Have all planned examples answered by the Batch API."""
-    progress = Progress("examples", recipe.plan.requests)
     with Journal(folder) as journal:
         chat = ChatService(recipe, journal)
-        chat.start(progress)
+        chat.progress = progress = Progress("examples", recipe.plan.requests)
         kind(chat, recipe.endpoint, key, poll_seconds=0).answer(lambda: planned(recipe))
     return progress

@@ -159,7 +159,7 @@ def test_statistics_are_those_of_the_files(written: Any) -> None:
 
 
 def test_plots_are_drawn(written: Any) -> None:
-    for name in ("task_types", "languages", "rejected", "lengths"):
+    for name in ("task_types", "languages", "lengths"):
         with Image.open(written[2] / "plots" / f"{name}.png") as image:
             assert image.width > 600
             assert len(image.convert("L").getcolors()) > 10
@@ -387,7 +387,6 @@ def test_the_card_without_rejects_and_licence(tmp_path: Path) -> None:
     assert "rejected" not in {config["config_name"] for config in DatasetCard(without).data.to_dict()["configs"]}
     assert "| reason |" not in without
     assert "Overlap" not in without
-    assert not (tmp_path / "dataset" / "plots" / "rejected.png").exists()
     assert "\n\n\n" not in without.partition("---\n\n")[2]
 
 
@@ -414,7 +413,7 @@ def test_the_card_of_a_whole_run(written: Any) -> None:
     ]
     for text in (
         "| rows | 480, of ",
-        "| rejected answers | 120 |",
+        "| rejected responses | 120 |",
         "| cost | $6.00 |",
         "| refusal | 60 |",
         "brainstormed by the LLM",
