@@ -48,11 +48,12 @@ def distill(
         check_and_print(resolved, check_student_inputs)
         return
     report = run_distillation(resolved, folder)
-    quality = Table("held-out rows", *report["scores"], title=f"{report['recipe']}: what the student keeps")
-    for row in quality_rows(report):
-        quality.add_row(*row)
-    costs = Table("cost", *report["costs"])
-    for row in cost_rows(report):
-        costs.add_row(*row)
-    Console().print(quality, costs)
+    for title, models, rows in (
+        ("what the student keeps", report["scores"], quality_rows(report)),
+        ("what it costs", report["costs"], cost_rows(report)),
+    ):
+        table = Table(title, *models)
+        for row in rows:
+            table.add_row(*row)
+        Console().print(table)
     print_contents(folder, CONTENTS)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -15,17 +16,12 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-SHOWN_CHARACTERS = 200
-
 
 @app.command()
 def encode(
     dataset: Annotated[
         str,
-        typer.Argument(
-            help="A folder of .txt and .md files, a .jsonl, .parquet or .csv file, a folder of such files, or the id "
-            "of a dataset on the Hub."
-        ),
+        typer.Argument(help="A .jsonl, .parquet or .csv file, a folder of these or .txt files, or a Hub dataset."),
     ],
     model: Annotated[str, typer.Option(help="Hub id or folder of any sentence-transformers model.")],
     to: Annotated[Path, typer.Option(help="Output folder for the shards; an unfinished run is resumed.")],
@@ -53,27 +49,24 @@ def encode(
 ) -> None:
     """Encode texts into parquet shards. Run it again to resume; finished shards are not repeated."""
     configure_logging()
-    from st_llm_embed.encoding.encode import ROLES, Job
-    from st_llm_embed.encoding.encode import encode as encode_texts
-    from st_llm_embed.encoding.shards import VECTOR_TYPES, Texts
+    from st_llm_embed.encoding import encode as encoding
+    from st_llm_embed.encoding.shards import Texts, VectorType
 
-    job = Job(
+    job = encoding.Job(
         texts=Texts(dataset, column, id_column, dataset_config, dataset_split),
         model=model,
         folder=to,
         revision=revision,
-        role=one_of(role, ROLES, "--role"),
+        role=one_of(role, get_args(encoding.Role), "--role"),
         dimension=dimension,
-        dtype=one_of(dtype, VECTOR_TYPES, "--dtype"),
+        dtype=one_of(dtype, get_args(VectorType), "--dtype"),
         keep_text=keep_text,
         shard_size=shard_size,
         batch_size=batch_size,
     )
-    made, written = encode_texts(job, processes=processes, devices=device or (), with_ray=with_ray)
-    typer.echo(
-        f"{to}  {made.rows:,} vectors of {made.dimension} numbers in {made.shards} shards; {written} encoded now, "
-        f"{made.shards - written} kept"
-    )
+    made, written = encoding.encode(job, processes=processes, devices=device or (), with_ray=with_ray)
+    shards = f"{made.shards} shards; {written} encoded now, {made.shards - written} kept"
+    typer.echo(f"{to}  {made.rows:,} vectors of {made.dimension} numbers in {shards}")
 
 
 @app.command()
@@ -83,10 +76,7 @@ def search(
     *,
     model: Annotated[
         list[str] | None,
-        typer.Option(
-            help="What encodes the query: another model of the same space; once per INDEX, in their order.",
-            show_default="the model that made the INDEX",
-        ),
+        typer.Option(help="What encodes the query; once per INDEX.", show_default="the model that made the INDEX"),
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Number of texts to show.")] = 5,
 ) -> None:
@@ -94,19 +84,14 @@ def search(
     if model is not None and len(model) != len(indexes):
         raise InputError(f"--model is given {len(model)} times for {len(indexes)} folders. Give it once for each.")
     configure_logging()
-    from itertools import zip_longest
-
     from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
 
-    from st_llm_embed.encoding.search import VectorIndex, query_embedder
+    from st_llm_embed.encoding.search import VectorIndex
 
-    opened = [VectorIndex(folder) for folder in indexes]
-    found = [
-        index.search(query_embedder(index, name).encode([query])[0], k)
-        for index, name in zip(opened, model or [None] * len(opened), strict=True)
-    ]
+    opened = zip([VectorIndex(folder) for folder in indexes], model or [None] * len(indexes), strict=True)
+    found = [index.search(index.embedder(name).encode([query])[0], k) for index, name in opened]
     # Folded, not cut: the ends of the folders' names tell them apart.
     table = Table("", *(Column(str(folder), overflow="fold") for folder in indexes), show_lines=True)
     for place, hits in enumerate(zip_longest(*found), start=1):
@@ -116,5 +101,4 @@ def search(
 
 def _shown(hit: Hit) -> str:
     text = " ".join((hit.text or "").split())
-    text = f"{text[:SHOWN_CHARACTERS]}..." if len(text) > SHOWN_CHARACTERS else text
-    return f"{hit.score:.4f}  {hit.id}" + (f"\n{text}" if text else "")
+    return f"{hit.score:.4f}  {hit.id}\n{text[:200]}{'...' if text[200:] else ''}".rstrip()

@@ -30,11 +30,7 @@ QUERIES, IN_A_ROW = 50, 10
 def write_student_report(
     recipe: Recipe, dataset_dir: Path, teacher_path: str, student_dir: Path, output_dir: Path
 ) -> None:
-    """Score teacher and student on the held-out rows, time them, and write the report into `output_dir`.
-
-    All are loaded by sentence-transformers alone, as those use them who have nothing else. `student_dir` is what
-    `train_student` wrote.
-    """
+    """Score teacher and student on the held-out rows and time them, loaded by sentence-transformers alone."""
     distillation, rows = distillation_of(recipe), load_held_out(dataset_dir, teacher_instructions(recipe))
     section = distillation.teacher
     own = rows.queries if distillation.student.instructions else rows.anchors
@@ -92,16 +88,11 @@ def _query_times(models: Mapping[str, SentenceTransformer], asked: Mapping[str, 
 
 def bytes_on_disk(folder: Path) -> int | None:
     """Return the size of a model's folder; None where the model is a name on the Hub."""
-    if not folder.is_dir():
-        return None
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else None
 
 
 def kept(report: dict[str, Any]) -> dict[str, float]:
-    """Return `quality`, `smaller` and `faster` of the student, as multiples of the teacher's.
-
-    Empty where the teacher finds nothing.
-    """
+    """Return the student's `quality`, `smaller` and `faster`, as multiples; empty if the teacher finds nothing."""
     scores, costs = report["scores"], report["costs"]
     if not scores["teacher"][RETRIEVAL]:
         return {}
@@ -113,7 +104,7 @@ def kept(report: dict[str, Any]) -> dict[str, float]:
 
 
 def quality_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Return the rows of the first table: a measure, and its value for each model, as text."""
+    """Return a measure and its value for each model, as text."""
     return [
         (label, *(f"{scores[key]:.3f}" for scores in report["scores"].values()))
         for key, label in HEADLINES.items()
@@ -122,12 +113,11 @@ def quality_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def cost_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Return the rows of the second table: what the models cost, as text; nothing where it is not known."""
+    """Return what the models cost, as text; nothing where it is not known."""
     costs = report["costs"].values()
-    sizes = [part["bytes_on_disk"] for part in costs]
     return [
         ("Parameters", *(f"{part['parameters']:,}" for part in costs)),
-        ("MB on disk", *("" if size is None else f"{size / 1e6:,.1f}" for size in sizes)),
+        ("MB on disk", *(f"{part['bytes_on_disk'] / 1e6:,.1f}" if part["bytes_on_disk"] else "" for part in costs)),
         ("One query, p50 ms", *(f"{part['query_p50_ms']:,.2f}" for part in costs)),
     ]
 

@@ -34,8 +34,6 @@ LEAST_WEIGHT = 1e-4
 MEAN_OVER_OWN = 4.0
 """How much larger the mean is than a token's own vector in what a fresh encoder begins with."""
 
-NO_PROMPTS = {"query": "", "document": ""}
-
 
 def build_student(
     student: Student,
@@ -48,17 +46,9 @@ def build_student(
 ) -> SentenceTransformer:
     """Build the student that training starts from; the same weights each time.
 
-    Args:
-        student: the recipe's choices.
-        tokenizer: the teacher's, used unless the student starts from a checkpoint.
-        token_vectors: returns the teacher's vectors of its tokens, shape (tokens, dimension), on at most as many axes
-            as asked for.
-        texts: whose tokens are counted to find the frequent ones.
-        instructions: what a student that takes instructions has before its queries.
-        seed: of what is drawn.
-
-    Raises:
-        InputError: the checkpoint or what is said of it cannot be used.
+    Unless it starts from a checkpoint, it has the teacher's tokenizer, and its token vectors are those that
+    `token_vectors` returns: the teacher's, shape (tokens, dimension), on at most as many axes as asked for; those of
+    tokens that are frequent in `texts` made shorter. `instructions` are the teacher's.
     """
     set_seed(seed)
     if student.name_or_path is not None:
@@ -70,10 +60,11 @@ def build_student(
         vectors = token_vectors(transformer.config.hidden_size - 2)
         _start_as_weighted_mean(transformer, _weighted(vectors, tokenizer, texts, special_tokens=True))
     else:
-        vectors = _weighted(token_vectors(student.dimensions), tokenizer, texts)
+        vectors = _weighted(token_vectors(student.dimensions), tokenizer, texts, special_tokens=False)
         embedding = StaticEmbedding(cast(Any, tokenizer), embedding_weights=vectors)
         model = SentenceTransformer(modules=[embedding, Normalize()])
-    model.prompts = dict(published_prompts(instructions) if student.instructions else NO_PROMPTS)
+    prompts = published_prompts(instructions) if student.instructions else {"query": "", "document": ""}
+    model.prompts = dict(prompts)
     model.default_prompt_name = None
     model.similarity_fn_name = "cosine"
     return model
@@ -87,8 +78,21 @@ def check_student(student: Student) -> None:
     """
     if student.bert is not None:
         _check_bert(student, student.bert)
-    if student.name_or_path is not None:
-        _check_checkpoint(student, student.name_or_path)
+    if (name := student.name_or_path) is None:
+        return
+    with explained(f"The student {shown(name)} cannot be loaded", STUDENT_ADVICE):
+        config = AutoConfig.from_pretrained(name, revision=student.revision)
+        if is_decoder_only(config):
+            raise InputError(
+                f"The student {shown(name)} is a decoder, of type {config.model_type!r}. {STUDENT_ADVICE}"
+            )
+        with torch.device("meta"):
+            model = AutoModel.from_config(config)
+    _check_positions(student, model)
+    if student.layers is not None and student.layers > (most := len(_stack_of_layers(model)[-1])):
+        raise InputError(
+            f"distillation.student.layers is {student.layers}, and {name} has {most} layers. Set it to at most that."
+        )
 
 
 def _check_bert(student: Student, bert: dict[str, Any]) -> None:
@@ -97,31 +101,9 @@ def _check_bert(student: Student, bert: dict[str, Any]) -> None:
             raise ValueError(f"{', '.join(unknown)} is not an argument of transformers.BertConfig")
         config = _bert_config(student)
         if config.num_hidden_layers < 1 or config.hidden_size < 8:
-            raise ValueError(
-                f"num_hidden_layers is {config.num_hidden_layers} and hidden_size {config.hidden_size}; allowed are 1 "
-                "or more and 8 or more"
-            )
+            raise ValueError("num_hidden_layers has to be 1 or more, and hidden_size 8 or more")
         with torch.device("meta"):
             _check_positions(student, BertModel(config))
-
-
-def _check_checkpoint(student: Student, name: str) -> None:
-    with explained(f"The student {shown(name)} cannot be loaded", STUDENT_ADVICE):
-        config = AutoConfig.from_pretrained(name, revision=student.revision)
-        if is_decoder_only(config):
-            raise InputError(
-                f"The student {shown(name)} is of type {config.model_type!r}, a decoder. {STUDENT_ADVICE}"
-            )
-        with torch.device("meta"):
-            model = AutoModel.from_config(config)
-    _check_positions(student, model)
-    if student.layers is not None:
-        *_, layers = _stack_of_layers(model)
-        if student.layers > len(layers):
-            raise InputError(
-                f"distillation.student.layers is {student.layers}, and {name} has {len(layers)} layers. Give a number "
-                "up to that, or null for all."
-            )
 
 
 def _bert_config(student: Student, **own: int | None) -> BertConfig:
@@ -138,11 +120,10 @@ def _check_positions(student: Student, model: nn.Module) -> None:
         # RoBERTa and its like count from behind the padding's position.
         most = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
         if student.max_seq_length > most:
-            instead = "" if student.bert is None else ", or bert.max_position_embeddings to more"
             raise InputError(
                 f"distillation.student.max_seq_length is {student.max_seq_length}, and "
-                f"{student.name_or_path or 'distillation.student.bert'} has {most} positions for tokens. Set "
-                f"max_seq_length to {most} or less{instead}."
+                f"{student.name_or_path or 'distillation.student.bert'} has {most} positions for tokens. Set it to at "
+                "most that."
             )
 
 
@@ -186,28 +167,18 @@ def _keep_layers(model: Any, count: int) -> None:
 
 
 def _stack_of_layers(model: Any) -> tuple[nn.Module, str, nn.ModuleList]:
-    """Return the module that holds an encoder's stack of layers, its name there, and the stack.
-
-    Raises:
-        InputError: it has none, as ALBERT, all of whose layers are the same one.
-    """
-    config = model.config
+    """Return the module that holds an encoder's stack of layers, its name there, and the stack."""
     for module in model.modules():
         for name, part in module.named_children():
-            if isinstance(part, nn.ModuleList) and len(part) == config.num_hidden_layers:
+            if isinstance(part, nn.ModuleList) and len(part) == model.config.num_hidden_layers:
                 return module, name, part
     raise InputError(
-        f"distillation.student.layers cannot be used: this encoder, of type {config.model_type!r}, shares its layers. "
-        "Omit it."
+        f"distillation.student.layers cannot be used: {model.config.model_type!r} has one layer, used again. Omit it."
     )
 
 
 def _weighted(
-    vectors: NDArray[np.float32],
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Iterable[str],
-    *,
-    special_tokens: bool = False,
+    vectors: NDArray[np.float32], tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], *, special_tokens: bool
 ) -> NDArray[np.float32]:
     """Make the vectors of frequent tokens shorter: what all texts have says nothing of one."""
     counts: Counter[int] = Counter()
@@ -218,15 +189,11 @@ def _weighted(
 
 
 def _start_as_weighted_mean(bert: Any, vectors: NDArray[np.float32]) -> None:
-    """Make a fresh BERT begin as the mean of token vectors, each weighted by its length.
+    """Make a fresh BERT begin as the mean of token vectors, shape (tokens, hidden size - 2 or less), by their lengths.
 
     Layer normalization makes all token vectors equally long, so the first layer's attention weights each token by the
     logarithm of its length, which is in the last two dimensions (with both signs, so that normalization changes
     nothing), and adds the mean to every token. All other weights stay as drawn.
-
-    Args:
-        bert: whose weights are set.
-        vectors: of the tokens, shape (tokens, hidden size - 2 or less).
     """
     config = bert.config
     size, head = config.hidden_size, config.hidden_size // config.num_attention_heads

@@ -37,8 +37,6 @@ from st_llm_embed.training.reporting import check_reporting, reporting_into
 from st_llm_embed.training.train import last_complete_checkpoint
 from st_llm_embed.training.trainer import EmbedderTrainer
 
-FLOAT32: np.dtype[Any] = np.dtype(np.float32)
-
 UNLABELLED = "texts"
 """Name of the subset of unlabelled texts, beside those of the rows."""
 
@@ -46,8 +44,7 @@ AXES_FROM = 20_000
 """Most vectors of queries, and of documents, that the principal axes are computed from."""
 
 TEACHER_ADVICE = (
-    f"Allowed are {TRAINED!r}, what this recipe trains, and the Hub id or folder of a sentence-transformers model. "
-    "Set it with --set distillation.teacher.name_or_path=..."
+    f"Give {TRAINED!r}, what this recipe trains, or the Hub id or folder of a sentence-transformers model."
 )
 
 
@@ -73,7 +70,7 @@ class TeacherVectors(NamedTuple):
     def of(self, numbers: Tensor) -> Tensor:
         """Return the vectors of texts by their numbers, shape (*shape of numbers, dimension), on their device."""
         wanted = numbers.cpu().numpy()
-        found = np.empty((*wanted.shape, self.dimension), dtype=FLOAT32)
+        found = np.empty((*wanted.shape, self.dimension), dtype=np.float32)
         is_query = wanted < 0
         found[is_query] = self.queries[-1 - wanted[is_query]]
         found[~is_query] = self.documents[wanted[~is_query]]
@@ -85,13 +82,12 @@ class TeacherVectors(NamedTuple):
         parts = [part[:AXES_FROM] for part in (self.queries, self.documents) if len(part)]
         some = np.concatenate(parts).astype(np.float64)
         _, axes = np.linalg.eigh(some.T @ some)
-        return torch.from_numpy(np.ascontiguousarray(axes[:, ::-1][:, :dimension], dtype=FLOAT32))
+        return torch.from_numpy(np.ascontiguousarray(axes[:, ::-1][:, :dimension], dtype=np.float32))
 
     def on_axes(self, vectors: NDArray[np.float32], dimension: int | None) -> NDArray[np.float32]:
         """Return other vectors of the teacher on its first axes; as they are where that makes them no shorter."""
-        if dimension is None or dimension >= self.dimension:
-            return vectors
-        return vectors @ self.principal_axes(dimension).numpy()
+        shortens = dimension is not None and dimension < self.dimension
+        return vectors @ self.principal_axes(dimension).numpy() if shortens else vectors
 
 
 class StudentLoss(nn.Module):
@@ -119,12 +115,7 @@ class StudentLoss(nn.Module):
             self.axes = teacher.principal_axes(self.dimension)
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor) -> Tensor:
-        """Compute the loss of one batch.
-
-        Args:
-            sentence_features: one for each column: anchors, positives, negatives.
-            labels: the numbers of the row's texts, shape (batch, columns).
-        """
+        """Compute the loss of a batch of columns; `labels` are the numbers of its texts, shape (batch, columns)."""
         columns = [normalize(column.float(), dim=-1) for column in embed_columns(self.model, sentence_features)]
         targets = self.teacher.of(labels).to(columns[0].device)
         total = columns[0].new_zeros(())
@@ -169,15 +160,10 @@ def student_loss(
 
 
 def distillation_of(recipe: Recipe) -> Distillation:
-    """Return a recipe's section.
-
-    Raises:
-        InputError: it has none.
-    """
+    """Return a recipe's section, which only a recipe for `distill` has."""
     if recipe.distillation is None:
         raise InputError(
-            f"Recipe {recipe.name} has no section distillation. Take one from a shipped recipe: st-llm-embed recipes "
-            "show demo-distill."
+            f"Recipe {recipe.name} has no section distillation. See one with: st-llm-embed recipes show demo-distill"
         )
     return recipe.distillation
 
@@ -201,10 +187,7 @@ def check_distillation(recipe: Recipe) -> None:
         with explained(f"The teacher {name} cannot be loaded", TEACHER_ADVICE):
             found = load_file_path(teacher.name_or_path, "modules.json", revision=teacher.revision)
         if not found:
-            raise InputError(
-                f"distillation.teacher.name_or_path is {name}, where there is no modules.json of a "
-                f"sentence-transformers model. {TEACHER_ADVICE}"
-            )
+            raise InputError(f"The teacher {name} has no modules.json. {TEACHER_ADVICE}")
     check_student(distillation.student)
     for path in map(Path, distillation.texts):
         if next(read_texts(path), None) is None:
@@ -215,19 +198,11 @@ def check_distillation(recipe: Recipe) -> None:
 def student_set(
     distillation: Distillation, dataset_dirs: Sequence[Path], instructions: Instructions
 ) -> tuple[DatasetDict, list[tuple[str, str]], list[str]]:
-    """Make the training set of a student.
-
-    Args:
-        distillation: all choices.
-        dataset_dirs: folders of the rows to train on.
-        instructions: what is put before a query; see `teacher_instructions`.
+    """Make the training set of a student out of the rows in `dataset_dirs` and the files of texts.
 
     Returns:
         The rows by subset, with a column `label`: the numbers of each row's texts, as in `TeacherVectors`; instruction
         and anchor of each distinct query; each distinct document.
-
-    Raises:
-        InputError: a row lacks a text, or a file of texts cannot be read.
     """
     queries: dict[tuple[str, str], int] = {}
     documents: dict[str, int] = {}
@@ -265,7 +240,7 @@ def _teach(
     with explained(f"The teacher {path!r} cannot be loaded", TEACHER_ADVICE):
         embedder = LLMSentenceTransformer(path, revision=section.revision)
     encoder = f"{identity}\n{section.query_prompt!r}\n{section.document_prompt!r}"
-    vectors = VectorFolder(folder, encoding(embedder, section), encoder, FLOAT32)
+    vectors = VectorFolder(folder, encoding(embedder, section), encoder, np.dtype(np.float32))
     of_queries = vectors.encoded(
         len(queries), lambda n: queries[n][1], lambda n: queries[n][0], "teacher's vectors of the queries"
     )
@@ -273,11 +248,6 @@ def _teach(
     tokenizer = embedder.tokenizer
     tokens: list[str] = []
     if student.name_or_path is None:
-        if not tokenizer.is_fast:
-            raise InputError(
-                f"The teacher {path!r} has no fast tokenizer, with a tokenizer.json, and the student would share it. "
-                "Set distillation.student.name_or_path to a checkpoint, or choose another teacher."
-            )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         tokens = [str(tokenizer.decode([number])).strip() or " " for number in range(len(tokenizer))]
@@ -292,16 +262,10 @@ def train_student(
 
     Writes ``start/`` (the student before training), ``checkpoints/`` on the way, and at the end ``log.json`` and
     ``model/``; ``logs/`` where TensorBoard or W&B is asked for. An interrupted run in `output_dir` is resumed.
-
-    Args:
-        recipe: all choices.
-        dataset_dirs: folders of the rows to train on.
-        teacher: where it is and what identifies its weights.
-        vectors_dir: keeps the teacher's vectors.
-        output_dir: the student's.
+    `teacher` is where it is and what identifies its weights; its vectors are kept in `vectors_dir`.
 
     Raises:
-        InputError: teacher, student or rows cannot be used, or the student's vectors are not finite.
+        InputError: teacher, student or rows cannot be used, or the training diverged.
     """
     distillation = distillation_of(recipe)
     instructions = teacher_instructions(recipe)
@@ -330,10 +294,7 @@ def train_student(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     (output_dir / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1), encoding="utf-8")
     if not all(torch.isfinite(weights).all() for weights in model.parameters()):
-        raise InputError(
-            "The student's weights are not finite: its training has diverged. Lower "
-            "distillation.training.learning_rate and train again."
-        )
+        raise InputError("The student's training has diverged. Lower distillation.training.learning_rate.")
     model.save_pretrained(str(output_dir / "model"), create_model_card=False)
 
 
@@ -346,14 +307,11 @@ def _arguments(recipe: Recipe, folder: Path) -> SentenceTransformerTrainingArgum
     arguments = training_arguments(own, folder)
     if arguments.eval_strategy != IntervalStrategy.NO or arguments.load_best_model_at_end:
         raise InputError(
-            f"Recipe {recipe.name}: distillation.training asks for scores on the way, which a student's training does "
-            "not have. Omit eval_strategy and load_best_model_at_end; the report scores the student at the end."
+            f"Recipe {recipe.name}: distillation.training asks for scores on the way; a student is scored at the end. "
+            "Omit eval_strategy and load_best_model_at_end."
         )
     if arguments.world_size > 1:
-        raise InputError(
-            f"A student is trained by one process, and this is one of {arguments.world_size}. Run st-llm-embed "
-            "distill without torchrun."
-        )
+        raise InputError("A student is trained by one process. Run st-llm-embed distill without torchrun.")
     check_reporting(arguments, "distillation.training")
     return arguments
 
@@ -362,14 +320,13 @@ def _check_dimensions(distillation: Distillation, own: int, teachers: int) -> No
     student = distillation.student
     wanted = student.dimensions or own
     if wanted > teachers and (student.kind == "static" or distillation.loss.embedding):
-        instead = "" if student.kind == "static" else ", or distillation.loss.embedding to 0"
         raise InputError(
             f"The student's vectors have {wanted} dimensions and the teacher's {teachers}. Set "
-            f"distillation.student.dimensions to {teachers} or less{instead}."
+            "distillation.student.dimensions to at most that, or, for an encoder, distillation.loss.embedding to 0."
         )
     dims = distillation.loss.matryoshka_dims
     if dims and max(dims) != own:
         raise InputError(
             f"distillation.loss.matryoshka_dims is {list(dims)}, and the student's vectors have {own} dimensions. The "
-            "largest has to be that, so that whole vectors are trained, too."
+            "largest has to be that."
         )

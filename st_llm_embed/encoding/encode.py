@@ -9,28 +9,25 @@ import signal
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from multiprocessing import parent_process
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from sentence_transformers.sentence_transformer.modules import Normalize
 from tqdm.auto import tqdm
-from transformers.utils import logging as transformers_logging
 
-from st_llm_embed.encoding.ray import encode_with_ray
 from st_llm_embed.encoding.shards import (
     COMPARED,
     MANIFEST,
-    UNFINISHED,
     Manifest,
     Shard,
     ShardReader,
@@ -39,20 +36,15 @@ from st_llm_embed.encoding.shards import (
     cut_into_shards,
     read_manifest,
     shard_path,
-    write_manifest,
-    write_shard,
 )
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.modules import LLMSentenceTransformer
 from st_llm_embed.modules.layout import model_identity
+from st_llm_embed.processes import written_beside
 
 logger = logging.getLogger(__name__)
 
 Role = Literal["query", "document"]
-
-ROLES: tuple[Role, ...] = get_args(Role)
-
-LOCK = ".lock"
 
 SHARDS_AT_ONCE = 2
 """Shards of a process that are in memory: more level out their different lengths."""
@@ -75,12 +67,8 @@ class Job:
     batch_size: int = 32
     """Texts per forward pass."""
 
-    def write(self, shard: Shard, shards: int, ids: list[str], texts: list[str], vectors: NDArray[np.float32]) -> None:
-        """Write one of `shards` shards.
-
-        Raises:
-            InputError: a vector is not finite, or the file cannot be written.
-        """
+    def write(self, path: Path, ids: list[str], texts: list[str], vectors: NDArray[np.floating]) -> None:
+        """Write a shard, the whole file or nothing; vectors, shape (number of texts, dimension), must be finite."""
         with np.errstate(over="ignore"):
             stored = vectors.astype(self.dtype)
         broken = np.flatnonzero(~np.isfinite(stored).all(axis=1))
@@ -88,9 +76,20 @@ class Job:
             raise InputError(
                 f"{self.model!r} returns a vector that is not finite in {self.dtype} for {len(broken)} of "
                 f"{len(texts)} texts, the first of them {texts[broken[0]][:60]!r}. Encode with --dtype float32 into "
-                "another folder, load the model in bfloat16 or float32, or choose another."
+                "another folder, or choose another model."
             )
-        write_shard(shard_path(self.folder, shard.number, shards), ids, texts if self.keep_text else None, stored)
+        vector = pa.FixedSizeListArray.from_arrays(pa.array(stored.reshape(-1)), stored.shape[1])
+        columns = {"id": pa.array(ids, pa.string()), "vector": vector}
+        if self.keep_text:
+            columns["text"] = pa.array(texts, pa.string())
+        with (
+            explained(f"{path} cannot be written", "Make room or fix the folder, and run the command again."),
+            written_beside(path) as part,
+            part.open("wb") as file,
+        ):
+            pq.write_table(pa.table(columns), file, use_dictionary=False)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 class PooledModel(LLMSentenceTransformer):
@@ -116,9 +115,8 @@ class Embedder:
 
     def __init__(
         self,
-        name_or_path: str,
+        model: str,
         role: Role,
-        *,
         revision: str | None = None,
         dimension: int | None = None,
         device: str | None = None,
@@ -131,49 +129,25 @@ class Embedder:
             InputError: there is no such model, or its vectors are shorter than `dimension`.
         """
         with explained(
-            f"The model {name_or_path!r} cannot be loaded",
+            f"The model {model!r} cannot be loaded",
             "Give the Hub id of a sentence-transformers model or the folder of a saved one, and a device that exists.",
         ):
-            self.model = PooledModel(name_or_path, revision=revision, device=device)
+            self.model = PooledModel(model, revision=revision, device=device, truncate_dim=dimension)
         self._encode = self.model.encode_query if role == "query" else self.model.encode_document
         self._normalize = any(isinstance(module, Normalize) for module in self.model.modules())
         # Encoded, not asked for: an asymmetric model does not know its dimension by itself.
-        whole = self._encode(["text"], show_progress_bar=False).shape[1]
-        if dimension is not None and dimension > whole:
+        self.dimension = self.encode(["text"]).shape[1]
+        if dimension is not None and dimension > self.dimension:
             raise InputError(
-                f"--dimension is {dimension}; the vectors of {name_or_path!r} have {whole}. Give at most that, and "
+                f"--dimension is {dimension}; the vectors of {model!r} have {self.dimension}. Give at most that, and "
                 "one that the model was trained for (Matryoshka)."
             )
-        self.dimension = dimension or whole
 
     def encode(self, texts: list[str], batch_size: int = 32, **options: Any) -> NDArray[np.float32]:
         """Return the vectors of texts, shape (number of texts, dimension)."""
+        options |= {"normalize_embeddings": self._normalize, "show_progress_bar": False}
         with torch.inference_mode():
-            return self._encode(
-                texts,
-                batch_size=batch_size,
-                truncate_dim=self.dimension,
-                normalize_embeddings=self._normalize,
-                show_progress_bar=False,
-                **options,
-            )
-
-
-class ShardEncoder:
-    """What an actor of Ray has: a model that encodes one shard after the other."""
-
-    def __init__(self, job: Job, shards: int, device: str | None) -> None:
-        # These bars would run into each other, and into that of the command.
-        datasets.disable_progress_bars()
-        transformers_logging.disable_progress_bar()
-        self._job, self._shards = job, shards
-        self._embedder = Embedder(job.model, job.role, revision=job.revision, dimension=job.dimension, device=device)
-        self._reader = ShardReader(job.texts, job.shard_size)
-
-    def __call__(self, shard: Shard) -> None:
-        """Read, encode and write a shard."""
-        ids, texts = self._reader.read(shard)
-        self._job.write(shard, self._shards, ids, texts, self._embedder.encode(texts, self._job.batch_size))
+            return self._encode(texts, batch_size=batch_size, **options)
 
 
 def encode(
@@ -181,31 +155,23 @@ def encode(
 ) -> tuple[Manifest, int]:
     """Encode texts into `job.folder`; shards that an earlier, killed call finished are kept.
 
-    Args:
-        job: what to encode and how.
-        processes: how many have a model each.
-        devices: where they run, in turn; none for all CUDA devices, or the best there is.
-        with_ray: have actors of Ray Data do it, on one machine or a cluster, and not processes of this machine.
-
-    Returns:
-        The folder's manifest, and the number of shards that were encoded now.
+    `processes`, or as many actors of Ray Data `with_ray`, use `devices` in turn; without any all CUDA devices, or the
+    best there is. Returns the folder's manifest, and the number of shards that were encoded now.
 
     Raises:
         InputError: texts or model cannot be used, the folder holds something else, or a process died.
     """
     if with_ray and find_spec("ray") is None:
         raise InputError(
-            "--ray needs Ray Data, which is not installed. Install it with: pip install 'st_llm_embed[ray]', or omit "
-            "--ray."
+            "--ray needs Ray Data, which is not installed. Install it with: pip install 'st_llm_embed[ray]'"
         )
     if Path(job.texts.path).is_dir() and job.folder.resolve().is_relative_to(Path(job.texts.path).resolve()):
         raise InputError(
-            f"--to {job.folder} is inside {job.texts.path}, whose files are read: the vectors would be read as "
-            "texts. Choose a folder elsewhere."
+            f"--to {job.folder} is inside {job.texts.path}, all of which is read as texts. Choose a folder elsewhere."
         )
     devices = devices or [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     device = "cpu" if with_ray or processes > 1 else next(iter(devices), None)
-    embedder = Embedder(job.model, job.role, revision=job.revision, dimension=job.dimension, device=device)
+    embedder = Embedder(job.model, job.role, job.revision, job.dimension, device)
     logger.info("reading %s", job.texts.path)
     shards = cut_into_shards(job.texts, job.shard_size)
     manifest = _manifest(job, shards, embedder)
@@ -219,21 +185,20 @@ def encode(
             # Every actor has to have the same commit and dimension.
             revision = None if Path(job.model).is_dir() else manifest.model_revision
             job = replace(job, model=manifest.model, revision=revision, dimension=manifest.dimension)
-            actor = partial(ShardEncoder, replace(job, folder=job.folder.resolve()), len(shards))
-            written = encode_with_ray(actor, todo, processes, devices)
+            written = _encode_with_ray(job, todo, len(shards), processes, devices)
         else:
             targets = [devices[number % len(devices)] if devices else "cpu" for number in range(processes)]
             written = _encode_here(job, embedder, todo, len(shards), targets)
         with tqdm(total=manifest.rows, initial=manifest.rows - rows, desc="encoding", unit=" texts") as progress:
-            for shard in written:
-                progress.update(shard.rows)
+            for count in written:
+                progress.update(count)
     return manifest, len(todo)
 
 
 def _encode_here(
     job: Job, embedder: Embedder, todo: Sequence[Shard], shards: int, targets: Sequence[str]
-) -> Iterator[Shard]:
-    """Encode shards by this process, or by sentence-transformers' pool; yield each when its file is there."""
+) -> Iterator[int]:
+    """Encode shards by this process, or by sentence-transformers' pool; yield the texts of each finished shard."""
     reader = ShardReader(job.texts, job.shard_size)
     pool, at_once, options = None, 1, {}
     if len(targets) > 1:
@@ -249,24 +214,90 @@ def _encode_here(
                 vectors = embedder.encode([text for *_, texts in part for text in texts], job.batch_size, **options)
             except RuntimeError as error:
                 raise InputError(
-                    f"{error} Finished shards are kept: run the command again, with fewer --processes or a smaller "
-                    "--batch-size. Exit code -9 mostly means that memory ran out."
+                    f"{error} Finished shards are kept: run the command again, where memory ran out (exit code -9) "
+                    "with fewer --processes or a smaller --batch-size."
                 ) from error
             start = 0
             for shard, ids, texts in part:
-                job.write(shard, shards, ids, texts, vectors[start : start + shard.rows])
+                path = shard_path(job.folder, shard.number, shards)
+                job.write(path, ids, texts, vectors[start : start + shard.rows])
                 start += shard.rows
-                yield shard
+                yield shard.rows
     finally:
         if pool is not None:
             embedder.model.stop_multi_process_pool(pool)
 
 
+def _encode_with_ray(
+    job: Job, todo: Sequence[Shard], shards: int, processes: int, devices: Sequence[str]
+) -> Iterator[int]:
+    """Encode shards by actors of Ray, which replaces those that die; yield the texts of each finished shard."""
+    # Ray reports its use otherwise.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+    import ray.data
+
+    if not todo:
+        return
+    if not ray.is_initialized():
+        # RAY_ADDRESS names a cluster; without it Ray starts on this machine.
+        ray.init(**({} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}))
+    # Ray shows an actor its own GPU alone, under the number 0, whichever it is.
+    on_gpu = any(device.startswith("cuda") for device in devices)
+    device = "cuda" if on_gpu else next(iter(devices), None)
+    done = ray.data.from_items([asdict(shard) for shard in todo], override_num_blocks=len(todo)).map_batches(
+        _Actor,
+        fn_constructor_args=(replace(job, folder=job.folder.resolve()), shards, device),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=processes),
+        num_cpus=1,
+        num_gpus=1 if on_gpu else None,
+    )
+    for row in done.iter_rows():
+        if row["refusal"]:
+            raise InputError(row["refusal"])
+        yield row["rows"]
+
+
+class _Actor:
+    """Encodes shards, each of which is one row of Ray's columns."""
+
+    def __init__(self, job: Job, shards: int, device: str | None) -> None:
+        self._job, self._shards, self._reader = job, shards, ShardReader(job.texts, job.shard_size)
+        self._embedder = Embedder(job.model, job.role, job.revision, job.dimension, device)
+
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        shard = Shard(int(batch["number"][0]), int(batch["rows"][0]), str(batch["digest"][0]))
+        refusal = ""
+        try:
+            ids, texts = self._reader.read(shard)
+            path = shard_path(self._job.folder, shard.number, self._shards)
+            self._job.write(path, ids, texts, self._embedder.encode(texts, self._job.batch_size))
+        except InputError as error:
+            refusal = str(error)
+        return {"rows": batch["rows"], "refusal": np.array([refusal])}
+
+
 @contextmanager
 def _owned(folder: Path, manifest: Manifest) -> Generator[None]:
-    """Hold a folder for this run alone, with its manifest and without what a killed run left unfinished."""
-    _check_folder(folder, manifest)
-    lock = FileLock(folder / LOCK)
+    """Hold a folder that is absent, empty, or has shards of the same, for this run alone and with its manifest."""
+    earlier = read_manifest(folder)
+    files = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    others = [name for name in files if not name.startswith(".")]
+    if earlier is None and others:
+        raise InputError(
+            f"{folder} is not a folder of vectors: it holds {', '.join(others[:3])} and no {MANIFEST}. Choose an "
+            "empty or new one with --to."
+        )
+    differing = [
+        words for name, words in COMPARED.items() if earlier and getattr(earlier, name) != getattr(manifest, name)
+    ]
+    if differing:
+        raise InputError(
+            f"{folder} holds vectors of something else: {', '.join(differing)} differ from what its {MANIFEST} says. "
+            "Nothing was changed. Give the same command as before to resume, or choose another --to."
+        )
+    lock = FileLock(folder / ".lock")
     with explained(f"{folder} cannot be written to", "Choose another folder with --to, or fix this one."):
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -274,12 +305,8 @@ def _owned(folder: Path, manifest: Manifest) -> Generator[None]:
         except Timeout:
             raise InputError(f"Another process encodes into {folder}. Wait for it, or choose another --to.") from None
     with lock:
-        # Again, now that nobody else can begin the folder.
-        _check_folder(folder, manifest)
-        if not (folder / MANIFEST).exists():
-            write_manifest(folder, manifest)
-        for part in folder.glob(f"shard-*{UNFINISHED}"):
-            part.unlink(missing_ok=True)
+        if earlier is None:
+            manifest.write(folder)
         yield
 
 
@@ -303,23 +330,3 @@ def _manifest(job: Job, shards: list[Shard], embedder: Embedder) -> Manifest:
         keep_text=job.keep_text,
         versions={name: version(name) for name in ("st_llm_embed", "sentence-transformers", "transformers", "torch")},
     )
-
-
-def _check_folder(folder: Path, manifest: Manifest) -> None:
-    """Check that a folder is absent, empty, or holds shards of the same."""
-    earlier = read_manifest(folder)
-    if earlier is None:
-        ours = {LOCK, MANIFEST + UNFINISHED}
-        others = sorted(path.name for path in folder.iterdir() if path.name not in ours) if folder.is_dir() else []
-        if others:
-            raise InputError(
-                f"{folder} is not a folder of vectors: it holds {', '.join(others[:3])} and no {MANIFEST}. Choose an "
-                "empty or new one with --to."
-            )
-        return
-    differing = [words for name, words in COMPARED.items() if getattr(earlier, name) != getattr(manifest, name)]
-    if differing:
-        raise InputError(
-            f"{folder} holds vectors of something else: {', '.join(differing)} differ from what its {MANIFEST} says. "
-            "Nothing was changed. Give the same command as before to resume, or choose another --to."
-        )

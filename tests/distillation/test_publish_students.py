@@ -34,22 +34,6 @@ print(json.dumps({
 """
 
 
-def publish(hub: Hub, release: Path, name: str) -> str:
-    """Publish a release, check what a stranger gets by its name, and return the card."""
-    pusher = Pusher(hub)
-    assert pusher.publish(release, name) == [f"{hub.endpoint}/{name}"]
-    pusher.close()
-    found = hub.run(PUBLISHED, json.dumps([name, TEXTS]))
-    stock = SentenceTransformer(str(release), device="cpu")
-    np.testing.assert_array_equal(np.array(found["query"], np.float32), stock.encode_query(TEXTS))
-    np.testing.assert_array_equal(np.array(found["document"], np.float32), stock.encode_document(TEXTS))
-    assert f'SentenceTransformer("{name}")' in found["card"]
-    assert "path/to/this/folder" not in found["card"]
-    # Where teacher and texts lay on this machine is nobody's business.
-    assert not re.search(r"/(tmp|root|home|Users)/", found["recipe"] + found["card"])
-    return found["card"]
-
-
 @pytest.mark.integration
 def test_an_encoder_goes_to_the_hub_with_its_export(
     hub: Hub, make_recipe: MakeRecipe, texts_file: Path, tmp_path: Path
@@ -60,8 +44,18 @@ def test_an_encoder_goes_to_the_hub_with_its_export(
     facts = Repository(str(release))
     assert (facts.kind, facts.dimension, facts.max_seq_length, facts.pooling) == ("transformer", 8, 48, "mean")
     export_model(release, ["onnx"], release)
-    card = publish(hub, release, "lab/student")
+    pusher = Pusher(hub)
+    assert pusher.publish(release, "lab/student") == [f"{hub.endpoint}/lab/student"]
+    pusher.close()
+    found = hub.run(PUBLISHED, json.dumps(["lab/student", TEXTS]))
+    stock = SentenceTransformer(str(release), device="cpu")
+    np.testing.assert_array_equal(np.array(found["query"], np.float32), stock.encode_query(TEXTS))
+    np.testing.assert_array_equal(np.array(found["document"], np.float32), stock.encode_document(TEXTS))
+    card = found["card"]
+    assert 'SentenceTransformer("lab/student")' in card
+    assert "path/to/this/folder" not in card
+    # Where teacher and texts lay on this machine is nobody's business.
+    assert not re.search(r"/(tmp|root|home|Users)/", found["recipe"] + card)
     [block] = [one for one in re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL) if "onnxruntime" in one]
     printed = hub.run(block.replace("print(", "import json\nprint(json.dumps(queries.tolist())) #"))
-    wanted = SentenceTransformer(str(release), device="cpu").encode_query(["how to fix a slow database query"])
-    np.testing.assert_allclose(printed, wanted, atol=1e-5)
+    np.testing.assert_allclose(printed, stock.encode_query(["how to fix a slow database query"]), atol=1e-5)

@@ -1,4 +1,4 @@
-"""Encoding, its folder of shards, and kills at any level."""
+"""Encoding by one process, several and Ray, its folder of shards, and kills at any level."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from st_llm_embed.encoding.encode import Job, encode
 from st_llm_embed.encoding.shards import Texts, VectorType
 
 TEXTS = [f"text {number} about thing {number % 7} " + "and more " * (number % 5) for number in range(50)]
+
+HAS_RAY = find_spec("ray") is not None
 
 Cli = Callable[..., Outcome]
 
@@ -70,7 +73,11 @@ def same_job(encoded: Path, texts: Path, tiny_model: Path) -> tuple[Path | str, 
 
 def start(texts: Path, model: Path, to: Path, *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "st_llm_embed.cli", "encode", texts, "--model", model, "--to", to, *options]
-    return subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # One thread, as in an actor of Ray, which gets as many as it has cores.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
+    return subprocess.Popen(
+        [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
 
 
 def wait_for_progress(run: subprocess.Popen[str]) -> None:
@@ -127,7 +134,7 @@ def test_a_killed_run_is_resumed_with_the_same_vectors_and_finished_shards_are_l
     assert 0 < len(finished) < 60
     for name in finished:
         assert pq.read_metadata(tmp_path / "to" / name).num_rows == 50
-    torn = tmp_path / "to" / "shard-00059-of-00060.parquet.1.part"
+    torn = tmp_path / "to" / ".shard-00059-of-00060.parquet.partial"
     torn.write_bytes(b"PAR1")
 
     again = start(texts, tiny_model, tmp_path / "to", *options)
@@ -147,7 +154,8 @@ def test_a_process_that_dies_ends_the_run_and_keeps_its_shards(tiny_model: Path,
     texts = write_texts(tmp_path / "texts.jsonl", TEXTS * 60)
     run = start(texts, tiny_model, tmp_path / "to", "--shard-size", "50", "--processes", "2", "--batch-size", "1")
     wait_for_progress(run)
-    os.kill(workers_of(run)[0], signal.SIGKILL)
+    for worker in workers_of(run):  # of one alone, that waits for work, the other does the rest
+        os.kill(worker, signal.SIGKILL)
     _, printed = run.communicate()
     assert run.returncode == 2
     assert "died unexpectedly" in printed
@@ -155,6 +163,37 @@ def test_a_process_that_dies_ends_the_run_and_keeps_its_shards(tiny_model: Path,
     assert "Finished shards are kept" in printed
     assert "Traceback" not in printed
     assert 0 < len(list((tmp_path / "to").glob("*.parquet"))) < 60
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(not HAS_RAY, reason="needs the extra ray: pip install 'ray[data]'")
+def test_ray_makes_the_same_vectors_and_resumes_where_processes_stopped(tiny_model: Path, tmp_path: Path) -> None:
+    texts = write_texts(tmp_path / "texts.jsonl", TEXTS * 5)
+    by_processes, by_ray = tmp_path / "processes", tmp_path / "ray"
+    for to, options in ((by_processes, ()), (by_ray, ("--ray",))):
+        run = start(texts, tiny_model, to, "--shard-size", "60", "--processes", "2", *options)
+        _, printed = run.communicate()
+        assert run.returncode == 0, printed
+    names = sorted(path.name for path in by_processes.glob("*.parquet"))
+    assert len(names) == 5
+    assert sorted(path.name for path in by_ray.glob("*.parquet")) == names
+    for name in names:
+        assert pq.read_table(by_ray / name).equals(pq.read_table(by_processes / name))
+
+    (by_processes / names[3]).unlink()
+    kept = state(by_processes)
+    run = start(texts, tiny_model, by_processes, "--shard-size", "60", "--processes", "2", "--ray")
+    printed, _ = run.communicate()
+    assert "1 encoded now, 4 kept" in " ".join(printed.split())
+    assert kept.items() <= state(by_processes).items()
+    assert pq.read_table(by_ray / names[3]).equals(pq.read_table(by_processes / names[3]))
+
+
+@pytest.mark.skipif(HAS_RAY, reason="Ray is installed")
+def test_without_ray_the_message_says_how_to_install_it(tiny_model: Path, tmp_path: Path, run_cli: Cli) -> None:
+    refused = run_cli("encode", tmp_path, "--model", tiny_model, "--to", tmp_path / "to", "--ray")
+    assert (refused.code, "pip install 'st_llm_embed[ray]'" in refused.err) == (2, True)
+    assert not (tmp_path / "to").exists()
 
 
 @pytest.mark.parametrize(
@@ -220,12 +259,11 @@ def test_what_cannot_be_used_is_said_before_anything_is_written(
     assert [path.name for path in to.iterdir()] == ["mine.part"]
 
 
-@pytest.mark.parametrize("name", [".lock", "_manifest.json.part"])
 def test_a_folder_that_cannot_be_written_to_is_refused(
-    name: str, texts: Path, tiny_model: Path, tmp_path: Path, run_cli: Cli
+    texts: Path, tiny_model: Path, tmp_path: Path, run_cli: Cli
 ) -> None:
     """A folder in the place of a file, since permissions do not bind root."""
-    (tmp_path / "to" / name).mkdir(parents=True)
+    (tmp_path / "to" / ".lock").mkdir(parents=True)
     refused = run_cli("encode", texts, "--model", tiny_model, "--to", tmp_path / "to")
     assert (refused.code, "cannot be written" in refused.err) == (2, True), refused
     assert not list((tmp_path / "to").glob("shard-*"))

@@ -76,8 +76,8 @@ def test_shards_are_read_in_any_order_and_refused_when_their_texts_changed(path:
         ("", "body", None, "holds no texts"),
         (jsonl(ROWS), "text", None, "no column 'text'; it has 'key', 'body', 'other'"),
         (jsonl(ROWS), "body", "name", "no column 'name'"),
-        (jsonl(ROWS) + '{"key": "g", "body": null}\n', "body", None, "Record 6 .* has None"),
-        ('{"key": null, "body": "text"}\n', "body", "key", "Record 0 .* has no name"),
+        (jsonl(ROWS) + '{"key": "g", "body": null}\n', "body", None, "Record 6 .* has the text None"),
+        ('{"key": null, "body": "text"}\n', "body", "key", "Record 0 .* the name None"),
         ('{"key": "a", "body": "\\ud800"}\n', "body", "key", "The text a is not Unicode"),
     ],
 )
