@@ -20,7 +20,7 @@ LFS_BYTES = 1 << 20
 
 
 class HubError(Exception):
-    """An answer that is no success: status, message, and the X-Error-Code that clients look at."""
+    """An answer that is not a success: status, message, and the X-Error-Code that clients look at."""
 
     def __init__(self, status: int, message: str, code: str | None = None) -> None:
         super().__init__(message)
@@ -55,13 +55,13 @@ class Commit:
 
 @dataclass
 class Discussion:
+    """A pull request."""
+
     num: int
     title: str
-    description: str
     author: str
     created_at: str
-    is_pull_request: bool
-    status: str = "open"
+    status: str = "draft"
 
 
 @dataclass
@@ -106,7 +106,7 @@ class Storage:
         return Repo(**content)
 
     def resolve(self, repo: Repo, revision: str) -> tuple[str, Commit]:
-        """Give sha and commit of a branch, tag, pull request or commit."""
+        """Return sha and commit of a branch, tag, pull request or commit."""
         name = repo.full_ref(revision)
         sha = revision if name is None else repo.refs[name]
         path = self._folder(repo.kind, repo.repo_id) / "commits" / f"{sha}.json"
@@ -141,13 +141,11 @@ class Storage:
             commit = Commit(files, header["summary"], header.get("description", ""), author, _now(), head)
             return self._add_commit(repo, ref, commit)
 
-    def open_discussion(self, repo: Repo, title: str, description: str, author: str, *, pull: bool) -> Discussion:
+    def open_pull_request(self, repo: Repo, title: str, author: str) -> Discussion:
         with self.lock:
-            num = len(repo.discussions) + 1
-            discussion = Discussion(num, title, description, author, _now(), pull, "draft" if pull else "open")
+            discussion = Discussion(len(repo.discussions) + 1, title, author, _now())
             repo.discussions.append(discussion)
-            if pull:
-                repo.refs[f"refs/pr/{num}"] = repo.refs[MAIN]
+            repo.refs[f"refs/pr/{discussion.num}"] = repo.refs[MAIN]
             self.save(repo)
             return discussion
 
