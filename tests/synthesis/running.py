@@ -61,6 +61,10 @@ def planned(recipe: Synthesis) -> Iterator[Request]:
     return RequestPlan(recipe.plan, recipe.endpoint).examples(tasks)
 
 
+def planned_keys(recipe: Synthesis) -> list[str]:
+    return sorted(request.key for request in planned(recipe))
+
+
 def records(folder: Path, *statuses: str) -> list[dict[str, Any]]:
     """All records of a journal, or those of some statuses, but for the probes."""
     lines = (folder / "answers.jsonl").read_bytes().splitlines()

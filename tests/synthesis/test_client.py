@@ -7,7 +7,7 @@ import socket
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from synthesis.running import (
     answer_all,
     answered,
     asking,
-    planned,
+    planned_keys,
     records,
     synthesis,
     without_probes,
@@ -30,10 +30,6 @@ from st_llm_embed.errors import InputError
 from st_llm_embed.synthesis.journal import Journal
 
 KEY = "sk-recognisable-0123456789"
-
-
-def keys(recipe: Any) -> list[str]:
-    return sorted(request.key for request in planned(recipe))
 
 
 @contextmanager
@@ -91,7 +87,7 @@ def test_every_planned_request_is_answered_once_and_a_rerun_sends_nothing(tmp_pa
         assert server.stats()["received"] == 40 + 1
         again = answer_all(recipe, tmp_path)
         assert server.stats()["received"] == 40 + 1
-    assert sorted(answered(tmp_path)) == keys(recipe)
+    assert sorted(answered(tmp_path)) == planned_keys(recipe)
     assert (progress.done, progress.done_before, progress.left) == (40, 0, 0)
     assert (again.done, again.done_before) == (40, 40)
     assert progress.texts.total() + progress.no_text.total() == 40
@@ -117,7 +113,7 @@ def test_a_storm_of_429_loses_nothing_and_is_not_answered_by_hammering(wait: flo
         hours = Storm()
         answer_all(recipe, tmp_path, hours)
         stats = server.stats()
-    assert sorted(answered(tmp_path)) == keys(recipe)
+    assert sorted(answered(tmp_path)) == planned_keys(recipe)
     assert stats["faults"]["rate_limit"] >= 10
     assert stats["received"] <= 1.2 * 600 + 16
     assert stats["billed"]["requests"] == 600
@@ -148,7 +144,7 @@ def test_a_spent_quota_ends_the_run_at_once_with_one_message(tmp_path: Path) -> 
     with ReplayServer(made_up_answer) as server:
         recipe = synthesis(server)
         answer_all(recipe, tmp_path)
-    assert sorted(answered(tmp_path)) == keys(recipe)
+    assert sorted(answered(tmp_path)) == planned_keys(recipe)
 
 
 @pytest.mark.parametrize("kind", ["hang", "cut_before_headers", "cut_in_body", "html"])
@@ -184,22 +180,22 @@ def test_a_server_that_is_away_is_waited_for(tmp_path: Path) -> None:
     with ReplayServer(made_up_answer) as server:
         port = server.port
         answer_all(synthesis(server, 10), tmp_path)
-    back: list[ReplayServer] = []
+    back = ExitStack()
 
     class Returns(Hours):
+        back = False
+
         async def sleep(self, seconds: float) -> None:
             await super().sleep(seconds)
-            if self.now > 1300 and not back:
-                back.append(ReplayServer(made_up_answer, port=port).__enter__())
+            if self.now > 1300 and not self.back:
+                self.back = True
+                back.enter_context(ReplayServer(made_up_answer, port=port))
 
     recipe = synthesis(f"http://127.0.0.1:{port}/v1", 30)
-    try:
+    with back:
         progress = answer_all(recipe, tmp_path, Returns())
-    finally:
-        for one in back:
-            one.__exit__(None, None, None)
     assert (progress.done, progress.left) == (30, 0)
-    assert sorted(answered(tmp_path)) == keys(recipe)
+    assert sorted(answered(tmp_path)) == planned_keys(recipe)
     assert not records(tmp_path, "maybe paid"), "nothing was sent"
 
 
@@ -305,14 +301,9 @@ def test_a_refused_prompt_costs_nothing_and_is_not_asked_again(tmp_path: Path) -
 def test_the_bill_never_passes_the_limit_whatever_is_in_flight_and_resumed(kind: str | None, tmp_path: Path) -> None:
     log = tmp_path / "ledger.jsonl"
     faults = Faults(shares={kind: 0.1} if kind else {})
-    recipe = None
     for limit in (0.02, 0.05, 0.08):
         with ReplayServer(made_up_answer, faults=faults, log=log) as server:
-            url = recipe.endpoint.base_url if recipe else server.base_url
-            recipe = synthesis(url, 300, concurrency=64, timeout_seconds=2, budget={"usd": limit})
-            recipe = recipe.model_copy(
-                update={"endpoint": recipe.endpoint.model_copy(update={"base_url": server.base_url})}
-            )
+            recipe = synthesis(server, 300, concurrency=64, timeout_seconds=2, budget={"usd": limit})
             message = refusal(recipe, tmp_path)
         assert "The limit is reached: spent are $" in message
         assert f"of {limit:.2f}" in message
@@ -321,7 +312,7 @@ def test_the_bill_never_passes_the_limit_whatever_is_in_flight_and_resumed(kind:
     with ReplayServer(made_up_answer, log=log) as server:
         recipe = synthesis(server, 300, concurrency=64, budget={"usd": 10})
         answer_all(recipe, tmp_path)
-    assert sorted(answered(tmp_path)) == keys(recipe)
+    assert sorted(answered(tmp_path)) == planned_keys(recipe)
 
 
 def billed(log: Path) -> float:

@@ -37,7 +37,7 @@ def test_what_was_written_is_there_again(tmp_path: Path) -> None:
         journal.append({"status": "format", "model": "m", "base_url": "u", "format": "json_object"})
     with Journal(tmp_path) as journal:
         assert [journal.has(request(number, number + 1)) for number in range(4)] == [True, True, True, False]
-        assert not journal.has(request(0, 2))
+        assert not journal.has(request(0, 9))
         assert not journal.has(request(7, 99)), "what may have been paid is no answer"
         assert (journal.usd, journal.tokens) == (2.0, 40)
         assert journal.formats == {("u", "m"): "json_object"}
