@@ -23,7 +23,7 @@ STATIC_CHECKS: tuple[tuple[str, Callable[[Repository, list[Reading]], list[Findi
     ("EOS stays where a text is cut", tokens.eos_cut),
     ("padding has a mask, a side and a token", layout.padding),
     ("each reader understands the same pooling", layout.pooling),
-    ("prompts are on queries, once, in one spelling", tokens.prompts),
+    ("prompts are on queries, once", tokens.prompts),
     ("the adapter's keys fit its base", adapter.applies),
     ("the adapter's weights are numbers and not zero", adapter.trained),
     ("the adapter's base is a Hub id and a commit", adapter.pinned),

@@ -20,8 +20,6 @@ CUT_AT = 16
 
 
 PIECES = re.compile(r"^(?:Instruct|Query|passage): ?", re.IGNORECASE | re.MULTILINE)
-LABEL = re.compile(r"[^\n:]*:\s*")
-"""What a prompt is made of besides the instruction."""
 
 
 def eos_missing(repository: Repository, readings: list[Reading]) -> list[Finding]:
@@ -83,7 +81,7 @@ def eos_cut(repository: Repository, _: list[Reading]) -> list[Finding]:
 
 
 def prompts(repository: Repository, _: list[Reading]) -> list[Finding]:
-    """Look for prompts that are on documents, twice, spelt in two ways, or missing."""
+    """Look for prompts that are on documents, twice, or missing."""
     saved = repository.prompts
     found = []
     default = repository.table(PROMPTS_FILE).get("default_prompt_name")
@@ -98,7 +96,6 @@ def prompts(repository: Repository, _: list[Reading]) -> list[Finding]:
         half = prompt[: len(prompt) // 2]
         if len(pieces) > len(set(pieces)) or (half and half * 2 == prompt):
             found.append(Finding("prompt doubled", PROMPTS_FILE, f"The prompt {name!r} is {prompt!r}."))
-    found += _spelling(saved)
     if not any(saved.values()) and "instruct:" in repository.text("README.md").casefold():
         found.append(Finding("prompt missing by the card", PROMPTS_FILE))
     return found
@@ -164,23 +161,6 @@ def _differ_at_edges(texts: list[ProbeText], repository: Repository) -> bool:
     at_edge = [text.text != text.text.strip() for text in texts]
     inside = [any(token in text.text for token in special) for text in texts]
     return any(at_edge) and all(edge or token for edge, token in zip(at_edge, inside, strict=True))
-
-
-def _spelling(saved: dict[str, str]) -> list[Finding]:
-    """Find instructions that differ from each other in anything but the words."""
-    instructed = {name: prompt for name, prompt in saved.items() if "instruct" in prompt.casefold()}
-    forms: dict[tuple[str, ...], list[str]] = {}
-    for name, prompt in instructed.items():
-        first, *rest = prompt.splitlines(keepends=True)
-        label = LABEL.match(first)
-        end = first[len(first.rstrip()) :]
-        forms.setdefault((label.group() if label else "", end, *rest), []).append(name)
-    if len(forms) < 2:
-        return []
-    common = max(forms.values(), key=len)
-    other = sorted(set(instructed) - set(common))
-    detail = f"{', '.join(other)}: {saved[other[0]]!r}, and {common[0]}: {saved[common[0]]!r}."
-    return [Finding("prompt", PROMPTS_FILE, detail)]
 
 
 def _tokenizer(repository: Repository, *, reads_end: bool = False) -> Tokenizer:
