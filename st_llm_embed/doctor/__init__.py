@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from st_llm_embed.doctor.checks import adapter, layout, prompts, tokens
+from st_llm_embed.doctor.checks import adapter, layout, tokens
 from st_llm_embed.doctor.readers import read_all
 from st_llm_embed.doctor.repository import ADAPTER_WEIGHTS, WRONG_FILES, Repository
 from st_llm_embed.doctor.traps import TRAPS, Check, Diagnosis, Finding, NotCheckedError, Reading
@@ -23,7 +23,7 @@ STATIC_CHECKS: tuple[tuple[str, Callable[[Repository, list[Reading]], list[Findi
     ("EOS stays where a text is cut", tokens.eos_cut),
     ("padding has a mask, a side and a token", layout.padding),
     ("each reader understands the same pooling", layout.pooling),
-    ("prompts are on queries, once, in one spelling", prompts.prompts),
+    ("prompts are on queries, once", tokens.prompts),
     ("the adapter's keys fit its base", adapter.applies),
     ("the adapter's weights are numbers and not zero", adapter.trained),
     ("the adapter's base is a Hub id and a commit", adapter.pinned),

@@ -25,15 +25,8 @@ LLAMA_CPP_READS = ("Llama", "Mistral", "Mixtral")
 
 def read_all(repository: Repository) -> list[Reading]:
     """Return what every library understands; the first is sentence-transformers 6, the reference of the others."""
-    return [
-        sentence_transformers_6(repository),
-        sentence_transformers_5(repository),
-        transformers_5(repository),
-        transformers_4(repository),
-        tei(repository),
-        vllm(repository),
-        llama_cpp(repository),
-    ]
+    readers = (sentence_transformers_6, sentence_transformers_5, transformers_5, transformers_4, tei, vllm, llama_cpp)
+    return [read(repository) for read in readers]
 
 
 def sentence_transformers_6(repository: Repository) -> Reading:

@@ -149,26 +149,25 @@ def llama_cpp_runtime(path: str | Path, max_seq_length: int) -> Runtime:
         size = {"n_ctx": max_seq_length, "n_batch": max_seq_length, "n_ubatch": max_seq_length}
         llama = Llama(model_path=str(path), embedding=True, verbose=False, **size)
 
-    def embed(texts: Sequence[str]) -> list[Embedding]:
+    def embed(text: str) -> Embedding:
+        ids = llama.tokenize(text.encode(), add_bos=True, special=True)
+        if len(ids) > max_seq_length:
+            return Embedding(None, None, f"{len(ids)} tokens, and llama.cpp does not cut texts; the client has to")
+        # By itself `embed` does not parse special tokens, as llama-server does.
+        llama.tokenize = lambda *_, **__: ids
+        try:
+            vector = np.asarray(llama.embed("", normalize=False), dtype=np.float32)
+        finally:
+            del llama.tokenize
+        # llama-server normalises what it pools; a matrix is what comes of a file without a pooling type.
+        norm = float(np.linalg.norm(vector)) if vector.ndim == 1 else 1.0
+        return Embedding(ids, np.asarray(vector / (norm or 1.0), dtype=np.float32))
+
+    def embed_all(texts: Sequence[str]) -> list[Embedding]:
         with _readable(path):
-            ids = [llama.tokenize(text.encode(), add_bos=True, special=True) for text in texts]
-            return [_by_llama(llama, own, max_seq_length) for own in ids]
+            return [embed(text) for text in texts]
 
-    return embed
-
-
-def _by_llama(llama: Any, ids: list[int], max_seq_length: int) -> Embedding:
-    if len(ids) > max_seq_length:
-        return Embedding(None, None, f"{len(ids)} tokens, and llama.cpp does not cut texts; the client has to")
-    # By itself `embed` does not parse special tokens, as llama-server does.
-    llama.tokenize = lambda *_, **__: ids
-    try:
-        vector = np.asarray(llama.embed("", normalize=False), dtype=np.float32)
-    finally:
-        del llama.tokenize
-    # llama-server normalises what it pools; a matrix is what comes of a file without a pooling type.
-    norm = float(np.linalg.norm(vector)) if vector.ndim == 1 else 1.0
-    return Embedding(ids, np.asarray(vector / (norm or 1.0), dtype=np.float32))
+    return embed_all
 
 
 def _readable(path: str | Path) -> Any:

@@ -18,9 +18,6 @@ from st_llm_embed.recipe import is_plain_address
 REFUSED = (400, 413, 422, 500)
 """A text, or a batch with it, is empty or too long for a server; llama.cpp says so with 500."""
 
-TIMEOUT_SECONDS = 300.0
-"""Longest wait for one answer."""
-
 
 def server_runtime(
     url: str,
@@ -55,13 +52,12 @@ class _Server:
         self._is_tei = url.endswith("/embed")
         self._root = url.removesuffix("/embed").removesuffix("/embeddings").removesuffix("/v1")
         self._url = url if self._is_tei else f"{self._root}/v1/embeddings"
-        self._max_seq_length, self._served_name = max_seq_length, served_name
-        self._has_ids = True
+        self._max_seq_length, self._served_name, self._has_ids = max_seq_length, served_name, True
         self._key = read_api_key(url, api_key_env)
         headers = {"Authorization": f"Bearer {self._key}"}
         # Nothing is kept open between requests, so that nothing has to be closed.
         limits = httpx2.Limits(max_keepalive_connections=0)
-        self._http = httpx2.Client(timeout=TIMEOUT_SECONDS, headers=headers, limits=limits)
+        self._http = httpx2.Client(timeout=300.0, headers=headers, limits=limits)
 
     def __call__(self, texts: Sequence[str]) -> list[Embedding]:
         answer = self._vectors(texts)

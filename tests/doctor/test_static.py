@@ -22,7 +22,7 @@ from break_repository import (
     tokenizer_config,
 )
 
-from st_llm_embed import InputError, Recipe, diagnose
+from st_llm_embed import InputError, diagnose
 from st_llm_embed import doctor as doctor_package
 from st_llm_embed.doctor import TRAPS
 
@@ -101,27 +101,14 @@ def prompt_twice(folder: Path) -> None:
     prompts(folder, query=QUERY + QUERY)
 
 
-def two_spellings(folder: Path) -> None:
-    no_probe(folder)
-    prompts(folder, query=QUERY.rstrip())
-
-
 def another_prompt_than_published(folder: Path) -> None:
     prompts(folder, query=QUERY.replace("web ", ""))
-
-
-def recipe(folder: Path, **overrides: str) -> None:
-    Recipe.load("demo", [f"{key}={value}" for key, value in overrides.items()]).save(folder / "recipe.yaml")
 
 
 def prompt_missing_by_the_card(folder: Path) -> None:
     no_probe(folder)
     (folder / "README.md").write_text("Queries are `Instruct: {task}\\nQuery: {query}`.", encoding="utf-8")
     prompts(folder, query="", STS=None, BitextMining=None, **{"SciFact-query": None})
-
-
-def cut_dimensions_unsaid(folder: Path) -> None:
-    recipe(folder, **{"loss.matryoshka_dims": "[32,16]"})
 
 
 def too_many_dimensions(folder: Path) -> None:
@@ -214,11 +201,9 @@ INJECTIONS: list[tuple[str, Callable[[Path], None], str]] = [
     ("prompt on documents", query_prompt_on_everything, "sentence-transformers"),
     ("prompt on documents", query_prompt_on_documents, ""),
     ("prompt doubled", prompt_twice, ""),
-    ("prompt", two_spellings, ""),
     ("prompt", another_prompt_than_published, ""),
     ("prompt missing by the card", prompt_missing_by_the_card, ""),
     ("not normalised", no_normalize, "vLLM"),
-    ("unstated dimensions", cut_dimensions_unsaid, "vLLM"),
     ("matryoshka dimensions", too_many_dimensions, "vLLM"),
     ("tokenizer", other_merges, ""),
     ("chat template", chat_template, "sentence-transformers 6"),

@@ -1,7 +1,8 @@
-"""Special tokens, and tokenizers that are rebuilt from other files."""
+"""Special tokens, prompts, and tokenizers that are rebuilt from other files."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from st_llm_embed.modules.layout import SENTENCEPIECE_FILE
 
 CUT_AT = 16
 """Tokens. A text need not fill thousands of tokens to be cut like one that does."""
+
+
+PIECES = re.compile(r"^(?:Instruct|Query|passage): ?", re.IGNORECASE | re.MULTILINE)
 
 
 def eos_missing(repository: Repository, readings: list[Reading]) -> list[Finding]:
@@ -73,6 +77,27 @@ def eos_cut(repository: Repository, _: list[Reading]) -> list[Finding]:
     side = repository.tokenizer_config.get("truncation_side", "right")
     if "left" in (direction.lower(), side):
         found.append(Finding("cut on the left", "tokenizer_config.json" if side == "left" else "tokenizer.json"))
+    return found
+
+
+def prompts(repository: Repository, _: list[Reading]) -> list[Finding]:
+    """Look for prompts that are on documents, twice, or missing."""
+    saved = repository.prompts
+    found = []
+    default = repository.table(PROMPTS_FILE).get("default_prompt_name")
+    if default and saved.get(default):
+        detail = f"sentence-transformers puts the default prompt {default!r} before every text given to encode."
+        found.append(Finding("prompt on documents", PROMPTS_FILE, detail, ("sentence-transformers",)))
+    query = saved.get("query")
+    if query and query == (saved.get("document") or saved.get("passage")):
+        found.append(Finding("prompt on documents", PROMPTS_FILE, f"The prompt of both is {query!r}."))
+    for name, prompt in saved.items():
+        pieces = [piece.strip().casefold() for piece in PIECES.findall(prompt)]
+        half = prompt[: len(prompt) // 2]
+        if len(pieces) > len(set(pieces)) or (half and half * 2 == prompt):
+            found.append(Finding("prompt doubled", PROMPTS_FILE, f"The prompt {name!r} is {prompt!r}."))
+    if not any(saved.values()) and "instruct:" in repository.text("README.md").casefold():
+        found.append(Finding("prompt missing by the card", PROMPTS_FILE))
     return found
 
 
