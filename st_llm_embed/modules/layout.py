@@ -254,23 +254,22 @@ def hub_snapshot(name_or_path: str, revision: str | None = None) -> Path | None:
     return None
 
 
-def model_identity(name_or_path: str, *, revision: str | None = None, name: str | None = None) -> tuple[str, str]:
+def model_identity(name_or_path: str, *, revision: str | None = None) -> tuple[str, str]:
     """Return the name and revision that scores and vectors of a loaded model are kept under.
 
     Args:
         name_or_path: Hub id of a model in the cache, or a local folder, or ``embedded``.
         revision: branch, tag or commit of a Hub model.
-        name: what a folder is called; by default ``local/`` and its own name.
 
     Returns:
-        For a Hub model its id and commit; for a folder its name and `model_hash`.
+        For a Hub model its id and commit; for a folder ``local/`` with its name, and `model_hash`.
 
     Raises:
         InputError: the commit of a Hub model is not known.
     """
     folder = Path(base_path(name_or_path))
     if folder.is_dir():
-        return name or f"local/{re.sub(r'[^A-Za-z0-9._-]', '_', folder.resolve().name) or 'model'}", model_hash(folder)
+        return f"local/{re.sub(r'[^A-Za-z0-9._-]', '_', folder.resolve().name) or 'model'}", model_hash(folder)
     snapshot = hub_snapshot(name_or_path, revision)
     if snapshot is None:
         raise InputError(
