@@ -27,7 +27,6 @@ from sentence_transformers import SentenceTransformer
 from st_llm_embed.doctor.probe import CHECK_TEXTS, SIXTEEN_BIT_COSINE, cosines
 from st_llm_embed.errors import InputError, did_you_mean, explained
 from st_llm_embed.evaluation.mteb_models import LocalModel, Usage
-from st_llm_embed.evaluation.report import VERSIONS_SHOWN
 from st_llm_embed.evaluation.served import ServedModel
 from st_llm_embed.instructions import TaskPrompt
 from st_llm_embed.modules import LLMSentenceTransformer, check_eos
@@ -40,7 +39,16 @@ logger = logging.getLogger(__name__)
 
 EvaluatedModel = LocalModel | ServedModel
 
-PACKAGES = (*VERSIONS_SHOWN, "mteb", "numpy", "scikit-learn")
+PACKAGES = (
+    "st_llm_embed",
+    "mteb",
+    "sentence-transformers",
+    "transformers",
+    "torch",
+    "datasets",
+    "numpy",
+    "scikit-learn",
+)
 """Whose versions scores can depend on."""
 
 

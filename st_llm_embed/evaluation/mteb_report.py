@@ -7,13 +7,12 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import mteb
 import yaml
 from mteb.cache import ResultCache
 from mteb.results import TaskResult
-from pydantic import BaseModel, ConfigDict
 
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.evaluation.report import markdown_table
@@ -26,27 +25,23 @@ MEAN = "mean"
 """Key of the mean over all tasks of a benchmark in a table of categories."""
 
 
-class ReferenceTable(BaseModel):
+class ReferenceTable(NamedTuple):
     """Scores of one system from one source, in percent."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     system: str
     by: Literal["category", "task"]
-    benchmark: str | None = None
-    """For `category` and, where the scores are of its splits and subsets, `task`."""
     source: str
     scores: dict[str, float]
+    benchmark: str | None = None
+    """For `category` and, where the scores are of its splits and subsets, `task`."""
 
 
-class References(BaseModel):
+class References(NamedTuple):
     """All of references.yaml."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     systems: dict[str, str]
     """Short name of a system -> its name in reports."""
-    tables: tuple[ReferenceTable, ...]
+    tables: list[ReferenceTable]
 
     def by(self, kind: Literal["category", "task"]) -> list[ReferenceTable]:
         """Return the tables of one kind, in the order of the file."""
@@ -57,7 +52,8 @@ class References(BaseModel):
 def load_references() -> References:
     """Read references.yaml."""
     text = (files("st_llm_embed") / "evaluation" / "references.yaml").read_text(encoding="utf-8")
-    return References.model_validate(yaml.safe_load(text))
+    content = yaml.safe_load(text)
+    return References(content["systems"], [ReferenceTable(**table) for table in content["tables"]])
 
 
 def write_mteb_report(output_dir: Path) -> dict[str, Any]:

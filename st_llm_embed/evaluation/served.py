@@ -263,9 +263,9 @@ class VectorStore:
     @contextmanager
     def _transaction(self) -> Generator[sqlite3.Connection]:
         advice = "End other runs in this folder, make room on the disk, or move a damaged file away and pay again."
-        with explained(f"The vectors in {self.path} cannot be read or written", advice):
-            with self._database as database:
-                yield database
+        problem = f"The vectors in {self.path} cannot be read or written"
+        with explained(problem, advice), self._database as database:
+            yield database
 
     def _key(self, text: str) -> bytes:
         return blake2b(self._served + b"\0" + text.encode(errors="surrogatepass"), digest_size=16).digest()

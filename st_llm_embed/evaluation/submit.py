@@ -20,7 +20,7 @@ from mteb.models import ModelMeta
 from mteb.models.instruct_wrapper import InstructSentenceTransformerModel
 from mteb.results import TaskResult
 
-from st_llm_embed.errors import InputError, explained, shown
+from st_llm_embed.errors import InputError, explained
 from st_llm_embed.evaluation.overlap import TrainedOn, trained_on
 from st_llm_embed.evaluation.report import markdown_table
 from st_llm_embed.instructions import INSTRUCTION_TEMPLATE
@@ -175,19 +175,16 @@ def _named_tasks(declared: Sequence[str] | None, contamination: Path | None) -> 
 
 def _evaluated_revision(name: str, results_dir: Path) -> str:
     """Return the commit of the model that was evaluated."""
-    if Path(name).exists() or name.startswith("local/") or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise InputError(
-            f"{shown(name)} is not a model on the Hub; the leaderboard takes only what others can load by name and "
-            "commit. Push the model (st-llm-embed publish), and evaluate it by its Hub name."
-        )
     folder = results_dir / "results" / name.replace("/", "__")
     found = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    commits = [revision for revision in found if re.fullmatch(r"[0-9a-f]{40}", revision)]
+    local = name.startswith("local/")  # the revision of a folder looks like a commit
+    commits = [revision for revision in found if re.fullmatch(r"[0-9a-f]{40}", revision) and not local]
     if len(commits) == 1:
         return commits[0]
     raise InputError(
         f"{results_dir} has scores of {name} at {', '.join(found) or 'no commit'}, and a submission is of one commit "
-        f"(40 hexadecimal digits). Evaluate it into a folder of its own: st-llm-embed evaluate {name} --prompts mteb."
+        "on the Hub. Push the model (st-llm-embed publish), and evaluate it by its name there into a folder of its "
+        "own: st-llm-embed evaluate ORG/NAME --prompts mteb."
     )
 
 

@@ -89,12 +89,6 @@ def test_a_model_that_training_broke_is_refused(tiny_base: Path, rows: HeldOut) 
         evaluate_held_out(broken, rows, batch_size=8)
 
 
-def test_the_module_keeps_its_name() -> None:
-    from st_llm_embed import evaluation
-
-    assert evaluation.held_out.load_held_out is evaluation.load_held_out
-
-
 def test_random_pairs_are_never_a_query_and_its_own_document() -> None:
     """Each text has a direction of its own, a query that of its document."""
 

@@ -103,7 +103,7 @@ def test_what_cannot_be_loaded_is_named_and_the_rest_is_kept(run_cli: Callable[.
     ("arguments", "said"),
     [
         (("nowhere", "--tasks", "STSBenchmark"), "'nowhere' is not a training set"),
-        ((".", "--tasks", "STSBenchmark"), "holds no training set"),
+        ((".", "--tasks", "STSBenchmark"), "'.' is not a training set"),
         (("embedded",), "No tasks are given"),
         (("embedded", "--tasks", "STSBenchmrk"), "STSBenchmark"),
         (("embedded", "--benchmark", "MTEB(none)"), "mteb has no benchmark 'MTEB(none)' (did you mean"),

@@ -16,7 +16,7 @@ from datasets import Dataset
 from embedding_server import EmbeddingServer, error, hashed
 from mteb._create_dataloaders import create_dataloader
 from mteb.models import SentenceTransformerEncoderWrapper
-from things_tasks import ThingsRetrieval, ThingsSTS
+from small_tasks import SmallRetrieval, SmallSTS
 
 import st_llm_embed.evaluation.mteb as evaluation
 from st_llm_embed.errors import InputError
@@ -29,16 +29,16 @@ RETRIEVAL_PROMPT, STS_PROMPT = "Instruct: Find the thing.\nQuery: ", "Instruct: 
 
 def embed(server: EmbeddingServer, folder: Path, texts: list[str] = TEXTS, **options: Any) -> Any:
     """Encode texts as a task without prompts does, 10 in a request."""
-    loader = create_dataloader(Dataset.from_dict({"text": texts}), task_metadata=ThingsSTS.metadata)
+    loader = create_dataloader(Dataset.from_dict({"text": texts}), task_metadata=SmallSTS.metadata)
     with closing(ServedModel(server.base_url, "tiny", "none", folder, sleep=lambda _: None, **options)) as model:
         return model.encode(
-            loader, task_metadata=ThingsSTS.metadata, hf_split="test", hf_subset="default", batch_size=10
+            loader, task_metadata=SmallSTS.metadata, hf_split="test", hf_subset="default", batch_size=10
         )
 
 
 def evaluate(server: EmbeddingServer, folder: Path, **options: Any) -> dict[str, float]:
     with closing(ServedModel(server.base_url, "tiny", "paper", folder, **options)) as model:
-        results = evaluation.evaluate(model, [ThingsRetrieval(), ThingsSTS()], folder)
+        results = evaluation.evaluate(model, [SmallRetrieval(), SmallSTS()], folder)
     return {one.task_name: one.get_score() for one in results}
 
 
@@ -58,14 +58,14 @@ def test_a_served_model_has_the_scores_of_the_model_itself(tmp_path: Path, tiny:
     tiny.prompts = {"query": "", "document": "", "Retrieval-query": RETRIEVAL_PROMPT, "STS": STS_PROMPT}
     local = SentenceTransformerEncoderWrapper(tiny)
     results = mteb.evaluate(
-        local, [ThingsRetrieval(), ThingsSTS()], cache=None, co2_tracker=False, show_progress_bar=False
+        local, [SmallRetrieval(), SmallSTS()], cache=None, co2_tracker=False, show_progress_bar=False
     )
     assert served == {one.task_name: pytest.approx(one.get_score(), abs=1e-4) for one in results.task_results}
     # Instructions precede queries, and not documents.
     texts = set(server.texts) - {PROBE}
     assert f"{RETRIEVAL_PROMPT}Where is river 0?" in texts
-    assert "The river number 0 is old and 0 miles away." in texts
-    assert sum(text.startswith(STS_PROMPT) for text in texts) == len({text for text in texts if "A " in text})
+    assert "The river number 0 is 0 miles away." in texts
+    assert all(text.startswith(STS_PROMPT) for text in texts if "thing " in text)
 
 
 def test_a_text_is_sent_once_and_a_finished_task_not_again(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_text_is_sent_once_and_a_finished_task_not_again(tmp_path: Path) -> No
         assert evaluate(server, tmp_path) == pytest.approx(first, abs=1e-5)  # mteb rounds what it writes
         assert len(server.requests) == count
     [folder] = (tmp_path / "results").glob("*/*/experiments/prompts_paper")
-    assert {path.name for path in folder.glob("Things*.json")} == {"ThingsRetrieval.json", "ThingsSTS.json"}
+    assert {path.name for path in folder.glob("Small*.json")} == {"SmallRetrieval.json", "SmallSTS.json"}
 
 
 def test_what_came_before_a_stop_is_kept_and_what_may_be_billed_counts(tmp_path: Path) -> None:
@@ -214,9 +214,9 @@ def test_a_model_is_named_by_host_and_versioned_by_what_shapes_its_vectors(tmp_p
 def test_a_served_model_is_evaluated_by_the_command(
     tmp_path: Path, run_cli: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "resolve_tasks", lambda *_: [ThingsSTS()])
+    monkeypatch.setattr(evaluation, "resolve_tasks", lambda *_: [SmallSTS()])
     with EmbeddingServer() as server:
-        command = ["evaluate", "org/tiny", "--base-url", server.base_url, "--tasks", "ThingsSTS"]
+        command = ["evaluate", "org/tiny", "--base-url", server.base_url, "--tasks", "SmallSTS"]
         command += ["--output-dir", str(tmp_path / "out"), "--max-seq-length", "24"]
         dry = run_cli(*command, "--dry-run")
         assert (dry.code, server.requests) == (0, []), dry.err
@@ -230,13 +230,13 @@ def test_a_served_model_is_evaluated_by_the_command(
     assert run["parameters"] is None
     assert run["spent"]["tokens"] == sum(len(text.split()) for text in server.texts)
     report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
-    assert report["tasks"]["ThingsSTS"]["query"] == "Instruct: Find the same.\nQuery: "
+    assert report["tasks"]["SmallSTS"]["query"] == "Instruct: Find the same.\nQuery: "
 
 
 def test_the_cost_is_estimated_from_mtebs_statistics(tmp_path: Path) -> None:
     statistics = json.loads(mteb.get_task("STSBenchmark").metadata.descriptive_stat_path.read_text())["test"]
     model = ServedModel("http://localhost/v1", "text-embedding-3-large", "none", tmp_path)
-    [sts, unknown] = evaluation.preflight(model, [mteb.get_task("STSBenchmark"), ThingsSTS()], batch_size=8)
+    [sts, unknown] = evaluation.preflight(model, [mteb.get_task("STSBenchmark"), SmallSTS()])
     assert sts.characters == statistics["number_of_characters"]
     assert (unknown.texts, unknown.characters) == (None, 0)
     assert "About 1,000,000 tokens, $0.13." in model.estimate(4_000_000)

@@ -137,27 +137,3 @@ def test_training_is_scored_on_a_task_as_evaluate_scores_what_it_gives(
     assert unknown.code == 2
     assert "Did you mean STSBenchmark" in unknown.err
     assert not (tmp_path / "no").exists()
-
-
-@pytest.mark.usefixtures("official_data")
-def test_two_models_in_folders_of_one_name_have_scores_of_their_own_on_stsbenchmark(
-    run_cli: Callable[..., Outcome], tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-
-    def score(*, random_init: bool, name: str) -> float:
-        folder = tmp_path / name / "model"
-        LLMSentenceTransformer.from_base("embedded", max_seq_length=32, random_init=random_init, device="cpu").save(
-            str(folder)
-        )
-        options = ("--tasks", "STSBenchmark", "--batch-size", "64", "--prompts", "none", "--output-dir", out)
-        finished = run_cli("evaluate", folder, *options)
-        assert finished.code == 0, finished.err
-        run = json.loads((out / "run.json").read_text(encoding="utf-8"))
-        [path] = (out / "results" / "local__model" / run["revision"]).rglob("STSBenchmark.json")
-        return json.loads(path.read_text(encoding="utf-8"))["scores"]["test"][0]["main_score"]
-
-    base, random = score(random_init=False, name="base"), score(random_init=True, name="random")
-    assert base != random
-    assert 0.1 < base < 0.3
-    assert len(list((out / "results" / "local__model").iterdir())) == 2
