@@ -5,7 +5,7 @@
 Makes a journal of N answers to planned requests first: words of the sample rows in the language asked for, shuffled,
 in the lengths asked for; 1 in 50 repeats an earlier answer, 1 in 20 does so with one word in fifty changed, 1 in 50 is
 no JSON. Then a process of its own makes the dataset as `st-llm-embed reparse` does: parsing, filters, near duplicates,
-parquet files, statistics and plots.
+parquet files and statistics.
 """
 
 from __future__ import annotations

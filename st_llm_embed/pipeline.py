@@ -11,7 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -389,16 +389,15 @@ def _similarities(synthesis: Synthesis) -> Similarities | None:
         return None
     from sentence_transformers import SentenceTransformer
 
-    model: SentenceTransformer | None = None
+    @cache
+    def model() -> SentenceTransformer:
+        with explained(f"The consistency model {name!r} cannot be loaded", "Give a Hub id or a folder."):
+            return SentenceTransformer(name)
 
     def similarities(rows: Sequence[Row]) -> list[tuple[float, float]]:
-        nonlocal model
-        if model is None:
-            with explained(f"The consistency model {name!r} cannot be loaded", "Give a Hub id or a folder."):
-                model = SentenceTransformer(name)
-        anchors = model.encode_query([row.anchor for row in rows], convert_to_tensor=True)
+        anchors = model().encode_query([row.anchor for row in rows], convert_to_tensor=True)
         found = [
-            model.similarity_pairwise(anchors, model.encode_document(texts, convert_to_tensor=True)).tolist()
+            model().similarity_pairwise(anchors, model().encode_document(texts, convert_to_tensor=True)).tolist()
             for texts in ([row.positive for row in rows], [row.negative or "" for row in rows])
         ]
         return list(zip(*found, strict=True))

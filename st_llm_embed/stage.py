@@ -34,16 +34,7 @@ from st_llm_embed.processes import is_first_process, wait_for_all_processes, wri
 
 logger = logging.getLogger(__name__)
 
-STAGES = (
-    "dataset",
-    "sources",
-    "training",
-    "evaluation",
-    "release",
-    "student",
-    "student-report",
-    "student-release",
-)
+STAGES = ("dataset", "sources", "training", "evaluation", "release", "student", "student-report", "student-release")
 """The stages in order; each has a folder and a manifest of its name."""
 
 TRAINING_STAGE = "training-"
@@ -115,7 +106,9 @@ def _start(
     versions = {name: version(name) for name in VERSIONS_RECORDED}
     if earlier is not None and unchanged and earlier.finished and folder.is_dir() and not again:
         logger.info("%s: finished before, kept", folder.name)
-        _warn_of_other_versions(earlier, versions)
+        if others := [f"{name} {made}" for name, made in earlier.versions.items() if versions.get(name) != made]:
+            advice = "To make it with what is installed now, choose another --output-dir."
+            logger.warning("%s: made with %s. %s", folder.name, ", ".join(others), advice)
         return
     logger.info("%s: %s", folder.name, "resuming" if unchanged and build is None and folder.exists() else "starting")
     record = Manifest(stage=folder.name, finished=False, fingerprint=fingerprint, inputs=inputs, versions=versions)
@@ -132,16 +125,6 @@ def _start(
         if earlier is not None:
             _set_aside(folder, earlier, keep=False)
     _finish(folder, record)
-
-
-def _warn_of_other_versions(kept: Manifest, installed: dict[str, str]) -> None:
-    others = {name: kept.versions.get(name) for name, now in installed.items() if kept.versions.get(name) != now}
-    if others:
-        logger.warning(
-            "%s: made with %s. To make it with what is installed now, choose another --output-dir.",
-            kept.stage,
-            ", ".join(f"{name} {made_with}" for name, made_with in others.items()),
-        )
 
 
 def _finish(folder: Path, record: Manifest) -> None:
@@ -206,12 +189,7 @@ def _check_ownership(output_dir: Path, trainings: Collection[str]) -> None:
 
 @contextmanager
 def owned_folder(output_dir: Path, trainings: Collection[str] = ()) -> Generator[None]:
-    """Create the output folder and hold it for this run alone.
-
-    Args:
-        output_dir: the run's.
-        trainings: names of the folders that it trains in.
-    """
+    """Create the output folder and hold it for this run alone; `trainings`: names of the folders that it trains in."""
     if not is_first_process():
         yield
         return
@@ -246,21 +224,6 @@ def full_disk_explained(output_dir: Path) -> Generator[None]:
                 "kept: make room and run the same command again, or choose another --output-dir."
             ) from error
         raise
-
-
-def file_hashes(folder: Path, pattern: str = "**/*", *, without: Collection[str] = ()) -> dict[str, str]:
-    """Hash the files of a folder by their paths in it; empty where there is no such folder.
-
-    Args:
-        folder: what is hashed.
-        pattern: of the paths.
-        without: names of files that do not count.
-    """
-    return {
-        path.relative_to(folder).as_posix(): file_hash(path)
-        for path in folder.glob(pattern)
-        if path.is_file() and path.name not in without
-    }
 
 
 def file_hash(path: Path) -> str:

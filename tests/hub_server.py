@@ -11,14 +11,13 @@ import json
 import re
 import sys
 import tempfile
-from dataclasses import asdict
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qs
 
 from hub_http import PAGE_SIZE, HubConnection, route
-from hub_storage import MAIN, Commit, Discussion, File, HubError, Kind, Repo, Storage, upload_mode
+from hub_storage import Commit, Discussion, File, HubError, Kind, Repo, Storage, upload_mode
 
 NAMESPACES = {"hf_adas_token_for_tests": ("ada", "lab"), "hf_bobs_token_for_tests": ("bob",)}
 """Token -> the user and the organisations that it may write to."""
@@ -234,9 +233,7 @@ class Hub(HubConnection):
         opened: dict[str, str] = {}
         if self.query.get("create_pr"):
             header = operations[0]["value"]
-            discussion = self.storage.open_discussion(
-                repo, header["summary"], header.get("description", ""), author, pull=True
-            )
+            discussion = self.storage.open_pull_request(repo, header["summary"], author)
             ref = f"refs/pr/{discussion.num}"
             opened = {"pullRequestUrl": f"{self._url(repo.kind, repo.repo_id)}/discussions/{discussion.num}"}
         sha = self.storage.commit(repo, ref, operations, author)
@@ -258,32 +255,14 @@ class Hub(HubConnection):
 
     @route("GET", rf"{REPO}/discussions")
     def discussions(self, repo: Repo) -> None:
-        wanted = {"pull_request": True, "discussion": False}.get(self.query.get("type", ""))
         found = [
             self._discussion(repo, discussion)
             for discussion in repo.discussions
-            if wanted in (None, discussion.is_pull_request)
-            and self.query.get("author") in (None, discussion.author)
+            if self.query.get("author") in (None, discussion.author)
             and (self.query.get("status") != "open" or discussion.status in ("open", "draft"))
         ]
         start = int(self.query.get("p", 0)) * PAGE_SIZE
         self._send(200, {"count": len(found), "start": start, "discussions": found[start : start + PAGE_SIZE]})
-
-    @route("POST", rf"{REPO}/discussions")
-    def open_discussion(self, repo: Repo) -> None:
-        author = self._writer((self._namespaces() or ("",))[0])
-        asked = json.loads(self._body())
-        discussion = self.storage.open_discussion(
-            repo, asked["title"], asked["description"], author, pull=asked["pullRequest"]
-        )
-        self._send(200, self._discussion(repo, discussion))
-
-    @route("GET", rf"{REPO}/discussions/(?P<num>\d+)")
-    def discussion(self, repo: Repo, num: str) -> None:
-        if not 0 < int(num) <= len(repo.discussions):
-            raise HubError(404, f"{repo.repo_id} has no discussion {num}")
-        more = {"changes": {"base": MAIN}, "filesWithConflicts": [], "events": [], "diff": ""}
-        self._send(200, self._discussion(repo, repo.discussions[int(num) - 1]) | more)
 
     # --- forms of answers ---
 
@@ -299,23 +278,17 @@ class Hub(HubConnection):
         return {"type": "file", "path": path, "oid": file.oid[:40], "size": file.size} | lfs
 
     def _commit_entry(self, sha: str, commit: Commit) -> dict[str, Any]:
-        return {
-            "id": sha,
-            "title": commit.title,
-            "message": commit.message,
-            "authors": [{"user": commit.author}],
-            "date": commit.date,
-        }
+        authors = [{"user": commit.author}]
+        return {"id": sha, "title": commit.title, "message": commit.message, "authors": authors, "date": commit.date}
 
     def _discussion(self, repo: Repo, discussion: Discussion) -> dict[str, Any]:
-        shown = asdict(discussion)
         return {
-            "num": shown["num"],
-            "title": shown["title"],
-            "status": shown["status"],
-            "author": {"name": shown["author"]},
-            "createdAt": shown["created_at"],
-            "isPullRequest": shown["is_pull_request"],
+            "num": discussion.num,
+            "title": discussion.title,
+            "status": discussion.status,
+            "author": {"name": discussion.author},
+            "createdAt": discussion.created_at,
+            "isPullRequest": True,
             "repo": {"name": repo.repo_id, "type": repo.kind[:-1]},
         }
 

@@ -55,13 +55,13 @@ class Commit:
 
 @dataclass
 class Discussion:
+    """A pull request."""
+
     num: int
     title: str
-    description: str
     author: str
     created_at: str
-    is_pull_request: bool
-    status: str = "open"
+    status: str = "draft"
 
 
 @dataclass
@@ -141,13 +141,11 @@ class Storage:
             commit = Commit(files, header["summary"], header.get("description", ""), author, _now(), head)
             return self._add_commit(repo, ref, commit)
 
-    def open_discussion(self, repo: Repo, title: str, description: str, author: str, *, pull: bool) -> Discussion:
+    def open_pull_request(self, repo: Repo, title: str, author: str) -> Discussion:
         with self.lock:
-            num = len(repo.discussions) + 1
-            discussion = Discussion(num, title, description, author, _now(), pull, "draft" if pull else "open")
+            discussion = Discussion(len(repo.discussions) + 1, title, author, _now())
             repo.discussions.append(discussion)
-            if pull:
-                repo.refs[f"refs/pr/{num}"] = repo.refs[MAIN]
+            repo.refs[f"refs/pr/{discussion.num}"] = repo.refs[MAIN]
             self.save(repo)
             return discussion
 

@@ -28,12 +28,6 @@ TASKS = {
 }
 
 
-def table(report: str, title: str) -> str:
-    """Return the table of a section of a report."""
-    section = report.split(f"## {title}\n", 1)[1].split("\n## ", 1)[0]
-    return "\n".join(line for line in section.splitlines() if line.startswith("|"))
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
@@ -48,6 +42,7 @@ if __name__ == "__main__":
         *("--prompts", "mteb", "--output-dir", folder / "mteb"),
         hub_datasets=given.hub_datasets,
     )
-    report = (folder / "mteb" / "report.md").read_text(encoding="utf-8")
-    tables = [table(report, title) for title in ("MTEB(eng, v1) by category", "By task")]
-    write(folder, {"report": str(folder / "mteb" / "report.md")}, "\n\n".join(tables) + "\n")
+    report = folder / "mteb" / "report.md"
+    section = report.read_text(encoding="utf-8").split("## Scores\n", 1)[1].split("\n## ", 1)[0]
+    table = [line for line in section.splitlines() if line.startswith("|")]
+    write(folder, {"report": str(report)}, "\n".join(table) + "\n")

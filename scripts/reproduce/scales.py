@@ -204,8 +204,8 @@ def print_plans(grid: Grid, folder: Path, devices: int) -> None:
             print(
                 f"{variant.label} ({plan.recipe}): {sum(plan.configurations.values()):,} rows at most, "
                 f"{plan.steps:,} steps, {plan.tokens_per_step * plan.steps:,.0f} tokens, {plan.hours:,.1f} hours of "
-                f"one device at 100 TFLOP/s, {plan.hours * USD_PER_HOUR:,.0f} USD, {plan.memory.total / GIB:,.1f} GiB "
-                f"on each of {devices}, {plan.disk / GIB:,.1f} GiB on disk"
+                f"one device at 100 TFLOP/s, {plan.hours * USD_PER_HOUR:,.0f} USD, "
+                f"{plan.memory['total'] / GIB:,.1f} GiB on each of {devices}, {plan.disk / GIB:,.1f} GiB on disk"
             )
             for note in plan.notes:
                 print(f"  {note}")

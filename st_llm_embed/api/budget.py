@@ -71,9 +71,7 @@ def shipped_prices(share: float = 1.0) -> dict[str, Price]:
 
 
 def worst_case(price: Price | None, sent: str, answer_tokens: int) -> Cost:
-    """Return the most that a request can cost.
-
-    A tokenizer that works on bytes makes at most one token of each byte, so bytes bound tokens whatever the model is.
+    """Return the most that a request can cost: a tokenizer makes at most one token of each byte, whatever the model.
 
     Args:
         price: None counts tokens alone.

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from st_llm_embed.api.budget import Cost, SpendingLimit
-from st_llm_embed.api.exchange import Outcome, ServiceLabels, post
+from st_llm_embed.api.exchange import Outcome, post
 from st_llm_embed.api.pacing import Departure, Pacer, retry_after_seconds
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import Endpoint
@@ -31,7 +31,6 @@ ATTEMPTS_MAYBE_PAID = 2
 """The same for requests that may have been paid without an answer."""
 REFUSED_IN_A_ROW = 50
 """Requests refused as wrong, with no answer between them, after which the server and not the request is to blame."""
-
 LONGEST_BACKOFF_SECONDS = 60.0
 WATCH_SECONDS = 0.5
 INTERRUPTED = "Stopped. Every answer that came is kept; run the same command again to resume."
@@ -48,11 +47,6 @@ R_contra = TypeVar("R_contra", contravariant=True)
 class Service(Protocol[R_contra]):
     """What the client asks about requests of one type, and reports about them."""
 
-    path: str
-    """After the server's address, such as `/chat/completions`."""
-    answer_field: str
-    """List that an answer has: `choices` or `data`."""
-    labels: ServiceLabels
     limit: SpendingLimit
 
     def body(self, request: R_contra) -> dict[str, Any]:
@@ -87,11 +81,7 @@ class Service(Protocol[R_contra]):
         ...
 
     async def watch(self, waiting: str) -> None:
-        """Do what is done twice a second; an error stops the client.
-
-        Args:
-            waiting: what is waited for, if it is more than answers.
-        """
+        """Do what is done twice a second, told what is waited for beside answers; an error stops the client."""
         ...
 
 
@@ -142,11 +132,7 @@ class Client(Generic[R]):
             asyncio.run(self._connected([self._work(pending) for _ in range(self._endpoint.concurrency)]))
 
     def ask(self, request: R, attempts: int) -> Outcome | None:
-        """Send one request; return what became of it, or None if none of the attempts was answered.
-
-        Raises:
-            InputError: as `send`.
-        """
+        """Send one request; return what became of it, or None if no attempt was answered. Raises as `send`."""
         outcomes: list[Outcome | None] = []
 
         async def ask() -> None:
@@ -161,13 +147,8 @@ class Client(Generic[R]):
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         endpoint = self._endpoint
-        self._pacer = Pacer(
-            endpoint.concurrency,
-            endpoint.requests_per_minute,
-            endpoint.tokens_per_minute,
-            clock=self._clock,
-            sleep=self._sleep,
-        )
+        per_minute = endpoint.requests_per_minute, endpoint.tokens_per_minute
+        self._pacer = Pacer(endpoint.concurrency, *per_minute, clock=self._clock, sleep=self._sleep)
         self._share = TYPICAL_SHARE
         self._settled = asyncio.Event()
         self._sending: set[asyncio.Task[Any] | None] = set()
@@ -250,13 +231,7 @@ class Client(Generic[R]):
             self._sending.add(task)
             started = time.monotonic()
             try:
-                outcome = await post(
-                    self._openai,
-                    service.path,
-                    service.body(request),
-                    service.labels,
-                    answer_field=service.answer_field,
-                )
+                outcome = await post(self._openai, service.body(request))
             except asyncio.CancelledError:
                 cost = worst
                 stopped = Outcome("maybe paid", "stopped before the answer came")
@@ -305,8 +280,7 @@ class Client(Generic[R]):
             if self._refused == REFUSED_IN_A_ROW:
                 self._stop(
                     f"{self._base_url} has refused {REFUSED_IN_A_ROW} requests in a row: {outcome.body[:300]}. Check "
-                    f"the server and {self._service.labels.parameters}. What was refused is not asked again; run the "
-                    "same command again for the rest."
+                    f"the server and synthesis.endpoint.parameters, and run the same command again for the rest."
                 )
             self._pacer.succeeded()
             self._answer_by = self._clock() + patience
@@ -322,8 +296,7 @@ class Client(Generic[R]):
             if self._clock() > self._answer_by:
                 self._stop(
                     f"{self._base_url} has given no answer for {self._endpoint.give_up_after_minutes:g} minutes "
-                    f"({self.trouble or 'requests hang'}). Every answer that came is kept; run the same command "
-                    "again later.",
+                    f"({self.trouble or 'requests hang'}). Run the same command again later.",
                     at_once=True,
                 )
             await asyncio.sleep(WATCH_SECONDS)
@@ -337,12 +310,13 @@ def graceful_shutdown(interrupted: Callable[[], None]) -> Generator[None]:
     """Call a function on SIGINT and SIGTERM, in the running event loop, instead of breaking off."""
     loop = asyncio.get_running_loop()
     # Signals reach the main thread alone.
-    with suppress(ValueError, RuntimeError, NotImplementedError):
-        for number in (signal.SIGINT, signal.SIGTERM):
+    signals, unsupported = (signal.SIGINT, signal.SIGTERM), (ValueError, RuntimeError, NotImplementedError)
+    with suppress(*unsupported):
+        for number in signals:
             loop.add_signal_handler(number, interrupted)
     try:
         yield
     finally:
-        with suppress(ValueError, RuntimeError, NotImplementedError):
-            for number in (signal.SIGINT, signal.SIGTERM):
+        with suppress(*unsupported):
+            for number in signals:
                 loop.remove_signal_handler(number)

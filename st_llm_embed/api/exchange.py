@@ -42,33 +42,12 @@ class Outcome:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceLabels:
-    """Names of a service and of its settings, as error messages use them."""
-
-    service: str
-    """What the server is asked for, such as `embeddings`."""
-    base_url: str
-    """Setting that holds the address."""
-    models: str
-    """Setting that holds the model's name."""
-    api_key_env: str
-    """Setting that names the environment variable of the key."""
-    parameters: str = "the parameters"
-    """Setting that holds further fields of a request."""
-
-
-async def post(
-    openai: AsyncOpenAI, path: str, body: dict[str, Any], labels: ServiceLabels, *, answer_field: str
-) -> Outcome:
-    """Send one request.
+async def post(openai: AsyncOpenAI, body: dict[str, Any]) -> Outcome:
+    """Send one chat completion request.
 
     Args:
         openai: holds address and key; its own retries are off.
-        path: of the service, after the address.
         body: names the `model`.
-        labels: for error messages.
-        answer_field: list that an answer has, `choices` or `data`; a response without it is not an answer.
 
     Raises:
         InputError: no later request can succeed either: the key, the quota, the address or a parameter is wrong.
@@ -80,7 +59,7 @@ async def post(
     try:
         # The raw response: `chat.completions.create` raises on some answers that are paid for and can still be read,
         # and takes a sixth more processor time.
-        response = await openai.post(path, cast_to=Response, body=body)
+        response = await openai.post("/chat/completions", cast_to=Response, body=body)
     except APIStatusError as error:
         status, code, response = error.status_code, error.code, error.response
     except APIConnectionError as error:
@@ -89,17 +68,17 @@ async def post(
     else:
         text = response.text.replace(key, "[key]")
         answer = json_object(text)
-        if isinstance(answer.get(answer_field), list):
+        if isinstance(answer.get("choices"), list):
             return Outcome("answered", text, answer, response.headers)
         # A page of a proxy, or an error of the model behind one: nobody says whether it is billed.
-        return Outcome("maybe paid", f"status 200 without {labels.service}: {_short(text)}")
+        return Outcome("maybe paid", f"status 200 without chat completions: {_short(text)}")
     # Outside of the handler, so that no traceback leads to the SDK's error, which may repeat the key.
     text = response.text.replace(key, "[key]")
     server = f"{openai.base_url} (model {body['model']!r})"
-    return _refusal(status, code, text, response.headers, server=server, labels=labels)
+    return _refusal(status, code, text, response.headers, server=server)
 
 
-def read_api_key(base_url: str, variable: str, labels: ServiceLabels) -> str:
+def read_api_key(base_url: str, variable: str) -> str:
     """Read the key from the environment; a server on this machine needs none.
 
     Raises:
@@ -116,8 +95,8 @@ def read_api_key(base_url: str, variable: str, labels: ServiceLabels) -> str:
     if urlsplit(base_url).hostname in ("localhost", "127.0.0.1", "::1"):
         return "no key is needed"
     raise InputError(
-        f"The environment variable {variable} is not set, and {base_url} needs a key. Set it (export {variable}=...; "
-        f"any word for a server that needs none), or name another variable with {labels.api_key_env}."
+        f"The environment variable {variable} is not set, and {base_url} needs a key. Set it: export {variable}=... "
+        "(any word for a server that needs none)."
     )
 
 
@@ -163,24 +142,21 @@ def read_vectors(data: list[Any], count: int) -> NDArray[np.float32] | str:
     return np.stack([vectors[index] for index in range(count)]).astype(np.float32)
 
 
-def _refusal(
-    status: int, code: str | None, body: str, headers: Mapping[str, str], *, server: str, labels: ServiceLabels
-) -> Outcome:
+def _refusal(status: int, code: str | None, body: str, headers: Mapping[str, str], *, server: str) -> Outcome:
     text = _short(body)
     if code in HOPELESS_CODES or status == STATUS_PAYMENT_REQUIRED:
         raise InputError(
-            f"{server} answers {code or status}: {text}. No request can succeed until the account has credit again. "
-            "Every answer that came is kept; run the same command again then."
+            f"{server} answers {code or status}: {text}. Run the same command again when the account has credit."
         )
     if status in (401, 403):
         raise InputError(
             f"{server} refuses the key with status {status}: {text}. Set the environment variable that "
-            f"{labels.api_key_env} names to a key that may use the model."
+            "synthesis.endpoint.api_key_env names to a key that may use the model."
         )
     if status in (404, 405):
         raise InputError(
-            f"{server} has no {labels.service}, or not for this model (status {status}: {text}). Check "
-            f"{labels.base_url}, which usually ends in /v1, and {labels.models}."
+            f"{server} has no chat completions, or not for this model (status {status}: {text}). Check "
+            "synthesis.endpoint.base_url, which usually ends in /v1, and the names in synthesis.endpoint.models."
         )
     if status == STATUS_TOO_MANY:
         return Outcome("too many", text, headers=headers)

@@ -152,9 +152,7 @@ class Pacer:
 def retry_after_seconds(headers: Mapping[str, str], now: float | None = None) -> float | None:
     """Read how long the server asks to wait: ``retry-after-ms``, or ``retry-after`` in seconds or as a date.
 
-    Args:
-        headers: looked up by lower-case names.
-        now: seconds since 1970, the time of day by default.
+    `now` is in seconds since 1970, the time of day by default.
     """
     for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         value = headers.get(name)

@@ -66,7 +66,7 @@ def verify(
         str,
         typer.Option(
             metavar="PATH|URL",
-            help="Folder of a model, .onnx, OpenVINO's .xml, .gguf, or a server: .../v1/embeddings, TEI's .../embed.",
+            help="Folder of a model, .onnx, .gguf, or a server: .../v1/embeddings, TEI's .../embed.",
         ),
     ],
     *,

@@ -70,7 +70,7 @@ def evaluate(
     with closing(loaded):
         todo = evaluation.unfinished(loaded, chosen, output_dir)
         if todo:
-            planned = evaluation.preflight(loaded, todo, batch_size=batch_size)
+            planned = evaluation.preflight(loaded, todo)
             _print_preflight(planned, len(chosen))
             if isinstance(loaded, ServedModel):
                 typer.echo(loaded.estimate(sum(one.characters for one in planned)))
@@ -114,19 +114,15 @@ def submit(
         ),
     ] = None,
     contamination: Annotated[Path | None, typer.Option(help="Output of contamination --json.")] = None,
-    *,
-    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open the pull request with the scores.")] = False,
 ) -> None:
-    """Prepare a submission to the MTEB leaderboard. Nothing is sent without --create-pr."""
+    """Prepare a submission to the MTEB leaderboard. Nothing is sent; mteb submit-results does that."""
     log_to_stderr()
-    from st_llm_embed.evaluation.submit import open_pull_request, prepare_submission
+    from st_llm_embed.evaluation.submit import prepare_submission
 
     declared = None if trained_on is None else listed(trained_on)
-    submission = prepare_submission(model, results, declared=declared, contamination=contamination)
-    typer.echo((submission.folder / "checklist.md").read_text(encoding="utf-8"))
-    typer.echo(f"{submission.folder}  the files of the submission")
-    if create_pr:
-        typer.echo(open_pull_request(submission))
+    folder = prepare_submission(model, results, declared=declared, contamination=contamination)
+    typer.echo((folder / "checklist.md").read_text(encoding="utf-8"))
+    typer.echo(f"{folder}  the files of the submission")
 
 
 def _print_preflight(planned: list[PlannedTask], count: int) -> None:
@@ -151,5 +147,5 @@ def _print_scores(results: list[TaskResult], output_dir: Path) -> None:
                 table.add_row(result.task_name, split, str(score["hf_subset"]), f"{score['main_score']:.4f}")
     Console().print(table)
     typer.echo(f"{output_dir / 'results'}  all scores, in mteb's layout")
-    typer.echo(f"{output_dir / 'report.md'}  scores beside published ones, with pictures")
+    typer.echo(f"{output_dir / 'report.md'}  scores beside published ones")
     typer.echo(f"{output_dir / 'run.json'}  prompts, tokens, truncation, time and versions of this run")

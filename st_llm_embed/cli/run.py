@@ -154,7 +154,7 @@ def _print_plan(plan: Plan, usd_per_hour: float | None) -> None:
 
     from st_llm_embed.training.plan import GIB, USABLE
 
-    steps, memory = plan.steps, plan.memory
+    steps = plan.steps
     padding = 1 - plan.tokens_per_step / plan.padded_tokens_per_step
     accumulated = f" x {plan.gradient_accumulation} accumulated" if plan.gradient_accumulation > 1 else ""
     table = Table("what", "estimate", title=plan.recipe)
@@ -164,14 +164,14 @@ def _print_plan(plan: Plan, usd_per_hour: float | None) -> None:
     table.add_row("steps", f"{steps:,}, of which {plan.warmup_steps:,} warm up")
     table.add_row("tokens", f"{plan.tokens_per_step:,.0f} a step, {plan.tokens_per_step * steps:,.0f} in all")
     table.add_row("tokens with padding", f"{plan.padded_tokens_per_step * steps:,.0f} ({padding:.1%} padding)")
-    table.add_row("parameters", f"{plan.weights.parameters:,}, {plan.weights.trainable:,} trained")
+    table.add_row("parameters", f"{plan.parameters:,}, {plan.trainable_parameters:,} trained")
     table.add_row("FLOPs", f"{plan.flops_per_step:.3g} a step, {plan.flops_per_step * steps:.3g} in all")
     table.add_row("hours, all devices together", f"{plan.hours:,.2f} at 100 TFLOP/s sustained")
     if usd_per_hour is not None:
         table.add_row("cost", f"{plan.hours * usd_per_hour:,.2f} USD at {usd_per_hour:g} for an hour of one device")
-    for name in ("weights", "gradients", "optimizer", "embeddings", "activations", "scores"):
-        table.add_row(f"memory: {name}", f"{getattr(memory, name) / GIB:,.2f} GiB")
-    table.add_row("peak memory of one device", f"{memory.total / GIB:,.2f} GiB")
+    for name, size in plan.memory.items():
+        label = "peak memory of one device" if name == "total" else f"memory: {name}"
+        table.add_row(label, f"{size / GIB:,.2f} GiB")
     table.add_row("disk: checkpoints, model, release", f"{plan.disk / GIB:,.2f} GiB")
     Console().print(table)
     for note in plan.notes:

@@ -113,5 +113,5 @@ def _print_statistics(statistics: dict[str, Any], folder: Path) -> None:
     if statistics["rejected"]:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in statistics["rejected_by_reason"].items())
         typer.echo(f"rejected: {reasons}")
-    typer.echo(f"{folder / 'dataset'}  the rows, the tasks, the rejected answers, statistics and plots")
+    typer.echo(f"{folder / 'dataset'}  the rows, the tasks, the rejected answers and statistics")
     typer.echo(f"{folder / 'journal'}  every answer as it came")

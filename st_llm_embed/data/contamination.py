@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
-from st_llm_embed.data.files import file_ending, files_in, read_values
+from st_llm_embed.data.files import file_ending, files_in, numbered_values
 from st_llm_embed.errors import InputError
 
 ENDINGS = (".txt", ".jsonl", ".json", ".parquet")
@@ -241,7 +241,7 @@ def _files_of(path: Path) -> list[Path]:
 
 def _texts_of(file: Path) -> Iterator[str]:
     has_text = False
-    for value in read_values(file):
+    for _, value in numbered_values(file):
         for text in strings_in(value):
             has_text = has_text or bool(text.strip())
             yield text

@@ -25,16 +25,35 @@ RECORDS_AT_ONCE = 1_000
 csv.field_size_limit(2**31 - 1)  # by default a cell of more than 128 KiB is refused
 
 
-def read_values(path: Path) -> Iterator[Any]:
-    """Yield what a local file holds, one at a time: lines of .txt, JSON values, or records of .csv, .tsv, .parquet.
+def numbered_values(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield what a local file holds, each with the number of its line, or of its record in a parquet file, from 1 on.
 
-    A .json file holds JSON values, one a line, or one array, whose items are yielded. Cells of .csv are texts.
+    A .txt file holds lines; .json values, one a line, or one array, whose items are yielded; .csv, .tsv and .parquet
+    records. Cells of .csv are texts.
 
     Raises:
         InputError: the file cannot be read as what its name says; the line is named.
     """
-    for _, value in _numbered_values(path):
-        yield value
+    ending = file_ending(path)
+    with explained(f"{path} cannot be read", "Give a file that is what its name says, and that you may read."):
+        if ending == ".parquet":
+            import pyarrow.parquet as pq
+
+            with _opened(path) as file, pq.ParquetFile(cast(Any, file)) as table:
+                batches = table.iter_batches(batch_size=RECORDS_AT_ONCE)
+                yield from enumerate((record for batch in batches for record in batch.to_pylist()), start=1)
+        elif ending in (".csv", ".tsv"):
+            reader = csv.DictReader(_lines(path), delimiter="\t" if ending == ".tsv" else ",")
+            for record in reader:
+                if None in record:
+                    raise InputError(f"{path}, line {reader.line_num} has more cells than the first line has names.")
+                yield reader.line_num, record
+        elif ending in (".json", ".jsonl"):
+            yield from _json_values(path, may_be_whole=ending == ".json")
+        elif ending == ".txt":
+            yield from ((number, line.rstrip("\r\n")) for number, line in enumerate(_lines(path), start=1))
+        else:
+            raise InputError(f"{path} is not a .txt, {', '.join(RECORD_FILES)} file (or one of these with .gz).")
 
 
 def read_records(
@@ -70,36 +89,24 @@ def read_records(
     if len(endings) != 1 or not endings <= set(RECORD_FILES):
         raise InputError(f"{path} holds no files of records, or files of several kinds. {ALLOWED}")
     for one in files:
-        for number, value in _numbered_values(one):
+        for number, value in numbered_values(one):
             if not isinstance(value, dict):
                 raise InputError(f"{one}, line {number} is {shown(value)}. Write one JSON object a line.")
             yield value
 
 
 def read_texts(path: Path) -> Iterator[str]:
-    """Yield the texts of a local file without space around them: lines of .txt, or the key text of records.
-
-    Blank lines are omitted.
+    """Yield the texts of a local file, stripped: lines of .txt that are not blank, or the key text of records.
 
     Raises:
         InputError: the file cannot be read, or a record has no text; the line is named.
     """
-    for number, value in _numbered_values(path):
+    for number, value in numbered_values(path):
         text = value.get("text") if isinstance(value, dict) else value if file_ending(path) == ".txt" else None
         if isinstance(text, str) and text.strip():
             yield text.strip()
         elif file_ending(path) != ".txt":
             raise InputError(f'{path}, line {number} holds no text. Write {{"text": "..."}}, one object a line.')
-
-
-def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield the JSON values of a local file, one a line, with the number of the line from 1 on.
-
-    Raises:
-        InputError: the file cannot be read, or a line is not JSON; it is named.
-    """
-    with explained(f"{path} cannot be read", "Give a .jsonl file that you may read."):
-        yield from _json_values(path, may_be_whole=False)
 
 
 def read_text(path: Path) -> str:
@@ -127,30 +134,6 @@ def files_in(folder: Path, endings: tuple[str, ...]) -> list[Path]:
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
-
-
-def _numbered_values(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield each value of a file with the number of its line, or of its record in a parquet file, from 1 on."""
-    ending = file_ending(path)
-    with explained(f"{path} cannot be read", "Give a file that is what its name says, and that you may read."):
-        if ending == ".parquet":
-            import pyarrow.parquet as pq
-
-            with _opened(path) as file, pq.ParquetFile(cast(Any, file)) as table:
-                batches = table.iter_batches(batch_size=RECORDS_AT_ONCE)
-                yield from enumerate((record for batch in batches for record in batch.to_pylist()), start=1)
-        elif ending in (".csv", ".tsv"):
-            reader = csv.DictReader(_lines(path), delimiter="\t" if ending == ".tsv" else ",")
-            for record in reader:
-                if None in record:
-                    raise InputError(f"{path}, line {reader.line_num} has more cells than the first line has names.")
-                yield reader.line_num, record
-        elif ending in (".json", ".jsonl"):
-            yield from _json_values(path, may_be_whole=ending == ".json")
-        elif ending == ".txt":
-            yield from ((number, line.rstrip("\r\n")) for number, line in enumerate(_lines(path), start=1))
-        else:
-            raise InputError(f"{path} is not a .txt, {', '.join(RECORD_FILES)} file (or one of these with .gz).")
 
 
 def _json_values(path: Path, *, may_be_whole: bool) -> Iterator[tuple[int, Any]]:

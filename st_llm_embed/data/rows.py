@@ -14,7 +14,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints, ValidationError, model_validator
 
-from st_llm_embed.data.files import read_json_lines
+from st_llm_embed.data.files import numbered_values
 from st_llm_embed.errors import InputError, explained, shown
 from st_llm_embed.instructions import ONE_STEP_INSTRUCTIONS
 from st_llm_embed.languages import LANGUAGE_CODES
@@ -141,7 +141,7 @@ def read_rows(path: Path) -> Iterator[Row]:
         InputError: a line is neither a row nor an answer, or the file has no rows; names the line.
     """
     number = 0
-    for number, record in read_json_lines(path):
+    for number, record in numbered_values(path):
         where = f"{path}, line {number}"
         if not isinstance(record, dict):
             raise InputError(f"{where} is {type(record).__name__}, a row is a JSON object. Write one a line.")

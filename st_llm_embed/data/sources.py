@@ -66,7 +66,7 @@ def check_source(name: str, source: Source) -> None:
     Raises:
         InputError: the name is taken, or the source cannot be used.
     """
-    if any(name.startswith(task_type) for task_type in TASK_TYPES) or name in ("tasks", "rejected", "plots"):
+    if any(name.startswith(task_type) for task_type in TASK_TYPES) or name in ("tasks", "rejected"):
         raise InputError(f"data.sources.{name}: this name is taken by rows that an LLM wrote. Choose another one.")
     if Path(source.path).exists() or source.path.startswith(("/", ".")):
         next(read_source(name, source))

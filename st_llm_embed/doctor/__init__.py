@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from st_llm_embed.doctor.checks import adapter, layout, prompts, tokens
+from st_llm_embed.doctor.checks import adapter, layout, tokens
 from st_llm_embed.doctor.readers import read_all
-from st_llm_embed.doctor.repository import WRONG_FILES, Repository
+from st_llm_embed.doctor.repository import ADAPTER_WEIGHTS, WRONG_FILES, Repository
 from st_llm_embed.doctor.traps import TRAPS, Check, Diagnosis, Finding, NotCheckedError, Reading
 from st_llm_embed.errors import explained
 
@@ -23,13 +23,11 @@ STATIC_CHECKS: tuple[tuple[str, Callable[[Repository, list[Reading]], list[Findi
     ("EOS stays where a text is cut", tokens.eos_cut),
     ("padding has a mask, a side and a token", layout.padding),
     ("each reader understands the same pooling", layout.pooling),
-    ("prompts are on queries, once, in one spelling", prompts.prompts),
-    ("prompts are those of the training", prompts.prompts_as_trained),
+    ("prompts are on queries, once", tokens.prompts),
     ("the adapter's keys fit its base", adapter.applies),
     ("the adapter's weights are numbers and not zero", adapter.trained),
     ("the adapter's base is a Hub id and a commit", adapter.pinned),
     ("vectors have length 1, at each Matryoshka dimension", layout.normalisation),
-    ("texts are read as they are", tokens.texts_changed),
     ("tokenizer.json, tokenizer.model and config.json agree", tokens.rebuilt),
     ("the texts of probe.json have the tokens they had", tokens.probe_tokens),
     ("each reader cuts texts at the same length", layout.lengths),
@@ -56,19 +54,17 @@ def diagnose(
     Raises:
         InputError: there is no such repository, or it is not a decoder embedding model.
     """
-    wrong_files = f"The files of {model} cannot be understood", WRONG_FILES
-    with explained(*wrong_files):
+    with explained(f"The files of {model} cannot be understood", WRONG_FILES):
         repository = Repository(model, revision=revision)
         repository.check_decoder()
         diagnosis = Diagnosis(model, read_all(repository))
-    for what, check in STATIC_CHECKS:
-        reason = None
-        with explained(*wrong_files):
+        for what, check in STATIC_CHECKS:
+            reason = None
             try:
                 diagnosis.findings += check(repository, diagnosis.readings)
             except NotCheckedError as error:
                 reason = str(error)
-        diagnosis.checks.append(Check(what, live=False, not_checked=reason))
+            diagnosis.checks.append(Check(what, live=False, not_checked=reason))
     if live or (live is None and _has_weights(repository)):
         from st_llm_embed.doctor.live import check_live
 
@@ -79,8 +75,7 @@ def diagnose(
 
 
 def _has_weights(repository: Repository) -> bool:
-    if not repository.local:
-        return False
+    weights = {"model.safetensors", "model.safetensors.index.json"}
     if repository.adapter:
-        return "adapter_model.safetensors" in repository.files and repository.base is not None
-    return bool({"model.safetensors", "model.safetensors.index.json"} & repository.files)
+        weights = {ADAPTER_WEIGHTS} if repository.base is not None else set()
+    return repository.local and bool(weights & repository.files)

@@ -56,22 +56,6 @@ class LiveModel:
         """The vectors of CHECK_TEXTS, each encoded alone."""
         return np.concatenate([self.encode([text]) for text in CHECK_TEXTS])
 
-    @property
-    def end(self) -> int:
-        """The id that every text has to end in.
-
-        Raises:
-            NotCheckedError: no embedding is read at an EOS token.
-        """
-        repository = self.repository
-        if repository.pooling != "lasttoken":
-            raise NotCheckedError(f"pooling is {repository.pooling}, so no embedding is read at EOS")
-        after = repository.around[1]
-        end = after[-1] if after else self.model.tokenizer.eos_token_id
-        if end is None:
-            raise NotCheckedError("the tokenizer has no EOS token")
-        return end
-
     def encode(self, texts: list[str], prompt: str = "") -> NDArray[np.float32]:
         """Encode texts in one batch under a prompt; the default prompt is not added."""
         with explained(f"{self.repository.name} cannot encode texts", ADVICE):
@@ -81,14 +65,9 @@ class LiveModel:
         return found.float().cpu().numpy()
 
     def probed(self, probe: Probe) -> NDArray[np.float64]:
-        """Return the cosine similarities of a probe's texts, encoded in its data type, with its vectors."""
-        saved = next(self.model.parameters()).dtype
-        # 16-bit weights are the same numbers in float32, and come back as they were.
+        """Return the cosine similarities of a probe's texts with its vectors; the model stays in its data type."""
         cast_in_place(self.model, getattr(torch, probe.dtype))
-        try:
-            found = np.concatenate([self.encode([one.text], one.prompt) for one in probe.texts])
-        finally:
-            cast_in_place(self.model, saved)
+        found = np.concatenate([self.encode([one.text], one.prompt) for one in probe.texts])
         return cosines(found, np.stack([one.vector for one in probe.texts]))
 
     def attended(self, texts: list[str], max_length: int | None = None) -> list[list[int]]:
@@ -104,8 +83,6 @@ class LiveModel:
 
 def check_live(repository: Repository, diagnosis: Diagnosis, *, device: str | None) -> None:
     """Make the live checks and add them, and what they find, to a diagnosis; the model is loaded once.
-
-    A repository that sentence-transformers cannot load is a finding, too.
 
     Raises:
         InputError: it cannot be downloaded.
@@ -152,46 +129,24 @@ def _broken(model: LiveModel) -> list[Finding]:
     return []
 
 
-def _special_tokens(model: LiveModel) -> list[Finding]:
-    end, shown = model.end, model.repository.token
-    for text, ids in zip(CHECK_TEXTS, model.attended(list(CHECK_TEXTS)), strict=True):
-        if not ids or ids[-1] != end:
-            last = shown(ids[-1]) if ids else "nothing"
-            detail = f"sentence-transformers ends {text[:20]!r} in {last}, not in {shown(end)}."
-            return [Finding("missing EOS", "tokenizer.json", detail)]
-    [ids] = model.attended(["two words"])
-    # GPT-2 and NeoX have one token for BOS and EOS.
-    at_both_ends = ids[0] == end and ids.count(end) == 2
-    for trap, one in (("doubled BOS", ids[0]), ("doubled EOS", end)):
-        if one in model.attended([""])[0] and ids.count(one) > 1 and not (one == end and at_both_ends):
-            detail = f"sentence-transformers puts {shown(one)} {ids.count(one)} times around a text."
-            return [Finding(trap, "tokenizer.json", detail)]
-    return []
-
-
-def _cut(model: LiveModel) -> list[Finding]:
-    longest = min(model.model.max_seq_length or CUT_AT, CUT_AT)
-    [ids] = model.attended(["word " * (4 * longest)], longest)
-    if ids[-1] != model.end:
-        detail = f"A text cut at {longest} tokens ends in {model.repository.token(ids[-1])!r}."
-        return [Finding("EOS cut off", "tokenizer.json", detail)]
-    if len(ids) > longest:
-        detail = f"A text is read as {len(ids)} tokens where {longest} are allowed: processing_kwargs is in the way."
-        return [Finding("max length", SETTINGS_FILE, detail)]
-    return []
-
-
 def _tokens(model: LiveModel) -> list[Finding]:
+    """Compare the tokens with those of tokenizer.json, of which the static checks know what is wrong."""
     tokenizer = model.repository.tokenizer
     if tokenizer is None:
         raise NotCheckedError("there is no tokenizer.json")
+    longest = min(model.model.max_seq_length or CUT_AT, CUT_AT)
+    [cut] = model.attended(["word " * (4 * longest)], longest)
+    if len(cut) > longest:
+        detail = f"A text is read as {len(cut)} tokens where {longest} are allowed: processing_kwargs is in the way."
+        return [Finding("max length", SETTINGS_FILE, detail)]
     for text, ids in zip(CHECK_TEXTS, model.attended(list(CHECK_TEXTS)), strict=True):
         # A cut text is compared as far as it goes; its end is what other checks look at.
         plain = tokenizer.encode(text).ids
         same = ids == plain or (len(ids) < len(plain) and ids[:-1] == plain[: len(ids) - 1])
-        if not same and not model.repository.settings.get("do_lower_case"):
-            detail = f"sentence-transformers reads {text!r} otherwise than tokenizer.json, by modality_config or "
-            return [Finding("tokenizer", SETTINGS_FILE, f"{detail}processing_kwargs.")]
+        if not same:
+            keys = "modality_config, processing_kwargs or do_lower_case"
+            detail = f"sentence-transformers reads {text!r} otherwise, by {keys}."
+            return [Finding("tokenizer", SETTINGS_FILE, detail)]
     return []
 
 
@@ -239,10 +194,7 @@ def _probe(model: LiveModel) -> list[Finding]:
     if not wrong:
         return []
     worst = min(wrong, key=lambda name: wrong[name])
-    detail = (
-        f"{len(wrong)} of {len(probe.texts)} vectors of probe.json are not reproduced, worst {worst!r}: "
-        f"{wrong[worst]:.5f}."
-    )
+    detail = f"{len(wrong)} of {len(probe.texts)} are not reproduced, worst {worst!r}: {wrong[worst]:.5f}."
     if model.sixteen_bits and wrong[worst] > ROUNDED_COSINE:
         return [Finding("precision", "model.safetensors", detail)]
     if (mode := _pooling_that_fits(model, probe)) is not None:
@@ -252,18 +204,12 @@ def _probe(model: LiveModel) -> list[Finding]:
 
 
 def _pooling_that_fits(model: LiveModel, probe: Probe) -> str | None:
-    """Find another pooling that reproduces a probe's vectors."""
-    pooling = next((module for module in model.model if isinstance(module, Pooling)), None)
-    if pooling is None:
-        return None
-    saved = pooling.pooling_mode
-    try:
+    """Find another pooling that reproduces a probe's vectors, and leave it in the model."""
+    for pooling in (module for module in model.model if isinstance(module, Pooling)):
         for mode in ("lasttoken", "mean", "cls"):
             pooling.pooling_mode = mode
             if np.min(model.probed(probe)) >= MINIMUM_COSINE:
                 return mode
-    finally:
-        pooling.pooling_mode = saved
     return None
 
 
@@ -285,11 +231,10 @@ def _adapter(model: LiveModel) -> list[Finding]:
 
 LIVE_CHECKS: tuple[tuple[str, Callable[[LiveModel], list[Finding]]], ...] = (
     ("weights and vectors are finite and distinguish texts", _broken),
-    ("texts end in EOS, and special tokens are there once", _special_tokens),
-    ("a text that is cut ends in EOS", _cut),
+    ("sentence-transformers has the tokens of tokenizer.json, and cuts texts", _tokens),
     ("a text alone and in a batch padded on either side", _padding),
     ("vectors differ from those without the adapter", _adapter),
     ("vectors have length 1 at each Matryoshka dimension", _norms),
-    ("sentence-transformers has the tokens of tokenizer.json", _tokens),
+    # The last one, because it leaves the model in another data type or pooling.
     ("the vectors of probe.json are reproduced", _probe),
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -138,8 +139,7 @@ def make_probe(model: SentenceTransformer, name: str | None = None) -> Probe:
     """
     if model.max_seq_length is None:
         raise InputError(
-            "The model states no longest text (max_seq_length), so no probe can be made of where it cuts texts. Set "
-            "model.max_seq_length and save it again."
+            "The model states no longest text, so no probe can be made. Set model.max_seq_length and save it again."
         )
     limit = None if model.max_seq_length == math.inf else int(model.max_seq_length)
     prompts = {role: model.prompts.get(role) or "" for role in ("query", "document")}
@@ -149,8 +149,8 @@ def make_probe(model: SentenceTransformer, name: str | None = None) -> Probe:
     special = set(getattr(model.tokenizer, "all_special_ids", ()))
     if all(special.issuperset(text.ids) for text in texts):
         raise InputError(
-            "The model's tokenizer knows no word of any probe text: its vocabulary is missing. Put tokenizer.json, or "
-            "the files that it is made of, into the model's folder."
+            "The model's tokenizer knows no word of any probe text. Put tokenizer.json, or the files that it is made "
+            "of, into the model's folder."
         )
     return Probe(
         model=name,
@@ -198,27 +198,21 @@ def read_probe(path: Path) -> Probe:
         InputError: there is no such file, or it is not a probe of this version.
     """
     try:
-        read = _File.model_validate_json(path.read_text(encoding="utf-8"))
+        read = _File.model_validate_json(path.read_bytes())
     except OSError as error:
         raise InputError(f"There is no probe at {path} ({error.strerror or error}). {WANTED}") from error
-    except (ValidationError, UnicodeDecodeError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
-        place = ".".join(map(str, first["loc"])) or "the file"
-        raise InputError(f"{path} is not a probe that can be read: {place}: {first['msg']}. {WANTED}") from error
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"])) or "the file"
+        problem = f"{place}: {error.errors()[0]['msg']}"
+        raise InputError(f"{path} is not a probe that can be read: {problem}. {WANTED}") from error
     texts = tuple(
         ProbeText(one.name, one.role, one.text, one.prompt, tuple(one.ids), np.array(one.vector, dtype=np.float32))
         for one in read.texts
     )
-    wrong = [
-        text.name
-        for text in texts
-        if len(text.vector) != read.dimension or abs(np.linalg.norm(text.vector) - 1) > FLOAT32_NORM_TOLERANCE
-    ]
-    if wrong:
-        raise InputError(
-            f"{path} is not a probe that can be read: the vector of {wrong[0]!r} is not one of length 1 with "
-            f"{read.dimension} numbers. {WANTED}"
-        )
+    for text in texts:
+        if len(text.vector) != read.dimension or abs(np.linalg.norm(text.vector) - 1) > FLOAT32_NORM_TOLERANCE:
+            problem = f"the vector of {text.name!r} is not one of length 1 with {read.dimension} numbers"
+            raise InputError(f"{path} is not a probe that can be read: {problem}. {WANTED}")
     return Probe(read.model, read.max_seq_length, read.dimension, read.dtype, read.prompts, texts)
 
 
@@ -259,11 +253,8 @@ def _reference_texts(
             "over-long": long + TAIL,
             "over-long without its tail": long,
         }
-    texts: list[tuple[str, Role, str, str]] = [
-        (name, "document", text, prompts["document"]) for name, text in documents.items()
-    ]
     return [
-        *texts,
+        *((name, "document", text, prompts["document"]) for name, text in documents.items()),
         ("query", "query", QUESTION, prompts["query"]),
         ("query of another task", "query", QUESTION, instruction_prompt(OTHER_INSTRUCTION)),
     ]
@@ -272,16 +263,14 @@ def _reference_texts(
 def _long_text(model: SentenceTransformer, limit: int) -> str:
     """Make a text of a few tokens more than the limit, no two lines of it the same."""
     tokenizer: Any = model.tokenizer
-    lines = [f"Line {number} of a long text." for number in range(1, limit + 2)]
-    low, high = 1, len(lines)
-    while low < high:
-        middle = (low + high) // 2
-        whole = "\n".join(lines[:middle])
-        if len(tokenizer(whole, truncation=False, verbose=False)["input_ids"]) > limit:
-            high = middle
-        else:
-            low = middle + 1
-    return "\n".join(lines[:low])
+
+    def lines(count: int) -> str:
+        return "\n".join(f"Line {number} of a long text." for number in range(1, count + 1))
+
+    def tokens(count: int) -> int:
+        return len(tokenizer(lines(count), truncation=False, verbose=False)["input_ids"])
+
+    return lines(bisect_right(range(1, limit + 1), limit, key=tokens) + 1)
 
 
 def _text(model: SentenceTransformer, name: str, role: Role, text: str, prompt: str) -> ProbeText:

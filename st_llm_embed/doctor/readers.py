@@ -5,11 +5,11 @@ Each function simulates one reader and names the upstream file whose rules it fo
 
 from __future__ import annotations
 
-from typing import Any
-
-from st_llm_embed.doctor.repository import Repository
+from st_llm_embed.doctor.repository import SETTINGS_FILE, Repository
 from st_llm_embed.doctor.traps import Reading
 from st_llm_embed.modules.layout import LEGACY_MODULES, NEW_SETTINGS, POOLING_FLAGS
+
+POOLING_FILE = "1_Pooling/config.json"
 
 FLAG_CLASSES = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "CohereTokenizer")
 """Classes whose fast version in transformers 4 rebuilds the post-processor from add_bos_token and add_eos_token."""
@@ -25,15 +25,8 @@ LLAMA_CPP_READS = ("Llama", "Mistral", "Mixtral")
 
 def read_all(repository: Repository) -> list[Reading]:
     """Return what every library understands; the first is sentence-transformers 6, the reference of the others."""
-    return [
-        sentence_transformers_6(repository),
-        sentence_transformers_5(repository),
-        transformers_5(repository),
-        transformers_4(repository),
-        tei(repository),
-        vllm(repository),
-        llama_cpp(repository),
-    ]
+    readers = (sentence_transformers_6, sentence_transformers_5, transformers_5, transformers_4, tei, vllm, llama_cpp)
+    return [read(repository) for read in readers]
 
 
 def sentence_transformers_6(repository: Repository) -> Reading:
@@ -42,37 +35,32 @@ def sentence_transformers_6(repository: Repository) -> Reading:
     custom = next((kind for kind in kinds if not kind.startswith("sentence_transformers.")), None)
     return Reading(
         "sentence-transformers 6",
-        "sentence_transformers/base/modules/transformer.py",
-        refuses=f"modules.json names {custom}, which needs trust_remote_code" if custom else None,
+        refuses=f"modules.json: it names {custom}, which needs trust_remote_code" if custom else None,
         pooling=repository.pooling,
-        normalize=repository.normalized,
         max_length=repository.max_seq_length,
         ends_with=_from_post_processor(repository),
-        lower_case=bool(repository.settings.get("do_lower_case")),
     )
 
 
 def sentence_transformers_5(repository: Repository) -> Reading:
     """sentence_transformers 5.1.2 on transformers 4.57: models/Transformer.py, models/Pooling.py."""
     settings = repository.settings
-    new = next((one["type"] for one in repository.modules if _is_new_path(one["type"])), None)
+    kinds = (one["type"] for one in repository.modules if not one["type"].startswith(LEGACY_MODULES))
+    new = next((kind for kind in kinds if kind.startswith("sentence_transformers.")), None)
     unknown = sorted(settings.keys() & {*NEW_SETTINGS, "processing_kwargs"})
     refuses = _transformers_4_refuses(repository)
     if new is not None:
-        refuses = f"No module named {new.rpartition('.')[0]!r}"
+        refuses = f"modules.json: No module named {new.rpartition('.')[0]!r}"
     elif unknown:
-        refuses = f"Transformer.__init__() got an unexpected keyword argument {unknown[0]!r}"
+        refuses = f"{SETTINGS_FILE}: Transformer.__init__() got an unexpected keyword argument {unknown[0]!r}"
     elif "embedding_dimension" in (repository.pooling_config or {}):
-        refuses = "Pooling.__init__() got an unexpected keyword argument 'embedding_dimension'"
+        refuses = f"{POOLING_FILE}: Pooling.__init__() got an unexpected keyword argument 'embedding_dimension'"
     return Reading(
         "sentence-transformers 5",
-        "sentence_transformers/models/Transformer.py",
         refuses=refuses,
         pooling=_pooling_of_booleans(repository, mean_by_default=True),
-        normalize=repository.normalized,
         max_length=settings.get("max_seq_length") or repository.least("model_max_length", "max_position_embeddings"),
         ends_with=_of_transformers_4(repository),
-        lower_case=bool(settings.get("do_lower_case")),
     )
 
 
@@ -80,7 +68,6 @@ def transformers_5(repository: Repository) -> Reading:
     """Transformers 5.23, as plain code uses it: tokenization_utils_tokenizers.py; flags have no effect there."""
     return Reading(
         "transformers 5",
-        "transformers/tokenization_utils_tokenizers.py",
         max_length=repository.least("model_max_length"),
         ends_with=_from_post_processor(repository),
     )
@@ -90,7 +77,6 @@ def transformers_4(repository: Repository) -> Reading:
     """Transformers 4.57, as plain code uses it: models/llama/tokenization_llama_fast.py."""
     return Reading(
         "transformers 4",
-        "transformers/models/llama/tokenization_llama_fast.py",
         refuses=_transformers_4_refuses(repository),
         max_length=repository.least("model_max_length"),
         ends_with=_of_transformers_4(repository),
@@ -99,69 +85,61 @@ def transformers_4(repository: Repository) -> Reading:
 
 def tei(repository: Repository) -> Reading:
     """text-embeddings-inference 1.9: the structs ModelConfig, PoolConfig and STConfig of router/src/lib.rs."""
-    reader, source = "TEI", "text-embeddings-inference/router/src/lib.rs"
     kind = repository.model_type
     if kind not in TEI_MODEL_TYPES:
-        return Reading(reader, source, not_for=f"it serves no models of type {kind!r}")
+        return Reading("TEI", not_for=f"it serves no models of type {kind!r}")
     if not repository.modules:
-        return Reading(reader, source, not_for="without modules.json the pooling has to be given by --pooling")
+        return Reading("TEI", not_for="without modules.json the pooling has to be given by --pooling")
     settings, pooling = repository.settings, repository.pooling_config
     refuses = None
     if "architectures" not in repository.config or "max_position_embeddings" not in repository.text_config:
-        refuses = "Failed to parse `config.json`"
+        refuses = "config.json: failed to parse"
     elif pooling is None or not all(
         isinstance(pooling.get(key), bool) for key in (POOLING_FLAGS["cls"], POOLING_FLAGS["mean"])
     ):
-        refuses = "Failed to parse `1_Pooling/config.json`"
-    elif "sentence_bert_config.json" in repository.files and not isinstance(settings.get("max_seq_length"), int):
-        refuses = "Failed to parse `sentence_bert_config.json`"
+        refuses = f"{POOLING_FILE}: failed to parse"
+    elif SETTINGS_FILE in repository.files and not isinstance(settings.get("max_seq_length"), int):
+        refuses = f"{SETTINGS_FILE}: failed to parse"
     elif "tokenizer.json" not in repository.files:
-        refuses = "tokenizer.json not found"
+        refuses = "tokenizer.json: not found"
     return Reading(
-        reader,
-        source,
+        "TEI",
         refuses=refuses,
         pooling=_pooling_of_booleans(repository),
-        # /embed normalises unless it is asked not to.
-        normalize=True,
         max_length=settings.get("max_seq_length") or repository.least("max_position_embeddings"),
         ends_with=_from_post_processor(repository),
-        lower_case=False,
     )
 
 
 def vllm(repository: Repository) -> Reading:
-    """The reader of vLLM up to 2026-08: get_pooling_config and its neighbours in config.py."""
-    reader, source = "vLLM", "vllm/transformers_utils/config.py"
+    """The reader of vLLM up to 2026-08: get_pooling_config and its neighbours in transformers_utils/config.py."""
     if "params.json" in repository.files:
-        return Reading(reader, source, refuses="params.json makes it read the repository in Mistral's own format")
+        return Reading("vLLM", refuses="params.json: the repository is read in Mistral's own format")
     legacy = any(one["type"] == f"{LEGACY_MODULES}.Pooling" for one in repository.modules)
     named = _pooling_of_booleans(repository) if legacy else None
     settings = repository.settings
     whole = settings.keys() >= {"max_seq_length", "do_lower_case"}
     return Reading(
-        reader,
-        source,
+        "vLLM",
         # Without a configuration that it knows, silently the default of decoders.
         pooling=named or "lasttoken",
-        normalize=repository.normalized if legacy else True,
         max_length=settings["max_seq_length"] if whole else repository.least("max_position_embeddings"),
         ends_with=_from_post_processor(repository),
-        lower_case=bool(settings["do_lower_case"]) if whole else False,
     )
 
 
 def llama_cpp(repository: Repository) -> Reading:
     """llama.cpp's converter: conversion/base.py (_try_set_pooling_type), gguf-py/gguf/vocab.py (SpecialVocab)."""
-    reader, source = "llama.cpp", "llama.cpp/conversion/base.py"
     family = llama_cpp_family(repository)
-    ends_with = _of_llama_cpp(repository)
-    if family in LLAMA_CPP_POOLS:
-        return Reading(reader, source, pooling=repository.pooling, ends_with=ends_with, lower_case=False)
-    if family in LLAMA_CPP_READS:
-        # The converter's class for Llama and Mistral writes no pooling type, whatever the repository says.
-        return Reading(reader, source, ends_with=ends_with, lower_case=False)
-    return Reading(reader, source, not_for=f"its converter writes no pooling for {family or 'this architecture'}")
+    if family not in (*LLAMA_CPP_POOLS, *LLAMA_CPP_READS):
+        return Reading("llama.cpp", not_for=f"its converter writes no pooling for {family or 'this architecture'}")
+    # The converter's class for Llama and Mistral writes no pooling type, whatever the repository says.
+    pooling = repository.pooling if family in LLAMA_CPP_POOLS else None
+    ends_with = _from_post_processor(repository)
+    flag = repository.tokenizer_config.get("add_eos_token")
+    if isinstance(flag, bool) and repository.tokenizer is not None:
+        ends_with = (ends_with or _eos(repository)) if flag else ""
+    return Reading("llama.cpp", pooling=pooling, ends_with=ends_with)
 
 
 def llama_cpp_family(repository: Repository) -> str:
@@ -176,23 +154,6 @@ def chat_rendered(repository: Repository) -> bool:
     if not isinstance(modality, dict) or not {"text", "message"} <= modality.keys():
         return False
     return "chat_template.jinja" in repository.files or bool(repository.tokenizer_config.get("chat_template"))
-
-
-def rope_of_transformers_4(config: dict[str, Any]) -> tuple[float, str]:
-    """Return base and kind of rotary positions that a reader without `rope_parameters` takes."""
-    scaling = config.get("rope_scaling") or {}
-    return float(config.get("rope_theta", 10_000.0)), scaling.get("rope_type", scaling.get("type", "default"))
-
-
-def rope_of_transformers_5(config: dict[str, Any]) -> tuple[float, str]:
-    """Return base and kind of rotary positions that transformers 5 takes."""
-    parameters = config.get("rope_parameters") or {}
-    theta, kind = rope_of_transformers_4(config)
-    return float(parameters.get("rope_theta", theta)), parameters.get("rope_type", kind)
-
-
-def _is_new_path(kind: str) -> bool:
-    return kind.startswith("sentence_transformers.") and not kind.startswith(LEGACY_MODULES)
 
 
 def _pooling_of_booleans(repository: Repository, *, mean_by_default: bool = False) -> str | None:
@@ -212,9 +173,9 @@ def _from_post_processor(repository: Repository) -> str | None:
 def _transformers_4_refuses(repository: Repository) -> str | None:
     config = repository.tokenizer_config
     if config.get("tokenizer_class") == "TokenizersBackend":
-        return "Tokenizer class TokenizersBackend does not exist"
+        return "tokenizer_config.json: Tokenizer class TokenizersBackend does not exist"
     if isinstance(config.get("extra_special_tokens"), list):
-        return "'list' object has no attribute 'keys' (extra_special_tokens)"
+        return "tokenizer_config.json: 'list' object has no attribute 'keys' (extra_special_tokens)"
     return None
 
 
@@ -226,13 +187,6 @@ def _of_transformers_4(repository: Repository) -> str | None:
     if not by_flags:
         return _from_post_processor(repository)
     return _eos(repository) if repository.tokenizer_config.get("add_eos_token") else ""
-
-
-def _of_llama_cpp(repository: Repository) -> str | None:
-    flag = repository.tokenizer_config.get("add_eos_token")
-    if isinstance(flag, bool):
-        return (_from_post_processor(repository) or _eos(repository)) if flag else ""
-    return _from_post_processor(repository)
 
 
 def _eos(repository: Repository) -> str:

@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
 from huggingface_hub import HfApi, hf_hub_download, parse_safetensors_file_metadata, snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError
 from safetensors import safe_open
@@ -41,7 +40,6 @@ SMALL_FILES = (
     ADAPTER_CONFIG,
     "model.safetensors.index.json",
     PROBE_FILE,
-    "recipe.yaml",
     "README.md",
 )
 """What the static checks read, besides the configuration of each module."""
@@ -67,7 +65,7 @@ class NoDecoderError(InputError):
 
 
 class Repository:
-    """The files of one embedding repository.
+    """The files of one embedding repository; InputError where one that is asked for is not of its format.
 
     Args:
         name_or_path: a folder, or a Hub id, of which only the small files are fetched.
@@ -103,7 +101,7 @@ class Repository:
             NoDecoderError: it holds no transformer, or an encoder.
         """
         if not {"config.json", ADAPTER_CONFIG} & self.files:
-            kind = "a static model or an asymmetric pair" if "modules.json" in self.files else "not a model"
+            kind = "no decoder" if "modules.json" in self.files else "not a model"
             raise NoDecoderError(
                 f"{self.name} has neither config.json nor {ADAPTER_CONFIG}, so it is {kind}. {ONLY_DECODERS}"
             )
@@ -111,14 +109,7 @@ class Repository:
             raise NoDecoderError(f"{self.name} is of type {self.model_type!r}, an encoder. {ONLY_DECODERS}")
 
     def whole_folder(self, without: Sequence[str] = ()) -> Path:
-        """Return the folder with all files, weights included; those of a Hub repository are downloaded.
-
-        Args:
-            without: patterns of files that need not be downloaded.
-
-        Raises:
-            InputError: they cannot be downloaded.
-        """
+        """Return the folder with all files, weights included; those of a Hub repository are downloaded."""
         if self.local:
             return self.folder
         advice = "Check the network and the free space, and run the command again; finished files are kept."
@@ -126,20 +117,12 @@ class Repository:
             return Path(snapshot_download(self.name, revision=self.revision, ignore_patterns=list(without)))
 
     def json(self, name: str) -> Any:
-        """Read a JSON file; None if there is none.
-
-        Raises:
-            InputError: it is not JSON.
-        """
+        """Read a JSON file; None if there is none."""
         with explained(f"{self.name}: {name} cannot be read as JSON", "Write or download it again."):
             return read_json(self.folder / name) if name in self.files else None
 
     def table(self, name: str) -> dict[str, Any]:
-        """Read a JSON file that has to hold an object; empty if there is none.
-
-        Raises:
-            InputError: it holds something else.
-        """
+        """Read a JSON file that has to hold an object; empty if there is none."""
         content = self.json(name)
         if content is not None and not isinstance(content, dict):
             raise InputError(f"{self.name}: {name} holds a {type(content).__name__}, not a JSON object.")
@@ -151,20 +134,12 @@ class Repository:
 
     @cached_property
     def probe(self) -> Probe | None:
-        """The canary texts; None where there are none.
-
-        Raises:
-            InputError: probe.json is not of the format.
-        """
+        """The canary texts; None where there are none."""
         return read_probe(self.folder / PROBE_FILE) if PROBE_FILE in self.files else None
 
     @cached_property
     def modules(self) -> list[dict[str, Any]]:
-        """modules.json; empty if there is none.
-
-        Raises:
-            InputError: it holds something else than modules.
-        """
+        """modules.json; empty if there is none."""
         content = self.json("modules.json")
         if content is not None and not (isinstance(content, list) and all(map(_is_module, content))):
             raise InputError(
@@ -175,22 +150,16 @@ class Repository:
 
     @cached_property
     def places(self) -> dict[str, str]:
-        """Folder of each module inside the repository, by class; of a pair, those of the model of documents."""
-        places = {_class(one["type"]): one.get("path", "") for one in reversed(self.modules)}
-        if "Router" not in places:
-            return places
-        routes = self.table(f"{places['Router']}/router_config.json".lstrip("/"))
-        return {_class(routes["types"][place]): place for place in routes["structure"]["document"]}
+        """Folder of each module inside the repository, by class."""
+        return {one["type"].rpartition(".")[2]: one.get("path", "") for one in reversed(self.modules)}
 
     def file_of(self, module: str, name: str = "config.json") -> str:
         """Return the path of a file of a module; that of the repository itself where it has no such module."""
         return f"{self.places.get(module, '')}/{name}".lstrip("/")
 
     @property
-    def kind(self) -> Literal["transformer", "static", "pair"]:
-        """`static`: a mean of token vectors alone. `pair`: one model for queries and another for documents."""
-        if any(_class(one["type"]) == "Router" for one in self.modules):
-            return "pair"
+    def kind(self) -> Literal["transformer", "static"]:
+        """`static`: a mean of token vectors alone."""
         return "static" if "StaticEmbedding" in self.places else "transformer"
 
     @cached_property
@@ -249,11 +218,7 @@ class Repository:
 
     @cached_property
     def dimension(self) -> int:
-        """Size of a vector.
-
-        Raises:
-            InputError: no file states it.
-        """
+        """Size of a vector."""
         config = self.pooling_config or {}
         size = pooling_dimension(config)
         size = size and size * len(pooling_modes(config))
@@ -294,11 +259,7 @@ class Repository:
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer of tokenizer.json without padding and truncation; None if there is none.
-
-        Raises:
-            InputError: the library tokenizers cannot read it.
-        """
+        """The tokenizer of tokenizer.json without padding and truncation; None if there is none."""
         if "tokenizer.json" not in self.files:
             return None
         with explained(f"{self.name}: tokenizer.json cannot be read", "Save it again."):
@@ -330,15 +291,6 @@ class Repository:
         except InputError:
             return None
 
-    @cached_property
-    def recipe(self) -> dict[str, Any]:
-        """The recipe that this project publishes with a model; empty if there is none."""
-        try:
-            content = yaml.safe_load(self.text("recipe.yaml"))
-        except yaml.YAMLError:
-            return {}
-        return content if isinstance(content, dict) and {"base", "loss", "training"} <= content.keys() else {}
-
     def special_token(self, role: str) -> str | None:
         """Return the token that the files call eos, bos or pad; None if there is none."""
         key = f"{role}_token"
@@ -367,11 +319,7 @@ class Repository:
         return [], []
 
     def tensors(self, name: str) -> dict[str, list[int]]:
-        """Return names and shapes of a safetensors file's tensors from its header.
-
-        Raises:
-            InputError: the file is not a safetensors file.
-        """
+        """Return names and shapes of a safetensors file's tensors from its header."""
         with explained(f"{self.name}: the header of {name} cannot be read", "Download or save the file again."):
             if self.local:
                 with safe_open(self.folder / name, framework="np") as file:
@@ -392,10 +340,6 @@ class Repository:
         if index:
             return frozenset(index)
         return frozenset(self.tensors("model.safetensors")) if "model.safetensors" in self.files else frozenset()
-
-
-def _class(path: str) -> str:
-    return path.rpartition(".")[2]
 
 
 def _is_module(entry: object) -> bool:

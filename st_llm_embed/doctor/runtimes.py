@@ -16,9 +16,7 @@ from st_llm_embed.modules.layout import read_json
 if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
-
-Session = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
-"""From input_ids and attention_mask, shape (batch_size, seq_len), to vectors, shape (batch_size, dimension)."""
+    from tokenizers import Tokenizer
 
 
 class Embedding(NamedTuple):
@@ -39,23 +37,16 @@ def load_stock(folder: str | Path) -> SentenceTransformer:
     """Load a model with stock sentence-transformers, in float32 on the CPU.
 
     Raises:
-        InputError: it cannot be loaded, or it is an asymmetric pair.
+        InputError: it cannot be loaded.
     """
     import torch
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.base.modules import Router
 
     # A SentenceTransformer and its card refer to each other, so weights that nobody uses may still be in memory.
     gc.collect()
-    with explained(
-        f"The model {str(folder)!r} cannot be loaded", "Give the folder or Hub id of a sentence-transformers model."
-    ):
+    advice = "Give the folder or Hub id of a sentence-transformers model."
+    with explained(f"The model {str(folder)!r} cannot be loaded", advice):
         model = SentenceTransformer(str(folder), device="cpu")
-    if isinstance(model[0], Router):
-        raise InputError(
-            f"{str(folder)!r} is an asymmetric pair, a model for queries and another for documents. Verify each by "
-            "itself: the folder or Hub id of the query tower, and that of the model of the documents."
-        )
     cast_in_place(model, torch.float32)
     return model
 
@@ -92,102 +83,18 @@ def onnx_runtime(path: str | Path) -> Runtime:
     Raises:
         InputError: onnxruntime is not installed, or the file cannot be used.
     """
+    path = Path(path)
     try:
         import onnxruntime
     except ImportError:
-        raise _missing("onnxruntime", "onnx", path) from None
+        raise InputError(f"{path} needs onnxruntime. Install it: pip install 'st_llm_embed[onnx]'.") from None
     with _readable(path):
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-
-    def run(ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
-        [vectors] = session.run(["sentence_embedding"], {"input_ids": ids, "attention_mask": mask})
-        return np.asarray(vectors)
-
-    return _of_session(Path(path), run)
-
-
-def openvino_runtime(path: str | Path) -> Runtime:
-    """Run an .onnx file, or OpenVINO's .xml, with OpenVINO; as `onnx_runtime`."""
-    try:
-        import openvino
-    except ImportError:
-        raise _missing("openvino", "openvino", path) from None
-    with _readable(path):
-        # By default OpenVINO rounds to bfloat16 where the processor can.
-        model = openvino.compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return _of_session(
-        Path(path), lambda ids, mask: model({"input_ids": ids, "attention_mask": mask})["sentence_embedding"]
-    )
-
-
-def llama_cpp_runtime(path: str | Path, max_seq_length: int) -> Runtime:
-    """Run a .gguf file with llama.cpp and its own tokenizer, pooling as the file says.
-
-    llama.cpp does not cut texts so that EOS stays; longer ones are refused.
-
-    Args:
-        path: the file.
-        max_seq_length: longest text in tokens.
-
-    Raises:
-        InputError: llama-cpp-python is not installed, or the file cannot be used.
-    """
-    try:
-        from llama_cpp import Llama  # ty: ignore[import-not-found]
-    except ImportError:
-        raise InputError(
-            f"{path} is run with llama.cpp, and llama-cpp-python is not installed here. Install it (pip install "
-            "llama-cpp-python, in an environment of its own if need be), or serve the file with llama-server "
-            "--embedding and give its address."
-        ) from None
-    with _readable(path):
-        # A text has to fit into one physical batch.
-        size = {"n_ctx": max_seq_length, "n_batch": max_seq_length, "n_ubatch": max_seq_length}
-        llama = Llama(model_path=str(path), embedding=True, verbose=False, **size)
-
-    def embed(texts: Sequence[str]) -> list[Embedding]:
-        with _readable(path):
-            ids = [llama.tokenize(text.encode(), add_bos=True, special=True) for text in texts]
-            return [_by_llama(llama, own, max_seq_length) for own in ids]
-
-    return embed
-
-
-def _by_llama(llama: Any, ids: list[int], max_seq_length: int) -> Embedding:
-    if len(ids) > max_seq_length:
-        return Embedding(None, None, f"{len(ids)} tokens, and llama.cpp does not cut texts; the client has to")
-    # By itself `embed` does not parse special tokens, as llama-server does.
-    llama.tokenize = lambda *_, **__: ids
-    try:
-        vector = np.asarray(llama.embed("", normalize=False), dtype=np.float32)
-    finally:
-        del llama.tokenize
-    # llama-server normalises what it pools; a matrix is what comes of a file without a pooling type.
-    norm = float(np.linalg.norm(vector)) if vector.ndim == 1 else 1.0
-    return Embedding(ids, np.asarray(vector / (norm or 1.0), dtype=np.float32))
-
-
-def _of_session(path: Path, run: Session) -> Runtime:
-    """Make a runtime of a graph and the tokenizer files beside it."""
     folder = next((one for one in (path.parent, path.parent.parent) if (one / "tokenizer.json").is_file()), None)
     if folder is None:
-        raise InputError(
-            f"There is no tokenizer.json in the folder of {path} or the one above, so texts cannot be tokenized. Copy "
-            "that of the model there."
-        )
-    from tokenizers import Tokenizer
-
+        raise InputError(f"There is no tokenizer.json beside {path} or in the folder above. Copy that of the model.")
     with _readable(folder / "tokenizer.json"):
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        limit = _of(folder / "sentence_bert_config.json").get("max_seq_length")
-        if limit is not None:
-            tokenizer.enable_truncation(limit)
-        tokenizer.no_padding()
-        tokenizer.encode_special_tokens = _of(folder / "export.json").get("split_special_tokens", False)
-        settings = _of(folder / "tokenizer_config.json")
-    pad_token = settings.get("pad_token")
-    pad = tokenizer.token_to_id(pad_token["content"] if isinstance(pad_token, dict) else pad_token or "") or 0
-    is_left = settings.get("padding_side") == "left"
+        tokenizer, pad, is_left = _tokenizer_of(folder)
 
     def embed(texts: Sequence[str]) -> list[Embedding]:
         ids = [one.ids for one in tokenizer.encode_batch(list(texts))]
@@ -198,14 +105,69 @@ def _of_session(path: Path, run: Session) -> Runtime:
             place = slice(longest - len(own), longest) if is_left else slice(0, len(own))
             padded[row, place], mask[row, place] = own, 1
         with _readable(path):
-            vectors = run(padded, mask)
-        return [Embedding(own, np.asarray(vector, np.float32)) for own, vector in zip(ids, vectors, strict=True)]
+            [vectors] = session.run(["sentence_embedding"], {"input_ids": padded, "attention_mask": mask})
+        return [Embedding(own, vector) for own, vector in zip(ids, np.asarray(vectors, np.float32), strict=True)]
 
     return embed
 
 
-def _of(path: Path) -> dict[str, Any]:
-    return read_json(path) or {}
+def _tokenizer_of(folder: Path) -> tuple[Tokenizer, int, bool]:
+    """Return the tokenizer of an export, the id that pads, and whether it does so on the left."""
+    from tokenizers import Tokenizer
+
+    lengths, export, settings = (
+        read_json(folder / name) or {}
+        for name in ("sentence_bert_config.json", "export.json", "tokenizer_config.json")
+    )
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    if lengths.get("max_seq_length") is not None:
+        tokenizer.enable_truncation(lengths["max_seq_length"])
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = export.get("split_special_tokens", False)
+    pad = settings.get("pad_token")
+    number = tokenizer.token_to_id(pad["content"] if isinstance(pad, dict) else pad or "")
+    return tokenizer, number or 0, settings.get("padding_side") == "left"
+
+
+def llama_cpp_runtime(path: str | Path, max_seq_length: int) -> Runtime:
+    """Run a .gguf file with llama.cpp and its own tokenizer, pooling as the file says.
+
+    llama.cpp does not cut texts so that EOS stays; those of more than `max_seq_length` tokens are refused.
+
+    Raises:
+        InputError: llama-cpp-python is not installed, or the file cannot be used.
+    """
+    try:
+        from llama_cpp import Llama  # ty: ignore[import-not-found]
+    except ImportError:
+        raise InputError(
+            f"{path} is run with llama.cpp, and llama-cpp-python is not installed here. Install it, or serve the file "
+            "with llama-server --embedding and give its address."
+        ) from None
+    with _readable(path):
+        # A text has to fit into one physical batch.
+        size = {"n_ctx": max_seq_length, "n_batch": max_seq_length, "n_ubatch": max_seq_length}
+        llama = Llama(model_path=str(path), embedding=True, verbose=False, **size)
+
+    def embed(text: str) -> Embedding:
+        ids = llama.tokenize(text.encode(), add_bos=True, special=True)
+        if len(ids) > max_seq_length:
+            return Embedding(None, None, f"{len(ids)} tokens, and llama.cpp does not cut texts; the client has to")
+        # By itself `embed` does not parse special tokens, as llama-server does.
+        llama.tokenize = lambda *_, **__: ids
+        try:
+            vector = np.asarray(llama.embed("", normalize=False), dtype=np.float32)
+        finally:
+            del llama.tokenize
+        # llama-server normalises what it pools; a matrix is what comes of a file without a pooling type.
+        norm = float(np.linalg.norm(vector)) if vector.ndim == 1 else 1.0
+        return Embedding(ids, np.asarray(vector / (norm or 1.0), dtype=np.float32))
+
+    def embed_all(texts: Sequence[str]) -> list[Embedding]:
+        with _readable(path):
+            return [embed(text) for text in texts]
+
+    return embed_all
 
 
 def _readable(path: str | Path) -> Any:
@@ -213,10 +175,4 @@ def _readable(path: str | Path) -> Any:
         f"{path} cannot be used",
         "It has to be an embedding model with the inputs input_ids and attention_mask and the output "
         "sentence_embedding, or a .gguf file; export the model again.",
-    )
-
-
-def _missing(package: str, extra: str, path: str | Path) -> InputError:
-    return InputError(
-        f"{path} needs the package {package}, which is not installed. Install it: pip install 'st_llm_embed[{extra}]'."
     )

@@ -10,18 +10,13 @@ from urllib.parse import urlsplit
 import httpx2
 import numpy as np
 
-from st_llm_embed.api.exchange import ServiceLabels, read_api_key
+from st_llm_embed.api.exchange import read_api_key, read_vectors
 from st_llm_embed.doctor.runtimes import Embedding, Runtime
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import is_plain_address
 
-LABELS = ServiceLabels("embeddings", "--against", "--served-name", "--api-key-env")
-
 REFUSED = (400, 413, 422, 500)
 """A text, or a batch with it, is empty or too long for a server; llama.cpp says so with 500."""
-
-TIMEOUT_SECONDS = 300.0
-"""Longest wait for one answer."""
 
 
 def server_runtime(
@@ -57,13 +52,12 @@ class _Server:
         self._is_tei = url.endswith("/embed")
         self._root = url.removesuffix("/embed").removesuffix("/embeddings").removesuffix("/v1")
         self._url = url if self._is_tei else f"{self._root}/v1/embeddings"
-        self._max_seq_length, self._served_name = max_seq_length, served_name
-        self._has_ids = True
-        self._key = read_api_key(url, api_key_env, LABELS)
+        self._max_seq_length, self._served_name, self._has_ids = max_seq_length, served_name, True
+        self._key = read_api_key(url, api_key_env)
         headers = {"Authorization": f"Bearer {self._key}"}
         # Nothing is kept open between requests, so that nothing has to be closed.
         limits = httpx2.Limits(max_keepalive_connections=0)
-        self._http = httpx2.Client(timeout=TIMEOUT_SECONDS, headers=headers, limits=limits)
+        self._http = httpx2.Client(timeout=300.0, headers=headers, limits=limits)
 
     def __call__(self, texts: Sequence[str]) -> list[Embedding]:
         answer = self._vectors(texts)
@@ -74,12 +68,11 @@ class _Server:
             return [Embedding(self._ids(texts[0]), None, answer)]
         # One text that is empty or too long has the whole batch refused.
         alone = [self([text])[0] for text in texts]
-        taken = [place for place, one in enumerate(alone) if one.vector is not None]
-        if 1 < len(taken) < len(texts):
-            again = self([texts[place] for place in taken])
-            for place, one in zip(taken, again, strict=True):
-                alone[place] = one
-        return alone
+        taken = [text for text, one in zip(texts, alone, strict=True) if one.vector is not None]
+        if not 1 < len(taken) < len(texts):
+            return alone
+        again = iter(self(taken))
+        return [one if one.vector is None else next(again) for one in alone]
 
     def _vectors(self, texts: Sequence[str]) -> np.ndarray | str:
         """Return vectors, shape (number of texts, dimension), or why the server refuses the texts."""
@@ -91,15 +84,12 @@ class _Server:
         if status in REFUSED:
             return f"status {status}: {answer}"
         content = _json(answer)
-        if self._is_tei and isinstance(content, list):
-            data: Any = [{"embedding": one} for one in content]
-        else:
-            data = content.get("data") if isinstance(content, dict) else None
-        vectors = _read_vectors(data, len(texts))
-        if status != 200 or isinstance(vectors, str):
-            problem = vectors if status == 200 and isinstance(vectors, str) else f"status {status}: {answer}"
+        data = content.get("data") if isinstance(content, dict) else content
+        rows = [{"embedding": one} if self._is_tei else one for one in data] if isinstance(data, list) else []
+        vectors = read_vectors(rows, len(texts)) if status == 200 else f"status {status}: {answer}"
+        if isinstance(vectors, str):
             raise InputError(
-                f"{self._url} answers with {problem}. Give the address of a server of embeddings, ending in "
+                f"{self._url} answers with {vectors}. Give the address of a server of embeddings, ending in "
                 "/v1/embeddings or, for Text Embeddings Inference, in /embed; name the model with --served-name; put "
                 "the key into the variable that --api-key-env names."
             )
@@ -121,9 +111,8 @@ class _Server:
         # Each server takes the fields it knows: vLLM prompt, TEI inputs, llama.cpp content.
         body: dict[str, Any] = {"prompt": text, "inputs": text, "content": text}
         body |= {"add_special_tokens": True, "add_special": True, "parse_special": True}
-        if not self._is_tei:
-            body["model"] = self._model()
-        status, answer = self._post(f"{self._root}/tokenize", body)
+        model = {} if self._is_tei else {"model": self._model()}
+        status, answer = self._post(f"{self._root}/tokenize", body | model)
         if status in REFUSED:
             # This text alone; the others are asked for all the same.
             return None
@@ -162,19 +151,3 @@ def _token_ids(answer: Any) -> list[int] | None:
         return None
     ids = [one.get("id") if isinstance(one, dict) else one for one in tokens]
     return ids if all(isinstance(one, int) for one in ids) else None
-
-
-def _read_vectors(data: Any, count: int) -> np.ndarray | str:
-    """Read the vectors of an answer, shape (count, dimension); or say what is wrong with them."""
-    if not isinstance(data, list):
-        return "something that is not a list of vectors"
-    if len(data) != count:
-        return f"{len(data)} vectors for {count} texts"
-    try:
-        vectors = {one.get("index", place): np.asarray(one["embedding"], np.float32) for place, one in enumerate(data)}
-        stacked = np.stack([vectors[place] for place in range(count)])
-    except (AttributeError, LookupError, TypeError, ValueError):
-        return "something that is not one vector for each text"
-    if stacked.ndim != 2 or not stacked.size:
-        return "something that is not one vector for each text"
-    return stacked if np.isfinite(stacked).all() else "a vector that is not finite (NaN or infinity)"

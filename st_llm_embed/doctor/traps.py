@@ -23,12 +23,8 @@ class Trap(NamedTuple):
     """error where vectors will be wrong, or a library stops, somewhere; warning where they may be."""
 
 
-def _read() -> dict[str, Trap]:
-    text = files(__name__.rpartition(".")[0]).joinpath("traps.yaml").read_text(encoding="utf-8")
-    return {name: Trap(**trap) for name, trap in yaml.safe_load(text).items()}
-
-
-TRAPS = _read()
+_FILE = files("st_llm_embed.doctor").joinpath("traps.yaml")
+TRAPS = {name: Trap(**trap) for name, trap in yaml.safe_load(_FILE.read_text(encoding="utf-8")).items()}
 """By name, from traps.yaml. What they do to vectors was measured; docs/publishing.md has the table."""
 
 
@@ -46,7 +42,7 @@ class Finding:
 
     @property
     def severity(self) -> Severity:
-        """`error` or `warning`, of the trap."""
+        """That of the trap."""
         return TRAPS[self.trap].severity
 
     @property
@@ -83,18 +79,14 @@ class Reading:
     """What a library understands when it reads the repository; None where it does not say or does not matter."""
 
     reader: str
-    source: str
-    """The upstream file that this simulates."""
     refuses: str | None = None
-    """The error that the library stops with."""
+    """The file that the library stops at, a colon, and its error."""
     not_for: str | None = None
     """Why the library takes no model of this family as it is, whatever the repository holds."""
     pooling: str | None = None
-    normalize: bool | None = None
     max_length: int | None = None
     ends_with: str | None = None
     """The special token after each text; empty for none."""
-    lower_case: bool | None = None
 
     @property
     def reads(self) -> bool:
@@ -105,7 +97,6 @@ class Reading:
         """Say in one line what the library understands."""
         parts = {
             "pooling": self.pooling,
-            "normalised": None if self.normalize is None else ("yes" if self.normalize else "no"),
             "cuts at": self.max_length,
             "ends texts in": self.ends_with or ("nothing" if self.ends_with == "" else None),
         }

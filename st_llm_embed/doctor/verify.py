@@ -35,7 +35,6 @@ from st_llm_embed.doctor.runtimes import (
     llama_cpp_runtime,
     load_stock,
     onnx_runtime,
-    openvino_runtime,
     sentence_transformers_runtime,
 )
 from st_llm_embed.doctor.server import server_runtime
@@ -46,9 +45,6 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
-
-IN_FOLDERS = ("model.onnx", "onnx/model.onnx", "openvino_model.xml", "openvino/openvino_model.xml")
-"""Exports that are found in a folder."""
 
 LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, *(2**power for power in range(10, 16)))
 """Limits that servers have, in tokens."""
@@ -136,8 +132,8 @@ def verify(
 
     Args:
         model: a probe; or the model: a folder, a probe.json or a Hub id. Without a probe.json one is computed.
-        against: a runtime; or a folder or file (sentence-transformers, .onnx, OpenVINO's .xml, .gguf), or the address
-            of a server that embeds: OpenAI-compatible, or Text Embeddings Inference.
+        against: a runtime; or a folder or file (sentence-transformers, .onnx, .gguf), or the address of a server that
+            embeds: OpenAI-compatible, or Text Embeddings Inference.
         minimum_cosine: least cosine similarity of vectors that count as the same.
         weights: folder or Hub id of the model, whose weights are loaded to explain a difference; for a folder given as
             `model` it is that one.
@@ -202,17 +198,15 @@ def runtime_of(against: str | Path, probe: Probe) -> Runtime:
     if path.is_dir():
         if (path / "modules.json").is_file():
             return sentence_transformers_runtime(path)
-        path = next((path / name for name in IN_FOLDERS if (path / name).is_file()), path)
+        path = next((one for one in (path / "model.onnx", path / "onnx" / "model.onnx") if one.is_file()), path)
     if path.is_file() and path.suffix == ".onnx":
         return onnx_runtime(path)
-    if path.is_file() and path.suffix == ".xml":
-        return openvino_runtime(path)
     if path.is_file() and path.suffix == ".gguf" and probe.max_seq_length is not None:
         return llama_cpp_runtime(path, probe.max_seq_length)
     raise InputError(
         f"A model cannot be compared with {against}. Allowed are the folder of a sentence-transformers model, an "
-        ".onnx file, OpenVINO's .xml file, a .gguf file, and the address of a server, such as "
-        "http://localhost:8000/v1/embeddings or http://localhost:8080/embed."
+        ".onnx or .gguf file, and the address of a server, such as http://localhost:8000/v1/embeddings or "
+        "http://localhost:8080/embed."
     )
 
 

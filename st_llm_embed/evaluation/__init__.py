@@ -21,14 +21,5 @@ __all__ = [
     "held_out_evaluator",
     "load_held_out",
     "markdown_table",
-    "mteb_prompts",
     "write_report",
 ]
-
-
-def mteb_prompts() -> dict[str, str]:
-    """Return the prompts to save with a model for all MTEB text task types and the tasks that have an instruction."""
-    # Importing mteb takes seconds.
-    from st_llm_embed.evaluation.mteb_models import model_prompts
-
-    return model_prompts()

@@ -36,8 +36,6 @@ class HeldOut(NamedTuple):
     """Anchors under their instructions."""
     anchors: list[str]
     """The same without instructions."""
-    instructions: list[str]
-    """Of each query; empty where it has none."""
     documents: list[str]
     """Every distinct positive and negative."""
     positive: NDArray[np.int64]
@@ -74,9 +72,8 @@ def load_held_out(dataset_dir: Path, instructions: Instructions = "natural") -> 
     anchors = [row["anchor"] for row in rows]
     own = [instruction_of(instructions, row["instruction"], row["task_type"]) for row in rows]
     return HeldOut(
-        queries=[format_query(instruction, anchor) for instruction, anchor in zip(own, anchors, strict=True)],
+        queries=list(map(format_query, own, anchors)),
         anchors=anchors,
-        instructions=own,
         documents=documents,
         positive=np.array([index[row["positive"]] for row in rows]),
         negative=np.array([-1 if text is None else index[text] for text in negatives]),
@@ -86,29 +83,17 @@ def load_held_out(dataset_dir: Path, instructions: Instructions = "natural") -> 
 
 
 def evaluate_held_out(model: SentenceTransformer, rows: HeldOut, *, batch_size: int) -> Scores:
-    """Encode queries and documents once and score them.
-
-    Args:
-        model: any sentence-transformers model; documents are encoded as they are.
-        rows: what to score it on.
-        batch_size: texts per forward pass.
+    """Encode queries and documents once, by any sentence-transformers model, and score them.
 
     Raises:
         InputError: a vector is not finite.
     """
-    queries = _encode(model, rows.queries, batch_size)
-    documents = _encode(model, rows.documents, batch_size)
+    queries, documents = (_encode(model, texts, batch_size) for texts in (rows.queries, rows.documents))
     return score_held_out(rows, queries, documents)
 
 
 def score_held_out(rows: HeldOut, queries: NDArray[np.float32], documents: NDArray[np.float32]) -> Scores:
-    """Score vectors of the held-out rows.
-
-    Args:
-        rows: what was encoded.
-        queries: vectors of unit length, shape (queries, dimension).
-        documents: the same, shape (documents, dimension).
-    """
+    """Score vectors of the held-out rows: unit length, shapes (queries, dimension) and (documents, dimension)."""
     ranks = retrieval_ranks(queries, documents, rows.positive)
     positive_similarity = np.sum(queries * documents[rows.positive], axis=1)
     has_negative = rows.negative >= 0
@@ -160,7 +145,7 @@ def _encode(model: SentenceTransformer, texts: list[str], batch_size: int) -> ND
     broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(broken):
         raise InputError(
-            f"The vectors of {len(broken)} of {len(texts)} texts are not finite (NaN or infinity), the first that of "
+            f"The vectors of {len(broken)} of {len(texts)} texts are not finite, the first that of "
             f"{texts[broken[0]][:60]!r}. Training has diverged, or the numbers do not fit into float16: lower "
             "training.learning_rate, use bf16 instead of fp16, and train again."
         )
@@ -183,11 +168,7 @@ class HeldOutEvaluator(SentenceEvaluator):
     """Scores a model on held-out rows and mteb tasks; the trainer puts `eval_` before each name.
 
     With several processes the trainer calls it so that each encodes a share of the texts and all get the same scores.
-
-    Args:
-        rows: what to score it on.
-        tasks: functions that return the main score of an mteb task, by the name of the score.
-        batch_size: texts per forward pass.
+    `tasks` are functions that return the main score of an mteb task, by its name.
     """
 
     def __init__(
@@ -210,9 +191,9 @@ class HeldOutEvaluator(SentenceEvaluator):
         Raises:
             InputError: a vector is not finite.
         """
-        summary = evaluate_held_out(cast(SentenceTransformer, model), self.rows, batch_size=self.batch_size).summary
-        scores = {name: summary[name] for name in SCORES if summary[name] is not None}
         embedder = cast(LLMSentenceTransformer, model)
+        summary = evaluate_held_out(embedder, self.rows, batch_size=self.batch_size).summary
+        scores = {name: summary[name] for name in SCORES if summary[name] is not None}
         return scores | {name: score(embedder) for name, score in self.tasks.items()}
 
 
@@ -231,21 +212,17 @@ def held_out_evaluator(recipe: Recipe, dataset_dir: Path) -> HeldOutEvaluator | 
     tasks: dict[str, Callable[[LLMSentenceTransformer], float]] = {}
     if recipe.evaluation.tasks:
         # Importing mteb takes seconds.
-        from st_llm_embed.evaluation.mteb import TaskScore
+        from st_llm_embed.evaluation.mteb import task_score
 
-        tasks = {name: TaskScore(name, batch_size=batch_size) for name in recipe.evaluation.tasks}
+        tasks = {name: task_score(name, batch_size=batch_size) for name in recipe.evaluation.tasks}
     return HeldOutEvaluator(rows, tasks, batch_size=batch_size)
 
 
 def check_best_score(recipe: Recipe, task_types: Collection[str]) -> None:
-    """Check that held-out rows give the score by which the best checkpoint is chosen.
-
-    Args:
-        recipe: names the score.
-        task_types: of the held-out rows; sts only where such a row has a negative.
+    """Check that held-out rows of these task types (sts: with a negative) have the score that chooses a checkpoint.
 
     Raises:
-        InputError: they do not give it.
+        InputError: they do not have it.
     """
     metric = str(training_arguments(recipe, Path()).metric_for_best_model).removeprefix("eval_")
     needed = {"sts_triplet_accuracy": "sts", "bitext_accuracy": "bitext"}.get(metric)

@@ -9,7 +9,6 @@ import os
 import platform
 import shutil
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -22,14 +21,13 @@ import numpy as np
 import torch
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
 from mteb.cache import ResultCache
-from mteb.mocks import ALL_MOCK_TASK_TEST_GRID
-from mteb.mocks.mock_run import is_dependency_error
 from mteb.models import ModelMeta
 from sentence_transformers import SentenceTransformer
 
 from st_llm_embed.doctor.probe import CHECK_TEXTS, SIXTEEN_BIT_COSINE, cosines
 from st_llm_embed.errors import InputError, did_you_mean, explained
 from st_llm_embed.evaluation.mteb_models import LocalModel, Usage
+from st_llm_embed.evaluation.report import VERSIONS_SHOWN
 from st_llm_embed.evaluation.served import ServedModel
 from st_llm_embed.instructions import TaskPrompt
 from st_llm_embed.modules import LLMSentenceTransformer, check_eos
@@ -42,16 +40,7 @@ logger = logging.getLogger(__name__)
 
 EvaluatedModel = LocalModel | ServedModel
 
-PACKAGES = (
-    "st_llm_embed",
-    "mteb",
-    "sentence-transformers",
-    "transformers",
-    "torch",
-    "datasets",
-    "numpy",
-    "scikit-learn",
-)
+PACKAGES = (*VERSIONS_SHOWN, "mteb", "numpy", "scikit-learn")
 """Whose versions scores can depend on."""
 
 
@@ -66,12 +55,9 @@ class PlannedTask(NamedTuple):
 
 
 def resolve_tasks(names: Sequence[str], benchmark: str | None) -> list[AbsTask]:
-    """Find tasks by name, the cheapest first; the parts of an aggregate come before it.
+    """Find tasks, and those of a benchmark, by name, the cheapest first; the parts of an aggregate come before it.
 
-    Args:
-        names: names of mteb tasks; ``Tatoeba:fra-eng`` for one of its subsets, named again for another.
-        benchmark: name of an mteb benchmark, all of whose tasks are added. A task that is also in `names` is taken as
-            the benchmark has it.
+    ``Tatoeba:fra-eng`` is one subset of a task, which may be named again for another.
 
     Raises:
         InputError: there is no such task, subset or benchmark, a task is not about texts, or none is named.
@@ -82,11 +68,11 @@ def resolve_tasks(names: Sequence[str], benchmark: str | None) -> list[AbsTask]:
         subsets.setdefault(task_name, []).extend([subset] if subset else [])
     tasks = [_task(name, asked) for name, asked in subsets.items()]
     # Last, and so instead of a named one: a benchmark without some of its subsets is not that benchmark.
-    tasks += find_benchmark(benchmark).tasks if benchmark else []
+    tasks += _benchmark(benchmark).tasks if benchmark else []
     if not tasks:
         raise InputError(
-            "No tasks are given. Name some, --tasks STSBenchmark,Banking77Classification,Tatoeba:fra-eng, or a "
-            "benchmark, --benchmark 'MTEB(eng, v1)'."
+            "No tasks are given. Name some, --tasks STSBenchmark,Tatoeba:fra-eng, or a benchmark, --benchmark "
+            "'MTEB(eng, v1)'."
         )
     not_text = [task.metadata.name for task in tasks if set(task.metadata.modalities) != {"text"}]
     if not_text:
@@ -97,12 +83,7 @@ def resolve_tasks(names: Sequence[str], benchmark: str | None) -> list[AbsTask]:
     return [*sorted(single.values(), key=lambda task: text_count(task)[1] or math.inf), *aggregates.values()]
 
 
-def find_benchmark(name: str) -> mteb.Benchmark:
-    """Find a benchmark of mteb.
-
-    Raises:
-        InputError: there is none of this name.
-    """
+def _benchmark(name: str) -> mteb.Benchmark:
     try:
         return mteb.get_benchmark(name)
     except KeyError:
@@ -155,23 +136,16 @@ def _text_statistics(part: Any) -> Iterator[dict[str, Any]]:
             yield from _text_statistics(part[key])
 
 
-def preflight(model: EvaluatedModel, tasks: Sequence[AbsTask], *, batch_size: int) -> list[PlannedTask]:
+def preflight(model: EvaluatedModel, tasks: Sequence[AbsTask]) -> list[PlannedTask]:
     """Check a model before it is evaluated, and say what each task needs. A served model is not sent anything.
 
-    Args:
-        model: what is to be evaluated.
-        tasks: those that are still to be done.
-        batch_size: texts per forward pass.
-
     Raises:
-        InputError: texts do not end in EOS, vectors depend on what else is in a batch, or mteb's mock tasks of these
-            types fail.
+        InputError: texts do not end in EOS, or vectors depend on what else is in a batch.
     """
     if isinstance(model, LocalModel):
         if model.model.reads_last_token:
             check_eos(model.model)
         check_padding(model.model)
-        _check_mock_tasks(model, tasks, batch_size)
     planned = []
     for task in tasks:
         prompt, (texts, characters) = model.task_prompt(task.metadata), text_count(task)
@@ -197,25 +171,6 @@ def check_padding(model: SentenceTransformer) -> None:
             f"The vectors of a text alone and in a batch have a cosine of {worst:.4f}, under {SIXTEEN_BIT_COSINE}. "
             f"Padding (side {model.tokenizer.padding_side!r}) is not masked out, or the weights are broken: save the "
             "model with its padding side of training, and try float32."
-        )
-
-
-def _check_mock_tasks(model: LocalModel, tasks: Sequence[AbsTask], batch_size: int) -> None:
-    types = {task.metadata.type for task in tasks}
-    mocks = [one for one in ALL_MOCK_TASK_TEST_GRID if one.metadata.type in types and one.modalities == ["text"]]
-    if not mocks:
-        return
-    with warnings.catch_warnings():
-        # About scores on two texts.
-        warnings.simplefilter("ignore")
-        result = _run(model, mocks, batch_size, cache=None, raise_error=False)
-    for mock in mocks:
-        model.usage.pop(mock.metadata.name, None)
-    failed = [one for one in result.exceptions or [] if not is_dependency_error(one)]
-    if failed:
-        raise InputError(
-            f"mteb's mock task {failed[0].task_name} fails with this model: {failed[0].exception}. So would the tasks "
-            "of its type; nothing was evaluated."
         )
 
 
@@ -253,20 +208,11 @@ def evaluate(
     batch_size: int = 32,
     after_each: Callable[[Path], object] = lambda _: None,
 ) -> list[TaskResult]:
-    """Evaluate the tasks that have no scores of this model yet.
+    """Evaluate the tasks that have no scores of this model yet, and return the results of all.
 
     Scores are in mteb's own layout under ``results/``. What mteb does not keep (prompts, tokens, time) is written to
-    ``runs/<org__name>/<revision>/`` and, for the model that was evaluated last, to ``run.json``.
-
-    Args:
-        model: from `load_model`, or a `ServedModel`.
-        tasks: from `resolve_tasks`, or any mteb tasks.
-        output_dir: may hold the scores of other models.
-        batch_size: texts per forward pass or request.
-        after_each: is called with `output_dir` after each task.
-
-    Returns:
-        The results of all tasks, including those that were finished before.
+    ``runs/<org__name>/<revision>/`` and, for the model that was evaluated last, to ``run.json``. `after_each` is
+    called with `output_dir` after each task.
 
     Raises:
         InputError: the data of some tasks cannot be loaded; all others are finished then.
@@ -279,8 +225,7 @@ def evaluate(
         start = time.perf_counter()
         if name in todo:
             logger.info("%s", name)
-            problem = _load(task, without_data)
-            if problem:
+            if problem := _load(task, without_data):
                 without_data[name] = problem
                 logger.warning("%s is skipped: %s", name, problem)
                 continue
@@ -290,7 +235,6 @@ def evaluate(
             if not _parts(task):
                 task.unload_data()
             _record(output_dir, model, task, batch_size, round(time.perf_counter() - start, 1))
-            _show_run(output_dir, meta)
             after_each(output_dir)
         elif name not in _recorded(output_dir, meta):
             # A kill came between the scores and this record.
@@ -300,8 +244,7 @@ def evaluate(
         lines = "; ".join(f"{name}: {problem}" for name, problem in without_data.items())
         raise InputError(
             f"The data of {len(without_data)} of {len(tasks)} tasks cannot be loaded. {lines}. Go online, or set "
-            f"HF_TOKEN for private data, and run the command again: the {len(results)} finished tasks are kept in "
-            f"{output_dir}."
+            f"HF_TOKEN for private data, and run the command again: the {len(results)} finished tasks are kept."
         )
     return results
 
@@ -328,11 +271,10 @@ def _record(output_dir: Path, model: EvaluatedModel, task: AbsTask, batch_size: 
     """Write what mteb does not keep of a task; what is not known is null."""
     meta, name = model.mteb_model_meta, task.metadata.name
     usage = model.usage.get(name, Usage()) if seconds is not None else None
-    counts = asdict(usage) if usage else dict.fromkeys(("texts", "tokens", "truncated"))
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     record = {
         **model.task_prompt(task.metadata)._asdict(),
-        **counts,
+        **(asdict(usage) if usage else dict.fromkeys(("texts", "tokens", "truncated"))),
         "truncation_rate": usage.truncated / usage.texts if usage and usage.texts else None,
         "seconds": seconds,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -354,6 +296,7 @@ def _record(output_dir: Path, model: EvaluatedModel, task: AbsTask, batch_size: 
     part = path.with_name(f"{path.name}.part")
     part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     part.replace(path)
+    _show_run(output_dir, meta)
 
 
 def _recorded(output_dir: Path, meta: ModelMeta) -> dict[str, Any]:
@@ -374,31 +317,23 @@ def _run_path(output_dir: Path, meta: ModelMeta) -> Path:
     return output_dir / "runs" / meta.model_name_as_path() / str(meta.revision) / name
 
 
-class TaskScore:
-    """Scores models on one task while they train, with the paper's instructions; keeps the task's data.
-
-    Args:
-        name: of the task; ``Tatoeba:fra-eng`` for one subset.
-        batch_size: texts per forward pass.
+def task_score(name: str, *, batch_size: int) -> Callable[[LLMSentenceTransformer], float]:
+    """Return what scores models on one task while they train, with the paper's instructions; it keeps the task's data.
 
     Raises:
         InputError: of `scored_task`, or the data of the task cannot be loaded.
     """
+    task = scored_task(name)
+    advice = "Check the network, or take it out of evaluation.tasks."
+    with explained(f"The data of the task {name} cannot be loaded", advice):
+        task.load_data()
 
-    def __init__(self, name: str, *, batch_size: int) -> None:
-        self._task = scored_task(name)
-        self._batch_size = batch_size
-        with explained(
-            f"The data of the task {name} cannot be loaded", "Check the network, or take it out of evaluation.tasks."
-        ):
-            self._task.load_data()
-
-    def __call__(self, model: LLMSentenceTransformer) -> float:
-        """Return the task's main score."""
+    def score(model: LLMSentenceTransformer) -> float:
         meta = ModelMeta.create_empty(overwrites={"name": "local/in-training", "revision": "unsaved"})
         # Without a cache: no step may get the scores of another one.
-        result = _run(LocalModel(model, meta, "paper"), self._task, self._batch_size, cache=None)
-        return result.task_results[0].get_score()
+        return _run(LocalModel(model, meta, "paper"), task, batch_size, cache=None).task_results[0].get_score()
+
+    return score
 
 
 def scored_task(name: str) -> AbsTask:
@@ -410,7 +345,7 @@ def scored_task(name: str) -> AbsTask:
     *parts, task = resolve_tasks([name], None)
     if parts:
         raise InputError(
-            f"evaluation.tasks has {name}, which is the mean of {len(parts)} tasks, and a model that trains is scored "
-            f"on single ones. Name one of them, such as {parts[0].metadata.name}."
+            f"evaluation.tasks has {name}, which is the mean of {len(parts)} tasks. Name a single one, such as "
+            f"{parts[0].metadata.name}."
         )
     return task

@@ -103,12 +103,8 @@ class LocalModel(SentenceTransformerEncoderWrapper):
     ) -> None:
         """Wrap a loaded model; `load_model` loads one and finds its name.
 
-        Args:
-            model: any embedder.
-            meta: its name and revision, and what else changes its vectors.
-            prompt_mode: whose instructions a model gets that takes any. Under ``mteb`` all others keep the prompts
-                saved with them, as in plain mteb; under ``none`` no model gets any.
-            devices: where it runs; several share long lists of texts.
+        `prompt_mode` says whose instructions a model gets that takes any. Under ``mteb`` all others keep the prompts
+        saved with them, as in plain mteb; under ``none`` no model gets any. Several devices share long lists of texts.
         """
         super().__init__(model)
         self.mteb_model_meta, self.prompt_mode = meta, prompt_mode
@@ -150,21 +146,17 @@ class LocalModel(SentenceTransformerEncoderWrapper):
         **kwargs: Any,
     ) -> Array:
         """Encode the texts of a task as mteb asks for it; shape (number of texts, dimension)."""
+        prompt = self.task_prompt(task_metadata)
         if not self._keeps_its_prompts:
-            self.model_prompts = prompts_by_key(task_metadata, self.task_prompt(task_metadata))
+            self.model_prompts = prompts_by_key(task_metadata, prompt)
         texts = [text for batch in inputs for text in batch["text"]]
-        self._count(task_metadata.name, texts, self._prompt(task_metadata, prompt_type))
+        before = prompt.document if prompt_type == PromptType.document else prompt.query
+        self._count(task_metadata.name, texts, before)
         if len(self._devices) > 1 and len(texts) >= POOL_FROM:
             # Kept open: every process loads the model, and a task can ask hundreds of times.
             self._pool = self._pool or self.model.start_multi_process_pool(self._devices)
             kwargs["pool"] = self._pool
         return super().encode(inputs, task_metadata=task_metadata, prompt_type=prompt_type, **kwargs)
-
-    def _prompt(self, metadata: TaskMetadata, side: PromptType | None) -> str:
-        if self._keeps_its_prompts:
-            return self._saved_prompt(metadata, side)
-        # Some symmetric tasks of mteb have a document side as well.
-        return "" if side == PromptType.document else self.task_prompt(metadata).query
 
     def _saved_prompt(self, metadata: TaskMetadata, side: PromptType | None) -> str:
         """Return the prompt that mteb looks up, or else sentence-transformers' default."""
@@ -198,7 +190,7 @@ def load_model(
     max_seq_length: int | None = None,
     devices: Sequence[str] = (),
 ) -> LocalModel:
-    """Load a model and find the name under which its scores are kept.
+    """Load a model by Hub id or from a local folder, and find the name under which its scores are kept.
 
     That is Hub id and commit, or for a local folder ``local/<folder>`` and a hash of its content.
 
@@ -207,7 +199,7 @@ def load_model(
         prompts: whose instructions it gets.
         revision: branch, tag or commit of a Hub model.
         max_seq_length: longest text in tokens, special ones included; None for the model's own.
-        devices: where it runs, such as ``cuda:0``; none for the best there is.
+        devices: where it runs; none for the best there is.
 
     Raises:
         InputError: there is no such model, it is not an embedder, it cannot be made to end texts with EOS, it takes
@@ -216,24 +208,18 @@ def load_model(
     folder = Path(name_or_path)
     if folder.is_dir() and revision is not None:
         raise InputError(f"{name_or_path} is a local folder, which has no revision {revision!r}. Omit --revision.")
+    advice = "Give the folder or the Hub id of a sentence-transformers model, and a device that is there."
     # A typing error in a path must not become a question to the Hub.
     if not folder.is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name_or_path):
-        raise InputError(
-            f"There is no model folder {name_or_path!r}. Give the folder of a saved sentence-transformers model, or a "
-            "Hub id, org/name."
-        )
-    with explained(
-        f"The model {name_or_path!r} cannot be loaded",
-        "Give the Hub id of a sentence-transformers model or the folder of a saved one, and a device that is there.",
-    ):
+        raise InputError(f"There is no model folder {name_or_path!r}. {advice}")
+    with explained(f"The model {name_or_path!r} cannot be loaded", advice):
         model = LLMSentenceTransformer(name_or_path, revision=revision, device=devices[0] if devices else None)
     if max_seq_length is not None:
         _shorten(model, max_seq_length)
     if prompts == "paper" and not takes_instructions(model):
         raise InputError(
             f"The model {name_or_path!r} takes no instructions: it is not a decoder with last-token pooling, and no "
-            "prompt saved with it begins with 'Instruct: '. Give --prompts mteb for the prompts saved with it, or "
-            "--prompts none."
+            "saved prompt begins with 'Instruct: '. Give --prompts mteb for its own prompts, or --prompts none."
         )
     name, commit = model_identity(name_or_path, revision=revision)
     similarity = {"cosine": ScoringFunction.COSINE, "dot": ScoringFunction.DOT_PRODUCT}
@@ -272,8 +258,8 @@ def _shorten(model: LLMSentenceTransformer, max_seq_length: int) -> None:
     tokenizer = model.tokenizer
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise InputError(
-            f"--max-seq-length is {max_seq_length}, but this model reads texts by a {type(tokenizer).__name__}, not "
-            "by a tokenizer of transformers, and cannot cut them. Omit --max-seq-length."
+            f"--max-seq-length is {max_seq_length}, but this model reads texts by a {type(tokenizer).__name__}, which "
+            "cannot cut them. Omit --max-seq-length."
         )
     least = tokenizer.num_special_tokens_to_add() + 1
     most = getattr(cast(Any, model[0]).config.get_text_config(), "max_position_embeddings", None)

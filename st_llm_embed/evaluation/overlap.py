@@ -11,7 +11,7 @@ import json
 import logging
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -38,7 +38,7 @@ CHANCE = 0.01
 insignificant. Proverbs and stock phrases are long enough not to count as low-entropy."""
 
 EXAMPLES = 5
-"""At most this many of the test texts that were found are shown for each part of a task."""
+"""Test texts shown for each part of a task."""
 
 # Attributes of mteb's task classes that name the columns a model reads, for all types but bitext mining.
 _COLUMN_ATTRIBUTES = ("column_names", *(f"{which}_column_name" for which in ("input", "input1", "input2", "text")))
@@ -75,7 +75,7 @@ class TrainedOn(NamedTuple):
     tasks: frozenset[str]
     """mteb's tasks of the sources that are known."""
     unknown: tuple[str, ...]
-    """Keys of the recipe, with their values, that name data whose tasks do not follow from the recipe."""
+    """Keys of the recipe, with their values, that name other data."""
 
 
 class TaskOverlap(NamedTuple):
@@ -85,13 +85,12 @@ class TaskOverlap(NamedTuple):
     part: Part
     texts: int
     exact: int
-    """Of them in the training set, up to case, spacing and punctuation."""
+    """In the training set up to case, spacing and punctuation."""
     one_word_edit: int
-    """Of them in the training set up to one word."""
     low_entropy: int
-    """Of them in the training set in either way, but too short to say that they were taken from there."""
+    """In the training set in either way, but too short to say that they were taken from there."""
     training_sets: dict[str, int]
-    """Where the exact ones and those up to one word are: configs of the training set, or its file."""
+    """Counts of exact and one-word edits by config of the training set, or by its file."""
     examples: list[str]
 
 
@@ -102,8 +101,7 @@ class Overlap(NamedTuple):
     not_compared: dict[str, str]
     """Tasks whose texts could not be loaded, and why."""
     training_datasets: list[str]
-    """Entries for mteb: tasks of the recipe's sources, and those of whose queries or texts more than `CHANCE` are in
-    the training set."""
+    """For mteb: tasks of the recipe's sources, and those with more than `CHANCE` of their queries or texts found."""
 
 
 def trained_on(recipe: Recipe) -> TrainedOn:
@@ -181,21 +179,16 @@ def overlap_json(overlap: Overlap) -> str:
 
 def _training_files(dataset: str) -> list[Path]:
     path = rows_file(EMBEDDED) if dataset == EMBEDDED else Path(dataset)
-    if path.is_dir():
-        parts = [part for part in (path / "dataset", path / "sources") if part.is_dir()] or [path]
-        files = sorted(file for part in parts for file in part.glob("*/train.parquet"))
-        if not files:
-            raise InputError(
-                f"{path} holds no training set: there is no <config>/train.parquet in it, nor in a folder dataset or "
-                "sources below. Give the folder of a run, its dataset, or a .jsonl or .parquet file."
-            )
-        return files
-    if not path.is_file() or path.suffix not in (".jsonl", ".parquet"):
+    parts = [part for part in (path / "dataset", path / "sources") if part.is_dir()] or [path]
+    files = sorted(file for part in parts for file in part.glob("*/train.parquet"))
+    if path.is_file() and path.suffix in (".jsonl", ".parquet"):
+        files = [path]
+    if not files:
         raise InputError(
-            f"{shown(dataset)} is not a training set. Give the folder of a run, a dataset's folder, a .jsonl or "
-            f".parquet file of rows with anchor and positive, or {EMBEDDED}, the rows inside the package."
+            f"{shown(dataset)} is not a training set. Give the folder of a run, a dataset's folder with "
+            f"<config>/train.parquet, a .jsonl or .parquet file with anchor and positive, or {EMBEDDED}."
         )
-    return [path]
+    return files
 
 
 def _row_texts(file: Path) -> Iterator[str]:
@@ -258,7 +251,7 @@ def _test_texts(task: AbsTask) -> Iterator[tuple[Part, str]]:
 
 
 def _splits(dataset: Mapping[str, Any], names: Sequence[str]) -> Iterator[Any]:
-    """Find the test splits in {subset: {split: ...}} or {split: ...}."""
+    """Yield the test splits of {subset: {split: ...}} or {split: ...}."""
     for name, part in dataset.items():
         if name in names and (isinstance(part, Dataset) or "corpus" in part):
             yield part
@@ -268,17 +261,16 @@ def _splits(dataset: Mapping[str, Any], names: Sequence[str]) -> Iterator[Any]:
 
 def _split_texts(task: AbsTask, split: Any) -> Iterator[tuple[Part, str]]:
     if isinstance(split, Dataset):
-        named: set[str] = set()
-        for attribute in _COLUMN_ATTRIBUTES:
-            value: str | Iterable[str] = getattr(task, attribute, ())
-            named |= {value} if isinstance(value, str) else set(value)
+        values = [getattr(task, attribute, ()) for attribute in _COLUMN_ATTRIBUTES]
+        named = {name for value in values for name in ((value,) if isinstance(value, str) else value)}
         # All columns where the task's class names none that the model reads; a label does no harm there.
         columns = [name for name in split.column_names if name in named] or split.column_names
         for record in split.select_columns(columns):
             yield from (("texts", text) for text in strings_in(record))
         return
-    for part in ("queries", "documents"):
-        for record in split["queries" if part == "queries" else "corpus"]:
+    sides: tuple[tuple[Part, str], ...] = (("queries", "queries"), ("documents", "corpus"))
+    for part, name in sides:
+        for record in split[name]:
             texts = {name: value for name, value in record.items() if name not in ("id", "_id")}
             yield from ((part, text) for text in strings_in(texts))
             if part == "documents" and record.get("title") and record.get("text"):

@@ -16,8 +16,6 @@ from st_llm_embed.evaluation.held_out import Scores
 
 # Okabe-Ito, distinguished by colour-blind readers and in grey print.
 BEFORE, AFTER, POSITIVE, NEGATIVE = "#9aa5b1", "#0072b2", "#009e73", "#d55e00"
-LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
@@ -39,13 +37,7 @@ def plot_loss(log: list[dict[str, Any]], path: Path) -> None:
 
 
 def plot_scores(log: list[dict[str, Any]], labels: dict[str, str], path: Path) -> None:
-    """Draw the held-out scores over steps to a PNG file.
-
-    Args:
-        log: the trainer's.
-        labels: what to call each score, by its name; those that the log does not have are omitted.
-        path: of the picture.
-    """
+    """Draw those of the labelled scores that the trainer's log has, over steps, to a PNG file."""
     with figure(path, width=7, columns=1) as [axes]:
         for (name, label), colour in zip(labels.items(), (AFTER, BEFORE, POSITIVE, NEGATIVE), strict=True):
             points = [(entry["step"], entry[f"eval_{name}"]) for entry in log if f"eval_{name}" in entry]
@@ -67,8 +59,8 @@ def plot_before_after(before: dict[str, Any], after: dict[str, Any], path: Path)
         },
     }
     accuracy = {
-        "STS triplets": (before["sts_triplet_accuracy"], after["sts_triplet_accuracy"]),
-        "bitext": (before["bitext_accuracy"], after["bitext_accuracy"]),
+        label: (before[name], after[name])
+        for label, name in (("STS triplets", "sts_triplet_accuracy"), ("bitext", "bitext_accuracy"))
     }
     with figure(path, width=11, columns=2, width_ratios=(len(retrieval), len(accuracy) + 1)) as [left, right]:
         _bars(left, retrieval)
@@ -112,11 +104,10 @@ def figure(
     rows: int = 1,
     columns: int = 1,
     width_ratios: tuple[float, ...] | None = None,
-    height_ratios: tuple[float, ...] | None = None,
 ) -> Generator[list[Axes]]:
-    """Yield the axes of a new figure, row by row; the figure is saved as PNG when the block ends. Sizes in inches."""
+    """Yield the axes of a new figure, row by row, and save it as PNG when the block ends. Sizes in inches."""
     with mpl.rc_context(STYLE):
         drawn = Figure(figsize=(width, height), layout="constrained")
-        axes = drawn.subplots(rows, columns, width_ratios=width_ratios, height_ratios=height_ratios, squeeze=False)
+        axes = drawn.subplots(rows, columns, width_ratios=width_ratios, squeeze=False)
         yield axes.ravel().tolist()
         drawn.savefig(path, dpi=130)

@@ -96,6 +96,7 @@ def _training_facts(recipe: Recipe, log: list[dict[str, Any]]) -> dict[str, Any]
 
 def _markdown(recipe: Recipe, report: dict[str, Any], before: Scores, after: Scores) -> str:
     training = report["training"]
+    losses = "" if training["first_loss"] is None else "loss {first_loss:.2f} to {last_loss:.2f}, ".format(**training)
     sections = [
         f"# {recipe.name}: before and after training",
         recipe.description,
@@ -110,32 +111,21 @@ def _markdown(recipe: Recipe, report: dict[str, Any], before: Scores, after: Sco
         markdown_table(
             ("", "queries", "nDCG@10 before", "after", "recall@1 before", "after"),
             [
-                (
-                    name,
-                    f"{old['retrieval_queries']:,}",
-                    *(
-                        f"{scores[f'retrieval_{key}']:.3f}"
-                        for key in ("ndcg_at_10", "recall_at_1")
-                        for scores in (old, new)
-                    ),
-                )
+                _part_row(name, old, after.summary[group][name])
                 for group in ("by_task_type", "by_language")
                 for name, old in before.summary[group].items()
                 if old["retrieval_queries"]
-                for new in (after.summary[group][name],)
             ],
         ),
         "## Similarities",
-        "Training should push the two apart: to the right the texts that belong to the query, to the left the hard "
-        "negatives that only look as if they did.",
+        "Training should push positives to the right and hard negatives to the left.",
         "![Cosine similarity of positives and hard negatives](similarity.png)",
-        f"Mean cosine similarity to the query: {_similarities(before, after)}.",
         "## Training",
         "![Loss by step](loss.png)",
         f"The last of {len(recipe.stages)} stages ({', '.join(stage.name for stage in recipe.stages)}):"
         if recipe.stages
         else "",
-        f"{training['steps']} steps, {training['epochs']:.2f} epochs, {_losses(training)}"
+        f"{training['steps']} steps, {training['epochs']:.2f} epochs, {losses}"
         f"{training['seconds']:.0f} s on {report['hardware']}. Seed {recipe.seed}.",
     ]
     if training["best_step"] is not None:
@@ -146,10 +136,7 @@ def _markdown(recipe: Recipe, report: dict[str, Any], before: Scores, after: Sco
             f"({training['best_score']:.3f}); the model has the weights of step {training['kept_step']}.",
         ]
         if metric in HEADLINES and training["kept_step"] == training["best_step"] != training["steps"]:
-            sections.append(
-                "The step was chosen by the held-out rows, so that their scores after training are a little better "
-                "than those of rows that chose nothing."
-            )
+            sections.append("The step was chosen by the held-out rows, which favours their scores after training.")
     if recipe.publishing.limitations:
         sections += ["## Known limits", "\n".join(f"- {limitation}" for limitation in recipe.publishing.limitations)]
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
@@ -157,28 +144,17 @@ def _markdown(recipe: Recipe, report: dict[str, Any], before: Scores, after: Sco
     return "\n\n".join(filter(None, sections)) + "\n"
 
 
+def _part_row(name: str, before: dict[str, Any], after: dict[str, Any]) -> tuple[str, ...]:
+    scores = (one[f"retrieval_{key}"] for key in ("ndcg_at_10", "recall_at_1") for one in (before, after))
+    return name, f"{before['retrieval_queries']:,}", *(f"{score:.3f}" for score in scores)
+
+
 def _spread(similarity: NDArray[np.float32]) -> dict[str, float | int] | None:
-    """Say between which cosines nearly all pairs are; None where there are no pairs."""
+    """Return between which cosines nearly all pairs are; None where there are no pairs."""
     if not len(similarity):
         return None
     low, median, high = np.quantile(similarity.astype(np.float64), (0.05, 0.5, 0.95))
     return {"p5": float(low), "median": float(median), "p95": float(high), "pairs": len(similarity)}
-
-
-def _similarities(before: Scores, after: Scores) -> str:
-    groups = {
-        "positives": (before.positive_similarity, after.positive_similarity),
-        "hard negatives": (before.negative_similarity, after.negative_similarity),
-    }
-    return ", ".join(
-        f"{name} {old.mean():.3f} before and {new.mean():.3f} after" for name, (old, new) in groups.items() if len(old)
-    )
-
-
-def _losses(training: dict[str, Any]) -> str:
-    if training["first_loss"] is None:
-        return ""
-    return f"loss {training['first_loss']:.2f} to {training['last_loss']:.2f}, "
 
 
 def markdown_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from hashlib import blake2b
 from itertools import count
 from pathlib import Path
@@ -19,7 +20,7 @@ from mteb.models.openai_wrappers import OpenAIAPIEncodeWrapper
 from numpy.typing import NDArray
 
 from st_llm_embed.api.budget import Cost, SpendingLimit, shipped_prices, token_count
-from st_llm_embed.api.exchange import ServiceLabels, read_api_key, read_vectors
+from st_llm_embed.api.exchange import read_api_key, read_vectors
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.evaluation.mteb_models import Usage, experiment, prompts_by_key, task_prompt
 from st_llm_embed.instructions import PromptMode, TaskPrompt
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 KEY = "OPENAI_API_KEY"
 """Environment variable that holds the key."""
-LABELS = ServiceLabels("embeddings", "--base-url", "MODEL", KEY)
 ATTEMPTS = 8
 """Of one request, with pauses of 1, 2, 4, ... and at most 60 seconds between them."""
 TOKENS_AROUND_A_TEXT = 2
@@ -52,9 +52,9 @@ class ServedModel(OpenAIAPIEncodeWrapper):
         base_url: address of the API, such as `https://api.openai.com/v1`.
         model: as the server names it.
         prompt_mode: whose instructions it gets.
-        output_dir: vectors and what they cost are kept in its folder `served`.
-        max_usd: most to spend over all runs in `output_dir`.
-        max_tokens: most tokens to send over all of them.
+        output_dir: vectors and what they cost are kept in its folder `served`; limits are over all runs in it.
+        max_usd: most to spend.
+        max_tokens: most tokens to send.
         max_seq_length: sent as `truncate_prompt_tokens`, by which vLLM cuts texts.
         sleep: waits for seconds between attempts.
 
@@ -80,21 +80,15 @@ class ServedModel(OpenAIAPIEncodeWrapper):
             # Not shown: it may hold a secret.
             raise InputError(
                 "--base-url has to begin with http:// or https:// and must not hold a user, password, query or "
-                f"fragment, since it is written to the report; the key goes into {KEY}."
+                f"fragment; the key goes into {KEY}."
             )
         url, price = urlsplit(base_url), shipped_prices().get(model)
         own = url.hostname in ("localhost", "127.0.0.1", "::1")
         if price is None and (max_usd is not None or (max_tokens is None and not own)):
             raise InputError(f"No price is known for {model}, so its cost cannot be limited. Give --max-tokens alone.")
-        super().__init__(
-            base_url,
-            model,
-            read_api_key(base_url, KEY, LABELS),
-            max_retries=1,
-            max_length=max_seq_length,
-            modalities=["text"],
-            use_chat_template=False,
-        )
+        key = read_api_key(base_url, KEY)
+        options: dict[str, Any] = {"max_retries": 1, "modalities": ["text"], "use_chat_template": False}
+        super().__init__(base_url, model, key, max_length=max_seq_length, **options)
         served = f"{self.endpoint_url} {model} {max_seq_length}"
         self.mteb_model_meta = ModelMeta.create_empty(
             {
@@ -141,8 +135,7 @@ class ServedModel(OpenAIAPIEncodeWrapper):
         """Return the vectors of the texts of a task, shape (number of texts, dimension); zeros for blank texts.
 
         Raises:
-            InputError: the limit is reached, the server refuses a text or does not answer, or its answer is not
-                vectors of the same model as before.
+            InputError: the limit is reached, or the server does not answer with vectors of the same model as before.
         """
         self.prompts_dict = self.model_prompts = prompts_by_key(task_metadata, self.task_prompt(task_metadata))
         self.usage.setdefault(task_metadata.name, Usage()).texts += len(inputs.dataset)
@@ -156,7 +149,7 @@ class ServedModel(OpenAIAPIEncodeWrapper):
             if before.shape != now.shape or before @ now < SAME_MODEL * np.linalg.norm(before) * np.linalg.norm(now):
                 raise InputError(
                     f"{self.endpoint_url} serves another model as {self.model_name!r} than the one whose vectors are "
-                    f"in {self._kept.path}. Scores of two models must not be mixed: choose another --output-dir."
+                    f"in {self._kept.path}. Choose another --output-dir."
                 )
             self._dimension = len(now)
         wanted = [text for text in dict.fromkeys(texts) if text.strip()]
@@ -192,9 +185,9 @@ class ServedModel(OpenAIAPIEncodeWrapper):
         vectors = read_vectors(answer.get("data") or [], len(texts))
         if isinstance(vectors, str) or self._dimension not in (0, vectors.shape[1]):
             what = vectors if isinstance(vectors, str) else f"vectors of dimension {vectors.shape[1]}"
+            wanted = f"one vector for each text{f', of dimension {self._dimension}' if self._dimension else ''}"
             raise InputError(
-                f"{self.endpoint_url} (model {self.model_name!r}) answers with {what}; expected is one vector for "
-                f"each text{f', of dimension {self._dimension} as before' if self._dimension else ''}. {KEPT}"
+                f"{self.endpoint_url} (model {self.model_name!r}) answers with {what}; expected is {wanted}. {KEPT}"
             )
         counted = token_count(answer.get("usage"), "prompt_tokens")
         found = dict(zip(texts, vectors, strict=True))
@@ -202,11 +195,7 @@ class ServedModel(OpenAIAPIEncodeWrapper):
         return found
 
     def _pause(self, reason: str, request: int, attempt: int) -> None:
-        """Wait before the next attempt.
-
-        Raises:
-            InputError: the server refuses the request, or there have been enough attempts.
-        """
+        """Wait before the next attempt, or raise InputError: the server refuses, or these were enough attempts."""
         status = re.match(r"Server rejected request to \S+ \((\d+)\)|", reason)[1]  # ty: ignore[not-subscriptable]
         if status:
             self._kept.end(request, Cost(0, 0.0), {})  # not billed
@@ -228,7 +217,6 @@ class VectorStore:
 
     def __init__(self, path: Path, served: str) -> None:
         self.path, self._served = path, served.encode()
-        self._opened: sqlite3.Connection | None = None
 
     def spent(self) -> Cost:
         """Return the cost of all requests of this file, whatever served them."""
@@ -259,22 +247,25 @@ class VectorStore:
 
     def close(self) -> None:
         """Close the file; until then no other process can open it."""
-        if self._opened is not None:
-            self._opened.close()
-            self._opened = None
+        if "_database" in self.__dict__:
+            self._database.close()
+            del self._database
+
+    @cached_property
+    def _database(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        database = sqlite3.connect(self.path, timeout=0)
+        database.execute("PRAGMA locking_mode = EXCLUSIVE")
+        database.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB)")
+        database.execute("CREATE TABLE IF NOT EXISTS requests (tokens INTEGER, usd REAL)")
+        return database
 
     @contextmanager
     def _transaction(self) -> Generator[sqlite3.Connection]:
         advice = "End other runs in this folder, make room on the disk, or move a damaged file away and pay again."
         with explained(f"The vectors in {self.path} cannot be read or written", advice):
-            if self._opened is None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._opened = sqlite3.connect(self.path, timeout=0)
-                self._opened.execute("PRAGMA locking_mode = EXCLUSIVE")
-                self._opened.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB)")
-                self._opened.execute("CREATE TABLE IF NOT EXISTS requests (tokens INTEGER, usd REAL)")
-            with self._opened:
-                yield self._opened
+            with self._database as database:
+                yield database
 
     def _key(self, text: str) -> bytes:
         return blake2b(self._served + b"\0" + text.encode(errors="surrogatepass"), digest_size=16).digest()

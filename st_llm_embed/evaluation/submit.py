@@ -1,7 +1,7 @@
 """A submission to the MTEB leaderboard: mteb's mock-run and submit-results with an entry that a recipe fills.
 
 One pull request adds the model to embeddings-benchmark/mteb, the other its scores to embeddings-benchmark/results.
-Nothing is sent unless `open_pull_request` is called.
+Nothing is sent; mteb's `submit-results` does that with the folder that is written here.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import mteb
 from huggingface_hub import HfApi, hf_hub_download
@@ -22,7 +21,7 @@ from mteb.models.instruct_wrapper import InstructSentenceTransformerModel
 from mteb.results import TaskResult
 
 from st_llm_embed.errors import InputError, explained, shown
-from st_llm_embed.evaluation.overlap import trained_on
+from st_llm_embed.evaluation.overlap import TrainedOn, trained_on
 from st_llm_embed.evaluation.report import markdown_table
 from st_llm_embed.instructions import INSTRUCTION_TEMPLATE
 from st_llm_embed.recipe import Recipe
@@ -39,18 +38,24 @@ REQUIRED_FIELDS = {
 }
 """Fields that reviewers ask for and that can be empty, each with what fills it."""
 
+IMPORTS = f"""\
+from {InstructSentenceTransformerModel.__module__} import InstructSentenceTransformerModel
+from mteb.models.model_meta import ModelMeta, ScoringFunction
+"""
+
 MOCK_RUN_FILE = "mteb_mock_run_results.md"
 """The name that mteb asks for."""
 
+BY_HAND = f"""
+## By hand
 
-class Submission(NamedTuple):
-    """What was prepared."""
-
-    folder: Path
-    entry: ModelMeta
-    tasks: list[str]
-    missing: list[str]
-    """What has to be fixed before a pull request makes sense."""
+- [ ] Compare the training set with the test texts: st-llm-embed contamination.
+- [ ] Open the pull request to embeddings-benchmark/mteb: copy {{python}} into mteb/models/model_implementations and \
+{MOCK_RUN_FILE} into the root of a fork, and run `make lint` there.
+- [ ] Then that to embeddings-benchmark/results: `mteb submit-results --output-folder {{folder}} --create-pr`.
+- [ ] Disclose in both what the model was trained on, and scores of it that are published elsewhere.
+- [ ] Private tasks (RTEB) are run by the maintainers: open an evaluation request at embeddings-benchmark/mteb.
+"""
 
 
 def prepare_submission(
@@ -59,15 +64,18 @@ def prepare_submission(
     *,
     declared: Sequence[str] | None = None,
     contamination: Path | None = None,
-) -> Submission:
-    """Write what a submission needs to ``<results_dir>/submission/<org__name>/<commit>``; the mock run is made once.
+) -> Path:
+    """Write what a submission needs, and a checklist.md; the mock run is made once.
 
     Args:
         name: of the model on the Hub.
         results_dir: where `evaluate` wrote, with mteb's prompts.
-        declared: mteb's tasks that the model was trained on besides those of the recipe's known sources; all that
-            there are. None: the recipe's known sources are all.
+        declared: all of mteb's tasks that it was trained on besides those of the recipe's known sources; None: no
+            others, unless the recipe has sources that are not known.
         contamination: output of `st-llm-embed contamination --json`, to be disclosed.
+
+    Returns:
+        The folder, ``<results_dir>/submission/<org__name>/<commit>``.
 
     Raises:
         InputError: the model is not a public commit on the Hub, or no score can be submitted.
@@ -75,56 +83,26 @@ def prepare_submission(
     revision = _evaluated_revision(name, results_dir)
     scores = results_dir / "results" / name.replace("/", "__") / revision
     results, dropped = _choose(scores)
-    with explained("--trained-on", "`mteb available-tasks` lists the names."):
-        told = {mteb.get_task(one).metadata.name for one in declared or () if one != "none"}
-    if contamination is not None:
-        advice = "Write one: st-llm-embed contamination RUN --json > FILE."
-        with explained(f"{contamination} is not a contamination analysis", advice):
-            told |= set(json.loads(contamination.read_text(encoding="utf-8"))["training_datasets"])
+    tasks = _named_tasks(declared, contamination)
     _check_on_hub(name, revision)
     path = _file(name, revision, "recipe.yaml")
     recipe = Recipe.load(str(path)) if path else None
-    known = trained_on(recipe) if recipe is not None else None
-    certain = declared is not None or (known is not None and not known.unknown)
-    entry = _leaderboard_entry(name, revision, recipe, told | (known.tasks if known else set()) if certain else None)
+    known = trained_on(recipe) if recipe else TrainedOn(frozenset(), ("the training data, since there is no recipe",))
+    certain = declared is not None or not known.unknown
+    entry = _leaderboard_entry(name, revision, recipe, tasks | known.tasks if certain else None)
     folder = results_dir / "submission" / name.replace("/", "__") / revision
     empty = [key for key in REQUIRED_FIELDS if getattr(entry, key) in (None, [])]
     missing = [f"{key} is empty: {REQUIRED_FIELDS[key]}." for key in empty]
-    if known is not None and known.unknown and declared is None:
-        missing.append(f"The recipe does not say which of mteb's tasks are in {', '.join(known.unknown)}.")
+    if not certain:
+        missing.append(f"It is not known which of mteb's tasks are in {', '.join(known.unknown)}.")
     if "| ✗ |" in _mock_run(entry, folder / MOCK_RUN_FILE):
         missing.append(f"Tasks of the mock run failed: see {MOCK_RUN_FILE}, fix the model and remove the file.")
     _copy_results(entry, list(results), scores, folder / "results" / scores.parent.name / scores.name)
-    variable = re.sub(r"\W+", "_", name.casefold(), flags=re.ASCII).strip("_")
-    variable = variable if variable.isidentifier() else f"model_{variable}"
-    header = f"from {InstructSentenceTransformerModel.__module__} import InstructSentenceTransformerModel\n"
-    header += "from mteb.models.model_meta import ModelMeta, ScoringFunction\n\n"
-    python = folder / f"{variable}_models.py"
-    python.write_text(f"{header}{variable} = {entry.to_python()}\n", encoding="utf-8")
-    text = _checklist(entry, results, dropped, missing, python.name, compared=contamination is not None)
-    (folder / "checklist.md").write_text(text, encoding="utf-8")
-    return Submission(folder, entry, list(results), missing)
-
-
-def open_pull_request(submission: Submission) -> str:
-    """Open the pull request with the scores through mteb, and return its address.
-
-    Raises:
-        InputError: something is missing, or GitHub cannot be reached, named and authorised as mteb wants it.
-    """
-    if submission.missing:
-        raise InputError(f"Nothing was opened; the submission is not ready: {' '.join(submission.missing)}")
-    cache = mteb.ResultCache(submission.folder)
-    try:
-        response = cache.submit_results(submission.entry, tasks=submission.tasks, create_pr=True)
-    except (ImportError, RuntimeError, ValueError, OSError, subprocess.SubprocessError) as error:
-        raise InputError(
-            f"mteb could not open the pull request: {error}. It needs `pip install 'mteb[github]'`, git, and a login "
-            f"by `gh auth login`. {submission.folder / 'checklist.md'} says how to do it by hand."
-        ) from error
-    if response["status"] == "no_changes":
-        raise InputError("Nothing was opened: the results repository has all of these scores already.")
-    return str(response["pr_url"])
+    python = folder / f"{re.sub(r'[^a-z0-9]+', '_', name.casefold())}_models.py"
+    python.write_text(f"{IMPORTS}\nmodel = {entry.to_python()}\n", encoding="utf-8")
+    checklist = _checklist(entry, results, dropped, missing) + BY_HAND.format(python=python.name, folder=folder)
+    (folder / "checklist.md").write_text(checklist, encoding="utf-8")
+    return folder
 
 
 def _leaderboard_entry(
@@ -134,7 +112,7 @@ def _leaderboard_entry(
 
     Instructions precede queries only, by the template of mteb's e5-mistral entry; mteb gives each task its own.
     """
-    with explained(f"mteb cannot read {name} from the Hub", "Fix what it names in the repository or the model card."):
+    with explained(f"mteb cannot read {name} from the Hub", "Fix what it names in the repository."):
         found = ModelMeta.from_hub(name, revision)
         path = _file(name, revision, "sentence_bert_config.json")
         length = json.loads(path.read_text(encoding="utf-8")).get("max_seq_length") if path else None
@@ -170,8 +148,8 @@ def _check_on_hub(name: str, revision: str) -> None:
             gated = True
     if gated:
         raise InputError(
-            f"{name} has no public commit {revision} on the Hub. Only a model that everybody can load goes onto the "
-            "leaderboard: make the repository public, not gated, or evaluate the commit that is there."
+            f"{name} has no public commit {revision} on the Hub, and the leaderboard takes no others: make the "
+            "repository public, not gated, or evaluate the commit that is there."
         )
 
 
@@ -184,12 +162,23 @@ def _file(name: str, revision: str, file: str) -> Path | None:
             return None
 
 
+def _named_tasks(declared: Sequence[str] | None, contamination: Path | None) -> set[str]:
+    """Return the tasks of mteb that the user says were trained on."""
+    with explained("--trained-on", "`mteb available-tasks` lists the names."):
+        tasks = {mteb.get_task(one).metadata.name for one in declared or () if one != "none"}
+    if contamination is not None:
+        advice = "Write one: st-llm-embed contamination RUN --json > FILE."
+        with explained(f"{contamination} is not a contamination analysis", advice):
+            tasks |= set(json.loads(contamination.read_text(encoding="utf-8"))["training_datasets"])
+    return tasks
+
+
 def _evaluated_revision(name: str, results_dir: Path) -> str:
     """Return the commit of the model that was evaluated."""
     if Path(name).exists() or name.startswith("local/") or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise InputError(
-            f"{shown(name)} is not a model on the Hub, and the leaderboard takes only what others can load by name "
-            "and commit. Push the model (st-llm-embed publish), evaluate it by its Hub name, and submit that."
+            f"{shown(name)} is not a model on the Hub; the leaderboard takes only what others can load by name and "
+            "commit. Push the model (st-llm-embed publish), and evaluate it by its Hub name."
         )
     folder = results_dir / "results" / name.replace("/", "__")
     found = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
@@ -198,8 +187,7 @@ def _evaluated_revision(name: str, results_dir: Path) -> str:
         return commits[0]
     raise InputError(
         f"{results_dir} has scores of {name} at {', '.join(found) or 'no commit'}, and a submission is of one commit "
-        f"of the Hub (40 hexadecimal digits). Evaluate it into a folder of its own: st-llm-embed evaluate {name} "
-        "--prompts mteb."
+        f"(40 hexadecimal digits). Evaluate it into a folder of its own: st-llm-embed evaluate {name} --prompts mteb."
     )
 
 
@@ -221,8 +209,8 @@ def _choose(scores: Path) -> tuple[dict[str, TaskResult], dict[str, str]]:
     if not chosen:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in dropped.items())
         raise InputError(
-            f"{scores} holds no scores that can be submitted ({reasons or 'no task was finished'}). The leaderboard "
-            "takes official tasks with mteb's prompts: st-llm-embed evaluate MODEL --prompts mteb --tasks TASKS."
+            f"{scores} holds no scores that can be submitted ({reasons or 'no task was finished'}). Evaluate official "
+            "tasks with mteb's prompts: st-llm-embed evaluate MODEL --prompts mteb --tasks TASKS."
         )
     return chosen, dropped
 
@@ -246,7 +234,7 @@ def _copy_results(entry: ModelMeta, tasks: list[str], scores: Path, folder: Path
     settings = scores / "run_settings.jsonl"
     if settings.is_file():
         lines = settings.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.strip() and json.loads(line)["task"] in tasks]
+        kept = [line for line in lines if json.loads(line)["task"] in tasks]
         (folder / settings.name).write_text("".join(kept), encoding="utf-8")
     content = entry.to_dict()
     if content["training_datasets"] is not None:
@@ -254,31 +242,13 @@ def _copy_results(entry: ModelMeta, tasks: list[str], scores: Path, folder: Path
     (folder / "model_meta.json").write_text(json.dumps(content, default=str, indent=4), encoding="utf-8")
 
 
-def _checklist(
-    entry: ModelMeta,
-    results: dict[str, TaskResult],
-    dropped: dict[str, str],
-    missing: list[str],
-    python_file: str,
-    *,
-    compared: bool,
-) -> str:
+def _checklist(entry: ModelMeta, results: dict[str, TaskResult], dropped: dict[str, str], missing: list[str]) -> str:
     shares = []
     for benchmark in mteb.get_benchmarks():
         names = [task.metadata.name for task in benchmark.tasks]
         scored, percent = len(results.keys() & set(names)), entry.zero_shot_percentage(names)
         cells = (str(benchmark.name), f"{scored} of {len(names)}", "unknown" if percent is None else f"{percent} %")
         shares += [(-scored / len(names), cells)] if scored else []
-    by_hand = [
-        *([] if compared else ["Compare the training set with the test texts: st-llm-embed contamination."]),
-        f"Open the pull request to embeddings-benchmark/mteb: copy {python_file} into "
-        f"mteb/models/model_implementations and {MOCK_RUN_FILE} into the root of a fork, and run `make lint` and "
-        "`mteb.get_model` there.",
-        "Then that to embeddings-benchmark/results: `st-llm-embed submit ... --create-pr`, or `mteb submit-results`.",
-        "Disclose in both what the model was trained on, and put scores of this model that are published elsewhere "
-        "beside these. Is public_training_data public?",
-        "Private tasks (RTEB) are run by the maintainers: open an evaluation request at embeddings-benchmark/mteb.",
-    ]
     trained = "unknown" if entry.training_datasets is None else ", ".join(sorted(entry.training_datasets)) or "none"
     sections = [
         f"# {entry.name} at {entry.revision}",
@@ -290,7 +260,5 @@ def _checklist(
         markdown_table(("benchmark", "tasks scored", "zero-shot"), [cells for _, cells in sorted(shares)]),
         "## Not submitted" if dropped else "",
         "\n".join(f"- {name}: {reason}" for name, reason in dropped.items()),
-        "## By hand",
-        "\n".join(f"- [ ] {line}" for line in by_hand),
     ]
     return "\n\n".join(filter(None, sections)) + "\n"

@@ -30,7 +30,7 @@ def load_tokenizer(
     Args:
         name_or_path: Hub id or local folder of the base, or ``embedded``.
         revision: branch, tag or commit of a Hub model.
-        max_seq_length: longest text in tokens, to be checked against what the model has positions for.
+        max_seq_length: longest text in tokens, checked against what the model has positions for.
 
     Raises:
         InputError: there is no such model, it is not a decoder, it has no usable tokenizer, or too few positions.
@@ -38,17 +38,16 @@ def load_tokenizer(
     path = base_path(name_or_path)
     if Path(path).is_dir() and not any((Path(path) / name).is_file() for name in TOKENIZER_FILES):
         raise InputError(
-            f"The base model folder {name_or_path} has no tokenizer ({', '.join(TOKENIZER_FILES)}). Copy the files of "
-            "the model's tokenizer into it, or name another base."
+            f"The base model folder {name_or_path} has no tokenizer ({', '.join(TOKENIZER_FILES)}). Copy its files "
+            "into it, or name another base."
         )
     try:
         config = AutoConfig.from_pretrained(path, revision=revision)
         tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(path, revision=revision))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"The base model {name_or_path!r} cannot be loaded: {str(error).splitlines()[0]} Allowed are {EMBEDDED!r} "
-            "and the Hub id or local folder of a decoder-only transformers model. Set it with "
-            "--set base.name_or_path=..."
+            f"The base model {name_or_path!r} cannot be loaded: {str(error).splitlines()[0]} Set base.name_or_path to "
+            f"{EMBEDDED!r}, or to the Hub id or local folder of a decoder-only transformers model."
         ) from error
     if not is_decoder_only(config):
         raise InputError(
@@ -62,8 +61,7 @@ def load_tokenizer(
         if max_seq_length < least or (most is not None and max_seq_length > most):
             raise InputError(
                 f"max_seq_length is {max_seq_length}. Texts for the base model {name_or_path!r} need at least {least} "
-                f"tokens, special ones included, and have room for {most or 'any number of'}. Set max_seq_length "
-                "(base.max_seq_length in a recipe) to a number that fits."
+                f"tokens, special ones included, and have room for {most or 'any number of'}. Set a number that fits."
             )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = "<pad>" if "<pad>" in tokenizer.get_vocab() else tokenizer.eos_token

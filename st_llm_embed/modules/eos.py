@@ -16,7 +16,7 @@ from st_llm_embed.errors import InputError
 SHORT_TEXT = "a probe"
 
 CUT_AT = 64
-"""The longest length, in tokens, at which `check_eos` has texts cut off."""
+"""Tokens. A text need not fill thousands of them to be cut off like one that does."""
 
 
 def append_eos(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -32,8 +32,8 @@ def append_eos(tokenizer: PreTrainedTokenizerBase) -> None:
         )
     if not tokenizer.is_fast:
         raise InputError(
-            f"The base model's tokenizer is a {type(tokenizer).__name__}, which has no tokenizer.json to keep EOS in. "
-            "Convert it to a fast tokenizer, or choose another base."
+            f"The base model's tokenizer is a {type(tokenizer).__name__}, not a fast one that keeps EOS. Convert it "
+            "to a fast tokenizer, or choose another base."
         )
     before = tokenizer.convert_ids_to_tokens(_tokens_around(tokenizer)[0])
     first = [*before, "$A", tokenizer.eos_token]
@@ -63,8 +63,8 @@ def _tokens_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[
             return whole[:start], whole[start + len(bare) :]
     raise InputError(
         f"The tokenizer reads {SHORT_TEXT!r} as {tokenizer.convert_ids_to_tokens(whole)} with special tokens and as "
-        f"{tokenizer.convert_ids_to_tokens(bare)} without, so that it is unknown what it puts around a text. "
-        "Choose a base whose post-processor only adds tokens before and after a text."
+        f"{tokenizer.convert_ids_to_tokens(bare)} without, so it is unknown what it puts around a text. Choose a base "
+        "whose post-processor only adds tokens before and after."
     )
 
 
@@ -75,7 +75,6 @@ def check_eos(model: SentenceTransformer) -> None:
         InputError: a text does not end in exactly one EOS token.
     """
     tokenizer = model.tokenizer
-    # A text need not fill thousands of tokens to be cut off like one that does.
     longest = min(tokenizer.model_max_length, CUT_AT)
     end = end_token_id(tokenizer)
     special = tokenizer("")["input_ids"]
@@ -86,10 +85,10 @@ def check_eos(model: SentenceTransformer) -> None:
     for text, ids, mask in zip(texts, batch["input_ids"].tolist(), batch["attention_mask"].tolist(), strict=True):
         attended = [token for token, attend in zip(ids, mask, strict=True) if attend]
         if end is None or attended[-1] != end or attended.count(end) != times:
+            ends = tokenizer.convert_ids_to_tokens(attended)[-4:]
             raise InputError(
-                f"The text {text[:20]!r} ends in the tokens {tokenizer.convert_ids_to_tokens(attended)[-4:]}; it "
-                f"has to end in one {tokenizer.eos_token!r}. Build the embedder again with "
-                "LLMSentenceTransformer.from_base."
+                f"The text {text[:20]!r} ends in the tokens {ends}; it has to end in one {tokenizer.eos_token!r}. "
+                "Build the embedder again with LLMSentenceTransformer.from_base."
             )
         if len(attended) > longest:
             raise InputError(f"A text is encoded as {len(attended)} tokens although it is cut off at {longest}.")

@@ -53,10 +53,7 @@ OF_THIS_SESSION = ("backend", "is_local", "local_files_only", "name_or_path")
 """What transformers 5 writes into tokenizer_config.json of how the tokenizer was loaded."""
 
 CONTENT = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model", "*.jinja")
-"""Files of a model folder that its vectors can depend on."""
-
-NO_CONTENT = ("probe.json",)
-"""Files among these that say nothing about the vectors of a text."""
+"""Files of a model folder that its vectors can depend on; probe.json is not one of them."""
 
 
 class TextFacts(NamedTuple):
@@ -70,13 +67,12 @@ class TextFacts(NamedTuple):
 
 
 def make_portable(folder: Path, tokenizer: PreTrainedTokenizerBase, sentencepiece: Path | None) -> None:
-    """Rewrite the JSON files of a model that was just saved; its vectors stay bit for bit the same.
+    """Rewrite the JSON files of a text model that was just saved; its vectors stay bit for bit the same.
 
     Args:
-        folder: what `SentenceTransformer.save` wrote for a text model of transformer and pooling.
+        folder: what `SentenceTransformer.save` wrote.
         tokenizer: the model's tokenizer.
-        sentencepiece: the file tokenizer.model of the base, if it has one: llama.cpp's converter takes the scores of
-            pieces from it, and without them cuts texts into other tokens.
+        sentencepiece: tokenizer.model of the base, if it has one, from which llama.cpp's converter takes scores.
     """
     ids = tokenizer("a")["input_ids"]
     facts = TextFacts(
@@ -93,9 +89,7 @@ def make_portable(folder: Path, tokenizer: PreTrainedTokenizerBase, sentencepiec
 def write_layout(folder: Path, facts: TextFacts) -> list[str]:
     """Rewrite the JSON files of a sentence-transformers folder that do not have the portable layout.
 
-    Args:
-        folder: the repository; of the files that it lacks sentence_bert_config.json alone is added.
-        facts: what every file has to say.
+    Of the files that it lacks, sentence_bert_config.json alone is added.
 
     Returns:
         What was changed, a phrase for each file.
@@ -121,13 +115,16 @@ def write_layout(folder: Path, facts: TextFacts) -> list[str]:
         settings = read_json(folder / "sentence_bert_config.json") or {}
         what = "the length under max_seq_length, no new keys"
         write("sentence_bert_config.json", _legacy_settings(settings, facts), what)
-    config = read_json(folder / "tokenizer_config.json")
-    content = read_json(folder / "tokenizer.json")
-    if content and config:
-        what = "a class and flags that transformers 4 and 5 read alike"
-        write("tokenizer_config.json", _common_tokenizer(config, facts), what)
-    if content:
-        write("tokenizer.json", _own_length(content, facts), "truncation and padding as in the other files")
+    if content := read_json(folder / "tokenizer.json"):
+        if config := read_json(folder / "tokenizer_config.json"):
+            what = "a class and flags that transformers 4 and 5 read alike"
+            write("tokenizer_config.json", _common_tokenizer(config, facts), what)
+        content["padding"] = None
+        if facts.max_seq_length is not None:
+            # For programs that read this file alone, in place of the options of the last call.
+            options = {"direction": "Right", "max_length": facts.max_seq_length}
+            content["truncation"] = options | {"strategy": "LongestFirst", "stride": 0}
+        write("tokenizer.json", content, "truncation and padding as in the other files")
     if config := read_json(folder / "config.json"):
         write("config.json", _common_config(config), "architecture and rotary base as all versions read them")
     return changed
@@ -176,14 +173,6 @@ def _common_tokenizer(config: dict[str, Any], facts: TextFacts) -> dict[str, Any
     }
 
 
-def _own_length(content: dict[str, Any], facts: TextFacts) -> dict[str, Any]:
-    """State the length for programs that read tokenizer.json alone, in place of that of the last call."""
-    if facts.max_seq_length is None:
-        return content | {"padding": None}
-    truncation = {"direction": "Right", "max_length": facts.max_seq_length, "strategy": "LongestFirst", "stride": 0}
-    return content | {"truncation": truncation, "padding": None}
-
-
 def _common_config(config: dict[str, Any]) -> dict[str, Any]:
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -213,12 +202,7 @@ def base_path(name_or_path: str) -> str:
 
 
 def sentencepiece_file(name_or_path: str, revision: str | None = None) -> Path | None:
-    """Find the file tokenizer.model of a model, which transformers 5 neither needs nor saves; None if it has none.
-
-    Args:
-        name_or_path: Hub id or local folder, or ``embedded``.
-        revision: branch, tag or commit of a Hub model.
-    """
+    """Find the file tokenizer.model of a model, which transformers 5 neither needs nor saves; None if it has none."""
     folder = Path(base_path(name_or_path))
     if folder.is_dir():
         path = folder / SENTENCEPIECE_FILE
@@ -228,23 +212,15 @@ def sentencepiece_file(name_or_path: str, revision: str | None = None) -> Path |
     except LocalEntryNotFoundError as error:
         # Offline nobody knows whether the model has one that is not in the cache.
         if not is_offline_mode():
-            cause = error.__cause__ or error
-            logger.warning(
-                "The Hub does not say whether %s has a %s, which is skipped: %s",
-                name_or_path,
-                SENTENCEPIECE_FILE,
-                cause,
-            )
+            problem = f"{name_or_path} has a {SENTENCEPIECE_FILE}, which is skipped: {error.__cause__ or error}"
+            logger.warning("The Hub does not say whether %s", problem)
         return None
     except (RemoteEntryNotFoundError, RepositoryNotFoundError, HFValidationError):
         return None
 
 
 def hub_snapshot(name_or_path: str, revision: str | None = None) -> Path | None:
-    """Return the cached folder of a Hub model, which is named after its commit.
-
-    None for a local folder or ``embedded``, and for a model that is not in the cache.
-    """
+    """Return the cached folder of a Hub model, which is named after its commit; None where there is none."""
     if Path(base_path(name_or_path)).is_dir():
         return None
     for file in ("modules.json", "config.json", "adapter_config.json"):
@@ -254,28 +230,23 @@ def hub_snapshot(name_or_path: str, revision: str | None = None) -> Path | None:
     return None
 
 
-def model_identity(name_or_path: str, *, revision: str | None = None, name: str | None = None) -> tuple[str, str]:
+def model_identity(name_or_path: str, *, revision: str | None = None) -> tuple[str, str]:
     """Return the name and revision that scores and vectors of a loaded model are kept under.
 
-    Args:
-        name_or_path: Hub id of a model in the cache, or a local folder, or ``embedded``.
-        revision: branch, tag or commit of a Hub model.
-        name: what a folder is called; by default ``local/`` and its own name.
-
     Returns:
-        For a Hub model its id and commit; for a folder its name and `model_hash`.
+        For a Hub model its id and commit; for a folder or ``embedded`` ``local/``, its name and `model_hash`.
 
     Raises:
         InputError: the commit of a Hub model is not known.
     """
     folder = Path(base_path(name_or_path))
     if folder.is_dir():
-        return name or f"local/{re.sub(r'[^A-Za-z0-9._-]', '_', folder.resolve().name) or 'model'}", model_hash(folder)
+        return f"local/{re.sub(r'[^A-Za-z0-9._-]', '_', folder.resolve().name) or 'model'}", model_hash(folder)
     snapshot = hub_snapshot(name_or_path, revision)
     if snapshot is None:
         raise InputError(
-            f"The commit of {name_or_path!r} is not known, and its scores or vectors could be taken for those of "
-            "another commit. Download the model into a folder (hf download) and give the folder."
+            f"The commit of {name_or_path!r}, which scores and vectors are kept under, is not known. Download the "
+            "model into a folder (hf download) and give the folder."
         )
     return name_or_path, snapshot.name
 
@@ -295,9 +266,8 @@ def model_hash(folder: Path) -> str:
     The base of an adapter is part of it, if it is a local folder.
     """
     digest = hashlib.sha256()
-    for path in sorted(path for pattern in CONTENT for path in folder.rglob(pattern)):
-        if path.name in NO_CONTENT:
-            continue
+    paths = sorted(path for pattern in CONTENT for path in folder.rglob(pattern))
+    for path in (path for path in paths if path.name != "probe.json"):
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())

@@ -53,16 +53,15 @@ class LLMSentenceTransformer(SentenceTransformer):
         """Load a stock repository, or build from `modules`; the keyword arguments are those of SentenceTransformer.
 
         Raises:
-            InputError: it is a plain language model and not an embedder, or `modules` holds stock modules.
+            InputError: it is a plain language model, or `modules` holds stock modules.
         """
         super().__init__(model_name_or_path, **kwargs)
         # Repositories are loaded into our classes; stock builds a plain language model of its own.
         if any(type(module) in RUNTIME_CLASSES for module in self):
             raise InputError(
-                f"{model_name_or_path or 'modules='} is not an embedder that LLMSentenceTransformer can load. "
-                "Make one of a plain language model with LLMSentenceTransformer.from_base(name_or_path, "
-                "max_seq_length=...); in modules=, give a DecoderTransformer and a LastTokenPooling of "
-                "st_llm_embed.modules instead of stock's Transformer and Pooling."
+                f"{model_name_or_path or 'modules='} is not an embedder that LLMSentenceTransformer can load. Make "
+                "one of a plain language model with LLMSentenceTransformer.from_base(name, max_seq_length=...); in "
+                "modules=, give a DecoderTransformer and a LastTokenPooling instead of stock's."
             )
         pooling = self._last_token_pooling()
         if pooling is not None:
@@ -92,7 +91,7 @@ class LLMSentenceTransformer(SentenceTransformer):
             random_init: draw fresh weights from torch's current random state instead of the pretrained ones.
             dtype: data type of the weights.
             quantization_config: transformers' own, for weights that are quantized as they are loaded.
-            pooling_mode: what is made a text's vector; means are for comparison with the last token.
+            pooling_mode: means are for comparison with the last token.
             device: where the model is put; None for the best there is.
 
         Returns:
@@ -145,13 +144,13 @@ class LLMSentenceTransformer(SentenceTransformer):
 
         Args:
             inputs: a text or a list of texts.
-            prompt_name: as in SentenceTransformer.encode.
-            prompt: as in SentenceTransformer.encode.
-            *args: as in SentenceTransformer.encode.
+            prompt_name: as in stock, like `prompt` and `*args`.
+            prompt: see there.
+            *args: see there.
             instruction: one for all texts, or a list with one per text. Equal to the prompt that
                 `instructions.instruction_prompt` makes of it.
-            **kwargs: as in SentenceTransformer.encode. Also ``batch_num_tokens``: a batch then holds as many texts as
-                fit into this many padded tokens, instead of `batch_size` texts.
+            **kwargs: as in stock. Also ``batch_num_tokens``: a batch then holds as many texts as fit into this many
+                padded tokens, instead of `batch_size` texts.
 
         Returns:
             Embeddings of shape (number of texts, hidden size). In float32 they are within 1e-5 of those of stock; in
@@ -204,7 +203,7 @@ class LLMSentenceTransformer(SentenceTransformer):
 
     @property
     def reads_last_token(self) -> bool:
-        """Whether an embedding is the hidden state of a decoder's last token alone, which then has to be EOS."""
+        """Whether an embedding is the hidden state of a decoder's last token alone."""
         return self._last_token_pooling() is not None
 
     # The two private hooks of sentence-transformers; tests/modules/test_hooks.py fails when they change.
@@ -231,8 +230,7 @@ class LLMSentenceTransformer(SentenceTransformer):
             if batch_num_tokens is not None and inputs:
                 raise InputError(
                     "batch_num_tokens is for the sentence embeddings of plain texts by a decoder with last-token "
-                    "pooling, without processing_kwargs, padding options, own lengths for queries or documents, or "
-                    "flash attention without padding. Omit it and set batch_size."
+                    "pooling and stock's default options. Omit it and set batch_size."
                 )
             return super()._inference(
                 inputs, prompt=prompt, batch_size=batch_size, output_value=output_value, device=device, **options
@@ -316,15 +314,14 @@ def _under_instructions(texts: list[Any], instructions: list[Any]) -> list[_Prom
     """Put each text under its own instruction."""
     if len(instructions) != len(texts):
         raise InputError(
-            f"{len(instructions)} instructions are given for {len(texts)} texts. Give one instruction as a str for "
-            "all, or a list with one per text of a list."
+            f"{len(instructions)} instructions are given for {len(texts)} texts. Give one as a str, or one per text."
         )
     prompted = []
     for place, (instruction, text) in enumerate(zip(instructions, texts, strict=True)):
         if not isinstance(instruction, str) or not isinstance(text, str):
             raise InputError(
                 f"Text {place} is a {type(text).__name__} and its instruction a {type(instruction).__name__}; both "
-                "have to be str where each text has its own. Encode texts without an instruction apart from these."
+                "have to be str."
             )
         one = _PromptedText(instruction_prompt(instruction) + text)
         one.prompt = instruction_prompt(instruction)

@@ -1,7 +1,4 @@
-"""The stock modules with what a decoder needs at run time.
-
-That is the EOS contract, and keys and values shared by texts under one instruction.
-"""
+"""The stock modules with the EOS contract, and with keys and values shared by texts under one instruction."""
 
 from __future__ import annotations
 
@@ -36,11 +33,10 @@ TOKENIZED_AT_ONCE = 4096
 
 
 class DecoderTransformer(Transformer):
-    """A decoder-only language model that returns the hidden state of every token.
+    """A decoder-only language model that returns the hidden state of every token; saved as the stock class.
 
-    Saved as the stock class. What it adds holds at run time only: it repairs a tokenizer that does not end texts with
-    EOS, warns of an instruction that leaves no room for its query, and computes the tokens that many texts begin with
-    once (`shared_prefix`).
+    At run time it repairs a tokenizer that does not end texts with EOS, warns of an instruction that leaves no room
+    for its query, and computes the tokens that many texts begin with once (`shared_prefix`).
     """
 
     def __init__(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> None:
@@ -60,17 +56,12 @@ class DecoderTransformer(Transformer):
         return self.processing_kwargs.get("text", {}) | self.processing_kwargs.get("common", {})
 
     def repair_eos(self) -> None:
-        """Make the tokenizer end texts with EOS if it ends them with nothing.
-
-        Raises:
-            InputError: the tokenizer has no EOS token, or is not a fast one.
-        """
+        """Make the tokenizer end texts with EOS if it ends them with nothing."""
         if end_token_id(self.tokenizer) is None:
             append_eos(self.tokenizer)
+            name, end = self.config.name_or_path or "the model", self.tokenizer.eos_token
             logger.warning(
-                "The tokenizer of %s did not end texts with %r, where the embedding is read; it does now.",
-                self.config.name_or_path or "the model",
-                self.tokenizer.eos_token,
+                "The tokenizer of %s did not end texts with %r, where they are read; it does now.", name, end
             )
 
     def sentencepiece_file(self) -> Path | None:
@@ -96,12 +87,10 @@ class DecoderTransformer(Transformer):
         """Warn if a prompt fills all of `max_seq_length`, so that every query under it gets the same vector."""
         [ids] = self.token_ids([prompt])
         if self.max_seq_length is not None and len(ids) >= self.max_seq_length:
-            logger.warning(
-                "The instruction %r fills all %d tokens of max_seq_length; nothing is left of %r and the other texts.",
-                prompt,
-                self.max_seq_length,
-                inputs[0],
+            problem = (
+                "The instruction %r fills all %d tokens of max_seq_length; nothing is left of %r and other texts."
             )
+            logger.warning(problem, prompt, self.max_seq_length, inputs[0])
 
     def token_ids(self, texts: Sequence[str]) -> list[array[int]]:
         """Tokenize texts as `preprocess` does, special tokens and truncation included, without padding."""
@@ -202,10 +191,7 @@ class DecoderTransformer(Transformer):
 
 
 class _SharedLayer(DynamicLayer):
-    """One layer's keys and values of the shared tokens, of shape (1, heads, length, head_dim); never grows.
-
-    They are broadcast into the attention of each batch and not stored per text.
-    """
+    """One layer's keys and values of the shared tokens, (1, heads, length, head_dim), broadcast into each batch."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         super().__init__()
@@ -242,7 +228,6 @@ class LastTokenPooling(Pooling):
                 wrong = int((ends != self.end_token_id).nonzero()[0])
                 raise InputError(
                     f"Text {wrong} of the batch ends in token {int(ends[wrong])}, not in {self.end_token_id}, where "
-                    "the embedding is read. The tokenizer was changed, or EOS was cut off: let the tokenizer's "
-                    "post-processor add it (st_llm_embed.modules.append_eos)."
+                    "the embedding is read. Let the tokenizer's post-processor add it (modules.append_eos)."
                 )
         return super().forward(features, **kwargs)

@@ -21,7 +21,6 @@ from st_llm_embed.doctor.probe import MINIMUM_COSINE, PROBE_FILE, cosines, make_
 from st_llm_embed.doctor.repository import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Repository
 from st_llm_embed.doctor.runtimes import load_stock
 from st_llm_embed.errors import InputError
-from st_llm_embed.evaluation import mteb_prompts
 from st_llm_embed.modules import check_eos
 from st_llm_embed.modules.layout import make_portable
 from st_llm_embed.publishing.cards import model_card, student_card
@@ -57,7 +56,10 @@ def write_release(
     if recipe.base.instructions == "natural":
         path = output_dir / "config_sentence_transformers.json"
         config = json.loads(path.read_text(encoding="utf-8"))
-        config["prompts"] |= mteb_prompts()
+        # Importing mteb takes seconds.
+        from st_llm_embed.evaluation.mteb_models import model_prompts
+
+        config["prompts"] |= model_prompts()
         path.write_text(json.dumps(config, indent=2), encoding="utf-8")
     released = load_stock(output_dir)
     check_eos(released)

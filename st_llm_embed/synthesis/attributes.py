@@ -65,11 +65,7 @@ def task_type_weights(plan: Plan) -> Weights:
 
 
 def language_weights(plan: Plan) -> Weights:
-    """Return the shares of the languages.
-
-    Raises:
-        InputError: a name is not one of the 93 languages.
-    """
+    """Return the shares of the languages; raise an InputError if a name is not one of the 93."""
     if not plan.languages:
         return SAMPLING_WEIGHTS
     if unknown := [name for name in plan.languages if name not in LANGUAGE_CODES]:
@@ -83,8 +79,7 @@ def language_weights(plan: Plan) -> Weights:
 def attribute_weights(plan: Plan, task_type: TaskType) -> Mapping[str, Weights]:
     """Return the values and weights of each attribute of a task type.
 
-    Raises:
-        InputError: the recipe names an attribute that the task type's prompt does not have.
+    An attribute in the recipe that the task type's prompt does not have raises an InputError.
     """
     own = plan.attributes.get(task_type, {})
     if unknown := [name for name in own if name not in ATTRIBUTES[task_type]]:

@@ -48,11 +48,8 @@ class BatchClient:
     def answer(self, requests: Callable[[], Iterator[Request]]) -> None:
         """Have every request answered that the journal has no answer to; hours may pass.
 
-        Args:
-            requests: returns the planned requests from the first one on.
-
-        Raises:
-            InputError: the limit is reached, or batches fail; what was answered is in the journal.
+        `requests` returns the planned ones from the first on. An InputError says that the limit is reached or batches
+        fail; what was answered is in the journal.
         """
         from httpx2 import TransportError
         from openai import OpenAI, OpenAIError
@@ -61,7 +58,7 @@ class BatchClient:
             try:
                 self._answer(requests)
             except (OpenAIError, TransportError) as error:
-                said = " ".join(self._without_key(f"{error} {error.__cause__ or ''}").split())
+                said = " ".join(f"{error} {error.__cause__ or ''}".replace(self._api_key, "[key]").split())
             except KeyboardInterrupt:
                 said = ""
             else:
@@ -200,7 +197,9 @@ class BatchClient:
         self._delete_files(lambda name: name == batch)
         if state.status == "failed":
             said = "; ".join(error.message or "" for error in (state.errors.data if state.errors else None) or [])
-            self._problem = f", and the provider refused batch {known['batch_id']}: {self._without_key(said)[:500]}"
+            self._problem = (
+                f", and the provider refused batch {known['batch_id']}: {said.replace(self._api_key, '[key]')[:500]}"
+            )
         return True
 
     def _download(self, file_id: str, path: Path) -> dict[str, tuple[Path, int]]:
@@ -250,9 +249,6 @@ class BatchClient:
         for path in self._folder.glob("*.*"):
             if of_batch(path.stem):
                 path.unlink()
-
-    def _without_key(self, text: str) -> str:
-        return text.replace(self._api_key, "[key]")
 
 
 class _BatchFile:

@@ -18,26 +18,18 @@ from typing import Any, Literal
 
 from st_llm_embed.api.budget import BATCH_SHARE, Cost, SpendingLimit, actual_cost, shipped_prices, worst_case
 from st_llm_embed.api.client import Client
-from st_llm_embed.api.exchange import Outcome, ServiceLabels, json_object
+from st_llm_embed.api.exchange import Outcome, json_object
 from st_llm_embed.data.rows import content_hash
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import REPLAY, Endpoint, Price, Synthesis
 from st_llm_embed.synthesis.journal import Journal, request_record
 from st_llm_embed.synthesis.parsing import Rejection, content_of
-from st_llm_embed.synthesis.plan import Request
+from st_llm_embed.synthesis.plan import Request, object_schema
 
 logger = logging.getLogger(__name__)
 
 ResponseFormat = Literal["json_schema", "json_object", "prompt"]
 """How a server is made to answer in JSON; `prompt`: only by asking for it."""
-
-CHAT = ServiceLabels(
-    "chat completions",
-    "synthesis.endpoint.base_url",
-    "the names in synthesis.endpoint.models",
-    "synthesis.endpoint.api_key_env",
-    "synthesis.endpoint.parameters",
-)
 
 SPARE_BYTES = 8 << 20
 """On the disk, for the answers that are in flight."""
@@ -51,12 +43,7 @@ PROBES: tuple[tuple[ResponseFormat, str], ...] = (
     ("prompt", "Write one sentence about the sea."),
 )
 """The first asks in words for a sentence and by schema for a colour: an answer in violet shows that it holds."""
-PROBE_SCHEMA = {
-    "type": "object",
-    "properties": {"colour": {"type": "string", "enum": ["violet"]}},
-    "required": ["colour"],
-    "additionalProperties": False,
-}
+PROBE_SCHEMA = object_schema({"colour": {"type": "string", "enum": ["violet"]}})
 
 
 @dataclass
@@ -84,12 +71,9 @@ class Progress:
         rate = (self.done - self.done_before) / max(1e-9, time.monotonic() - self.started)
         left = f"{(self.planned - self.done) / rate / 60:.0f} min left" if rate else "time left unknown"
         parts = [f"{self.step} {self.done:,}/{self.planned:,} ({rate:.1f}/s, {left})"]
-        parts.append(
-            f"answers: {', '.join(f'{name} {count:,}' for name, count in sorted(self.texts.items())) or 'none'}"
-        )
-        if self.no_text:
-            reasons = ", ".join(f"{name} {count:,}" for name, count in self.no_text.most_common())
-            parts.append(f"without text: {reasons}")
+        for what, counts in (("answers", sorted(self.texts.items())), ("without text", self.no_text.most_common())):
+            if counts:
+                parts.append(f"{what}: {', '.join(f'{name} {count:,}' for name, count in counts)}")
         if self.left:
             parts.append(f"put off: {self.left:,}")
         return "; ".join(filter(None, [*parts, self.spent, self.waiting]))
@@ -97,10 +81,6 @@ class Progress:
 
 class ChatService:
     """The `st_llm_embed.api.client.Service` of chat completions: keeps the limits, writes the journal."""
-
-    path = "/chat/completions"
-    answer_field = "choices"
-    labels = CHAT
 
     def __init__(
         self, synthesis: Synthesis, journal: Journal, show: Callable[[Progress], None] = lambda _: None
@@ -198,18 +178,19 @@ class ChatService:
             if outcome is None:
                 raise InputError(
                     f"{base_url} gives no answer for the model {model!r}: {client.trouble}. Check that "
-                    f"{CHAT.base_url} is right (it usually ends in /v1) and the server up; run again."
+                    "synthesis.endpoint.base_url is right (it usually ends in /v1) and the server up; run again."
                 )
             content = content_of(outcome.answer)
             if response_format == "prompt" and outcome.kind == "rejected":
                 raise InputError(
                     f"{base_url} refuses requests for the model {model!r}: {outcome.body[:300]}. Check "
-                    f"{CHAT.parameters}, which are sent as they are."
+                    "synthesis.endpoint.parameters, which are sent as they are."
                 )
-            if response_format == "prompt" or (isinstance(content, str) and _follows_schema(content, response_format)):
-                self.journal.append(
-                    {"status": "format", "model": model, "format": response_format, "base_url": base_url}
-                )
+            answer = json_object(content) if isinstance(content, str) else {}
+            obeyed = {"json_schema": answer == {"colour": "violet"}, "json_object": bool(answer), "prompt": True}
+            if obeyed[response_format]:
+                record = {"status": "format", "model": model, "format": response_format, "base_url": base_url}
+                self.journal.append(record)
                 return
 
 
@@ -225,11 +206,7 @@ def request_body(request: Request, parameters: dict[str, Any], response_format: 
 
 
 def max_answer_tokens(endpoint: Endpoint) -> int:
-    """Return the most tokens an answer can have by the recipe's request parameters.
-
-    Raises:
-        InputError: nothing bounds them.
-    """
+    """Return the most tokens an answer can have by the recipe; raise an InputError if nothing bounds them."""
     given = [endpoint.parameters[key] for key in ("max_completion_tokens", "max_tokens") if key in endpoint.parameters]
     if not given or not all(isinstance(value, int) and value > 0 for value in given):
         raise InputError(
@@ -279,9 +256,3 @@ def shown_progress() -> Generator[Callable[[Progress], None]]:
 
     with Live(console=Console(stderr=True), auto_refresh=False) as live:
         yield lambda progress: live.update(Text(progress.describe()), refresh=True)
-
-
-def _follows_schema(content: str, response_format: ResponseFormat) -> bool:
-    """Return whether a probe's answer shows that the server enforces the format."""
-    answer = json_object(content)
-    return answer == {"colour": "violet"} if response_format == "json_schema" else bool(answer)

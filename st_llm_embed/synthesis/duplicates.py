@@ -56,7 +56,7 @@ def near_duplicates(
     few earlier texts of the same band of MinHash values, so time is linear. Signatures, 512 bytes a text, are on disk.
 
     Args:
-        texts: read once, in order, one at a time.
+        texts: read once, one at a time.
         workspace: an existing folder for the signatures, which are gone afterwards, also if the process is killed.
         similarity: Jaccard similarity of the 5-shingles from which on a text counts as a repetition, in (0, 1].
 

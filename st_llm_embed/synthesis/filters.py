@@ -24,8 +24,7 @@ LABELS = ("positive", "negative")
 """The sides of long-short that are labels."""
 MIN_LONG_CHARACTERS, MAX_CHARACTERS = 60, 30_000
 MAX_SHORT_CHARACTERS, MAX_LABEL_CHARACTERS = 2_000, 200
-"""Sizes that no such text has unless something went wrong; in characters, since not all scripts separate words.
-"""
+"""Sizes that no such text has unless something went wrong; in characters, since not all scripts separate words."""
 
 _EDGES = " .?!:;,…。？！؟।՞;\"'«»“”„‘’「」『』()¿¡"  # noqa: RUF001
 _LANGUAGE_NAMES = re.compile("|".join(LANGUAGE_CODES))

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from st_llm_embed.api.client import Client
 from st_llm_embed.api.exchange import json_object, read_api_key
@@ -17,10 +16,10 @@ from st_llm_embed.data.rows import fold
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import REPLAY, Synthesis
 from st_llm_embed.synthesis.batch import BatchClient
-from st_llm_embed.synthesis.chat import CHAT, ChatService, Progress, max_answer_tokens, model_prices, shown_progress
-from st_llm_embed.synthesis.journal import Journal, read_journal, read_record
+from st_llm_embed.synthesis.chat import ChatService, Progress, max_answer_tokens, model_prices, shown_progress
+from st_llm_embed.synthesis.journal import Journal, read_answers
 from st_llm_embed.synthesis.parsing import Rejection, parse_completion
-from st_llm_embed.synthesis.plan import BRAINSTORM_SCHEMA, EXAMPLE_SCHEMAS, Request, RequestPlan
+from st_llm_embed.synthesis.plan import BRAINSTORM_SCHEMA, EXAMPLE_SCHEMAS, Request, RequestPlan, Step
 from st_llm_embed.synthesis.recorded import recorded_answers
 from st_llm_embed.synthesis.selection import Selection, Similarities
 from st_llm_embed.synthesis.tasks import TaskFile, tasks_path
@@ -29,23 +28,17 @@ MIN_INSTRUCTION_WORDS, MAX_INSTRUCTION_CHARACTERS = 3, 400
 
 
 def check_synthesis(synthesis: Synthesis) -> None:
-    """Check what can be checked without sending or writing anything.
-
-    Raises:
-        InputError: a name, weight, price, file or the missing key makes the recipe unusable.
-    """
+    """Raise an InputError if the recipe cannot be used, as far as that shows without sending or writing anything."""
     plan = RequestPlan(synthesis.plan, synthesis.endpoint)
     model_prices(synthesis)
     max_answer_tokens(synthesis.endpoint)
     if synthesis.endpoint.base_url != REPLAY:
-        read_api_key(synthesis.endpoint.base_url, synthesis.endpoint.api_key_env, CHAT)
+        read_api_key(synthesis.endpoint.base_url, synthesis.endpoint.api_key_env)
     if synthesis.plan.tasks is not None:
         plan.check(TaskFile(tasks_path(synthesis.plan.tasks)))
     for path in synthesis.filters.evaluation_texts:
         if not Path(path).exists():
-            raise InputError(
-                f"synthesis.filters.evaluation_texts names {path}, and there is no such file or folder. Fix the path."
-            )
+            raise InputError(f"synthesis.filters.evaluation_texts names {path}, which does not exist. Fix the path.")
 
 
 def planned_prompts(synthesis: Synthesis) -> list[str]:
@@ -112,14 +105,15 @@ def estimate(synthesis: Synthesis, folder: Path, requests: int) -> list[Projecti
         if not path.is_file():
             count = min(max(requests, len(plan.brainstormed_types)), synthesis.plan.brainstorm_requests)
             run.ask("brainstorms", count, lambda: islice(plan.brainstorms(), count))
-            total = synthesis.plan.brainstorm_requests
-            projections.append(_projected(synthesis, "brainstorm", count, total, run.journal.path))
+            planned, sent = synthesis.plan.brainstorm_requests, islice(plan.brainstorms(), count)
+            projections.append(_projected(synthesis, "brainstorm", planned, run.journal.path, sent))
             path = folder / "tasks-of-the-estimate.jsonl"
             _write_tasks(plan, path, run.journal.path)
         tasks = TaskFile(path)
         count = min(requests, synthesis.plan.requests)
         run.ask("examples", count, lambda: islice(plan.examples(tasks), count))
-        return [*projections, _projected(synthesis, "example", count, synthesis.plan.requests, run.journal.path)]
+        planned, sent = synthesis.plan.requests, islice(plan.examples(tasks), count)
+        return [*projections, _projected(synthesis, "example", planned, run.journal.path, sent)]
 
 
 def tasks_file(synthesis: Synthesis, plan: RequestPlan, folder: Path) -> Path:
@@ -169,7 +163,7 @@ def _open_run(synthesis: Synthesis, folder: Path) -> Generator[_Run]:
     if base_url == REPLAY:
         base_url, key, transport = "http://replay/v1", "no key is needed", recorded_answers(synthesis, plan)
     else:
-        key = read_api_key(base_url, endpoint.api_key_env, CHAT)
+        key = read_api_key(base_url, endpoint.api_key_env)
     with Journal(folder) as journal, shown_progress() as show:
         if journal.batches and endpoint.mode == "live":
             raise InputError(
@@ -184,14 +178,10 @@ def _open_run(synthesis: Synthesis, folder: Path) -> Generator[_Run]:
 
 def _write_tasks(plan: RequestPlan, path: Path, journal: Path) -> None:
     """Freeze the brainstormed tasks: example requests name them, so a later parser must not change them."""
-    keys = {request.key for request in plan.brainstorms()}
-    by_index: dict[int, tuple[str, list[str]]] = {}
-    for record in _answers(journal, "brainstorm"):
-        if record["key"] in keys:
-            by_index[record["index"]] = record["about"]["task_type"], list(_instructions(record["body"]))
     seen, lines = set(), []
-    for _, (task_type, instructions) in sorted(by_index.items()):
-        for instruction in instructions:
+    for record in read_answers(journal, "brainstorm", plan.brainstorms()):
+        task_type = record["about"]["task_type"]
+        for instruction in _instructions(record["body"]):
             if (task_type, fold(instruction)) not in seen:
                 seen.add((task_type, fold(instruction)))
                 lines.append(json.dumps({"task_type": task_type, "instruction": instruction}, ensure_ascii=False))
@@ -216,19 +206,9 @@ def _instructions(body: str) -> Iterator[str]:
             yield " ".join(words)
 
 
-def _answers(journal: Path, step: str) -> Iterator[dict[str, Any]]:
-    """Read all answers of a step, with their bodies."""
-    offset = 0
-    with journal.open("rb") as file:
-        for record, size in read_journal(journal):
-            if record["status"] == "answered" and record["step"] == step:
-                yield read_record(file, offset)
-            offset += size
-
-
-def _projected(synthesis: Synthesis, step: str, sent: int, planned: int, journal: Path) -> Projection:
+def _projected(synthesis: Synthesis, step: Step, planned: int, journal: Path, sent: Iterator[Request]) -> Projection:
     """Project what all planned requests of a step will take from the answers to the first ones."""
-    records = list({record["index"]: record for record in _answers(journal, step) if record["index"] < sent}.values())
+    records = list(read_answers(journal, step, sent))
     count = max(1, len(records))
     tokens, usd = (sum(record[name] for record in records) / count * planned for name in ("tokens", "usd"))
     endpoint = synthesis.endpoint

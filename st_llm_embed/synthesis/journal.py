@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -40,16 +39,13 @@ class Journal:
         self._answered: set[str] = set()
         self.unsynced = 0
         """Records appended since the last `sync`."""
-        self.counts: Counter[str] = Counter()
-        """Records by status."""
         self.formats: dict[tuple[str, str], Any] = {}
         """By address and model, how it is made to answer in JSON."""
         self.batches: dict[str, dict[str, Any]] = {}
         """Batches that were written and not collected, by name: the fields of their records together."""
         self.usd = 0.0
-        """Spent so far; what may have been paid counts with its worst case."""
         self.tokens = 0
-        """Prompt and answer tokens so far, counted likewise."""
+        """Spent so far, for prompts and answers; what may have been paid counts with its worst case."""
 
     def __enter__(self) -> Self:
         """Take the lock, read the records, and cut off a torn last line.
@@ -111,7 +107,6 @@ class Journal:
         return request.key in self._answered
 
     def _note(self, record: dict[str, Any]) -> None:
-        self.counts[record["status"]] += 1
         self.usd += record.get("usd", 0.0)
         self.tokens += record.get("tokens", 0)
         if record["status"] == "answered":
@@ -129,13 +124,8 @@ def request_record(
 ) -> dict[str, Any]:
     """Return the record of what became of a request.
 
-    Args:
-        request: what was sent.
-        status: `answered` or `maybe paid`.
-        tokens: prompt and answer tokens billed.
-        usd: their price.
-        body: the response's body as it came, or why there is none.
-        fields: further fields.
+    `status` is `answered` or `maybe paid`, `tokens` are those of prompt and answer, `body` is the response's body as
+    it came, or why there is none.
     """
     return {
         "step": request.step,
@@ -154,12 +144,10 @@ def request_record(
 
 
 def read_journal(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """Read the records of a journal in the order they were written, each without its body and with its size in bytes.
+    """Read the records of a journal as they were written, each without its body and with its size in bytes.
 
-    Bodies are most of a journal and are skipped unparsed; `read_record` reads them. A torn last line is passed over.
-
-    Raises:
-        InputError: a line is damaged.
+    Bodies are most of a journal and are skipped unparsed; a torn last line is passed over. A damaged line raises an
+    InputError.
     """
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
@@ -171,12 +159,31 @@ def read_journal(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
                 raise _damaged(f"{path}, line {number}", line)
 
 
-def read_record(journal: BinaryIO, offset: int) -> dict[str, Any]:
-    """Read the whole record at an offset of an open journal.
+def answer_offsets(path: Path, step: str) -> dict[str, int]:
+    """Return where the answer to each request of a step begins in a journal, by the request's key."""
+    offsets: dict[str, int] = {}
+    offset = 0
+    for record, size in read_journal(path):
+        if record["status"] == "answered" and record["step"] == step:
+            offsets.setdefault(record["key"], offset)
+        offset += size
+    return offsets
 
-    Raises:
-        InputError: the line is damaged.
-    """
+
+def read_answers(path: Path, step: str, requests: Iterable[Request]) -> Iterator[dict[str, Any]]:
+    """Yield the whole records of the answers that a journal has to requests of one step, in their order."""
+    offsets = answer_offsets(path, step)
+    with path.open("rb") as journal:
+        for request in requests:
+            if not offsets:
+                return
+            offset = offsets.pop(request.key, None)
+            if offset is not None:
+                yield read_record(journal, offset)
+
+
+def read_record(journal: BinaryIO, offset: int) -> dict[str, Any]:
+    """Read the whole record at an offset of an open journal; raise an InputError if the line is damaged."""
     journal.seek(offset)
     line = journal.readline()
     record = _record(line)

@@ -1,17 +1,18 @@
 """Texts that are in another language than the one asked for.
 
 Only confident findings count: by the script, and by py3langid (Naive Bayes over byte n-grams; it knows 90 of our 93
-languages). Not knowing is never held against a text. scripts/measure_language_id.py prints what
-is rejected and what is caught.
+languages). scripts/measure_language_id.py prints what is rejected and what is caught.
 """
 
 from __future__ import annotations
 
 import re
 from functools import cache, lru_cache
+from importlib.resources import files
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import yaml
 
 from st_llm_embed.languages import LANGUAGE_CODES
 
@@ -39,50 +40,20 @@ _CLOSE = (
 CLOSE_LANGUAGES = tuple(frozenset(codes.split()) for codes in _CLOSE.split(", "))
 """Groups of languages that are not distinguished."""
 
-_SCRIPT_TABLE = {
-    "Latin": ("az bs ha kk ku ms sr ug uz", "41-5A 61-7A C0-24F 1E00-1EFF FF21-FF3A FF41-FF5A"),
-    "Greek": ("el", "370-3FF 1F00-1FFF"),
-    "Cyrillic": ("az be bg bs kk ku ky mk mn ru sr ug uk uz", "400-52F"),
-    "Armenian": ("hy", "531-587"),
-    "Hebrew": ("he yi", "591-5F2"),
-    "Arabic": (
-        "ar az fa ha kk ku ky ms pa ps sd ug ur",
-        "620-65F 66E-6D3 6D5-6EF 6FA-6FF 750-77F 8A0-8FF FB50-FDFB FE70-FEFC",
-    ),
-    "Devanagari": ("hi mr ne sa sd", "900-963 971-97F"),
-    "Bengali": ("as bn", "980-9E3 9F0-9F1"),
-    "Gurmukhi": ("pa", "A01-A5E A70-A75"),
-    "Gujarati": ("gu", "A81-AE3"),
-    "Odia": ("or", "B01-B63"),
-    "Tamil": ("ta", "B82-BD7"),
-    "Telugu": ("te", "C00-C63"),
-    "Kannada": ("kn", "C80-CE3"),
-    "Malayalam": ("ml", "D00-D63"),
-    "Sinhala": ("si", "D81-DDF"),
-    "Thai": ("th", "E01-E3A E40-E4E"),
-    "Lao": ("lo", "E81-ECE EDC-EDF"),
-    "Burmese": ("my", "1000-103F 1050-108F"),
-    "Georgian": ("ka", "10A0-10FF 1C90-1CBF"),
-    "Ethiopic": ("am", "1200-135F 1380-138F 2D80-2DDF"),
-    "Khmer": ("km", "1780-17D3"),
-    "Mongolian": ("mn", "1820-18AA"),
-    "Hangul": ("ko", "1100-11FF 3131-318E AC00-D7A3"),
-    "Kana": ("ja", "3041-309F 30A1-30FA 30FC-30FF"),
-    "Han": ("ja zh", "3005-3007 3400-4DBF 4E00-9FFF F900-FAFF 20000-3FFFF"),
-}
-"""By script: its languages, Latin's as far as they have another script as well; and the code points of its letters."""
-
+_TABLE: dict[str, dict[str, str]] = yaml.safe_load(
+    (files("st_llm_embed") / "synthesis" / "scripts.yaml").read_text(encoding="utf-8")
+)
 LANGUAGE_SCRIPTS = {
-    code: {script for script, (codes, _) in _SCRIPT_TABLE.items() if code in codes.split()}
-    for codes, _ in _SCRIPT_TABLE.values()
-    for code in codes.split()
+    code: {script for script, entry in _TABLE.items() if code in entry["languages"].split()}
+    for entry in _TABLE.values()
+    for code in entry["languages"].split()
 }
 """Scripts of the languages that have another one than Latin."""
 
 _LETTERS = sorted(
     (int(first, 16), int(last, 16), script)
-    for script, (_, ranges) in _SCRIPT_TABLE.items()
-    for first, last in (bounds.split("-") for bounds in ranges.split())
+    for script, entry in _TABLE.items()
+    for first, last in (bounds.split("-") for bounds in entry["letters"].split())
 )
 _SCRIPTS = sorted({script for *_, script in _LETTERS})
 _FIRSTS = np.array([first for first, *_ in _LETTERS])
@@ -106,11 +77,8 @@ def contradicts(text: str, code: str) -> Contradiction | None:
     """Return what a text is in, if it is surely not in a language.
 
     Short texts, languages that the detector does not know and languages that are close to the one asked for contradict
-    nothing. A wrong script does in any language.
-
-    Args:
-        text: any text; its first MOST_CHARACTERS are read.
-        code: BCP-47 code of the language asked for. What is not in LANGUAGE_CODES is contradicted by nothing.
+    nothing, nor does any text contradict a code that is not in LANGUAGE_CODES. A wrong script does in any language.
+    Only the first MOST_CHARACTERS are read.
     """
     if code not in LANGUAGE_CODES.values():
         return None

@@ -66,15 +66,9 @@ def parse_completion(completion: dict[str, Any], schema: dict[str, Any]) -> dict
 
 
 def parse_answer(content: str, schema: dict[str, Any]) -> dict[str, Any] | Rejection:
-    """Read the JSON object that the schema asks for out of an answer.
+    """Read the JSON object that the schema asks for out of what the model wrote; other keys are omitted.
 
-    Args:
-        content: what the model wrote.
-        schema: an object schema whose properties are strings, integers of an enumeration or arrays of strings, all
-            required.
-
-    Returns:
-        The properties; keys that were not asked for are omitted.
+    The schema's properties are strings, integers of an enumeration or arrays of strings, all required.
     """
     properties = schema["properties"]
     text = _without_thoughts(content.strip().removeprefix("\ufeff")).strip()

@@ -149,9 +149,8 @@ class RequestPlan:
         if task.task_type == "bitext":
             drawn["src_lang"], drawn["tgt_lang"] = self._two_languages(index, task)
         else:
-            drawn["language"] = task.attributes.get("language") or self._languages(
-                self._uniform("example", index, "language")
-            )
+            language = task.attributes.get("language")
+            drawn["language"] = language or self._languages(self._uniform("example", index, "language"))
         for name, draw in self._attributes[task.task_type].items():
             value = task.attributes.get(name) or draw(self._uniform("example", index, name))
             if value != UNSPECIFIED:
@@ -206,13 +205,14 @@ class _Draw:
         return self._names[min(position, len(self._names) - 1)]
 
 
-def _object_schema(properties: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def object_schema(properties: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the JSON schema of an object with exactly these properties."""
     names = list(properties)
     return {"type": "object", "properties": properties, "required": names, "additionalProperties": False}
 
 
-BRAINSTORM_SCHEMA = _object_schema({"tasks": {"type": "array", "items": {"type": "string"}}})
+BRAINSTORM_SCHEMA = object_schema({"tasks": {"type": "array", "items": {"type": "string"}}})
 EXAMPLE_SCHEMAS = {
-    task_type: _object_schema({key: {"type": "string"} for key in keys}) for task_type, keys in RESPONSE_KEYS.items()
+    task_type: object_schema({key: {"type": "string"} for key in keys}) for task_type, keys in RESPONSE_KEYS.items()
 }
-JUDGE_SCHEMA = _object_schema({"score": {"type": "integer", "enum": [1, 2, 3, 4, 5]}})
+JUDGE_SCHEMA = object_schema({"score": {"type": "integer", "enum": [1, 2, 3, 4, 5]}})

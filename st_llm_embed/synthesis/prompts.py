@@ -18,12 +18,9 @@ _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 
 
 def fill_template(name: str, values: Mapping[str, str], order: Callable[[int], float]) -> str:
-    """Fill one template in.
+    """Fill one template in, named without ``.txt``.
 
-    Args:
-        name: file name without ``.txt``.
-        values: texts by placeholder; they are inserted as they are, braces and all.
-        order: returns the sort key of the guideline in line number n.
+    Texts are inserted as they are, braces and all; `order` returns the sort key of the guideline in line number n.
     """
     lines = []
     guidelines: list[tuple[float, str]] = []

@@ -14,15 +14,11 @@ from st_llm_embed.synthesis.tasks import TaskFile, tasks_path
 if TYPE_CHECKING:
     from httpx2 import MockTransport, Request, Response
 
-OBEDIENT = json.dumps({"colour": "violet"})
-BYTES_PER_TOKEN = 4
+BYTES_PER_TOKEN = TOKENS_PER_MESSAGE = 4
 
 
 def recorded_answers(synthesis: Synthesis, plan: RequestPlan) -> MockTransport:
-    """Return the transport that answers a planned request as the sample does.
-
-    Example requests need ``synthesis.plan.tasks: embedded``, whose lines are the sample's.
-    """
+    """Return the transport that answers a planned request as the sample, ``synthesis.plan.tasks: embedded``, does."""
     from httpx2 import MockTransport, Response
 
     answers = {}
@@ -36,7 +32,7 @@ def recorded_answers(synthesis: Synthesis, plan: RequestPlan) -> MockTransport:
     def respond(request: Request) -> Response:
         body = json.loads(request.content)
         schema = (body.get("response_format") or {}).get("json_schema", {}).get("schema")
-        text = OBEDIENT if schema == PROBE_SCHEMA else answers.get(body["messages"][0]["content"])
+        text = '{"colour": "violet"}' if schema == PROBE_SCHEMA else answers.get(body["messages"][0]["content"])
         if text is None:
             message = "no answer to this prompt is recorded; replay needs synthesis.plan.tasks: embedded"
             return Response(404, json={"error": {"message": message, "code": "not_found"}})
@@ -46,7 +42,8 @@ def recorded_answers(synthesis: Synthesis, plan: RequestPlan) -> MockTransport:
 
 
 def _completion(body: dict[str, Any], text: str) -> dict[str, Any]:
-    prompt, answer = (len(one.encode()) // BYTES_PER_TOKEN + 1 for one in (body["messages"][0]["content"], text))
+    prompt, answer = (-(-len(one.encode()) // BYTES_PER_TOKEN) for one in (body["messages"][0]["content"], text))
+    prompt += TOKENS_PER_MESSAGE
     return {
         "object": "chat.completion",
         "model": body["model"],

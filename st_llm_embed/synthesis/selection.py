@@ -27,7 +27,7 @@ from st_llm_embed.languages import LANGUAGE_CODES
 from st_llm_embed.recipe import Synthesis, TaskType
 from st_llm_embed.synthesis.duplicates import near_duplicates, text_hash
 from st_llm_embed.synthesis.filters import check_language, check_texts
-from st_llm_embed.synthesis.journal import read_journal, read_record
+from st_llm_embed.synthesis.journal import answer_offsets, read_answers, read_record
 from st_llm_embed.synthesis.language_id import confidence_in
 from st_llm_embed.synthesis.parsing import Rejection, content_of, parse_answer, parse_completion
 from st_llm_embed.synthesis.plan import EXAMPLE_SCHEMAS, JUDGE_SCHEMA, RequestPlan
@@ -74,7 +74,7 @@ class Selection:
         Args:
             synthesis: the recipe's section.
             plan: its requests; answers to others, which an earlier recipe asked for, are ignored.
-            tasks: what the examples are asked for.
+            tasks: of the plan.
             journal: path of the journal's file.
             similarities: of the consistency filter; None omits it.
             workspace: an existing folder for what memory should not hold; left empty.
@@ -110,7 +110,7 @@ class Selection:
         if model is None:
             yield from (item for _, item in self._compared())
             return
-        offsets = _offsets(self._journal, "judge")
+        offsets = answer_offsets(self._journal, "judge")
         with self._journal.open("rb") as journal:
             for index, item in self._compared():
                 if not isinstance(item, Rejected):
@@ -118,23 +118,17 @@ class Selection:
                     item = item if offset is None else self._graded(item, read_record(journal, offset))  # noqa: PLW2901
                 yield item
 
-    def _parse_answers(self, planned: int) -> None:
+    def _parse_answers(self, requests: int) -> None:
         """Spool every answer after the filters that need it alone."""
-        offsets = _offsets(self._journal, "example")
+        planned = (self._plan.example(index, self._tasks) for index in range(requests))
         seen: set[int] = set()
-        with self._journal.open("rb") as journal:
-            for index in range(planned):
-                if not offsets:
-                    break
-                offset = offsets.pop(self._plan.example(index, self._tasks).key, None)
-                if offset is None:
-                    continue
-                item = self._row(read_record(journal, offset), seen)
-                if isinstance(item, Rejected):
-                    self._spool.write(json.dumps(asdict(item)) + "\n")
-                else:
-                    self._indexes.append(index)
-                    self._spool.write(item.model_dump_json() + "\n")
+        for record in read_answers(self._journal, "example", planned):
+            item = self._row(record, seen)
+            if isinstance(item, Rejected):
+                self._spool.write(json.dumps(asdict(item)) + "\n")
+            else:
+                self._indexes.append(record["index"])
+                self._spool.write(item.model_dump_json() + "\n")
 
     def _row(self, record: dict[str, Any], seen: set[int]) -> Row | Rejected:
         content = content_of(json_object(record["body"]))
@@ -240,17 +234,6 @@ class Selection:
         if answer["score"] < self._filters.judge_score:
             return _rejected_row(row, "low grade", f"{answer['score']} by {record['model']}")
         return _with_quality(row, judge=float(answer["score"]))
-
-
-def _offsets(journal: Path, step: str) -> dict[str, int]:
-    """Return where the answer to each request of a step begins in a journal, by the request's key."""
-    offsets: dict[str, int] = {}
-    offset = 0
-    for record, size in read_journal(journal):
-        if record["status"] == "answered" and record["step"] == step:
-            offsets.setdefault(record["key"], offset)
-        offset += size
-    return offsets
 
 
 def _all_texts(row: Row) -> str:

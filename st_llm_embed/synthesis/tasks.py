@@ -37,11 +37,7 @@ class TaskFile:
     """The tasks of a file."""
 
     def __init__(self, path: Path) -> None:
-        """Read every line.
-
-        Raises:
-            InputError: the file cannot be read, or a line is not a task; names the line.
-        """
+        """Read every line; raise an InputError if there is no file or a line is not a task."""
         self.path = path
         self._tasks: list[Task] = []
         self._by_type: dict[TaskType, list[Task]] = defaultdict(list)

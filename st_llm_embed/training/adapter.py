@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, PeftConfig, prepare_model_for_kbit_training
 from peft.tuners.tuners_utils import BaseTunerLayer
 from sentence_transformers.sentence_transformer.modules import Transformer
-from transformers import BitsAndBytesConfig, PreTrainedModel, set_seed
+from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, PreTrainedModel, set_seed
 
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.instructions import published_prompts
@@ -19,8 +19,6 @@ from st_llm_embed.modules import LLMSentenceTransformer, base_path
 from st_llm_embed.modules.layout import hub_snapshot
 from st_llm_embed.recipe import EMBEDDED, Dtype, Recipe
 from st_llm_embed.training.arguments import lora_config
-
-CONFIG_FILE = "adapter_config.json"
 
 BASE_ADVICE = (
     f"Allowed are {EMBEDDED!r} and the Hub id or local folder of a decoder-only transformers model, complete with its "
@@ -38,17 +36,7 @@ def starting_model(recipe: Recipe) -> LLMSentenceTransformer:
     Raises:
         InputError: the base or its adapter cannot be loaded.
     """
-    return _loaded(recipe, recipe.base.adapter, quantization_config(recipe))
-
-
-def trained_on_originals(recipe: Recipe, adapter_dir: Path) -> LLMSentenceTransformer:
-    """Put an adapter that was trained on quantized weights on the unquantized ones, which it can be merged into."""
-    return _loaded(recipe, str(adapter_dir), None)
-
-
-def _loaded(
-    recipe: Recipe, adapter: str | None, quantization_config: BitsAndBytesConfig | None
-) -> LLMSentenceTransformer:
+    quantization = quantization_config(recipe)
     set_seed(recipe.seed)
     with explained(f"The base model {recipe.base.name_or_path!r} cannot be loaded", BASE_ADVICE):
         model = LLMSentenceTransformer.from_base(
@@ -57,12 +45,12 @@ def _loaded(
             revision=recipe.base.revision,
             random_init=recipe.base.random_init,
             dtype=recipe.base.dtype,
-            quantization_config=quantization_config,
+            quantization_config=quantization,
             pooling_mode=recipe.base.pooling_mode,
         )
     model.prompts.update(published_prompts(recipe.base.instructions))
-    if adapter is not None:
-        _add_trained(model, adapter, trainable=True)
+    if recipe.base.adapter is not None:
+        _add_trained(model, recipe.base.adapter, trainable=True)
     return model
 
 
@@ -90,9 +78,8 @@ def quantization_config(recipe: Recipe) -> BitsAndBytesConfig | None:
         lacking.append("there is no CUDA device")
     if lacking:
         raise InputError(
-            f"base.quantization is {recipe.base.quantization!r}, which needs bitsandbytes and a CUDA device; here "
-            f"{' and '.join(lacking)}. Otherwise set base.quantization to null, which trains the same adapter on "
-            "unquantized weights."
+            f"base.quantization is {recipe.base.quantization!r}, but {' and '.join(lacking)}. Set it to null to train "
+            "the same adapter on unquantized weights."
         )
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -103,15 +90,7 @@ def quantization_config(recipe: Recipe) -> BitsAndBytesConfig | None:
 
 
 def continue_from(recipe: Recipe, trained: Path) -> Recipe:
-    """Return a recipe whose training starts from what another training ended with.
-
-    Args:
-        recipe: of the later training.
-        trained: the folder that `train` wrote for the earlier one, which had the same base.
-
-    Returns:
-        The recipe with that adapter on the same base; where all weights are trained, with those weights as base.
-    """
+    """Return a recipe whose training starts from the adapter or the weights in a folder that `train` wrote."""
     if recipe.lora is None and recipe.base.adapter is None:
         start: dict[str, Any] = {"name_or_path": str(trained / "model"), "revision": None, "random_init": False}
     else:
@@ -120,11 +99,7 @@ def continue_from(recipe: Recipe, trained: Path) -> Recipe:
 
 
 def prepare_adapter(model: LLMSentenceTransformer, recipe: Recipe) -> bool:
-    """Add the recipe's adapter to a model, or make the one it has ready for training.
-
-    Returns:
-        Whether an adapter is trained; False where all weights are.
-    """
+    """Add the recipe's adapter, or make the model's own trainable; return whether there is one."""
     adapter = lora_config(recipe)
     if adapter is None and recipe.base.adapter is None:
         return False
@@ -144,29 +119,32 @@ def prepare_adapter(model: LLMSentenceTransformer, recipe: Recipe) -> bool:
     return True
 
 
-def add_without_weights(decoder: PreTrainedModel, recipe: Recipe) -> None:
-    """Add the recipe's adapter, new or trained, if it has one, to a base on the meta device, ready for training.
+def decoder_without_weights(recipe: Recipe) -> PreTrainedModel:
+    """Build what is trained on the meta device, from configurations alone: the base and its adapter, if it has one.
 
     Raises:
-        InputError: the section lora, or the adapter of the base, cannot be used.
+        InputError: the base, its adapter or the lora section cannot be used.
     """
-    adapter, named = lora_config(recipe), "lora section"
+    name = recipe.base.name_or_path
+    with explained(f"The base model {name!r} cannot be loaded", BASE_ADVICE), torch.device("meta"):
+        config = AutoConfig.from_pretrained(base_path(name), revision=recipe.base.revision)
+        decoder = AutoModel.from_config(config, dtype=getattr(torch, recipe.base.dtype))
+    adapter, section = lora_config(recipe), "lora section"
     if recipe.base.adapter is not None:
-        adapter, named = check_adapter(recipe.base.adapter, recipe.base.name_or_path), "base.adapter"
+        adapter, section = check_adapter(recipe.base.adapter, name), "base.adapter"
         adapter.inference_mode = False
-    if adapter is None:
-        return
-    # Other ways to draw an adapter's first values compute them from the weights.
-    adapter.init_lora_weights = True
-    with explained(f"Recipe {recipe.name}: the {named} is refused", "Change what the message names."):
-        decoder.add_adapter(adapter)
+    if adapter is not None:
+        # Other ways to draw an adapter's first values compute them from the weights.
+        adapter.init_lora_weights = True
+        with explained(f"Recipe {recipe.name}: the {section} is refused", "Change what the message names."):
+            decoder.add_adapter(adapter)
+    return decoder
 
 
 def save_adapter(model: LLMSentenceTransformer, recipe: Recipe, folder: Path) -> None:
-    """Save a trained adapter alone, with tokenizer and prompts.
+    """Save a trained adapter alone, with tokenizer and prompts; its configuration names the base's Hub id and commit.
 
-    Its configuration names the base by Hub id and commit. A local base has no name that means anything elsewhere: in
-    its place is what to do, which stock libraries show when they fail to load it.
+    A local base has no name that means anything elsewhere: in its place is what to do, which stock libraries show.
     """
     model.save_pretrained(str(folder), create_model_card=False)
     snapshot = hub_snapshot(recipe.base.name_or_path, recipe.base.revision)
@@ -174,7 +152,7 @@ def save_adapter(model: LLMSentenceTransformer, recipe: Recipe, folder: Path) ->
     if snapshot is None:
         name = EMBEDDED if name == EMBEDDED else Path(name).resolve().name
         name = f"{name} (not on the Hub; st_llm_embed.training.load_adapter takes this adapter and its base)"
-    path = folder / CONFIG_FILE
+    path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config |= {"base_model_name_or_path": name, "revision": snapshot.name if snapshot else None}
     path.write_text(json.dumps(config, indent=2), encoding="utf-8")
@@ -216,8 +194,8 @@ def load_adapter(
         base: Hub id or folder of the base, or ``embedded``.
         max_seq_length: longest text in tokens.
         revision: branch, tag or commit of a base on the Hub.
-        dtype: data type of the base's weights.
-        trainable: whether the adapter's weights can be trained further.
+        dtype: of the base's weights.
+        trainable: whether the adapter can be trained further.
 
     Raises:
         InputError: base or adapter cannot be loaded, or the adapter is not of this base.

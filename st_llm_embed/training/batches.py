@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Hashable, Iterator, Sequence
 from hashlib import blake2b
-from itertools import count
+from itertools import chain, count, islice
 from typing import Any, cast
 
 import numpy as np
@@ -60,15 +60,15 @@ class TaskBatchSampler(MultiDatasetDefaultBatchSampler):
         losses: Sequence[Hashable],
         processes: int,
     ) -> None:
-        """Hash the texts and make the batches of the first epoch.
+        """Hash the texts and make the batches of the first epoch; the first four arguments are the stock trainer's.
 
         Args:
             dataset: one dataset per configuration, with the columns of `to_training`.
             batch_samplers: say batch size and whether incomplete batches are dropped.
             generator: not used; each epoch has a generator of its own.
-            seed: seeds the order of rows and batches.
-            choices: the recipe's `batches` section.
-            configurations: names of the configurations, one per dataset.
+            seed: of the order of rows and batches.
+            choices: the recipe's.
+            configurations: their names, one per dataset.
             losses: what identifies the loss, one per dataset; datasets with equal ones may share a batch.
             processes: how many train together.
 
@@ -84,7 +84,8 @@ class TaskBatchSampler(MultiDatasetDefaultBatchSampler):
         # Who may share a batch, from the strictest rule to the last: one configuration, one shape, one loss.
         rules: list[Sequence[Hashable]] = [configurations, list(zip(columns, losses, strict=True)), losses]
         sizes = [len(part) for part in parts]
-        self._groups = [_group_of_rows(rule, sizes) for rule in (rules[1:] if choices.mixed else rules)]
+        # For each rule the number of each row's group.
+        self._groups = [np.repeat([rule.index(key) for key in rule], sizes) for rule in rules[int(choices.mixed) :]]
         first = self._pass(0, 0)
         self._length = len(first)
         self._check_use(first, configurations, sizes)
@@ -95,18 +96,12 @@ class TaskBatchSampler(MultiDatasetDefaultBatchSampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the batches of the current epoch, those of one joint batch one after the other."""
-        for joint in self._epoch(self.epoch):
+        epoch = self.epoch
+        # As many as the first epoch has: from more passes over the rows where one has fewer.
+        passes = (self._pass(epoch, again) for again in count())
+        for joint in islice(chain.from_iterable(passes), self._length):
             for start in range(0, len(joint), self.batch_size):
                 yield joint[start : start + self.batch_size]
-
-    def _epoch(self, epoch: int) -> list[list[int]]:
-        """Return as many joint batches as the first epoch has, from more passes over the rows where one has fewer."""
-        batches: list[list[int]] = []
-        for again in count():
-            batches += self._pass(epoch, again)
-            if len(batches) >= self._length:
-                break
-        return batches[: self._length]
 
     def _pass(self, epoch: int, again: int) -> list[list[int]]:
         """Put each row into at most one joint batch."""
@@ -164,18 +159,11 @@ class TaskBatchSampler(MultiDatasetDefaultBatchSampler):
         if names:
             raise InputError(
                 f"The {unused.sum()} rows of {', '.join(names)} cannot fill a batch of {self._joint_size} rows "
-                f"without a repeated text ({self.batch_size} per process, {self._processes} processes), so they would "
-                "never be trained on. Lower training.per_device_train_batch_size, or give more rows that train under "
-                "the same loss settings."
+                f"without a repeated text ({self.batch_size} per process, {self._processes} processes). Lower "
+                "training.per_device_train_batch_size, or give more rows that train under the same loss settings."
             )
-        omitted = len(groups) - sum(map(len, first))
-        if omitted:
-            logger.info(
-                "batches: an epoch of %d joint batches omits %d of %d rows, other ones each time",
-                len(first),
-                omitted,
-                len(groups),
-            )
+        if omitted := len(groups) - sum(map(len, first)):
+            logger.info("batches: an epoch omits %d of %d rows, other ones each time", omitted, len(groups))
 
 
 class SetSamplerEpoch(TrainerCallback):
@@ -200,18 +188,8 @@ class SetSamplerEpoch(TrainerCallback):
             sampler.set_epoch(int(state.epoch or 0))
 
 
-def _group_of_rows(rule: Sequence[Hashable], sizes: Sequence[int]) -> NDArray[np.int64]:
-    """Number the groups of datasets that are equal under a rule, and return the number for each row."""
-    numbers = {key: number for number, key in enumerate(dict.fromkeys(rule))}
-    return np.repeat([numbers[key] for key in rule], sizes)
-
-
 def _repeated_texts(parts: Sequence[Dataset], labels: Sequence[bool]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Number the texts that occur in several places.
-
-    Args:
-        parts: the datasets.
-        labels: for each, whether its positives and negatives are labels, which many rows share.
+    """Number the texts that occur in several places; `labels`: datasets whose documents are labels.
 
     Returns:
         The numbers of anchor and positive, of shape (rows, 2), and of the negatives, of shape (rows, most negatives of

@@ -11,13 +11,11 @@ import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
-from sentence_transformers.sentence_transformer.modules import Transformer
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoModel
 from transformers.trainer_utils import IntervalStrategy
 
 from st_llm_embed.doctor.probe import DOCUMENTS, MINIMUM_COSINE, OTHER_INSTRUCTION, QUESTION, SIXTEEN_BIT_COSINE
@@ -25,7 +23,7 @@ from st_llm_embed.errors import InputError, explained
 from st_llm_embed.instructions import instruction_prompt
 from st_llm_embed.modules import LLMSentenceTransformer, base_path, load_tokenizer
 from st_llm_embed.recipe import EMBEDDED, Dtype, Recipe
-from st_llm_embed.training.adapter import BASE_ADVICE, add_without_weights, quantization_config
+from st_llm_embed.training.adapter import BASE_ADVICE, decoder_without_weights, quantization_config
 from st_llm_embed.training.arguments import training_arguments
 from st_llm_embed.training.reporting import check_reporting
 from st_llm_embed.training.trainer import build_trainer
@@ -57,8 +55,9 @@ def check_training(recipe: Recipe) -> None:
     name = recipe.base.name_or_path
     with explained(f"The base model {name!r} cannot be loaded", BASE_ADVICE):
         tokenizer = load_tokenizer(name, revision=recipe.base.revision, max_seq_length=recipe.base.max_seq_length)
-        decoder = _decoder_without_weights(recipe)
-    vocabulary = decoder.get_input_embeddings().num_embeddings
+        _check_weights(Path(base_path(name)))
+    decoder = decoder_without_weights(recipe)
+    vocabulary = len(cast(Tensor, decoder.get_input_embeddings().weight))
     around = tokenizer("")["input_ids"]
     if max(around) >= vocabulary:
         raise InputError(
@@ -71,27 +70,21 @@ def check_training(recipe: Recipe) -> None:
         if training.loss.matryoshka_dims and max(training.loss.matryoshka_dims) != dimensions:
             raise InputError(
                 f"loss.matryoshka_dims is {list(training.loss.matryoshka_dims)}, and the vectors of the base model "
-                f"{name!r} have {dimensions} dimensions. Make that the largest number, so that whole vectors are "
-                "trained, too."
+                f"{name!r} have {dimensions} dimensions. Make that the largest number."
             )
-    add_without_weights(decoder, recipe)
 
 
-def _decoder_without_weights(recipe: Recipe) -> PreTrainedModel:
-    """Build the base on the meta device; of a local folder the headers of its weight files are read, too."""
-    path = base_path(recipe.base.name_or_path)
-    if not Path(path).is_dir():
-        config = AutoConfig.from_pretrained(path, revision=recipe.base.revision)
-        with torch.device("meta"):
-            return AutoModel.from_config(config)
-    decoder, loaded = AutoModel.from_pretrained(path, device_map="meta", output_loading_info=True)
+def _check_weights(folder: Path) -> None:
+    """Compare the headers of a local base's weight files with what its configuration asks for."""
+    if not folder.is_dir():
+        return
+    decoder, loaded = AutoModel.from_pretrained(str(folder), device_map="meta", output_loading_info=True)
     if loaded["missing_keys"]:
         raise InputError(
-            f"The weights of the base model {path} lack {len(loaded['missing_keys'])} tensors of a "
+            f"The weights of the base model {folder} lack {len(loaded['missing_keys'])} tensors of a "
             f"{type(decoder).__name__}, such as {min(loaded['missing_keys'])}. Give a folder whose config.json and "
             "weights belong together."
         )
-    return decoder
 
 
 def _rehearse_trainer(recipe: Recipe) -> None:
@@ -126,10 +119,10 @@ def check_trained(model: SentenceTransformer, before: Tensor) -> Tensor:
 
     Args:
         model: after training, its adapter not merged.
-        before: what `vectors_of` returned before training.
+        before: its `vectors_of` before training.
 
     Returns:
-        What `vectors_of` returns now.
+        Its `vectors_of` now.
 
     Raises:
         InputError: a weight is not finite, no weight of the adapter moved, or the vectors are those of the start.
@@ -138,9 +131,9 @@ def check_trained(model: SentenceTransformer, before: Tensor) -> Tensor:
     broken = sorted(name for name, weight in weights.items() if not torch.isfinite(weight).all())
     if broken:
         raise InputError(
-            f"Training ended with weights that are not finite (NaN or infinity) in {len(broken)} of {len(weights)} "
-            f"tensors, such as {broken[0]}, and the model is not saved. log.json has the loss at each step. Lower "
-            "training.learning_rate, or take bf16 in place of fp16, and run again."
+            f"Training ended with weights that are not finite in {len(broken)} of {len(weights)} tensors, such as "
+            f"{broken[0]}, and the model is not saved; log.json has the loss at each step. Lower "
+            "training.learning_rate, or take bf16 in place of fp16."
         )
     adapter = [weight for name, weight in weights.items() if ".lora_B." in name]
     if adapter and not any(weight.any() for weight in adapter):
@@ -158,26 +151,6 @@ def check_trained(model: SentenceTransformer, before: Tensor) -> Tensor:
     return after
 
 
-def check_saved_adapter(model: SentenceTransformer, folder: Path) -> None:
-    """Compare the adapter that was written to a folder with the one in memory, tensor by tensor.
-
-    Raises:
-        InputError: they differ.
-    """
-    trained = cast(Transformer, model[0]).model.get_adapter_state_dict()
-    saved = {
-        name.removeprefix("base_model.model."): weight
-        for name, weight in load_file(folder / "adapter_model.safetensors").items()
-    }
-    different = trained.keys() ^ saved.keys()
-    different |= {name for name in trained.keys() & saved.keys() if not torch.equal(trained[name].cpu(), saved[name])}
-    if different:
-        raise InputError(
-            f"{len(different)} tensors of the adapter in {folder} are not those that were trained, such as "
-            f"{min(different)}. The model is not saved. Check the disk and run again."
-        )
-
-
 def check_same_vectors(name: str, vectors: Tensor, other_name: str, others: Tensor, dtype: Dtype) -> None:
     """Compare the vectors of two models that ought to be the same except for rounding in `dtype`.
 
@@ -189,8 +162,7 @@ def check_same_vectors(name: str, vectors: Tensor, other_name: str, others: Tens
     if not least > LEAST_COSINE[dtype]:
         raise InputError(
             f"The vectors of {name} differ from those of {other_name}: cosine similarity {least:.6f}, where rounding "
-            f"in {dtype} leaves at least {LEAST_COSINE[dtype]}. The model is not saved. Run again; if it stays, train "
-            "with base.dtype float32, and report it with the recipe."
+            f"in {dtype} leaves at least {LEAST_COSINE[dtype]}. The model is not saved. Train with base.dtype float32."
         )
 
 

@@ -39,8 +39,7 @@ class InfoNCELoss(CachedMultipleNegativesRankingLoss):
     Loss and gradients are those of sentence-transformers' MultipleNegativesRankingLoss, whose GradCache, gathering and
     hardness term are reused, with four additions:
 
-    - Similarities are computed in float32 whatever the model computes in. At a temperature of 0.02, bfloat16 moves a
-      logit by 0.1 or more.
+    - Similarities are computed in float32: at a temperature of 0.02, bfloat16 moves a logit by 0.1 or more.
     - Mini-batches of GradCache are made of texts of like length from all columns (`length_sorted`).
     - False negatives are masked (`known_positives`), in the batch of all processes.
     - In-batch negatives can be switched off.
@@ -48,17 +47,14 @@ class InfoNCELoss(CachedMultipleNegativesRankingLoss):
     Args:
         model: the model to train.
         temperature: cosine similarities are divided by it.
-        mini_batch_num_tokens: most tokens per forward pass, padding included, with GradCache (arXiv 2101.06983): any
-            batch size in the memory of that many tokens, for a second forward pass. None: no GradCache. Where flash
-            attention does without padding, mini-batches are sentence-transformers' own, of as many tokens of a column.
-        directions: what is compared, in one softmax: the query with all documents, and, if wanted, query_to_query,
-            doc_to_query and doc_to_doc (arXiv 2308.03281, GTE; arXiv 2506.05176, Qwen3-Embedding).
+        mini_batch_num_tokens: most tokens per forward pass, padding included, with GradCache (arXiv 2101.06983). None:
+            no GradCache. Where flash attention does without padding, mini-batches are sentence-transformers' own, of
+            as many tokens of a column.
+        directions: what is compared, in one softmax (recipe.Loss has papers and values of these and the next).
         hardness_strength: extra weight of a row's own hard negatives (arXiv 2509.20354, EmbeddingGemma).
-        in_batch_negatives: False compares each anchor with the documents of its own row only, for rows whose positives
-            are labels that many rows share (SFR-Embedding-Mistral).
+        in_batch_negatives: False compares each anchor with the documents of its own row only.
         mask_duplicates: mask candidates whose text shows that they are not negatives (`known_positives`).
-        false_negative_margin: mask candidates whose similarity is above that of the positive by more than this
-            (arXiv 2506.05176, Qwen3-Embedding: 0.1). None: none.
+        false_negative_margin: mask candidates whose similarity is above that of the positive by more than this.
         gather_across_devices: compare with the texts of all processes.
 
     Raises:
@@ -210,41 +206,35 @@ class InfoNCELoss(CachedMultipleNegativesRankingLoss):
 
 
 def build_losses(model: SentenceTransformer, loss: Loss, columns: Mapping[str, Sequence[str]]) -> dict[str, nn.Module]:
-    """Build the loss of each configuration of a dataset.
-
-    Args:
-        model: the model to train.
-        loss: the recipe's choices.
-        columns: names of the text columns, by configuration.
+    """Build the loss of each configuration of a dataset, whose text columns are given by its name.
 
     Raises:
         InputError: a configuration without in-batch negatives has no negatives of its own.
     """
-    return {name: _build(model, loss, name, texts) for name, texts in columns.items()}
-
-
-def _build(model: SentenceTransformer, loss: Loss, configuration: str, columns: Sequence[str]) -> nn.Module:
-    own_only = configuration.startswith(loss.own_negatives_only)
-    if own_only and len(columns) < 3:
-        raise InputError(
-            f"The rows of {configuration} have the texts {', '.join(columns)} and no negative, and "
-            "loss.own_negatives_only lets them be compared with nothing else. Give these rows negatives, or take "
-            "their task type out of loss.own_negatives_only."
+    losses: dict[str, nn.Module] = {}
+    for name, texts in columns.items():
+        own_only = name.startswith(loss.own_negatives_only)
+        if own_only and len(texts) < 3:
+            raise InputError(
+                f"The rows of {name} have the texts {', '.join(texts)} and no negative, and loss.own_negatives_only "
+                "lets them be compared with nothing else. Give them negatives, or take their task type out of it."
+            )
+        strengths = loss.hardness_strength.items()
+        losses[name] = InfoNCELoss(
+            model,
+            temperature=loss.temperature,
+            mini_batch_num_tokens=loss.mini_batch_num_tokens,
+            directions=("query_to_doc",) if own_only else loss.directions,
+            hardness_strength=next((strength for begin, strength in strengths if name.startswith(begin)), 0),
+            in_batch_negatives=not own_only,
+            mask_duplicates=loss.mask_duplicates,
+            false_negative_margin=loss.false_negative_margin,
+            # Under torchrun the batch whose texts are negatives is that of all processes.
+            gather_across_devices=distributed.is_initialized(),
         )
-    strengths = loss.hardness_strength.items()
-    built = InfoNCELoss(
-        model,
-        temperature=loss.temperature,
-        mini_batch_num_tokens=loss.mini_batch_num_tokens,
-        directions=("query_to_doc",) if own_only else loss.directions,
-        hardness_strength=next((strength for name, strength in strengths if configuration.startswith(name)), 0),
-        in_batch_negatives=not own_only,
-        mask_duplicates=loss.mask_duplicates,
-        false_negative_margin=loss.false_negative_margin,
-        # Under torchrun the batch whose texts are negatives is that of all processes.
-        gather_across_devices=distributed.is_initialized(),
-    )
-    return MatryoshkaLoss(model, built, list(loss.matryoshka_dims)) if loss.matryoshka_dims else built
+        if loss.matryoshka_dims:
+            losses[name] = MatryoshkaLoss(model, losses[name], list(loss.matryoshka_dims))
+    return losses
 
 
 def length_sorted(pool: Features, num_tokens: int) -> tuple[list[Features], Tensor]:
@@ -258,7 +248,7 @@ def length_sorted(pool: Features, num_tokens: int) -> tuple[list[Features], Tens
         num_tokens: most tokens of a mini-batch, padding included; a longer text is a mini-batch of its own.
 
     Returns:
-        The mini-batches, padded on the right, and a tensor of shape (texts,): where each text of the pool is in them.
+        The mini-batches, padded on the right, and where each text of the pool is in them, of shape (texts,).
     """
     mask: Tensor = pool["attention_mask"]
     lengths = mask.sum(dim=1)
@@ -301,14 +291,15 @@ def cut_to(ranges: Sequence[tuple[int, int]], lengths: Sequence[int], count: int
 
 
 def text_hashes(columns: Sequence[Features]) -> Tensor:
-    """Hash the token ids of each text, so that equal texts have equal numbers in every process.
+    """Hash the token ids of each text to 64 bits, the same in every process; of shape (rows, columns).
 
     Two texts that are cut off at the same token are the same text to the model, and here.
-
-    Returns:
-        64-bit integers of shape (rows, columns).
     """
-    hashes = [[_hash(ids) for ids in _token_ids(features)] for features in columns]
+
+    def hashed(ids: Tensor) -> int:
+        return int.from_bytes(blake2b(ids.numpy().tobytes(), digest_size=8).digest(), "little", signed=True)
+
+    hashes = [[hashed(ids) for ids in _token_ids(features)] for features in columns]
     return torch.tensor(hashes, device=columns[0]["input_ids"].device).T
 
 
@@ -317,10 +308,6 @@ def _token_ids(features: Features) -> list[Tensor]:
     if "cu_seq_lens_q" in features:  # flash attention: one row of all texts, without padding
         return list(ids.flatten().tensor_split(features["cu_seq_lens_q"][1:-1].cpu().long()))
     return [row[real] for row, real in zip(ids, features["attention_mask"].cpu().bool(), strict=True)]
-
-
-def _hash(ids: Tensor) -> int:
-    return int.from_bytes(blake2b(ids.numpy().tobytes(), digest_size=8).digest(), "little", signed=True)
 
 
 def _taken(value: Any, texts: Tensor, tokens: Tensor, mask: Tensor) -> Any:
@@ -338,13 +325,12 @@ def known_positives(hashes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     positive have a loss of log n at least, and training pushes apart what belongs together.
 
     Args:
-        hashes: of shape (batch, columns): a number for each text, anchor and positive first.
-        rows: of shape (rows,): the rows of the batch that are asked for.
+        hashes: a number for each text, anchor and positive first; of shape (batch, columns).
+        rows: the rows of the batch that are asked for, of shape (rows,).
 
     Returns:
-        True where a candidate has to be masked. Of shape (rows, batch) for the anchors as candidates, a row's own
-        never among them; of shape (rows, batch * (columns - 1)) for the documents, column by column, a row's own
-        positive never among them.
+        True where a candidate has to be masked: of shape (rows, batch) for anchors, a row's own never among them, and
+        (rows, batch * (columns - 1)) for documents, column by column, a row's own positive never among them.
     """
     batch, columns = hashes.shape
     anchors, positives, documents = hashes[:, 0], hashes[:, 1], hashes[:, 1:].T.flatten()

@@ -10,11 +10,11 @@ import math
 import weakref
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import chain, cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import pyarrow.parquet as pq
 import torch
@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
-from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.trainer_utils import SaveStrategy
 
 from st_llm_embed.data import negative_columns, read_rows, rows_file, write_dataset
@@ -33,12 +33,12 @@ from st_llm_embed.data.dataset import write_source
 from st_llm_embed.data.sources import read_source
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.instructions import format_query, instruction_of
-from st_llm_embed.modules import base_path, load_tokenizer
+from st_llm_embed.modules import load_tokenizer
 from st_llm_embed.recipe import EMBEDDED, SYNTHESIS, Instructions, Recipe, TrainingStage
-from st_llm_embed.training.adapter import BASE_ADVICE, add_without_weights
+from st_llm_embed.training.adapter import decoder_without_weights
 from st_llm_embed.training.arguments import training_arguments
 from st_llm_embed.training.loss import SCORED_ROWS, cut
-from st_llm_embed.training.train import configurations_of, takes
+from st_llm_embed.training.train import takes
 
 GIB = 2**30
 
@@ -57,6 +57,9 @@ NF4_BYTES = 4.127 / 8
 SCORE_COPIES = 5
 """Copies of a piece of the score matrix, in float32, that the loss and its backward pass hold at once; measured."""
 
+STATES = 2
+"""Optimizer states of a trained weight, in its type: those of AdamW."""
+
 OF_ANOTHER_MACHINE = ("bf16", "fp16", "tf32", "fsdp", "fsdp_config", "deepspeed", "use_cpu")
 """Keys of the training section that transformers refuses where the machine of the plan lacks what they need."""
 
@@ -68,65 +71,6 @@ CPU_ATTENTION: dict[Any, Any] = {
         lambda gradient, q, k, v, *_, **__: sdpa_backward_flop(gradient, q, k, v)
     ),
 }
-
-
-@dataclass(frozen=True)
-class Weights:
-    """The weights of a decoder, without the head that predicts tokens, which an embedder does not have."""
-
-    parameters: int
-    trainable: int
-    bytes: float
-    trainable_bytes: int
-    largest_bytes: float
-    """The larger of the largest weight and the weights of two layers."""
-
-    @classmethod
-    def of(cls, model: PreTrainedModel, *, quantized: bool = False) -> Weights:
-        """Count the weights of a model, its adapter included, which may be on the meta device.
-
-        Args:
-            model: a decoder.
-            quantized: whether the frozen linear layers are to be in 4 bits, and so all else in float32.
-        """
-        linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
-
-        def size(weight: Tensor) -> float:
-            if quantized and id(weight) in linear and not weight.requires_grad:
-                return weight.numel() * NF4_BYTES
-            return weight.numel() * (4 if quantized else weight.element_size())
-
-        sizes = {weight: size(weight) for weight in model.parameters()}
-        trainable = [weight for weight in sizes if weight.requires_grad]
-        inner = sum(sizes.values()) - sizes[cast(nn.Parameter, model.get_input_embeddings().weight)]
-        return cls(
-            parameters=sum(weight.numel() for weight in sizes),
-            trainable=sum(weight.numel() for weight in trainable),
-            bytes=sum(sizes.values()),
-            trainable_bytes=sum(weight.nbytes for weight in trainable),
-            largest_bytes=max(*sizes.values(), 2 * inner / model.config.get_text_config().num_hidden_layers),
-        )
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Peak memory of a step per device, in bytes."""
-
-    weights: float
-    gradients: float
-    optimizer: float
-    activations: float
-    """Of one mini-batch, with the gradients that are on the way."""
-    embeddings: float
-    """Of all texts, with their gradients, until the loss is done."""
-    scores: float
-    """The piece of the score matrix that is worked on."""
-
-    @property
-    def total(self) -> float:
-        """The larger of two peaks, that of the model's backward pass and that of the loss."""
-        resident = self.weights + self.gradients + self.optimizer + self.embeddings
-        return resident + max(self.activations, self.scores)
 
 
 @dataclass(frozen=True)
@@ -143,11 +87,12 @@ class Plan:
     warmup_steps: int
     tokens_per_step: float
     padded_tokens_per_step: float
-    weights: Weights
+    parameters: int
+    """Without the head that predicts tokens, which an embedder does not have."""
+    trainable_parameters: int
     flops_per_step: float
-    mini_batch_num_tokens: int | None
-    memory: Memory
-    sharded: bool
+    memory: dict[str, float]
+    """Bytes in a step by what holds them; `total` is their peak."""
     device_memory: float | None
     """Bytes; None where it was not given."""
     disk: float
@@ -157,7 +102,7 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether the recipe as it is fits the device."""
-        return self.device_memory is None or self.memory.total <= USABLE * self.device_memory
+        return self.device_memory is None or self.memory["total"] <= USABLE * self.device_memory
 
     @property
     def hours(self) -> float:
@@ -172,9 +117,16 @@ class Plan:
             "padded_tokens": self.padded_tokens_per_step * self.steps,
             "flops": self.flops_per_step * self.steps,
             "hours_at_100_tflops": self.hours,
-            "memory": asdict(self.memory) | {"total": self.memory.total},
             "fits": self.fits,
         }
+
+
+class _Rows(NamedTuple):
+    """The training rows of one configuration."""
+
+    count: int
+    texts: list[list[str]]
+    """Of the first rows: anchor under its instruction, positive, negatives."""
 
 
 def plan_trainings(
@@ -200,38 +152,11 @@ def plan_trainings(
     """
     notes: list[str] = []
     known, unread = _known_rows(recipe, output_dir, notes)
-    if recipe.data.rows != SYNTHESIS and not recipe.data.sources and recipe.data.mining is None:
-        for stage in recipe.stages:
-            configurations_of(stage, known)
     plans = []
     for training, stage in zip(recipe.trainings(), recipe.stages or (None,), strict=True):
-        own = list(notes)
-        if missing := [name for name in unread if stage is None or takes(stage, name)]:
-            own.append(
-                f"{', '.join(missing)} of data.sources are on the Hub and not read yet, so their rows are not "
-                "counted: a run takes longer than this by their share, unless training.max_steps is set."
-            )
-        rows = known if stage is None else _of_stage(stage, known, own)
-        plans.append(_plan(training, rows, own, devices, sharded=sharded, device_memory=device_memory))
+        rows, own = _of_stage(stage, known, unread)
+        plans.append(_plan(training, rows, notes + own, devices, sharded=sharded, device_memory=device_memory))
     return plans
-
-
-@dataclass
-class _Rows:
-    """The rows of one configuration: how many there are, and the texts of the first ones."""
-
-    rows: int = 0
-    texts: list[list[str]] = field(default_factory=list)
-    """Of a row anchor under its instruction, positive and negatives."""
-
-    @property
-    def columns(self) -> int:
-        return len(self.texts[0])
-
-    def lengths(self, tokenizer: PreTrainedTokenizerBase, longest: int) -> list[list[int]]:
-        """Count the tokens of the texts, cut off as in training; of shape (rows, columns)."""
-        counts = map(len, tokenizer(list(chain(*self.texts)), truncation=True, max_length=longest)["input_ids"])
-        return [[next(counts) for _ in row] for row in self.texts]
 
 
 def _plan(
@@ -245,33 +170,39 @@ def _plan(
 ) -> Plan:
     longest, budget = recipe.base.max_seq_length, recipe.loss.mini_batch_num_tokens
     tokenizer = load_tokenizer(recipe.base.name_or_path, revision=recipe.base.revision, max_seq_length=longest)
-    arguments = _arguments(recipe)
-    model = _model(recipe, arguments)
-    weights = Weights.of(model, quantized=recipe.base.quantization is not None)
-    batch, rows = arguments.per_device_train_batch_size, sum(part.rows for part in known.values())
-    steps, rows_per_step = _steps(recipe, arguments, [part.rows for part in known.values()], devices)
+    portable = {key: value for key, value in recipe.training.items() if key not in OF_ANOTHER_MACHINE}
+    with TemporaryDirectory() as folder:
+        training = recipe.model_copy(update={"training": portable | {"use_cpu": True}})
+        arguments = training_arguments(training, Path(folder))
+    model = decoder_without_weights(recipe).train()
+    if arguments.activation_checkpointing:
+        model.activation_checkpointing_enable(cast(Any, arguments.activation_checkpointing_kwargs))
+    batch, rows = arguments.per_device_train_batch_size, sum(part.count for part in known.values())
+    steps, rows_per_step = _steps(recipe, arguments, [part.count for part in known.values()], devices)
     real = padded = texts = 0.0
     for part in known.values():
-        lengths = part.lengths(tokenizer, longest)
-        own_rows = part.rows / rows * rows_per_step
+        # As in training, they are cut off.
+        ids = tokenizer(list(chain(*part.texts)), truncation=True, max_length=longest)["input_ids"]
+        counts = map(len, ids)
+        lengths = [[next(counts) for _ in row] for row in part.texts]
+        own_rows = part.count / rows * rows_per_step
         tokens = own_rows * sum(chain(*lengths)) / len(lengths)
         real += tokens
-        filled = list(islice(cycle(lengths), min(batch, part.rows)))
+        filled = list(islice(cycle(lengths), min(batch, part.count)))
         padded += tokens * _padded(filled, budget) / sum(chain(*filled))
-        texts += own_rows * part.columns
+        texts += own_rows * len(part.texts[0])
+    parameters, trainable = model.num_parameters(), model.num_parameters(only_trainable=True)
+    trainable_bytes = sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
     sharded = (sharded or bool(recipe.training.get("fsdp") or recipe.training.get("deepspeed"))) and devices > 1
-    columns = max(part.columns for part in known.values())
-    memory = _memory(recipe, model, weights, arguments, columns, devices, sharded=sharded)
+    columns = max(len(part.texts[0]) for part in known.values())
+    memory = _memory(recipe, model, batch, columns, devices, sharded=sharded)
     forward, both = step_flops(model, round(padded / texts))
-    grad_cache = 0 if budget is None else forward
     checkpoints = 0 if arguments.save_strategy == SaveStrategy.NO else arguments.save_total_limit
     if checkpoints is None:
         checkpoints = math.ceil(steps / arguments.save_steps) if arguments.save_steps >= 1 else steps
-    adapter_bytes = weights.trainable_bytes if weights.trainable < weights.parameters else 0
-    checkpoint_bytes = weights.trainable_bytes + state_bytes(weights, str(arguments.optim))
     return Plan(
         recipe=recipe.name,
-        configurations={name: part.rows for name, part in sorted(known.items())},
+        configurations={name: part.count for name, part in sorted(known.items())},
         batch_per_device=batch,
         devices=devices,
         gradient_accumulation=arguments.gradient_accumulation_steps,
@@ -279,42 +210,23 @@ def _plan(
         warmup_steps=arguments.get_warmup_steps(steps),
         tokens_per_step=real,
         padded_tokens_per_step=padded,
-        weights=weights,
-        flops_per_step=(both + grad_cache) * texts,
-        mini_batch_num_tokens=budget,
+        parameters=parameters,
+        trainable_parameters=trainable,
+        flops_per_step=(both if budget is None else both + forward) * texts,
         memory=memory,
-        sharded=sharded,
         device_memory=None if device_memory is None else device_memory * GIB,
-        # The trained model and the release have all weights in the type they are saved in.
-        disk=2 * weights.parameters * model.dtype.itemsize + adapter_bytes + checkpoints * checkpoint_bytes,
+        # The trained model and the release have all weights; a checkpoint has what is trained, and its states.
+        disk=2 * parameters * model.dtype.itemsize
+        + (trainable_bytes if trainable < parameters else 0)
+        + checkpoints * (1 + STATES) * trainable_bytes,
         notes=notes,
     )
-
-
-def _arguments(recipe: Recipe) -> SentenceTransformerTrainingArguments:
-    """Build the trainer's arguments as they are on any machine."""
-    kept = {key: value for key, value in recipe.training.items() if key not in OF_ANOTHER_MACHINE}
-    with TemporaryDirectory() as folder:
-        portable = recipe.model_copy(update={"training": kept | {"use_cpu": True}})
-        return training_arguments(portable, Path(folder))
-
-
-def _model(recipe: Recipe, arguments: SentenceTransformerTrainingArguments) -> PreTrainedModel:
-    """Build what is trained on the meta device: from the base's configuration alone, its adapter upon it."""
-    name = recipe.base.name_or_path
-    with explained(f"The base model {name!r} cannot be loaded", BASE_ADVICE), torch.device("meta"):
-        config = AutoConfig.from_pretrained(base_path(name), revision=recipe.base.revision)
-        model = cast(PreTrainedModel, AutoModel.from_config(config, dtype=getattr(torch, recipe.base.dtype)))
-    add_without_weights(model, recipe)
-    if arguments.activation_checkpointing:
-        model.activation_checkpointing_enable(cast(Any, arguments.activation_checkpointing_kwargs))
-    return model.train()
 
 
 def _steps(
     recipe: Recipe, arguments: SentenceTransformerTrainingArguments, parts: Sequence[int], devices: int
 ) -> tuple[int, float]:
-    """Return the optimizer's steps and the rows of each, on all devices, for the rows of each configuration."""
+    """Return the optimizer's steps and the rows of each, on all devices; `parts`: rows of each configuration."""
     batch = arguments.per_device_train_batch_size
     # sentence-transformers drops incomplete batches wherever several processes train.
     drop_last = arguments.dataloader_drop_last or devices > 1
@@ -339,60 +251,52 @@ def _steps(
 
 
 def _padded(texts: Sequence[Sequence[int]], budget: int | None) -> int:
-    """Count the tokens, padding included, of a device's batch.
-
-    Args:
-        texts: lengths of shape (rows, columns).
-        budget: most tokens of a mini-batch; None: one forward pass for anchors and one for all documents.
-    """
+    """Count the tokens of a device's batch, padding included, from lengths of shape (rows, columns)."""
     if budget is None:
+        # One forward pass for anchors, and one for all documents.
         groups = [[row[0] for row in texts], list(chain(*(row[1:] for row in texts)))]
         return sum(len(group) * max(group) for group in groups)
     lengths = sorted(chain(*texts), reverse=True)
     return sum((end - begin) * lengths[begin] for begin, end in cut(lengths, budget))
 
 
-def _memory(  # noqa: PLR0917
-    recipe: Recipe,
-    model: PreTrainedModel,
-    weights: Weights,
-    arguments: SentenceTransformerTrainingArguments,
-    columns: int,
-    devices: int,
-    *,
-    sharded: bool,
-) -> Memory:
-    """Estimate the peak memory of a step, with mini-batches of texts of full length."""
-    loss, width, batch = recipe.loss, recipe.base.max_seq_length, arguments.per_device_train_batch_size
-    budget, texts, rows = loss.mini_batch_num_tokens, batch * columns, batch * devices
-    hidden_size = model.config.get_text_config().hidden_size
+def _memory(
+    recipe: Recipe, model: PreTrainedModel, batch: int, columns: int, devices: int, *, sharded: bool
+) -> dict[str, float]:
+    """Estimate the memory of a step in bytes, with mini-batches of texts of full length."""
+    sizes = {weight: float(weight.nbytes) for weight in model.parameters()}
+    if recipe.base.quantization is not None:
+        # All but the frozen linear layers is in float32 then.
+        linear = {module.weight for module in model.modules() if isinstance(module, nn.Linear)}
+        frozen = {weight for weight in linear if not weight.requires_grad}
+        sizes = {weight: weight.numel() * (NF4_BYTES if weight in frozen else 4) for weight in sizes}
+    trainable = sum(weight.nbytes for weight in sizes if weight.requires_grad)
+    inner = sum(sizes.values()) - sizes[cast(nn.Parameter, model.get_input_embeddings().weight)]
+    text_config = model.config.get_text_config()
+    # Of sharded weights the largest one, or two layers, are gathered at a time.
+    gathered = max(*sizes.values(), 2 * inner / text_config.num_hidden_layers) if sharded else 0
     # DistributedDataParallel has the gradients once more, in buckets.
     copies, parts = (1, devices) if sharded else (1 if devices == 1 else 2, 1)
+    budget, texts, rows = recipe.loss.mini_batch_num_tokens, batch * columns, batch * devices
     candidates = {"query_to_doc": rows * (columns - 1), "doc_to_doc": rows * (columns - 1)}
-    scores = sum(candidates.get(direction, rows) for direction in loss.directions)
+    scores = sum(candidates.get(direction, rows) for direction in recipe.loss.directions)
+    width = recipe.base.max_seq_length
     at_once = texts if budget is None else min(max(budget // width, 1), texts)
     half = recipe.training.get("bf16") or recipe.training.get("fp16")
-    return Memory(
-        weights=weights.bytes / parts + (weights.largest_bytes if sharded else 0),
-        gradients=copies * weights.trainable_bytes / parts,
-        optimizer=state_bytes(weights, str(arguments.optim)) / parts,
-        activations=step_peak(model, at_once, width, autocast=torch.bfloat16 if half else None),
-        embeddings=embedding_bytes(hidden_size, texts, texts * devices, model.dtype.itemsize),
-        scores=4 * SCORE_COPIES * scores * (batch if budget is None else min(SCORED_ROWS, batch)),
-    )
-
-
-def state_bytes(weights: Weights, optimizer: str) -> float:
-    """Return the bytes of an optimizer's states by its name in transformers: AdamW's two per weight, unless known."""
-    if "sgd" in optimizer or "adafactor" in optimizer:
-        return 0  # no momentum by default, or one number for each row and column
-    if "8bit" in optimizer:
-        return 2 * weights.trainable
-    return 2 * weights.trainable_bytes
+    memory = {
+        "weights": sum(sizes.values()) / parts + gathered,
+        "gradients": copies * trainable / parts,
+        "optimizer": STATES * trainable / parts,
+        "embeddings": embedding_bytes(text_config.hidden_size, texts, texts * devices, model.dtype.itemsize),
+        "activations": step_peak(model, at_once, width, autocast=torch.bfloat16 if half else None),
+        "scores": 4.0 * SCORE_COPIES * scores * (batch if budget is None else min(SCORED_ROWS, batch)),
+    }
+    # The model's backward pass and the loss have their peaks at different times.
+    return memory | {"total": sum(memory.values()) - min(memory["activations"], memory["scores"])}
 
 
 def embedding_bytes(hidden_size: int, texts: int, texts_of_all: int, element_size: int) -> float:
-    """Return the bytes of the texts' vectors in the loss.
+    """Return the bytes of the texts' vectors in the loss, with their gradients.
 
     Of this device's texts there are GradCache's vectors, the same in one piece, and in order; of all devices' texts,
     in float32, four more: the vectors, those of unit length, their gradients, and the documents in one piece.
@@ -403,43 +307,40 @@ def embedding_bytes(hidden_size: int, texts: int, texts_of_all: int, element_siz
 def step_peak(model: PreTrainedModel, texts: int, width: int, *, autocast: torch.dtype | None = None) -> int:
     """Return the peak memory in bytes of one pass forward and back, besides weights and their gradients.
 
-    The model's own code runs on fake tensors, so this takes seconds and no memory at any size. Kernels are those of a
-    CPU; a GPU's keep as much except for dropout, whose mask is smaller there.
-
-    Args:
-        model: on the meta device, in training mode; its tensors are replaced by fake ones.
-        texts: of the mini-batch.
-        width: tokens of each text, padding included.
-        autocast: the type that matrices are multiplied in, if it is not the weights'.
+    The model is on the meta device; its own code runs on fake tensors, in seconds and without memory at any size.
+    Kernels are those of a CPU; a GPU's keep as much except for dropout, whose mask is smaller there.
     """
-    with _fake(model, texts, width) as (step, known), torch.autocast("cpu", autocast, enabled=autocast is not None):
-        return peak_bytes(step, known)
+    with _fake(model, texts, width) as forward, torch.autocast("cpu", autocast, enabled=autocast is not None):
+        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        return peak_bytes(lambda: forward().backward(), [*model.parameters(), *model.buffers(), *gradients])
 
 
 def step_flops(model: PreTrainedModel, width: int) -> tuple[int, int]:
     """Count the FLOPs of one text, forward and of both passes; a multiplication and an addition are two.
 
-    What activation checkpointing computes again is counted. Arguments as of `step_peak`.
+    What activation checkpointing computes again is counted. The model is on the meta device.
     """
     counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
-    with _fake(model, 1, width) as (step, _), counter:
-        return step(counter.get_total_flops), counter.get_total_flops()
+    with _fake(model, 1, width) as forward, counter:
+        result = forward()
+        flops = counter.get_total_flops()
+        result.backward()
+        return flops, counter.get_total_flops()
 
 
 @contextmanager
-def _fake(model: PreTrainedModel, texts: int, width: int) -> Generator[tuple[Callable[..., int], list[Tensor]]]:
+def _fake(model: PreTrainedModel, texts: int, width: int) -> Generator[Callable[[], Tensor]]:
     """Replace a model's parameters and buffers by fake tensors (shapes only), with gradients.
 
     Yields:
-        A pass forward and back, which returns what it is given to call in between; and the tensors there are before.
+        A pass forward, which returns a number to go back from.
 
     Raises:
         InputError: the model's code does not run on fake tensors.
     """
-    kind = model.config.model_type
     with (
         explained(
-            f"A base of type {kind!r} cannot be planned: its code does not run on fake tensors",
+            f"A base of type {model.config.model_type!r} cannot be planned: its code does not run on fake tensors",
             "This is so for mixtures of experts. Train it without a plan, with training.max_steps=2 first.",
         ),
         FakeTensorMode(allow_non_fake_inputs=True),
@@ -451,17 +352,14 @@ def _fake(model: PreTrainedModel, texts: int, width: int) -> Generator[tuple[Cal
                 setattr(module, name, fake)
             for name, buffer in list(module.named_buffers(recurse=False)):
                 setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
-        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
         ids = torch.empty(texts, width, dtype=torch.long)
         mask = torch.ones(texts, width, dtype=torch.long)
 
-        def step(between: Callable[[], int] = int) -> int:
+        def forward() -> Tensor:
             hidden = model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-            result = between()
-            hidden[:, -1].float().sum().backward()
-            return result
+            return hidden[:, -1].float().sum()
 
-        yield step, [*model.parameters(), *model.buffers(), *gradients]
+        yield forward
 
 
 def peak_bytes(call: Callable[[], object], known: Iterable[Tensor]) -> int:
@@ -524,8 +422,9 @@ def _known_rows(recipe: Recipe, output_dir: Path, notes: list[str]) -> tuple[dic
             "lengths are those of the sample inside the package, which was written to the paper's plan."
         )
     if data.mining is not None and not written:
+        most = 2 + data.mining.num_negatives
         for part in known.values():
-            part.texts = [row + [row[1]] * (2 + data.mining.num_negatives - len(row)) for row in part.texts]
+            part.texts[:] = [row + [row[1]] * (most - len(row)) for row in part.texts]
         notes.append("Every row is taken to get its mined negatives, as long as its positive.")
     return known | others, unread
 
@@ -535,10 +434,11 @@ def _rows_in(folder: Path, instructions: Instructions) -> dict[str, _Rows]:
     for path in sorted(folder.glob("*/train.parquet")):
         file = pq.ParquetFile(path)
         columns = ["positive", *negative_columns(file.schema_arrow.names)]
-        known[path.parent.name] = _Rows(file.metadata.num_rows)
+        texts = []
         for row in next(file.iter_batches(FIRST_ROWS)).to_pylist():
             anchor = format_query(instruction_of(instructions, row["instruction"], row["task_type"]), row["anchor"])
-            known[path.parent.name].texts.append([anchor, *(row[column] for column in columns)])
+            texts.append([anchor, *(row[column] for column in columns)])
+        known[path.parent.name] = _Rows(file.metadata.num_rows, texts)
     return known
 
 
@@ -548,20 +448,26 @@ def _requested(recipe: Recipe, sample: dict[str, _Rows]) -> dict[str, _Rows]:
     plan = recipe.synthesis.plan
     shares = {name: float(plan.task_types.get(name, 0)) for name in sample}
     if not any(shares.values()):
-        shares = {name: float(part.rows) for name, part in sample.items()}
+        shares = {name: float(part.count) for name, part in sample.items()}
     requests = plan.requests * (1 - recipe.data.validation_fraction)
     rows = {name: round(requests * share / sum(shares.values())) for name, share in shares.items()}
     return {name: _Rows(rows[name], part.texts) for name, part in sample.items() if rows[name]}
 
 
-def _of_stage(stage: TrainingStage, known: dict[str, _Rows], notes: list[str]) -> dict[str, _Rows]:
-    """Take what a stage trains on; where none of its rows are known yet, all others stand in for them."""
-    unknown = [begin for begin in stage.configurations if not any(name.startswith(begin) for name in known)]
-    chosen = {name: part for name, part in known.items() if takes(stage, name)}
-    if unknown:
-        done = "are not counted" if chosen else f"are taken to be {', '.join(sorted(known))}"
-        notes.append(f"Stage {stage.name}: no rows of {', '.join(unknown)} are known yet; they {done}.")
-    return {
-        name: part if stage.hard_negatives else _Rows(part.rows, [row[:2] for row in part.texts])
-        for name, part in (chosen or known).items()
-    }
+def _of_stage(
+    stage: TrainingStage | None, known: dict[str, _Rows], unread: Sequence[str]
+) -> tuple[dict[str, _Rows], list[str]]:
+    """Return what a stage trains on, or all, and notes; where none of its rows are known, all others stand in."""
+    chosen = {name: part for name, part in known.items() if stage is None or takes(stage, name)}
+    missing = [name for name in unread if stage is None or takes(stage, name)]
+    if stage is not None:
+        found = (*known, *missing)
+        missing += [begin for begin in stage.configurations if not any(name.startswith(begin) for name in found)]
+    taken = "are not counted, and a run takes longer by their share, unless training.max_steps is set"
+    if not chosen:
+        chosen, taken = known, f"are taken to be {', '.join(sorted(known))}"
+    if stage is not None and not stage.hard_negatives:
+        chosen = {name: _Rows(part.count, [row[:2] for row in part.texts]) for name, part in chosen.items()}
+    return chosen, [f"No rows of {', '.join(missing)} are known before a run reads them; they {taken}."] * bool(
+        missing
+    )

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import cast
 
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 
 from st_llm_embed.data import load_split, to_training
@@ -17,21 +17,9 @@ from st_llm_embed.instructions import instruction_of
 from st_llm_embed.modules import DecoderTransformer, LLMSentenceTransformer
 from st_llm_embed.processes import is_first_process
 from st_llm_embed.recipe import Instructions, Recipe, TrainingStage
-from st_llm_embed.training.adapter import (
-    merge_adapter,
-    prepare_adapter,
-    save_adapter,
-    starting_model,
-    trained_on_originals,
-)
+from st_llm_embed.training.adapter import merge_adapter, prepare_adapter, save_adapter, starting_model
 from st_llm_embed.training.arguments import training_arguments
-from st_llm_embed.training.check import (
-    check_same_vectors,
-    check_saved_adapter,
-    check_trained,
-    vectors_of,
-    write_reference_vectors,
-)
+from st_llm_embed.training.check import check_same_vectors, check_trained, vectors_of, write_reference_vectors
 from st_llm_embed.training.reporting import reporting_into
 from st_llm_embed.training.trainer import build_trainer
 
@@ -47,14 +35,10 @@ def train(
 ) -> None:
     """Fine-tune the recipe's base and save it. Under torchrun all processes call this; the first one saves.
 
-    Writes ``checkpoints/`` on the way, and at the end ``log.json`` (the trainer's records: step, loss, learning rate,
-    scores, ...), ``adapter/`` where LoRA was trained, ``model/`` (stock sentence-transformers, adapter merged) and
+    Writes ``checkpoints/`` on the way, and at the end ``log.json`` (the trainer's records: step, loss, scores, ...),
+    ``adapter/`` where LoRA was trained, ``model/`` (stock sentence-transformers, adapter merged) and
     ``reference_vectors.json`` (what that model returned for a few texts); ``logs/`` where TensorBoard or W&B is asked
-    for. The weights are those of the best checkpoint where the recipe says ``load_best_model_at_end``, else the last
-    ones.
-
-    After the last step no model is loaded, except for what the first process saves of sharded weights, and the
-    unquantized originals that an adapter of a quantized base is merged into.
+    for. No model is loaded after the last step, except where weights are sharded or quantized.
 
     Args:
         recipe: all choices.
@@ -99,61 +83,52 @@ def train(
     vectors = check_trained(model, before)
     if adapted:
         save_adapter(model, recipe, output_dir / "adapter")
-        check_saved_adapter(model, output_dir / "adapter")
         if recipe.base.quantization is not None:
+            # Quantized weights cannot be merged into: the adapter goes on the originals.
             del model
-            model = trained_on_originals(recipe, output_dir / "adapter")
+            original = {"adapter": str(output_dir / "adapter"), "quantization": None}
+            model = starting_model(recipe.model_copy(update={"base": recipe.base.model_copy(update=original)}))
             vectors = vectors_of(model)
         merge_adapter(model)
         merged = vectors_of(model)
         check_same_vectors("the merged model", merged, "the adapter", vectors, recipe.base.dtype)
         vectors = merged
-    _state_dimensions(model, recipe.loss.matryoshka_dims)
+    _write_dimensions(model, recipe.loss.matryoshka_dims)
     model.save_pretrained(str(output_dir / "model"), create_model_card=False)
     write_reference_vectors(vectors, output_dir)
 
 
-def _state_dimensions(model: LLMSentenceTransformer, dimensions: Sequence[int]) -> None:
+def _write_dimensions(model: LLMSentenceTransformer, dimensions: Sequence[int]) -> None:
     """Put into config.json which leading dimensions are vectors of their own; vLLM refuses to cut to any other."""
     config = cast(DecoderTransformer, model[0]).config
     if dimensions:
         config.matryoshka_dimensions = sorted(dimensions, reverse=True)
     elif hasattr(config, "matryoshka_dimensions"):
-        # Of the base, or of an earlier stage: this training took no care of them.
+        # Of the base, or of an earlier stage, and not of this training.
         del config.matryoshka_dimensions
 
 
 def training_set(
     folders: Iterable[Path], configurations: Collection[str] | None = None, instructions: Instructions = "natural"
 ) -> DatasetDict:
-    """Load the training rows of datasets by configuration, all or some, checked.
-
-    Args:
-        folders: of the datasets.
-        configurations: those to load; None for all.
-        instructions: what the column `instruction` gets.
+    """Load the training rows of datasets by configuration, all or some, with the recipe's kind of instructions.
 
     Raises:
         InputError: a row lacks a text.
     """
-    return DatasetDict(
-        {
-            name: _instructed(to_training(rows), rows, instructions)
-            for folder in folders
-            for name, rows in load_split(folder, "train").items()
-            if configurations is None or name in configurations
-        }
-    )
-
-
-def _instructed(texts: Dataset, rows: Dataset, instructions: Instructions) -> Dataset:
-    if instructions == "natural":
-        return texts
-    own = [
-        instruction_of(instructions, instruction, task_type)
-        for instruction, task_type in zip(rows["instruction"], rows["task_type"], strict=True)
-    ]
-    return texts.remove_columns("instruction").add_column("instruction", own)
+    parts = {
+        name: rows
+        for folder in folders
+        for name, rows in load_split(folder, "train").items()
+        if configurations is None or name in configurations
+    }
+    texts = DatasetDict({name: to_training(rows) for name, rows in parts.items()})
+    if instructions != "natural":
+        for name, rows in parts.items():
+            pairs = zip(rows["instruction"], rows["task_type"], strict=True)
+            own = [instruction_of(instructions, *pair) for pair in pairs]
+            texts[name] = texts[name].remove_columns("instruction").add_column("instruction", own)
+    return texts
 
 
 def last_complete_checkpoint(checkpoints: Path) -> Path | None:
@@ -179,9 +154,8 @@ def configurations_of(stage: TrainingStage, names: Iterable[str]) -> list[str]:
     names = sorted(set(names))
     if unknown := [begin for begin in stage.configurations if not any(name.startswith(begin) for name in names)]:
         raise InputError(
-            f"Stage {stage.name} names the configurations {', '.join(unknown)}, and there are no such rows to train "
-            f"on: there are {', '.join(names)}. Give beginnings of these names in the stage's configurations, or "
-            "omit that key for all."
+            f"Stage {stage.name} names the configurations {', '.join(unknown)}, of which there are no rows; there are "
+            f"{', '.join(names)}. Give beginnings of these names, or omit the key for all."
         )
     return [name for name in names if takes(stage, name)]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from break_repository import edit, eos_as_text, eos_twice, no_mask, no_normalize, no_probe, prompts, template
+from break_repository import edit, no_mask, no_normalize, no_probe, prompts
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
@@ -22,10 +22,6 @@ from st_llm_embed.doctor.traps import NotCheckedError
 def change_weights(path: Path, change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
     weights = {key: change(key, weight).contiguous() for key, weight in load_file(path).items()}
     save_file(weights, path, metadata={"format": "pt"})
-
-
-def no_eos(folder: Path) -> None:
-    template(folder, "<s>", "A")
 
 
 def rendered_by_a_chat_template(folder: Path) -> None:
@@ -66,9 +62,6 @@ def collapsed(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("trap", "damage"),
     [
-        ("missing EOS", no_eos),
-        ("doubled EOS", eos_twice),
-        ("EOS cut off", eos_as_text),
         ("padding", no_mask),
         ("pooling", mean_pooling),
         ("not normalised", no_normalize),

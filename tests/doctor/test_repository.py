@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Router
 from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
 from tokenizers import Tokenizer
 
@@ -41,18 +40,14 @@ def test_a_length_without_a_limit_is_none(broken: Path) -> None:
     assert Repository(str(broken)).max_seq_length is None
 
 
-def test_static_models_and_pairs_are_read_and_are_not_decoders(good: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_static_model_is_read_and_is_not_a_decoder(good: Callable[[str], Path], tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_file(str(good("mistral") / "tokenizer.json"))
     static = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=32), Normalize()], device="cpu")
-    static.save_pretrained(str(tmp_path / "static"))
-    documents = SentenceTransformer(str(good("mistral")), device="cpu")
-    router = Router.for_query_document(list(static.children()), list(documents.children()))  # type: ignore[arg-type]
-    SentenceTransformer(modules=[router], device="cpu").save_pretrained(str(tmp_path / "pair"))
-    for kind, length in (("static", None), ("pair", 48)):
-        facts = Repository(str(tmp_path / kind))
-        assert (facts.kind, facts.dimension, facts.normalized, facts.max_seq_length) == (kind, 32, True, length)
-        with pytest.raises(NoDecoderError):
-            facts.check_decoder()
+    static.save_pretrained(str(tmp_path))
+    facts = Repository(str(tmp_path))
+    assert (facts.kind, facts.dimension, facts.normalized, facts.max_seq_length) == ("static", 32, True, None)
+    with pytest.raises(NoDecoderError):
+        facts.check_decoder()
 
 
 def test_a_folder_that_states_no_dimension_is_refused(tmp_path: Path) -> None:

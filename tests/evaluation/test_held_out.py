@@ -106,7 +106,6 @@ def test_random_pairs_are_never_a_query_and_its_own_document() -> None:
         rows = HeldOut(
             queries=[f"query {number}" for number in range(count)],
             anchors=[f"query {number}" for number in range(count)],
-            instructions=[""] * count,
             documents=[f"document {number}" for number in range(count)],
             positive=np.arange(count),
             negative=np.full(count, -1),

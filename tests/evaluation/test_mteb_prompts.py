@@ -11,8 +11,7 @@ from mteb.types import PromptType
 from sentence_transformers import SentenceTransformer
 
 from st_llm_embed import LLMSentenceTransformer
-from st_llm_embed.evaluation import mteb_prompts
-from st_llm_embed.evaluation.mteb_models import task_prompt
+from st_llm_embed.evaluation.mteb_models import model_prompts, task_prompt
 from st_llm_embed.instructions import instruction_prompt
 
 STS = "Retrieve semantically similar text."
@@ -148,7 +147,7 @@ def test_where_an_instruction_comes_from_is_said() -> None:
     assert task_prompt("paper", hard).query == instruction_prompt(OF_THE_PAPER["FEVER"])
 
 
-PROMPTS = mteb_prompts()
+PROMPTS = model_prompts()
 
 
 @pytest.fixture(scope="module")

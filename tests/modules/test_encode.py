@@ -14,7 +14,6 @@ import torch
 from peft import LoraConfig
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from st_llm_embed import InputError, LLMSentenceTransformer
 from st_llm_embed.modules.model import _batches, _groups, _under_instructions
@@ -189,19 +188,6 @@ def test_weights_dtype_and_adapter_may_change_between_calls(
     assert (halves[0] * halves[1]).sum(axis=1).min() >= min(noise, 0.999) - 1e-3
 
 
-def test_a_failed_call_leaves_nothing_behind(
-    ours: LLMSentenceTransformer, stock: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(_: object) -> None:
-        raise RuntimeError("out of memory")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(ours[1], "forward", fail)
-        with pytest.raises(RuntimeError, match="out of memory"):
-            ours.encode(QUERIES, instruction=INSTRUCTION)
-    close(ours.encode(QUERIES), stock.encode(QUERIES))
-
-
 def test_batches_keep_within_a_token_budget(
     ours: LLMSentenceTransformer, stock: SentenceTransformer, forwards: list[tuple[int, ...]]
 ) -> None:
@@ -248,19 +234,6 @@ def test_threads_do_not_meet_each_others_prefix(ours: LLMSentenceTransformer, st
         got = list(pool.map(lambda one: ours.encode(QUERIES[:8], instruction=one), instructions))
     for one, vectors in zip(instructions, got, strict=True):
         close(vectors, stock.encode([f"Instruct: {one}\nQuery: {query}" for query in QUERIES[:8]]))
-
-
-def test_a_module_may_encode_by_itself(ours: LLMSentenceTransformer, stock: SentenceTransformer) -> None:
-    inner = []
-
-    def encode_others(*_: object) -> None:
-        if not inner:
-            inner.append(None)
-            inner[0] = ours.encode(QUERIES[:4], instruction="another one about something else")
-
-    ours[1].register_forward_pre_hook(encode_others)
-    close(ours.encode(QUERIES, instruction=INSTRUCTION), stock.encode(QUERIES, prompt=PROMPT))
-    close(inner[0], stock.encode(QUERIES[:4], prompt="Instruct: another one about something else\nQuery: "))
 
 
 def test_texts_keep_their_prompt_between_processes() -> None:
@@ -397,11 +370,3 @@ def test_pooling_refuses_a_text_that_does_not_end_in_eos(ours: LLMSentenceTransf
     features["input_ids"][1, int(features["attention_mask"][1].sum()) - 1] = 5
     with pytest.raises(InputError, match="Text 1 of the batch ends in token 5"):
         ours(features)
-
-
-def test_a_causal_language_model_class_of_the_base_does_not_matter(tiny_base: Path) -> None:
-    config = AutoConfig.from_pretrained(tiny_base)
-    head = AutoModelForCausalLM.from_pretrained(tiny_base)
-    assert config.tie_word_embeddings
-    model = LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=64, device="cpu")
-    torch.testing.assert_close(model[0].model.get_input_embeddings().weight, head.get_input_embeddings().weight)

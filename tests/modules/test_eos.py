@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from families import TOKENIZERS
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import processors
 from transformers import (
     AutoTokenizer,
     BartConfig,
@@ -38,31 +39,14 @@ TEXTS = ["", " ", "a", "several words here", "Ünïcödé 文字 🎈", "word " 
 
 
 def tokenizer_of(kind: str, *, bos: bool, eos: bool) -> PreTrainedTokenizerFast:
-    """A trained tokenizer of one family, with or without <s> before and </s> after a text."""
-    if kind == "byte-level BPE":
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(
-            vocab_size=350, special_tokens=["<unk>", "<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
-        )
-    else:
-        tokenizer = Tokenizer(models.Unigram())
-        tokenizer.normalizer = normalizers.NFKC()
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-        trainer = trainers.UnigramTrainer(
-            vocab_size=60, special_tokens=["<unk>", "<s>", "</s>"], unk_token="<unk>", show_progress=False
-        )
-    tokenizer.train_from_iterator(TEXTS, trainer)
+    """A tokenizer of one family, with or without <s> before and </s> after a text."""
+    tokenizer = TOKENIZERS[kind]()
     template = [*(["<s>"] if bos else []), "$A", *(["</s>"] if eos else [])]
-    if bos or eos:
-        pair = [*template, "$B:1"]
-        tokenizer.post_processor = processors.TemplateProcessing(template, pair, [("<s>", 1), ("</s>", 2)])
+    tokenizer.post_processor = processors.TemplateProcessing(template, [*template, "$B:1"], [("<s>", 1), ("</s>", 2)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
-@pytest.mark.parametrize("kind", ["byte-level BPE", "Unigram"])
+@pytest.mark.parametrize("kind", TOKENIZERS)
 @pytest.mark.parametrize("bos", [True, False])
 @pytest.mark.parametrize("eos", [True, False])
 def test_every_text_ends_in_one_eos_and_bos_stays_as_it_was(kind: str, bos: bool, eos: bool, tmp_path: Path) -> None:

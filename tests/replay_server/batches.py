@@ -14,6 +14,8 @@ from replay_server.faults import Faults
 
 ENDPOINT = "/v1/chat/completions"
 MAX_LINES = 50_000
+UNFINISHED_SHARE = 0.5
+"""Of the lines of an expired batch."""
 ENDED = ("completed", "failed", "expired")
 
 
@@ -35,7 +37,7 @@ class Batches:
         self._polls: dict[str, int] = {}
 
     def reply(  # noqa: PLR0911
-        self, request: BaseHTTPRequestHandler, body: bytes, path: str, query: dict[str, str]
+        self, request: BaseHTTPRequestHandler, body: bytes, path: str
     ) -> dict[str, Any] | bytes | None:
         """Reply to a request on /v1/files or /v1/batches; None to one on anything else."""
         match [request.command, *path.removeprefix("/v1/").split("/")]:
@@ -52,7 +54,7 @@ class Batches:
             case ["POST", "batches"]:
                 return self._create(json.loads(body))
             case ["GET", "batches"]:
-                return self._page(int(query.get("limit", "20")), query.get("after"))
+                return {"object": "list", "data": [*reversed(self._batches.values())], "has_more": False}
             case ["GET", "batches", name] if name in self._batches:
                 return self._polled(self._batches[name])
         return None
@@ -83,12 +85,6 @@ class Batches:
             "created_at": int(time.time()),
         }
         return self._batches[name]
-
-    def _page(self, limit: int, after: str | None) -> dict[str, Any]:
-        """One page of the batches, newest first."""
-        names = sorted((name for name in self._batches if after is None or name < after), reverse=True)
-        shown = [self._batches[name] for name in names[:limit]]
-        return {"object": "list", "data": shown, "has_more": len(names) > limit}
 
     def _polled(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Move a batch on by one look at it."""
@@ -123,7 +119,7 @@ class Batches:
     def _result(self, line: dict[str, Any], outcome: str) -> dict[str, Any]:
         name = line["custom_id"]
         result: dict[str, Any] = {"id": f"batch_req_{name}", "custom_id": name, "response": None, "error": None}
-        if outcome == "expired" and _drawn("unfinished", name) < self._faults.batch_unfinished_share:
+        if outcome == "expired" and _drawn("unfinished", name) < UNFINISHED_SHARE:
             error = {"code": "batch_expired", "message": "This request was not executed before the batch expired."}
             return result | {"error": error}
         if _drawn("error", name) < self._faults.batch_error_share:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from email.utils import formatdate
 from hashlib import blake2b
-from math import ceil
 from typing import Literal, NamedTuple
 
 
@@ -26,7 +23,6 @@ DELIVERIES = ("hang", "cut_before_headers", "cut_in_body", "html", "straggler")
 """The answer is computed and billed, and reaches the client late, in part or not at all."""
 
 ANSWERS: Mapping[str, Callable[[str], Answer]] = {
-    "malformed": lambda text: Answer(text.replace('":', '"', 1)),
     "fenced": lambda text: Answer(f"```json\n{text}\n```"),
     "refusal": lambda _: Answer(None, refusal="I'm sorry, but I can't help with that request."),
 }
@@ -43,8 +39,7 @@ class Faults:
         seed: another seed, other requests.
         shares: fault kind (one of KINDS) -> share of all chat requests.
         storm: arrival numbers (first, end) that all get 429, the end not included.
-        retry_after: seconds that a 429 asks to wait; drawn evenly from (least, most).
-        retry_after_as: the header: Retry-After in seconds or as an HTTP date, retry-after-ms, or no header.
+        retry_after: seconds that a 429 asks to wait; None for no header.
         quota_after: from this arrival number on, every request gets 429 insufficient_quota.
         straggler_factor: a straggler takes this many times the latency.
         reject_response_format: response_format types that get 400.
@@ -52,14 +47,12 @@ class Faults:
         batch_polls: status polls from creation to the end of a batch.
         batch_outcomes: how the first, second, ... batch ends; all others are completed.
         batch_error_share: share of a batch's lines that fail with 500, in the error file.
-        batch_unfinished_share: share of lines without an answer in an expired batch.
     """
 
     seed: int = 0
     shares: Mapping[str, float] = field(default_factory=dict)
     storm: tuple[int, int] = (0, 0)
-    retry_after: tuple[float, float] = (1.0, 1.0)
-    retry_after_as: Literal["seconds", "date", "ms", "none"] = "seconds"
+    retry_after: float | None = 1.0
     quota_after: int | None = None
     straggler_factor: float = 20.0
     reject_response_format: tuple[str, ...] = ()
@@ -67,7 +60,6 @@ class Faults:
     batch_polls: int = 2
     batch_outcomes: tuple[Literal["completed", "expired", "failed"], ...] = ()
     batch_error_share: float = 0.0
-    batch_unfinished_share: float = 0.5
 
     def __post_init__(self) -> None:
         if unknown := set(self.shares) - set(KINDS):
@@ -91,13 +83,3 @@ class Faults:
                 return kind, within
             position -= share
         return None, within
-
-    def retry_after_header(self, within: float) -> dict[str, str]:
-        least, most = self.retry_after
-        seconds = least + (most - least) * within
-        headers = {
-            "seconds": {"retry-after": f"{seconds:g}"},
-            "date": {"retry-after": formatdate(ceil(time.time() + seconds), usegmt=True)},
-            "ms": {"retry-after-ms": f"{1000 * seconds:g}"},
-        }
-        return headers.get(self.retry_after_as, {})

@@ -16,16 +16,11 @@ both box boy bread break bridge bright bring brother brown build busy call calm 
 certain chair change check child choose circle city clean clear climb close cloud coast cold colour come common
 complete cook cool copper corn could count country course cover cross cut dance dark day deep desert differ dinner
 direct distant doctor does door down draw dream dress drink drive drop dry during each early earth east easy edge
-eight electric end energy engine enough even evening ever every example eye face fact fair family famous farm father
-feel field fill final fine fire first fish five floor flow flower follow food foot forest form forward found four free
-fresh friend from front fruit full game garden gather general gentle give glass gold good grand grass great green
-ground group grow guide half hand happy harbour hard harvest head hear heart heat heavy help high hill history hold
-home hope horse hot hour house hundred ice idea inch island join journey keep kind king know lake land language large
-last late laugh law lead learn leave left letter level life light like line listen little long look low machine many
-map mark market matter mean measure metal method middle might milk mind minute money moon morning
 """,
 )
-PHRASES = [" ".join([WORDS[byte] for byte in shake_128(b"%d" % number).digest(4)]) for number in range(4096)]
+PHRASES = [
+    " ".join([WORDS[byte % len(WORDS)] for byte in shake_128(b"%d" % number).digest(4)]) for number in range(4096)
+]
 OPENINGS = [phrase.capitalize() for phrase in PHRASES]
 KEY = re.compile(r'"(\w+)"\s*:\s*(\[?)')
 QUOTED = re.compile(r'"(\w+)"')

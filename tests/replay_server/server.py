@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 from replay_server.batches import Batches
 from replay_server.faults import ANSWERS, NOT_BILLED, Answer, Faults
@@ -106,7 +106,7 @@ class ReplayServer:
             _deliver(handler, _wrong_key(key))
         else:
             with self._lock:
-                found = self._batches.reply(handler, body, url.path, dict(parse_qsl(url.query)))
+                found = self._batches.reply(handler, body, url.path)
             if isinstance(found, bytes):
                 _deliver(handler, Reply(200, found, content_type="application/octet-stream"))
             else:
@@ -151,7 +151,8 @@ class ReplayServer:
             case "quota":
                 return _error(429, "You exceeded your current quota.", "insufficient_quota")
             case "rate_limit":
-                headers = self._faults.retry_after_header(within)
+                wait = self._faults.retry_after
+                headers = {} if wait is None else {"retry-after": f"{wait:g}"}
                 return _error(429, "Rate limit reached for requests.", "rate_limit_exceeded")._replace(headers=headers)
             case "server_error":
                 status = (500, 502, 503)[int(3 * within)]

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 from replay_server import Faults, ReplayServer
 
 from st_llm_embed.api.client import Client
@@ -60,6 +61,10 @@ def planned(recipe: Synthesis) -> Iterator[Request]:
     return RequestPlan(recipe.plan, recipe.endpoint).examples(tasks)
 
 
+def planned_keys(recipe: Synthesis) -> list[str]:
+    return sorted(request.key for request in planned(recipe))
+
+
 def records(folder: Path, *statuses: str) -> list[dict[str, Any]]:
     """All records of a journal, or those of some statuses, but for the probes."""
     lines = (folder / "answers.jsonl").read_bytes().splitlines()
@@ -90,6 +95,20 @@ def process(*options: str) -> Iterator[str]:
             running.send_signal(signal.SIGTERM)
             _, errors = running.communicate()
     assert (running.returncode, errors) == (0, "")
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A file system in memory, which only root can mount."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    mounted = subprocess.run(command, check=False, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"mounting a small file system needs root: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 class Hours:

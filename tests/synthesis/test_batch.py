@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 from openai import OpenAI
 from replay_server import Faults, ReplayServer, made_up_answer
-from synthesis.running import PRICE, answered, batch_answer_all, planned, process, records, synthesis, without_probes
+from synthesis.running import (
+    PRICE,
+    answered,
+    batch_answer_all,
+    planned_keys,
+    process,
+    records,
+    synthesis,
+    without_probes,
+)
 
 from st_llm_embed.errors import InputError
 from st_llm_embed.synthesis import batch
@@ -23,10 +32,6 @@ KEY = "sk-recognisable-0123456789"
 
 def recipe_for(server: ReplayServer | str, folder: Path, requests: int = 30, **changes: Any) -> Any:
     return without_probes(synthesis(server, requests, mode="batch", **changes), folder)
-
-
-def keys(recipe: Any) -> list[str]:
-    return sorted(request.key for request in planned(recipe))
 
 
 def billed_once(log: Path) -> list[str]:
@@ -48,7 +53,7 @@ def test_models_and_sizes_are_split_into_files_and_every_request_is_answered(
         with OpenAI(base_url=server.base_url, api_key="x", max_retries=0) as openai:
             lines = [openai.files.content(one.input_file_id).text.splitlines() for one in openai.batches.list()]
     assert progress.done == 30
-    assert sorted(answered(tmp_path)) == billed_once(log) == keys(recipe)
+    assert sorted(answered(tmp_path)) == billed_once(log) == planned_keys(recipe)
     assert 5 <= len(lines) <= 7
     assert all(len(file) <= 7 and len({json.loads(line)["body"]["model"] for line in file}) == 1 for file in lines)
     assert not list((tmp_path / "batches").iterdir())
@@ -60,26 +65,14 @@ def test_models_and_sizes_are_split_into_files_and_every_request_is_answered(
         assert journal.usd == pytest.approx(expected / 1e6)
 
 
-def test_bytes_split_files_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "MAX_BYTES", 10_000)
-    with ReplayServer(made_up_answer) as server:
-        recipe = recipe_for(server, tmp_path)
-        batch_answer_all(recipe, tmp_path)
-        with OpenAI(base_url=server.base_url, api_key="x", max_retries=0) as openai:
-            sizes = [openai.files.retrieve(one.input_file_id).bytes for one in openai.batches.list()]
-    assert len(sizes) > 3
-    assert max(sizes) <= 10_000
-    assert sorted(answered(tmp_path)) == keys(recipe)
-
-
 def test_expired_batches_and_lines_with_errors_are_asked_again(tmp_path: Path) -> None:
     log = tmp_path / "ledger.jsonl"
-    faults = Faults(batch_outcomes=("expired", "failed", "expired"), batch_unfinished_share=0.5, batch_polls=1)
+    faults = Faults(batch_outcomes=("expired", "failed", "expired"), batch_polls=1)
     with ReplayServer(made_up_answer, faults=faults, log=log) as server:
         recipe = recipe_for(server, tmp_path, models={"a": 1, "b": 1})
         progress = batch_answer_all(recipe, tmp_path)
     assert progress.done == 30
-    assert sorted(answered(tmp_path)) == billed_once(log) == keys(recipe)
+    assert sorted(answered(tmp_path)) == billed_once(log) == planned_keys(recipe)
 
 
 def test_lines_that_fail_each_time_end_with_one_message(tmp_path: Path) -> None:
@@ -111,7 +104,7 @@ def test_the_limit_holds_and_raising_it_goes_on(tmp_path: Path) -> None:
                 assert limit / 2 < journal.usd <= limit
         recipe = recipe_for(server, tmp_path, budget={"usd": 9})
         batch_answer_all(recipe, tmp_path)
-    assert sorted(answered(tmp_path)) == billed_once(log) == keys(recipe)
+    assert sorted(answered(tmp_path)) == billed_once(log) == planned_keys(recipe)
 
 
 def test_what_was_submitted_is_collected_though_the_recipe_has_changed(tmp_path: Path) -> None:
@@ -131,7 +124,7 @@ def test_what_was_submitted_is_collected_though_the_recipe_has_changed(tmp_path:
         changed = recipe_for(server, tmp_path, 10, parameters={"max_completion_tokens": 200})
         batch_answer_all(changed, tmp_path)
         batch_answer_all(recipe, tmp_path)
-    assert sorted(answered(tmp_path)) == billed_once(log) == sorted(keys(recipe) + keys(changed))
+    assert sorted(answered(tmp_path)) == billed_once(log) == sorted(planned_keys(recipe) + planned_keys(changed))
 
 
 def test_the_key_is_nowhere(tmp_path: Path) -> None:

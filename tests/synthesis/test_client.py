@@ -7,7 +7,7 @@ import socket
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from synthesis.running import (
     answer_all,
     answered,
     asking,
-    planned,
+    planned_keys,
     records,
     synthesis,
     without_probes,
@@ -30,10 +30,6 @@ from st_llm_embed.errors import InputError
 from st_llm_embed.synthesis.journal import Journal
 
 KEY = "sk-recognisable-0123456789"
-
-
-def keys(recipe: Any) -> list[str]:
-    return sorted(request.key for request in planned(recipe))
 
 
 @contextmanager
@@ -91,7 +87,7 @@ def test_every_planned_request_is_answered_once_and_a_rerun_sends_nothing(tmp_pa
         assert server.stats()["received"] == 40 + 1
         again = answer_all(recipe, tmp_path)
         assert server.stats()["received"] == 40 + 1
-    assert sorted(answered(tmp_path)) == keys(recipe)
+    assert sorted(answered(tmp_path)) == planned_keys(recipe)
     assert (progress.done, progress.done_before, progress.left) == (40, 0, 0)
     assert (again.done, again.done_before) == (40, 40)
     assert progress.texts.total() + progress.no_text.total() == 40
@@ -100,9 +96,8 @@ def test_every_planned_request_is_answered_once_and_a_rerun_sends_nothing(tmp_pa
     assert record["request_id"].startswith("req_")
 
 
-@pytest.mark.parametrize("form", ["seconds", "date", "ms", "none"])
-@pytest.mark.parametrize("wait", [1.0, 300.0])
-def test_a_storm_of_429_loses_nothing_and_is_not_answered_by_hammering(form: str, wait: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("wait", [1.0, 300.0, None])
+def test_a_storm_of_429_loses_nothing_and_is_not_answered_by_hammering(wait: float | None, tmp_path: Path) -> None:
     shares = {"rate_limit": 0.9}
 
     class Storm(Hours):
@@ -111,14 +106,14 @@ def test_a_storm_of_429_loses_nothing_and_is_not_answered_by_hammering(form: str
             if self.now > 1000 + 600:
                 shares["rate_limit"] = 0.0
 
-    faults = Faults(shares=shares, retry_after=(wait, wait), retry_after_as=form)
+    faults = Faults(shares=shares, retry_after=wait)
     with ReplayServer(made_up_answer, faults=faults) as server:
         recipe = synthesis(server, 600, concurrency=16, parameters={"max_completion_tokens": 8})
         without_probes(recipe, tmp_path)
         hours = Storm()
         answer_all(recipe, tmp_path, hours)
         stats = server.stats()
-    assert sorted(answered(tmp_path)) == keys(recipe)
+    assert sorted(answered(tmp_path)) == planned_keys(recipe)
     assert stats["faults"]["rate_limit"] >= 10
     assert stats["received"] <= 1.2 * 600 + 16
     assert stats["billed"]["requests"] == 600
@@ -132,7 +127,7 @@ def test_a_long_pause_that_the_server_asks_for_is_honoured(tmp_path: Path) -> No
             self.longest = max(self.longest, seconds)
             await super().sleep(seconds)
 
-    faults = Faults(storm=(1, 2), retry_after=(7200, 7200))
+    faults = Faults(storm=(1, 2), retry_after=7200)
     with ReplayServer(made_up_answer, faults=faults) as server:
         hours = Waits()
         answer_all(synthesis(server, 5, concurrency=1, give_up_after_minutes=1), tmp_path, hours)
@@ -149,7 +144,7 @@ def test_a_spent_quota_ends_the_run_at_once_with_one_message(tmp_path: Path) -> 
     with ReplayServer(made_up_answer) as server:
         recipe = synthesis(server)
         answer_all(recipe, tmp_path)
-    assert sorted(answered(tmp_path)) == keys(recipe)
+    assert sorted(answered(tmp_path)) == planned_keys(recipe)
 
 
 @pytest.mark.parametrize("kind", ["hang", "cut_before_headers", "cut_in_body", "html"])
@@ -185,22 +180,22 @@ def test_a_server_that_is_away_is_waited_for(tmp_path: Path) -> None:
     with ReplayServer(made_up_answer) as server:
         port = server.port
         answer_all(synthesis(server, 10), tmp_path)
-    back: list[ReplayServer] = []
+    back = ExitStack()
 
     class Returns(Hours):
+        back = False
+
         async def sleep(self, seconds: float) -> None:
             await super().sleep(seconds)
-            if self.now > 1300 and not back:
-                back.append(ReplayServer(made_up_answer, port=port).__enter__())
+            if self.now > 1300 and not self.back:
+                self.back = True
+                back.enter_context(ReplayServer(made_up_answer, port=port))
 
     recipe = synthesis(f"http://127.0.0.1:{port}/v1", 30)
-    try:
+    with back:
         progress = answer_all(recipe, tmp_path, Returns())
-    finally:
-        for one in back:
-            one.__exit__(None, None, None)
     assert (progress.done, progress.left) == (30, 0)
-    assert sorted(answered(tmp_path)) == keys(recipe)
+    assert sorted(answered(tmp_path)) == planned_keys(recipe)
     assert not records(tmp_path, "maybe paid"), "nothing was sent"
 
 
@@ -216,7 +211,7 @@ def test_a_server_that_stays_away_ends_the_run_and_the_next_one_goes_on(tmp_path
 
 
 def test_429_without_end_is_given_up_though_the_server_asks_for_patience(tmp_path: Path) -> None:
-    faults = Faults(storm=(5, 10**9), retry_after=(60, 60))
+    faults = Faults(storm=(5, 10**9), retry_after=60)
     with ReplayServer(made_up_answer, faults=faults) as server:
         message = refusal(synthesis(server), tmp_path)
     assert "has given no answer for 15 minutes (" in message
@@ -229,12 +224,9 @@ def test_429_without_end_is_given_up_though_the_server_asks_for_patience(tmp_pat
     [
         ("401 Unauthorized", '{"error": {"message": "wrong key KEY", "code": "invalid_api_key"}}', "refuses the key"),
         ("403 Forbidden", '{"error": "KEY may not"}', "refuses the key with status 403"),
-        ("402 Payment Required", '{"error": {"message": "Insufficient Balance"}}', "credit"),
         ("404 Not Found", "<html>KEY</html>", "usually ends in /v1"),
-        ("405 Method Not Allowed", "", "usually ends in /v1"),
         ("200 OK", "<html>Welcome KEY</html>", "status 200 without chat completions: <html>Welcome [key]</html>"),
         ("200 OK", '{"error": {"message": "upstream of KEY", "code": 502}}', "upstream of [key]"),
-        ("200 OK", "", "status 200 without chat completions"),
         ("502 Bad Gateway", "<html>bad gateway of KEY</html>", "bad gateway of [key]"),
         ("400 Bad Request", '{"detail": "temperature of KEY"}', "refuses requests for the model 'm'"),
         ("422 Unprocessable Entity", "no KEY", "synthesis.endpoint.parameters"),
@@ -294,28 +286,6 @@ def test_how_a_server_is_made_to_answer_in_json_is_found_once(
             assert server.stats()["received"] == calls
 
 
-def test_a_mix_in_which_one_model_refuses_the_parameters_names_it(tmp_path: Path) -> None:
-    def answer(body: dict[str, Any]) -> str:
-        if body["model"] == "small":
-            raise ValueError("Unsupported value: 'temperature' does not support 0.7 with this model.")
-        return made_up_answer(body)
-
-    with ReplayServer(answer) as server:
-        message = refusal(synthesis(server, models={"large": 3, "small": 1}), tmp_path)
-        assert server.stats()["received"] == 1 + 3
-    assert "refuses requests for the model 'small'" in message
-    assert "does not support 0.7" in message
-    assert not answered(tmp_path)
-
-
-def test_a_mix_asks_each_model_for_its_share(tmp_path: Path) -> None:
-    with ReplayServer(made_up_answer) as server:
-        recipe = synthesis(server, 400, models={"large": 3, "small": 1}, parameters={"max_completion_tokens": 8})
-        answer_all(recipe, tmp_path)
-    share = Counter(record["model"] for record in records(tmp_path, "answered"))["small"] / 400
-    assert 0.18 < share < 0.32
-
-
 def test_a_refused_prompt_costs_nothing_and_is_not_asked_again(tmp_path: Path) -> None:
     with ReplayServer(made_up_answer, faults=Faults(shares={"bad_request": 0.3}, seed=5)) as server:
         recipe = synthesis(server)
@@ -331,14 +301,9 @@ def test_a_refused_prompt_costs_nothing_and_is_not_asked_again(tmp_path: Path) -
 def test_the_bill_never_passes_the_limit_whatever_is_in_flight_and_resumed(kind: str | None, tmp_path: Path) -> None:
     log = tmp_path / "ledger.jsonl"
     faults = Faults(shares={kind: 0.1} if kind else {})
-    recipe = None
     for limit in (0.02, 0.05, 0.08):
         with ReplayServer(made_up_answer, faults=faults, log=log) as server:
-            url = recipe.endpoint.base_url if recipe else server.base_url
-            recipe = synthesis(url, 300, concurrency=64, timeout_seconds=2, budget={"usd": limit})
-            recipe = recipe.model_copy(
-                update={"endpoint": recipe.endpoint.model_copy(update={"base_url": server.base_url})}
-            )
+            recipe = synthesis(server, 300, concurrency=64, timeout_seconds=2, budget={"usd": limit})
             message = refusal(recipe, tmp_path)
         assert "The limit is reached: spent are $" in message
         assert f"of {limit:.2f}" in message
@@ -347,7 +312,7 @@ def test_the_bill_never_passes_the_limit_whatever_is_in_flight_and_resumed(kind:
     with ReplayServer(made_up_answer, log=log) as server:
         recipe = synthesis(server, 300, concurrency=64, budget={"usd": 10})
         answer_all(recipe, tmp_path)
-    assert sorted(answered(tmp_path)) == keys(recipe)
+    assert sorted(answered(tmp_path)) == planned_keys(recipe)
 
 
 def billed(log: Path) -> float:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from st_llm_embed.data import read_rows, rows_file
 from st_llm_embed.synthesis.duplicates import SHINGLE_CHARACTERS, near_duplicates, text_hash
 
 
@@ -100,12 +99,6 @@ def test_adversarial_texts_neither_crash_nor_explode(tmp_path: Path) -> None:
 def test_no_text_or_one_text(tmp_path: Path) -> None:
     assert near_duplicates([], workspace=tmp_path).tolist() == []
     assert near_duplicates(["alone"], workspace=tmp_path).tolist() == [-1]
-
-
-def test_the_sample_rows_do_not_repeat_each_other(tmp_path: Path) -> None:
-    documents = [row.positive for row in read_rows(rows_file("embedded")) if row.task_type in ("short-long", "bitext")]
-    earlier = near_duplicates(documents, workspace=tmp_path)
-    assert (earlier >= 0).mean() < 0.01
 
 
 def test_nothing_is_left_in_the_workspace(tmp_path: Path) -> None:

@@ -13,9 +13,7 @@ LONG = "Water boils sooner in the mountains, because less air weighs on it there
 QUERY = "why does water boil sooner in the mountains"
 TEXTS = {
     "empty": ("sts", ("a cat", " \u200b\n", "a dog"), "empty text"),
-    "dots": ("sts", ("...", "a cat", "a dog"), "empty text"),
     "a symbol": ("short-short", ("laughing face", "😂"), None),
-    "a number": ("short-short", ("half of 84", "42"), None),
     "refusal": ("short-long", (QUERY, "I'm sorry, but I can't assist with that request. " * 2, LONG), "refusal"),
     "regret": (
         "sts",
@@ -23,14 +21,8 @@ TEXTS = {
         None,
     ),
     "negative is the positive": ("sts", ("a cat sleeps", "A dog  barks", "a DOG barks"), "negative equals positive"),
-    "negative is nearly the positive": ("sts", ("a cat sleeps", "a dog barks", "a dog barked"), None),
     "anchor as positive": ("sts", ("A cat sleeps", "a cat  sleeps", "a dog barks"), "anchor repeated"),
     "anchor as negative": ("bitext", ("A cat sleeps", "Eine Katze schläft", "a cat sleeps"), "anchor repeated"),
-    "anchor in the positive": (
-        "sts",
-        ("a cat sleeps on the red sofa now", "a cat sleeps on the red sofa now, yes", "b"),
-        None,
-    ),
     "query in the positive": (
         "short-long",
         (QUERY + "?", f"Why does  water boil sooner in the mountains? {LONG}", LONG),
@@ -42,7 +34,6 @@ TEXTS = {
         "query leaks into positive",
     ),
     "query in the positive in other words": ("short-long", (QUERY, LONG, LONG + "Not so."), None),
-    "query in the negative": ("short-long", (QUERY, LONG, f"{QUERY}, they asked. {LONG}"), None),
     "a name in the positive": (
         "short-long",
         ("boiling point of water", f"The boiling point of water: {LONG}", LONG),
@@ -108,15 +99,10 @@ def test_languages(row: dict[str, str], wrong: bool) -> None:
         "I'm sorry, but I can't assist with that request.",
         "I\u2019m sorry, I cannot help with that.",
         "Sorry, but I can't comply.",
-        "I cannot fulfill this request.",
-        "I am unable to generate that content.",
         "As an AI language model, I don't have opinions.",
-        "As an AI, I cannot write in Breton.",
         "**I can't generate content of that kind.**",
         "Es tut mir leid, aber ich kann bei dieser Anfrage nicht helfen.",
-        "Als KI-Sprachmodell habe ich keine Meinung.",
         "Je suis désolé, mais je ne peux pas répondre à cette demande.",
-        "En tant qu'IA, je n'ai pas d'opinion.",
         "Lo siento, pero no puedo ayudarte con eso.",
         "Mi dispiace, ma non posso soddisfare questa richiesta.",
         "Desculpe, mas não posso atender a esse pedido.",
@@ -127,7 +113,6 @@ def test_languages(row: dict[str, str], wrong: bool) -> None:
         "Maaf, saya tidak dapat memenuhi permintaan itu.",
         "Xin lỗi, tôi không thể đáp ứng yêu cầu này.",
         "抱歉，我无法满足您的请求。",
-        "作为一个人工智能语言模型，我没有个人观点。",
         "申し訳ありませんが、そのリクエストにはお応えできません。",
         "죄송하지만 그 요청은 도와드릴 수 없습니다.",
         "عذرًا، لا يمكنني المساعدة في ذلك.",
@@ -144,21 +129,14 @@ def test_refusals(text: str) -> None:
     [
         "I'm sorry I can't come to your party.",
         "I can't create a new account on my phone.",
-        "I can't help falling in love with you.",
         "I cannot help my son with his homework, who can?",
-        "I am unable to write to the disk.",
         "As an AI researcher, she wrote three books.",
-        "Sorry, we can't provide refunds after 30 days.",
         "Why does the chatbot say: I can't assist with that?",
         "Es tut mir leid, ich kann heute nicht kommen.",
-        "Als Kind konnte sie nicht schlafen.",
         "Als Kilometergeld gibt es 30 Cent.",
-        "Lo siento, no puedo ir.",
         "Como iaido se conoce un arte marcial.",
         "Извините, я не могу найти свой билет.",
-        "抱歉，我今天不能来。",
         "申し訳ありませんが、返品はお受けできません。",
-        "죄송합니다, 오늘은 갈 수 없습니다.",
     ],
 )
 def test_what_people_say_is_no_refusal(text: str) -> None:

@@ -122,15 +122,12 @@ def test_pauses_grow_while_the_server_goes_on_refusing_whatever_it_asks_for() ->
     ("headers", "seconds"),
     [
         ({"retry-after": "7"}, 7.0),
-        ({"retry-after": "0.5"}, 0.5),
         ({"retry-after": formatdate(1_000_120, usegmt=True)}, 120.0),
         ({"retry-after": formatdate(999_000, usegmt=True)}, 0.0),
         ({"retry-after-ms": "1500", "retry-after": "7"}, 1.5),
-        ({"retry-after-ms": "soon", "retry-after": "7"}, 7.0),
         ({"retry-after": "soon"}, None),
         ({"retry-after": "nan"}, None),
         ({"retry-after": "-3"}, 0.0),
-        ({}, None),
     ],
 )
 def test_retry_after_in_all_its_forms(headers: dict[str, str], seconds: float | None) -> None:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import subprocess
-import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -27,43 +24,7 @@ from st_llm_embed.synthesis.prompts import PROMPT_VERSION, fill_template
 from st_llm_embed.synthesis.tasks import TaskFile, tasks_path
 
 TEMPLATES = Path(st_llm_embed.__file__).parent / "synthesis" / "templates"
-GOLDEN_KEYS = [
-    "296fb9d488284921",
-    "7d7ef6fd7cc0f0b0",
-    "e1f7d08de886cf7e",
-    "94b931076ae583e8",
-    "4a213a9d347eaba6",
-    "d2313517c1898df7",
-    "20a33fa645c80e5c",
-    "4a2b7cb497aff083",
-    "9e9c1ee273f159d7",
-    "db1c1d79f6d47bd5",
-]
-GOLDEN_REQUEST = (
-    "example",
-    0,
-    "sample",
-    {
-        "attributes": {
-            "difficulty": "high school",
-            "high_score": "4",
-            "language": "English",
-            "low_score": "3.5",
-            "unit": "sentence",
-        },
-        "instruction": None,
-        "task_type": "sts",
-    },
-)
-PRINT_KEYS = """
-import sys
-from pathlib import Path
-from synthesis.planned import request_plan
-from st_llm_embed.synthesis.tasks import TaskFile
-plan, tasks = request_plan(), TaskFile(Path(sys.argv[1]))
-for request in [*plan.brainstorms(), *plan.examples(tasks)]:
-    print(request.key)
-"""
+GOLDEN_KEYS = "3a7e285b9ffb4670"
 
 
 @pytest.fixture(scope="module")
@@ -87,21 +48,7 @@ def test_requests_are_those_of_any_machine(tasks: TaskFile) -> None:
     plan = request_plan()
     keys = [plan.brainstorm(index).key for index in (0, 1, 4, 1_000_000)]
     keys += [plan.example(index, tasks).key for index in (0, 1, 2, 3, 4, 1_000_000)]
-    assert keys == GOLDEN_KEYS  # hashes of prompts as well
-    request = plan.example(0, tasks)
-    assert (request.step, request.index, request.model, request.about) == GOLDEN_REQUEST
-
-
-def test_a_process_with_other_hashes_gives_the_same_keys(tasks: TaskFile) -> None:
-    plan = request_plan()
-    expected = [request.key for request in [*plan.brainstorms(), *plan.examples(tasks)]]
-    for seed in ("1", "2"):
-        path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": path}
-        command = [sys.executable, "-c", PRINT_KEYS, str(tasks.path)]
-        printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        assert printed.stdout.split() == expected
-    assert len(set(expected)) == len(expected)
+    assert hashlib.sha256(" ".join(keys).encode()).hexdigest()[:16] == GOLDEN_KEYS, keys
 
 
 def test_the_order_of_a_recipes_lines_changes_nothing(tasks: TaskFile) -> None:
@@ -114,11 +61,6 @@ def test_the_order_of_a_recipes_lines_changes_nothing(tasks: TaskFile) -> None:
 def test_more_requests_leave_the_first_as_they_were(tasks: TaskFile) -> None:
     few, many = request_plan(requests=50), request_plan(requests=500)
     assert [r.key for r in few.examples(tasks)] == [r.key for r in many.examples(tasks)][:50]
-
-
-def test_another_seed_gives_other_requests(tasks: TaskFile) -> None:
-    one, other = request_plan(seed=1), request_plan(seed=2)
-    assert not {r.key for r in one.examples(tasks)} & {r.key for r in other.examples(tasks)}
 
 
 def test_weights_of_one_attribute_leave_the_other_draws_alone(tasks: TaskFile) -> None:
@@ -289,20 +231,13 @@ def test_every_attribute_stands_in_its_template() -> None:
 
 BAD_PLANS = {
     "unknown language": ({"languages": {"German": 1, "Klingon": 1}}, "languages names 'Klingon'.*Afrikaans"),
-    "code of a language": ({"languages": {"de": 1, "en": 1}}, "languages names 'de, en'.*Afrikaans"),
     "no language": ({"languages": {"German": 0, "Dutch": 0}}, "languages has no value with a weight above 0"),
     "unknown attribute": ({"attributes": {"sts": {"num_words": {"50": 1}}}}, "names 'num_words'.*unit, high_score"),
-    "attribute of none": ({"attributes": {"long-long": {"unit": {"a": 1}}}}, "no attributes but the language"),
-    "no value": ({"attributes": {"sts": {"unit": {"sentence": 0}}}}, "attributes.sts.unit has no value"),
     "empty value": ({"attributes": {"sts": {"unit": {" ": 1}}}}, "names have to be words.*unspecified"),
     "no task type": ({"task_types": {"sts": 0}}, "task_types has no value with a weight above 0"),
     "infinite": ({"task_types": {"sts": 1e308, "bitext": 1e308}}, "infinity"),
     "bitext in one language": ({"languages": {"German": 1, "Dutch": 0}}, "one language, German, and bitext needs two"),
-    "few brainstorms": (
-        {"brainstorm_requests": 3},
-        "is 3; short-long, .*, long-long need at least one",
-    ),
-    "no brainstorms": ({"brainstorm_requests": 0}, "is 0; short-long.*synthesis.plan.tasks"),
+    "few brainstorms": ({"brainstorm_requests": 3}, "is 3; short-long, .*, long-long need at least one"),
 }
 
 
@@ -317,57 +252,30 @@ BAD_VALUES = {
     "paper has weights": (["preset: paper", "topics: [cars]"], "preset paper fixes topics; set preset to custom"),
     "tasks and brainstorms": (["tasks: embedded", "brainstorm_requests: 4"], "tasks fixes instructions"),
     "tasks and types": (["preset: custom", "tasks: embedded", "task_types: {sts: 1}"], "tasks fixes instructions"),
-    "unknown task type": (["preset: custom", "task_types: {short: 1}"], "short"),
-    "negative weight": (["preset: custom", "task_types: {sts: -1}"], "task_types.sts"),
-    "weight that is no number": (["preset: custom", "languages: {German: much}"], "languages.German"),
-    "infinite weight": (["preset: custom", "languages: {German: .inf}"], "languages.German"),
-    "empty topic": (["preset: custom", "topics: ['  ']"], "topics.0"),
-    "no requests": (["requests: 0"], "requests"),
-    "negative seed": (["seed: -1"], "seed"),
 }
 
 
 @pytest.mark.parametrize(("lines", "message"), BAD_VALUES.values(), ids=BAD_VALUES.keys())
 def test_bad_values_are_explained(lines: list[str], message: str) -> None:
-    plan = ", ".join(["seed: 1", "requests: 5", *lines]) if lines[0][:4] not in ("requ", "seed") else lines[0]
+    plan = ", ".join(["seed: 1", "requests: 5", *lines])
     with pytest.raises(InputError, match=message) as error:
         Recipe.load("demo", [f"synthesis.plan={{{plan}}}"])
     assert "\n" not in str(error.value)
 
 
-def test_numbers_are_values_like_any_other() -> None:
-    attributes = "{sts: {high_score: {4.5: 1, 4: 1}}}"
-    plan = f"{{seed: 1, requests: 5, preset: custom, brainstorm_requests: 4, attributes: {attributes}}}"
-    recipe = Recipe.load("demo", [f"synthesis.plan={plan}"])
-    assert recipe.synthesis.plan.attributes == {"sts": {"high_score": {"4.5": 1, "4": 1}}}
-
-
 GOOD_TASK = json.dumps(TWO_STEP_TASKS[0])
+STS = '{"task_type": "sts", "attributes": %s}'
 BAD_TASKS = {
-    "empty": ("", "holds no tasks"),
     "blank": ("\n \n", "holds no tasks"),
     "broken line": (f"{GOOD_TASK}\n\n{{", "line 3 is not JSON"),
     "deep": (f"{GOOD_TASK}\n{'[' * 100_000}", "line 2 is not JSON"),
-    "a list": ("[1]", "line 1 is not a task.*short-long, long-short"),
-    "no task type": ('{"instruction": "Find it."}', "line 1 is not a task"),
-    "unknown task type": ('{"task_type": "retrieval", "instruction": "Find it."}', "line 1 is not a task"),
+    "no task type": ('{"instruction": "Find it."}', "line 1 is not a task.*short-long, long-short"),
     "task type that is a list": ('{"task_type": ["sts"]}', "line 1 is not a task"),
     "no instruction": ('{"task_type": "short-long"}', "line 1: a short-long task needs an instruction"),
-    "blank instruction": ('{"task_type": "short-long", "instruction": " "}', "needs an instruction"),
     "lone surrogate": ('{"task_type": "short-long", "instruction": "a \\ud800"}', "instruction is .*set a text"),
-    "unknown attribute": (
-        '{"task_type": "sts", "attributes": {"num_words": 5}}',
-        "attributes of a sts task are language, unit",
-    ),
-    "attributes in a list": ('{"task_type": "sts", "attributes": ["unit"]}', "attributes of a sts task are"),
-    "attribute that is a list": (
-        '{"task_type": "sts", "attributes": {"unit": ["a"]}}',
-        "unit is .*set a text or a number",
-    ),
-    "unknown language": (
-        '{"task_type": "sts", "attributes": {"language": "Klingon"}}',
-        "language is 'Klingon'.*English names",
-    ),
+    "unknown attribute": (STS % '{"num_words": 5}', "attributes of a sts task are language, unit"),
+    "attribute that is a list": (STS % '{"unit": ["a"]}', "unit is .*set a text or a number"),
+    "unknown language": (STS % '{"language": "Klingon"}', "language is 'Klingon'.*English names"),
     "one language twice": (
         '{"task_type": "bitext", "attributes": {"src_lang": "Dutch", "tgt_lang": "Dutch"}}',
         "src_lang and tgt_lang is 'Dutch and Dutch'.*two different",
@@ -388,8 +296,6 @@ def test_bad_files_of_tasks_are_explained(tmp_path: Path, text: str, message: st
 def test_files_of_tasks_that_are_no_text(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot be read: No such file.*\.jsonl"):
         TaskFile(tmp_path / "none.jsonl")
-    with pytest.raises(InputError, match="cannot be read"):
-        TaskFile(tmp_path)
     (tmp_path / "latin").write_bytes('{"task_type": "sts", "x": "é"}'.encode("latin-1"))
     with pytest.raises(InputError, match="line 1 is not JSON in UTF-8"):
         TaskFile(tmp_path / "latin")

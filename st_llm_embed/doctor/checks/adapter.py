@@ -16,9 +16,8 @@ KEY = re.compile(
 LAYER = re.compile(r"\b(?:layers|h|blocks)\.(\d+)\.")
 
 
-def applies(repository: Repository, readings: list[Reading]) -> list[Finding]:
+def applies(repository: Repository, _: list[Reading]) -> list[Finding]:
     """Compare the adapter's keys with the modules of its base."""
-    del readings
     _need_adapter(repository)
     keys = sorted(repository.tensors(ADAPTER_WEIGHTS))
     strange = [key for key in keys if not KEY.fullmatch(key) and "modules_to_save" not in key]
@@ -46,9 +45,8 @@ def applies(repository: Repository, readings: list[Reading]) -> list[Finding]:
     return []
 
 
-def trained(repository: Repository, readings: list[Reading]) -> list[Finding]:
+def trained(repository: Repository, _: list[Reading]) -> list[Finding]:
     """Look for adapter weights that are not numbers, or zero."""
-    del readings
     _need_adapter(repository)
     if not repository.local:
         raise NotCheckedError("the adapter's weights are not fetched from the Hub; give a folder")
@@ -62,9 +60,8 @@ def trained(repository: Repository, readings: list[Reading]) -> list[Finding]:
     return []
 
 
-def pinned(repository: Repository, readings: list[Reading]) -> list[Finding]:
+def pinned(repository: Repository, _: list[Reading]) -> list[Finding]:
     """Look at the name and the revision of the adapter's base."""
-    del readings
     _need_adapter(repository)
     name = str(repository.adapter.get("base_model_name_or_path") or "")
     revision = repository.adapter.get("revision")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from st_llm_embed.doctor.readers import rope_of_transformers_4, rope_of_transformers_5
+from st_llm_embed.doctor.readers import POOLING_FILE
 from st_llm_embed.doctor.repository import SETTINGS_FILE, Repository
 from st_llm_embed.doctor.traps import Finding, NotCheckedError, Reading
 
@@ -12,16 +12,6 @@ ABSOLUTE = ("gpt2", "gpt_neo", "opt", "gpt_bigcode", "xglm")
 """Model types whose positions are counted from the first column of a batch."""
 
 PICKLES = ("pytorch_model", "adapter_model.bin")
-
-FILES_IN_ERRORS = {
-    "tokenizer": "tokenizer_config.json",
-    "extra_special": "tokenizer_config.json",
-    "params": "params.json",
-    "transformer.__init__": SETTINGS_FILE,
-    "sentence_bert": SETTINGS_FILE,
-    "`config.json`": "config.json",
-}
-"""Words in the errors of readers, and the file that each is about."""
 
 
 def refused(repository: Repository, readings: list[Reading]) -> list[Finding]:
@@ -34,8 +24,8 @@ def refused(repository: Repository, readings: list[Reading]) -> list[Finding]:
     has_weights = any(file.endswith(".safetensors") for file in repository.files)
     found = [Finding("pickles", pickles[0])] if pickles and not has_weights else []
     for reason, readers in by_reason.items():
-        file = next((file for word, file in FILES_IN_ERRORS.items() if word in reason.lower()), "modules.json")
-        found.append(Finding("unreadable files", file, f"{', '.join(readers)}: {reason}.", tuple(readers)))
+        file, _, error = reason.partition(": ")
+        found.append(Finding("unreadable files", file, f"{', '.join(readers)}: {error}.", tuple(readers)))
     return found
 
 
@@ -59,23 +49,19 @@ def pooling(repository: Repository, readings: list[Reading]) -> list[Finding]:
     return [Finding("pooling", repository.file_of("Pooling"), detail, tuple(others))]
 
 
-def normalisation(repository: Repository, readings: list[Reading]) -> list[Finding]:
+def normalisation(repository: Repository, _: list[Reading]) -> list[Finding]:
     """Look for the module Normalize, and for the dimensions that vectors may be cut to."""
-    del readings
     found = []
     if repository.modules and not repository.normalized:
         detail = "There is no module Normalize, which TEI and llama.cpp do not need."
         found.append(Finding("not normalised", "modules.json", detail, ("sentence-transformers", "vLLM")))
     stated = repository.matryoshka_dimensions
-    trained = list((repository.recipe.get("loss") or {}).get("matryoshka_dims") or [])
     size = repository.dimension if stated else 0
     if stated is not None and (
         not isinstance(stated, list) or not all(isinstance(one, int) and 0 < one <= size for one in stated)
     ):
         detail = f"There are {stated}, and vectors have {size} dimensions."
         found.append(Finding("matryoshka dimensions", "config.json", detail, ("vLLM",)))
-    elif not set(trained) <= set(stated or []):
-        found.append(Finding("unstated dimensions", "config.json", f"It was trained for {trained}.", ("vLLM",)))
     return found
 
 
@@ -99,9 +85,8 @@ def lengths(repository: Repository, readings: list[Reading]) -> list[Finding]:
     return [Finding("unstated length" if unstated else "max length", file, detail, tuple(other))]
 
 
-def padding(repository: Repository, readings: list[Reading]) -> list[Finding]:
+def padding(repository: Repository, _: list[Reading]) -> list[Finding]:
     """Look for what makes padding part of the text."""
-    del readings
     file = "tokenizer_config.json"
     names = repository.tokenizer_config.get("model_input_names")
     side = repository.tokenizer_config.get("padding_side", "right")
@@ -118,16 +103,17 @@ def padding(repository: Repository, readings: list[Reading]) -> list[Finding]:
     return found
 
 
-def rope(repository: Repository, readings: list[Reading]) -> list[Finding]:
+def rope(repository: Repository, _: list[Reading]) -> list[Finding]:
     """Compare the base of the rotary positions that transformers 4 and 5 take."""
-    del readings
     config = repository.text_config
-    parameters = config.get("rope_parameters")
-    if isinstance(parameters, dict) and any(isinstance(value, dict) for value in parameters.values()):
+    parameters = config.get("rope_parameters") or {}
+    if any(isinstance(value, dict) for value in parameters.values()):
         raise NotCheckedError("each type of layer has a rotary base of its own")
-    if parameters is None and "rope_theta" not in config:
+    if not parameters and "rope_theta" not in config:
         raise NotCheckedError("config.json names no rotary base")
-    old, new = rope_of_transformers_4(config), rope_of_transformers_5(config)
+    scaling = config.get("rope_scaling") or {}
+    old = float(config.get("rope_theta", 10_000.0)), scaling.get("rope_type", scaling.get("type", "default"))
+    new = float(parameters.get("rope_theta", old[0])), parameters.get("rope_type", old[1])
     if old == new:
         return []
     detail = f"transformers 4 reads the base {old[0]:g} ({old[1]}), transformers 5 {new[0]:g} ({new[1]})."
@@ -136,4 +122,4 @@ def rope(repository: Repository, readings: list[Reading]) -> list[Finding]:
 
 def _stops_at_pooling(reading: Reading) -> bool:
     """Return whether a reader refuses the pooling's file, which is a matter of pooling."""
-    return reading.refuses is not None and any(word in reading.refuses for word in ("1_Pooling", "Pooling.__init__"))
+    return (reading.refuses or "").startswith(POOLING_FILE)

@@ -1,7 +1,8 @@
-"""Special tokens, texts changed before they are tokens, and tokenizers that are rebuilt from other files."""
+"""Special tokens, prompts, and tokenizers that are rebuilt from other files."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ from st_llm_embed.modules.layout import SENTENCEPIECE_FILE
 CUT_AT = 16
 """Tokens. A text need not fill thousands of tokens to be cut like one that does."""
 
-EDGES = ("Strip", "StripAccents", "Lowercase", "BertNormalizer")
-"""Normalizers that take something away from a text, and that llama.cpp does not know."""
+
+PIECES = re.compile(r"^(?:Instruct|Query|passage): ?", re.IGNORECASE | re.MULTILINE)
 
 
 def eos_missing(repository: Repository, readings: list[Reading]) -> list[Finding]:
     """Compare which special token each reader puts after a text."""
-    _need_last_token(repository)
+    _tokenizer(repository, reads_end=True)
     ends = [one for one in readings if one.reads and one.ends_with is not None]
     without = tuple(one.reader for one in ends if not one.ends_with)
     if without:
@@ -40,9 +41,8 @@ def eos_missing(repository: Repository, readings: list[Reading]) -> list[Finding
     return []
 
 
-def specials_doubled(repository: Repository, readings: list[Reading]) -> list[Finding]:
+def specials_doubled(repository: Repository, _: list[Reading]) -> list[Finding]:
     """Count the special tokens around a text and within each prompt."""
-    del readings
     tokenizer = _tokenizer(repository)
     before, after = repository.around
     found = [
@@ -59,11 +59,9 @@ def specials_doubled(repository: Repository, readings: list[Reading]) -> list[Fi
     return found
 
 
-def eos_cut(repository: Repository, readings: list[Reading]) -> list[Finding]:
+def eos_cut(repository: Repository, _: list[Reading]) -> list[Finding]:
     """Cut an over-long text and look at its last token."""
-    del readings
-    _need_last_token(repository)
-    tokenizer = _tokenizer(repository)
+    tokenizer = _tokenizer(repository, reads_end=True)
     end = tokenizer.encode("a").ids[-1]
     tokenizer.enable_truncation(CUT_AT)
     try:
@@ -82,23 +80,29 @@ def eos_cut(repository: Repository, readings: list[Reading]) -> list[Finding]:
     return found
 
 
-def texts_changed(repository: Repository, readings: list[Reading]) -> list[Finding]:
-    """Look for lower case and stripped edges that only some readers have."""
+def prompts(repository: Repository, _: list[Reading]) -> list[Finding]:
+    """Look for prompts that are on documents, twice, or missing."""
+    saved = repository.prompts
     found = []
-    lower = {one.reader: one.lower_case for one in readings if one.reads and one.lower_case is not None}
-    if len(set(lower.values())) > 1:
-        detail = f"do_lower_case is true, for {', '.join(reader for reader, value in lower.items() if value)} alone."
-        others = tuple(reader for reader, value in lower.items() if not value)
-        found.append(Finding("lower case", SETTINGS_FILE, detail, others))
-    kinds = [kind for kind in _kinds(repository.tokenizer_json.get("normalizer")) if kind in EDGES]
-    if kinds:
-        found.append(Finding("normalizer", "tokenizer.json", f"It has {', '.join(kinds)}.", ("llama.cpp",)))
+    default = repository.table(PROMPTS_FILE).get("default_prompt_name")
+    if default and saved.get(default):
+        detail = f"sentence-transformers puts the default prompt {default!r} before every text given to encode."
+        found.append(Finding("prompt on documents", PROMPTS_FILE, detail, ("sentence-transformers",)))
+    query = saved.get("query")
+    if query and query == (saved.get("document") or saved.get("passage")):
+        found.append(Finding("prompt on documents", PROMPTS_FILE, f"The prompt of both is {query!r}."))
+    for name, prompt in saved.items():
+        pieces = [piece.strip().casefold() for piece in PIECES.findall(prompt)]
+        half = prompt[: len(prompt) // 2]
+        if len(pieces) > len(set(pieces)) or (half and half * 2 == prompt):
+            found.append(Finding("prompt doubled", PROMPTS_FILE, f"The prompt {name!r} is {prompt!r}."))
+    if not any(saved.values()) and "instruct:" in repository.text("README.md").casefold():
+        found.append(Finding("prompt missing by the card", PROMPTS_FILE))
     return found
 
 
-def rebuilt(repository: Repository, readings: list[Reading]) -> list[Finding]:
+def rebuilt(repository: Repository, _: list[Reading]) -> list[Finding]:
     """Compare tokenizer.json with what other files say about the tokenizer."""
-    del readings
     if repository.tokenizer is None:
         return [Finding("no tokenizer.json", "tokenizer.json")]
     found = []
@@ -123,15 +127,12 @@ def rebuilt(repository: Repository, readings: list[Reading]) -> list[Finding]:
     return found
 
 
-def probe_tokens(repository: Repository, readings: list[Reading]) -> list[Finding]:
+def probe_tokens(repository: Repository, _: list[Reading]) -> list[Finding]:
     """Compare length, prompts and tokens with those in probe.json."""
-    del readings
-    probe, tokenizer = repository.probe, repository.tokenizer
+    probe, found = repository.probe, []
     if probe is None:
         raise NotCheckedError("there is no probe.json")
-    if tokenizer is None:
-        raise NotCheckedError("there is no tokenizer.json")
-    found = []
+    tokenizer = _tokenizer(repository)
     if probe.max_seq_length != repository.max_seq_length:
         detail = f"It is {repository.max_seq_length} tokens, and probe.json was made at {probe.max_seq_length}."
         found.append(Finding("max length", SETTINGS_FILE, detail))
@@ -162,27 +163,16 @@ def _differ_at_edges(texts: list[ProbeText], repository: Repository) -> bool:
     return any(at_edge) and all(edge or token for edge, token in zip(at_edge, inside, strict=True))
 
 
-def _need_last_token(repository: Repository) -> None:
-    _tokenizer(repository)
-    if repository.pooling != "lasttoken":
-        raise NotCheckedError(f"pooling is {repository.pooling}, so no embedding is read at EOS")
-
-
-def _tokenizer(repository: Repository) -> Tokenizer:
+def _tokenizer(repository: Repository, *, reads_end: bool = False) -> Tokenizer:
     if repository.tokenizer is None:
         raise NotCheckedError("there is no tokenizer.json")
+    if reads_end and repository.pooling != "lasttoken":
+        raise NotCheckedError(f"pooling is {repository.pooling}, so no embedding is read at EOS")
     return repository.tokenizer
 
 
 def _shown(ids: list[int], repository: Repository) -> str:
     return " ".join(repository.token(number) for number in ids) or "nothing"
-
-
-def _kinds(normalizer: Any) -> Iterator[str]:
-    if isinstance(normalizer, dict):
-        yield normalizer.get("type", "")
-        for part in normalizer.get("normalizers", []):
-            yield from _kinds(part)
 
 
 def _llama_cpp_guesses(repository: Repository) -> bool:
@@ -203,38 +193,33 @@ def _vocabulary(tokenizer: dict[str, Any]) -> dict[str, int]:
 def _read_pieces(path: Path) -> list[str] | None:
     """Read the pieces of a SentencePiece model in the order of their ids; None if it is not such a file.
 
-    The file is a protocol buffer (sentencepiece_model.proto): field 1 is a piece, and field 1 of that its text.
+    The file is a protocol buffer (sentencepiece_model.proto): field 1 is a piece, whose first field is its text.
     """
     try:
         pieces = [value for field, value in _fields(path.read_bytes()) if field == 1]
-        return [next(text for field, text in _fields(piece) if field == 1).decode() for piece in pieces] or None
+        return [next(_fields(piece))[1].decode() for piece in pieces] or None
     except (IndexError, ValueError, StopIteration):
         return None
 
 
-def _fields(content: bytes) -> list[tuple[int, bytes]]:
-    """Split a message into its fields; numbers come as empty bytes.
+def _fields(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield number and content of a message's fields, each of which has to have a length.
 
     Raises:
-        ValueError: this is not a message.
+        ValueError: this is not such a message.
     """
-    fields, place = [], 0
+    place = 0
     while place < len(content):
-        tag, place = _varint(content, place)
-        kind, size = tag & 7, 0
-        if kind in (0, 2):
-            size, place = _varint(content, place)
-        elif kind not in (1, 5):
-            raise ValueError(f"there is no type {kind}")
-        value = content[place : place + size] if kind == 2 else b""
-        if len(value) < size and kind == 2:
-            raise ValueError("the message ends within a field")
-        place += {0: 0, 1: 8, 2: size, 5: 4}[kind]
-        fields.append((tag >> 3, value))
-    return fields
+        tag, start = _varint(content, place)
+        size, start = _varint(content, start)
+        place = start + size
+        if tag & 7 != 2 or place > len(content):
+            raise ValueError("this is not a field with a length")
+        yield tag >> 3, content[start:place]
 
 
 def _varint(content: bytes, place: int) -> tuple[int, int]:
+    """Return a number, seven bits a byte, and the place after it."""
     number = shift = 0
     while True:
         byte = content[place]
