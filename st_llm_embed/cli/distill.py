@@ -50,9 +50,9 @@ def distill(
     report = run_distillation(resolved, folder)
     for title, models, rows in (
         ("what the student keeps", report["scores"], quality_rows(report)),
-        ("what it costs", report["costs"], cost_rows(report)),
+        ("what they cost", report["costs"], cost_rows(report)),
     ):
-        table = Table(title, *models)
+        table = Table("", *models, title=f"{resolved.name}: {title}")
         for row in rows:
             table.add_row(*row)
         Console().print(table)
