@@ -48,10 +48,10 @@ def split_of(row: Row, validation_fraction: float) -> Split:
 
 
 def config_of(row: Row) -> str:
-    """Return the configuration that a row belongs to.
+    """Return the configuration of a row: its task type.
 
-    That is its task type; a row whose columns differ from the others of its type (a negative more or less) goes to
-    ``<task type>-triplets`` or ``<task type>-pairs``, so that no text column ever holds a null.
+    Rows with a negative more or less than their type has go to ``<task type>-triplets`` or ``<task type>-pairs``: no
+    text column ever holds a null.
     """
     if (row.negative is not None) == (len(RESPONSE_KEYS[row.task_type]) == 3):
         return row.task_type
@@ -64,10 +64,7 @@ def task_type_of(configuration: str) -> str:
 
 
 def check_rows(path: Path, validation_fraction: float) -> Counter[tuple[str, Split]]:
-    """Read a file of rows once without keeping it.
-
-    Returns:
-        The number of rows by (configuration, split).
+    """Read a file of rows once without keeping it, and return their number by (configuration, split).
 
     Raises:
         InputError: the file is empty, a line is not a row, nothing is left to train on, or nothing is held out.
@@ -78,35 +75,19 @@ def check_rows(path: Path, validation_fraction: float) -> Counter[tuple[str, Spl
 
 
 def check_sizes(counts: Counter[tuple[str, Split]], validation_fraction: float, source: str) -> None:
-    """Check that there are rows to train on and rows held out.
-
-    Args:
-        counts: rows by (configuration, split).
-        validation_fraction: the share asked for.
-        source: where the rows come from, for the message.
-
-    Raises:
-        InputError: a split is empty.
-    """
+    """Check that there are rows to train on and rows held out; raise an InputError that names their source if not."""
     splits = {split for _, split in counts}
     if not splits:
-        raise InputError(
-            f"There are no rows in {source}. The report or statistics.json says what was rejected and why."
-        )
+        raise InputError(f"There are no rows in {source}. Its report or statistics.json says what was rejected.")
     if len(splits) < 2:
         raise InputError(
             f"data.validation_fraction {validation_fraction} puts all {counts.total()} rows of {source} into the "
-            f"{splits.pop()} part, because whole instructions are held out. Give rows with more distinct "
-            "instructions, or another fraction."
+            f"{splits.pop()} part: whole instructions are held out. Give more distinct instructions, or another share."
         )
 
 
 def write_dataset(rows: Iterable[Row], directory: Path, validation_fraction: float) -> Counter[tuple[str, Split]]:
-    """Write rows to ``<directory>/<configuration>/<split>.parquet``, in bounded memory.
-
-    Returns:
-        The number of rows by (configuration, split).
-    """
+    """Write rows to ``<directory>/<configuration>/<split>.parquet``; return their number by (configuration, split)."""
     return _write(((row, (config_of(row), split_of(row, validation_fraction))) for row in rows), directory)
 
 
@@ -115,20 +96,10 @@ def write_source(
 ) -> Counter[tuple[str, Split]]:
     """Write a source's rows to ``<directory>/<name>/train.parquet``.
 
-    Args:
-        rows: of the source.
-        directory: the dataset's.
-        name: of the source.
-        with_negatives: rows that lack one go to ``<name>-pairs``, so that no text column ever holds a null.
-
-    Returns:
-        The number of rows by (configuration, split).
+    With negatives, rows that lack one go to ``<name>-pairs``, so that no text column ever holds a null.
     """
-
-    def part(row: Row) -> tuple[str, Split]:
-        return (f"{name}-pairs" if with_negatives and row.negative is None else name, "train")
-
-    return _write(((row, part(row)) for row in rows), directory)
+    parts = {True: f"{name}-pairs" if with_negatives else name, False: name}
+    return _write(((row, (parts[row.negative is None], "train")) for row in rows), directory)
 
 
 def load_split(directory: Path, split: Split) -> dict[str, Dataset]:
@@ -143,10 +114,7 @@ def is_text_column(name: str) -> bool:
 
 
 def to_training(dataset: Dataset) -> Dataset:
-    """Return exactly the columns ``anchor, positive[, negatives], instruction``.
-
-    The instruction stays apart from the anchor, so that a sampler can compare anchors; the collator puts it in front
-    (`st_llm_embed.training.InstructionCollator`).
+    """Return exactly the columns ``anchor, positive[, negatives], instruction``; the collator joins first and last.
 
     Raises:
         InputError: a text is null or empty.
@@ -161,7 +129,7 @@ def to_training(dataset: Dataset) -> Dataset:
                 raise InputError(
                     f"The {name} of training row {key or start * ROWS_PER_GROUP + place} is "
                     f"{'null' if text is None else 'empty'}. A row needs a text in every column of its configuration: "
-                    "give one, remove the row, or put rows without a negative into a configuration of their own."
+                    "give one, or remove the row."
                 )
     return dataset.select_columns(columns)
 

@@ -1,7 +1,7 @@
 """Hard negatives for the rows of a written dataset that lack them.
 
 What sentence-transformers' mine_hard_negatives does, with the same limits, for rows that each have their own
-instruction, in bounded memory, without losing a row or its metadata, and with counts of what was dropped.
+instruction, in bounded memory and without losing a row or its metadata.
 
 A row's candidates are the documents, positives and negatives, of its configuration and split. Documents that differ in
 case and spacing only are one. Rows of the same anchor and instruction are one query: none of their positives becomes a
@@ -46,14 +46,6 @@ MODEL_ADVICE = (
     "model. Set it with --set data.mining.model=..."
 )
 
-# Why a document near the anchor is not a candidate; of several reasons the first counts.
-POSITIVE, OTHER_POSITIVE, ANCHOR, OWN_NEGATIVE = range(4)
-REASONS = {
-    OTHER_POSITIVE: "another positive of the anchor",
-    ANCHOR: "equals the anchor",
-    OWN_NEGATIVE: "is its negative already",
-}
-
 
 def check_mining(mining: Mining) -> None:
     """Check that there is a mining model, without loading it.
@@ -65,20 +57,15 @@ def check_mining(mining: Mining) -> None:
         return
     files = ("modules.json", "config.json")
     with explained(f"The mining model {shown(mining.model)} cannot be loaded", MODEL_ADVICE):
-        found = any(load_file_path(mining.model, name, revision=mining.revision) for name in files)
-    if not found:
-        raise InputError(
-            f"data.mining.model is {shown(mining.model)}, and there is no such model: neither {' nor '.join(files)} "
-            f"is found there. {MODEL_ADVICE}"
-        )
+        if not any(load_file_path(mining.model, name, revision=mining.revision) for name in files):
+            raise InputError(
+                f"data.mining.model is {shown(mining.model)}, and there is no such model: neither "
+                f"{' nor '.join(files)} is found there. {MODEL_ADVICE}"
+            )
 
 
 def mining_model(mining: Mining) -> LLMSentenceTransformer:
-    """Load the mining model, where it is not the recipe's base.
-
-    Raises:
-        InputError: it cannot be loaded.
-    """
+    """Load the mining model, where it is not the recipe's base; raise an InputError where that fails."""
     with explained(f"The mining model {mining.model!r} cannot be loaded", MODEL_ADVICE):
         return LLMSentenceTransformer(mining.model, revision=mining.revision)
 
@@ -92,11 +79,7 @@ def mine_dataset(
     limits ``<task type>-pairs``, and those with some ``<task type>-triplets``, which keeps one. A task type whose rows
     all have enough stays as it is.
 
-    Args:
-        dataset_dir: what `write_dataset` wrote.
-        mining: the limits.
-        vectors: where texts are encoded and kept; an interrupted call is resumed from there.
-        device: where torch searches.
+    An interrupted call is resumed from the vectors; torch searches on `device`.
 
     Returns:
         The number of rows by (configuration, split), of the whole dataset.
@@ -114,7 +97,8 @@ def mine_dataset(
     shutil.rmtree(written, ignore_errors=True)
     written.mkdir()
     for name, splits in sorted(files.items()):
-        if all(_negatives_in(path) >= mining.num_negatives for paths in splits.values() for path in paths):
+        schemas = [pq.read_schema(path) for paths in splits.values() for path in paths]
+        if all(len(negative_columns(schema.names)) >= mining.num_negatives for schema in schemas):
             continue
         for split, paths in splits.items():
             rows = _Rows(paths, written / "rows.arrow")
@@ -122,7 +106,7 @@ def mine_dataset(
             report.setdefault(name, {})[split] = _write(rows, chosen, written, name, split) | search
             rows.close()
     (written / "rows.arrow").unlink(missing_ok=True)
-    new = [path.relative_to(written) for path in sorted(written.glob("*/*.parquet"))]
+    new = [path.relative_to(written) for path in written.glob("*/*.parquet")]
     for path in new:
         (dataset_dir / path).parent.mkdir(exist_ok=True)
         (written / path).replace(dataset_dir / path)
@@ -135,17 +119,8 @@ def mine_dataset(
     vectors.remove_unused()
     content = {"settings": mining.model_dump(mode="json"), "configurations": report}
     (dataset_dir / MINING_REPORT).write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
-    return Counter(
-        {
-            (path.parent.name, split): pq.read_metadata(path).num_rows
-            for split in SPLITS
-            for path in dataset_dir.glob(f"*/{split}.parquet")
-        }
-    )
-
-
-def _negatives_in(path: Path) -> int:
-    return len(negative_columns(pq.read_schema(path).names))
+    written_files = [(path, split) for split in SPLITS for path in dataset_dir.glob(f"*/{split}.parquet")]
+    return Counter({(path.parent.name, split): pq.read_metadata(path).num_rows for path, split in written_files})
 
 
 class _Rows:
@@ -159,16 +134,16 @@ class _Rows:
         queries, anchors, documents, starts = array("Q"), array("Q"), array("Q"), array("Q", [0])
         names = ("anchor", "positive", *negative_columns(pq.read_schema(paths[0]).names))
         self.metadata = pa.schema([field for field in pq.read_schema(paths[0]) if field.name not in names])
-        texts = [("anchor", pa.string()), ("positive", pa.string()), ("negatives", pa.list_(pa.string()))]
-        schema = pa.schema([*texts, *self.metadata])
+        texts = {"anchor": pa.string(), "positive": pa.string(), "negatives": pa.list_(pa.string())}
+        schema = pa.schema([*texts.items(), *self.metadata])
         with pa.OSFile(str(copy), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for batch in (batch for path in paths for batch in pq.ParquetFile(path).iter_batches(ROWS_PER_GROUP)):
                 rows = batch.to_pylist()
                 for row in rows:
                     row["negatives"] = [row[name] for name in negative_columns(batch.schema.names)]
-                    queries.append(_number(fold(row["anchor"]), fold(row["instruction"])))
-                    anchors.append(_number(fold(row["anchor"])))
-                    documents.extend(_number(fold(text)) for text in (row["positive"], *row["negatives"]))
+                    queries.append(_number(row["anchor"], row["instruction"]))
+                    anchors.append(_number(row["anchor"]))
+                    documents.extend(_number(text) for text in (row["positive"], *row["negatives"]))
                     starts.append(len(documents))
                 writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
         self._map = pa.memory_map(str(copy))
@@ -202,10 +177,10 @@ class _Rows:
 def _mine(
     rows: _Rows, mining: Mining, vectors: VectorFolder, title: str, device: str
 ) -> tuple[NDArray[np.int64], dict[str, Any]]:
-    """Search among the documents for the queries whose rows lack negatives.
+    """Choose documents for the queries whose rows lack negatives.
 
     Returns:
-        By query the documents chosen, of shape (queries, num_negatives), -1 where there are no more; and the report.
+        The documents, of shape (queries, num_negatives), -1 where there are no more; and the report.
     """
     lacking = np.diff(rows.starts) - 1 < mining.num_negatives
     wanted = np.unique(rows.queries[lacking])
@@ -217,70 +192,60 @@ def _mine(
         lambda number: rows.text("instruction", int(first[number])),
         f"{title}: queries",
     )
-    query, document, reason = _excluded(rows, wanted)
-    scores = pair_scores(queries, documents, (query, document))
+    query, document, is_positive = _excluded(rows, wanted)
     limit = np.full(len(wanted), np.inf, dtype=np.float32)
     if mining.relative_margin is not None:
-        is_positive = reason <= OTHER_POSITIVE
-        np.minimum.at(limit, query[is_positive], scores[is_positive])
+        positives = query[is_positive], document[is_positive]
+        np.minimum.at(limit, positives[0], pair_scores(queries, documents, positives))
         limit -= np.abs(limit) * mining.relative_margin
 
     chosen = np.full((len(rows.first_of_query), mining.num_negatives), -1, dtype=np.int64)
     last_score = np.empty(len(wanted), dtype=np.float32)
-    candidates, too_near, found, sum_of_scores = 0, 0, 0, 0.0
+    too_near = 0
     with tqdm(total=len(wanted), desc=f"{title}: search", unit=" queries") as progress:
-        for nearest in nearest_documents(queries, documents, (query, document), mining.range_max, device):
-            part = slice(nearest.start, nearest.start + len(nearest.scores))
-            last_score[part] = nearest.scores[:, -1]
-            near, places = nearest.scores[:, mining.range_min :], nearest.documents[:, mining.range_min :]
+        for start, scores, found in nearest_documents(queries, documents, (query, document), mining.range_max, device):
+            part = slice(start, start + len(scores))
+            last_score[part] = scores[:, -1]
+            near, places = scores[:, mining.range_min :], found[:, mining.range_min :]
             exists = np.isfinite(near)
             passed = exists & (near <= limit[part, None])
             order = np.argsort(_priority(rows, wanted[part], places, passed, mining.sampling_strategy), axis=1)
             order = order[:, : mining.num_negatives]
             picked = np.where(np.take_along_axis(passed, order, 1), np.take_along_axis(places, order, 1), -1)
             chosen[wanted[part], : picked.shape[1]] = picked
-            candidates += int(exists.sum())
             too_near += int((exists & ~passed).sum())
-            found += int((picked >= 0).sum())
-            sum_of_scores += float(np.take_along_axis(near, order, 1)[picked >= 0].sum(dtype=np.float64))
             progress.update(len(near))
 
-    in_range = scores >= last_score[query]
-    dropped = {name: int((in_range & (reason == number)).sum()) for number, name in REASONS.items()}
     # Query, as a position in `wanted`, and positive of each row that lacks negatives.
     pairs = np.searchsorted(wanted, rows.queries[lacking]), rows.documents[rows.starts[:-1][lacking]]
     own = pair_scores(queries, documents, pairs)
     return chosen, {
         "queries": len(wanted),
         "documents": len(documents),
-        "candidates": candidates,
-        "dropped": {"relative margin": too_near} | dropped,
+        "dropped": {"relative margin": too_near},
         "positive_not_in_range": float((own < last_score[pairs[0]]).mean()) if len(own) else None,
-        "mean_positive_score": float(own.mean(dtype=np.float64)) if len(own) else None,
-        "mean_negative_score": sum_of_scores / found if found else None,
     }
 
 
 def _excluded(
     rows: _Rows, wanted: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return what is not a candidate: query as a position in `wanted`, document, reason; sorted, each pair once."""
-    sizes = np.diff(rows.starts)
-    row_of_place = np.repeat(np.arange(len(sizes)), sizes)
-    is_positive = np.zeros(len(row_of_place), dtype=bool)
-    is_positive[rows.starts[:-1]] = True
-    is_first = is_positive & (rows.first_of_query[rows.queries[row_of_place]] == row_of_place)
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Return what is not a candidate: the documents of a query's rows, and its anchor; sorted, each pair once.
+
+    Returns:
+        Query, as a position in `wanted`, document, and whether it is a positive; each of shape (pairs,).
+    """
     has_document = np.flatnonzero(rows.anchor_documents >= 0)
-    query = np.concatenate([rows.queries[row_of_place], has_document])
+    query = np.concatenate([np.repeat(rows.queries, np.diff(rows.starts)), has_document])
     document = np.concatenate([rows.documents, rows.anchor_documents[has_document]])
-    reason = np.where(is_first, POSITIVE, np.where(is_positive, OTHER_POSITIVE, OWN_NEGATIVE))
-    reason = np.concatenate([reason, np.full(len(has_document), ANCHOR)])
-    order = np.lexsort((reason, document, query))
-    query, document, reason = query[order], document[order], reason[order]
+    is_positive = np.zeros(len(query), dtype=bool)
+    is_positive[rows.starts[:-1]] = True
+    order = np.lexsort((~is_positive, document, query))
+    query, document, is_positive = query[order], document[order], is_positive[order]
     once = np.ones(len(query), dtype=bool)
     once[1:] = (query[1:] != query[:-1]) | (document[1:] != document[:-1])
     once &= np.isin(query, wanted)
-    return np.searchsorted(wanted, query[once]), document[once], reason[once]
+    return np.searchsorted(wanted, query[once]), document[once], is_positive[once]
 
 
 def _priority(
@@ -323,7 +288,7 @@ def _write(rows: _Rows, chosen: NDArray[np.int64], folder: Path, name: str, spli
 
 
 def _number(*texts: str) -> int:
-    return int(content_hash(*texts), 16)
+    return int(content_hash(*map(fold, texts)), 16)
 
 
 def _numbered(hashes: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,31 +13,25 @@ DOCUMENTS_AT_ONCE = 16_384
 """A tile of scores takes 64 MiB; its documents 16,384 x dimension x 4 bytes besides."""
 
 
-class Nearest(NamedTuple):
-    """The nearest documents of the queries from `start` on, nearest first."""
-
-    start: int
-    scores: NDArray[np.float32]
-    """Dot products, shape (queries, count); -inf where there are no more documents."""
-    documents: NDArray[np.int64]
-    """Their positions, shape (queries, count); without meaning where the score is -inf."""
-
-
 def nearest_documents(
     queries: NDArray[np.float16],
     documents: NDArray[np.float16],
     excluded: tuple[NDArray[np.int64], NDArray[np.int64]],
     count: int,
     device: str = "cpu",
-) -> Iterator[Nearest]:
+) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.int64]]]:
     """Search the documents with the highest dot product, for 1,024 queries at a time.
 
     Args:
         queries: shape (number of queries, dimension); read piece by piece, so np.memmap is welcome.
         documents: shape (number of documents, dimension); read once for each 1,024 queries.
         excluded: pairs (query, document) that are not to be found, as two arrays sorted by query.
-        count: documents to find for each query.
+        count: documents for each query.
         device: where torch computes.
+
+    Yields:
+        The first query; dot products, highest first, -inf where there are no more documents; positions of documents.
+        Both arrays are of shape (queries, count).
     """
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         tile = _on(queries[start : start + QUERIES_AT_ONCE], device)
@@ -53,7 +46,7 @@ def nearest_documents(
             new_scores, new_places = found.topk(min(count, found.shape[1]), dim=1)
             scores, kept = torch.cat([scores, new_scores], dim=1).topk(count, dim=1)
             places = torch.cat([places, new_places + offset], dim=1).gather(1, kept)
-        yield Nearest(start, scores.cpu().numpy(), places.cpu().numpy())
+        yield start, scores.cpu().numpy(), places.cpu().numpy()
 
 
 def pair_scores(

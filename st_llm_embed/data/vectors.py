@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +24,8 @@ TEXTS_AT_ONCE = 4_096
 """What a kill can lose, and what is in memory at once."""
 
 
-class Encode(Protocol):
-    """Returns unit-length vectors of shape (number of texts, dimension)."""
-
-    def __call__(self, texts: list[str], instructions: list[str] | None) -> NDArray[np.float32]:
-        """Encode queries, each under its own instruction, or, with None, documents."""
-        ...
+Encode = Callable[[list[str], list[str] | None], NDArray[np.float32]]
+"""Encodes queries, each under its own instruction, or, with None, documents: unit vectors, (texts, dimension)."""
 
 
 def encoding(embedder: LLMSentenceTransformer, prompts: Mining | Teacher) -> Encode:
@@ -54,16 +50,8 @@ class VectorFolder:
     """A folder of vectors, each file named by the model and by the texts that it holds."""
 
     def __init__(self, folder: Path, encode: Encode, encoder: str, dtype: np.dtype[Any] = DTYPE) -> None:
-        """Keep vectors in a folder.
-
-        Args:
-            folder: created when needed; holds nothing but what this class writes.
-            encode: makes the vectors.
-            encoder: identifies what `encode` does: model, revision, prompts.
-            dtype: of the numbers on disk.
-        """
-        self._folder, self._encode, self._encoder = folder, encode, encoder
-        self._dtype = dtype
+        """Keep what `encode` returns in a folder; `encoder` identifies what it does: model, revision, prompts."""
+        self._folder, self._encode, self._encoder, self._dtype = folder, encode, encoder, dtype
         self._ending = f"f{self._dtype.itemsize * 8}"
         self._used: set[Path] = set()
 
@@ -94,24 +82,23 @@ class VectorFolder:
             # Whole pieces, so that texts share their batches with the same ones as without the kill.
             done -= done % TEXTS_AT_ONCE
         with tqdm(total=count, initial=done, desc=title, unit=" texts") as progress:
-            for start, stop in _pieces(done, count):
-                texts = [text(number) for number in range(start, stop)]
-                vectors = self._encode(
-                    texts, [instruction(number) for number in range(start, stop)] if instruction else None
-                )
+            for start in range(done, count, TEXTS_AT_ONCE):
+                numbers = range(start, min(start + TEXTS_AT_ONCE, count))
+                texts = [text(number) for number in numbers]
+                vectors = self._encode(texts, [instruction(number) for number in numbers] if instruction else None)
                 broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
                 if len(broken):
                     raise InputError(
-                        f"The model returns for {len(broken)} of {len(texts)} texts a vector that is not finite (NaN "
-                        f"or infinity), the first of them {texts[broken[0]][:60]!r}. Choose another model, or "
-                        "bfloat16 or float32 as its data type."
+                        f"The model returns for {len(broken)} of {len(texts)} texts a vector that is not finite, the "
+                        f"first of them {texts[broken[0]][:60]!r}. Choose another model, or bfloat16 or float32 as "
+                        "its data type."
                     )
                 path = path or self._folder / f"{name}.{vectors.shape[1]}.{self._ending}"
                 with path.open("r+b" if path.exists() else "wb") as file:
                     # Over the torn vector that a kill may have left at the end.
                     file.seek(start * vectors.shape[1] * self._dtype.itemsize)
                     file.write(vectors.astype(self._dtype).tobytes())
-                progress.update(stop - start)
+                progress.update(len(texts))
         if path is None:
             return np.empty((0, 1), dtype=self._dtype)
         self._used.add(path)
@@ -126,8 +113,3 @@ class VectorFolder:
 
 def _dimension(path: Path) -> int:
     return int(path.name.split(".")[1])
-
-
-def _pieces(start: int, stop: int) -> Iterator[tuple[int, int]]:
-    for first in range(start, stop, TEXTS_AT_ONCE):
-        yield first, min(first + TEXTS_AT_ONCE, stop)

@@ -20,7 +20,6 @@ from st_llm_embed.data import load_split
 from st_llm_embed.pipeline import check_inputs
 from st_llm_embed.training import starting_model, training_set
 from st_llm_embed.training.adapter import continue_from
-from st_llm_embed.training.plan import plan_trainings
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "training.md"
 
@@ -212,8 +211,6 @@ def test_names_that_match_nothing_are_refused_before_anything_trains(tiny_recipe
     with pytest.raises(InputError, match=r"Stage sharp names the configurations fever.*bitext, short-long.*sts"):
         run_pipeline(Recipe.load(str(tiny_recipe)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    with pytest.raises(InputError, match="Stage sharp names the configurations fever"):
-        plan_trainings(Recipe.load(str(tiny_recipe)), tmp_path / "out")
 
 
 def test_names_that_only_a_source_gives_are_refused_once_its_rows_are_there(tiny_recipe: Path, tmp_path: Path) -> None:
