@@ -233,9 +233,9 @@ def hub_snapshot(name_or_path: str, revision: str | None = None) -> Path | None:
 def model_identity(name_or_path: str, *, revision: str | None = None) -> tuple[str, str]:
     """Return the name and revision that scores and vectors of a loaded model are kept under.
 
-        Returns:
+    Returns:
         For a Hub model its id and commit; for a folder or ``embedded`` ``local/``, its name and `model_hash`.
-    
+
     Raises:
         InputError: the commit of a Hub model is not known.
     """
