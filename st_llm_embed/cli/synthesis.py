@@ -78,13 +78,9 @@ def reparse(
     if push_to is not None:
         from st_llm_embed.publishing.push import push_folder
 
+        dataset, title = folder / "dataset", "Add rows"
         pushed = push_folder(
-            folder / "dataset",
-            push_to,
-            repo_type="dataset",
-            private=private,
-            create_pr=False,
-            commit_message="Add rows",
+            dataset, push_to, repo_type="dataset", private=private, create_pr=False, commit_message=title
         )
         typer.echo(f"{pushed.address}  the dataset on the Hub")
 
