@@ -136,5 +136,5 @@ def test_training_is_scored_on_a_task_as_evaluate_scores_what_it_gives(tiny_reci
     assert score["main_score"] == pytest.approx(scores[-1], abs=1e-4)
     unknown = call("train", tiny_recipe, "--output-dir", tmp_path / "no", "--set", "evaluation.tasks=[STSBenchmrk]")
     assert unknown.returncode == 2
-    assert "did you mean STSBenchmark" in unknown.stderr
+    assert "Did you mean: 'STSBenchmark'" in unknown.stderr
     assert not (tmp_path / "no").exists()
