@@ -75,8 +75,10 @@ def resolve_tasks(names: Sequence[str], benchmark: str | None) -> list[AbsTask]:
         task_name, _, subset = name.strip().partition(":")
         subsets.setdefault(task_name, []).extend([subset] if subset else [])
     tasks = [_task(name, asked) for name, asked in subsets.items()]
-    # Last, and so instead of a named one: a benchmark without some of its subsets is not that benchmark.
-    tasks += _benchmark(benchmark).tasks if benchmark else []
+    if benchmark:
+        with explained(f"mteb has no benchmark {benchmark!r}", "`mteb available-benchmarks` lists all."):
+            # Last, and so instead of a named one: a benchmark without some of its subsets is not that benchmark.
+            tasks += mteb.get_benchmark(benchmark).tasks
     if not tasks:
         raise InputError(
             "No tasks are given. Name some, --tasks STSBenchmark,Tatoeba:fra-eng, or a benchmark, --benchmark "
@@ -91,20 +93,9 @@ def resolve_tasks(names: Sequence[str], benchmark: str | None) -> list[AbsTask]:
     return [*sorted(single.values(), key=lambda task: text_count(task)[1] or math.inf), *aggregates.values()]
 
 
-def _benchmark(name: str) -> mteb.Benchmark:
-    try:
-        return mteb.get_benchmark(name)
-    except KeyError:
-        near = did_you_mean(name, [one.name for one in mteb.get_benchmarks()])
-        raise InputError(f"mteb has no benchmark {name!r}{near}. `mteb available-benchmarks` lists all.") from None
-
-
 def _task(name: str, subsets: list[str]) -> AbsTask:
-    try:
+    with explained(f"mteb has no task {name!r}", "`mteb available-tasks` lists all."):
         task = mteb.get_task(name)
-    except KeyError:
-        near = did_you_mean(name, [one.metadata.name for one in mteb.get_tasks(exclude_superseded=False)])
-        raise InputError(f"mteb has no task {name!r}{near}. `mteb available-tasks` lists all.") from None
     unknown = [subset for subset in subsets if subset not in task.hf_subsets]
     if unknown:
         raise InputError(

@@ -159,14 +159,11 @@ def _report(record: dict[str, Any], results: list[TaskResult], comparable: dict[
         "model": record["model"],
         "revision": record["revision"],
         "prompts": record["mode"],
-        "parameters": record.get("parameters"),
-        "max_seq_length": record.get("max_seq_length"),
         "benchmark": BENCHMARK,
         "categories": _categories(comparable),
         "tasks": tasks,
         "wall_seconds": sum(seconds) if seconds else None,
-        "hardware": record.get("hardware"),
-        "versions": record.get("versions", {}),
+        **{key: record.get(key) for key in ("parameters", "max_seq_length", "hardware", "versions")},
     }
 
 

@@ -106,7 +106,7 @@ def test_what_cannot_be_loaded_is_named_and_the_rest_is_kept(run_cli: Callable[.
         ((".", "--tasks", "STSBenchmark"), "'.' is not a training set"),
         (("embedded",), "No tasks are given"),
         (("embedded", "--tasks", "STSBenchmrk"), "STSBenchmark"),
-        (("embedded", "--benchmark", "MTEB(none)"), "mteb has no benchmark 'MTEB(none)' (did you mean"),
+        (("embedded", "--benchmark", "MTEB(none)"), "mteb has no benchmark 'MTEB(none)'"),
     ],
 )
 def test_what_is_not_there_is_one_message(

@@ -135,5 +135,5 @@ def test_training_is_scored_on_a_task_as_evaluate_scores_what_it_gives(
     assert score["main_score"] == pytest.approx(scores[-1], abs=1e-4)
     unknown = run_cli("train", tiny_recipe, "--output-dir", tmp_path / "no", "--set", "evaluation.tasks=[STSBenchmrk]")
     assert unknown.code == 2
-    assert "Did you mean STSBenchmark" in unknown.err
+    assert "Did you mean: 'STSBenchmark'" in unknown.err
     assert not (tmp_path / "no").exists()
