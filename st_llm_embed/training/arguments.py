@@ -50,7 +50,8 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> SentenceTransformerT
         checked.setdefault("use_cpu", True)
     with explained(f"Recipe {recipe.name}: the training section is refused", "Change what the message names."):
         arguments = SentenceTransformerTrainingArguments(output_dir=str(output_dir), seed=recipe.seed, **checked)
-    if "metric_for_best_model" not in checked and _needs_a_best(arguments):
+    needs_a_best = arguments.metric_for_best_model is not None or arguments.save_strategy == SaveStrategy.BEST
+    if "metric_for_best_model" not in checked and needs_a_best:
         # transformers would take the loss, which is not computed for rows that are held out.
         arguments.metric_for_best_model = SCORES[0]
         arguments.greater_is_better = checked.get("greater_is_better", True)
@@ -60,7 +61,8 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> SentenceTransformerT
             f"and training.gradient_accumulation_steps {arguments.gradient_accumulation_steps}. Both have to be 1 or "
             "more."
         )
-    _check_best(recipe, arguments)
+    if needs_a_best:
+        _check_best(recipe, arguments)
     return arguments
 
 
@@ -77,14 +79,8 @@ def lora_config(recipe: Recipe) -> LoraConfig | None:
         return LoraConfig(**checked)
 
 
-def _needs_a_best(arguments: SentenceTransformerTrainingArguments) -> bool:
-    return arguments.metric_for_best_model is not None or arguments.save_strategy == SaveStrategy.BEST
-
-
 def _check_best(recipe: Recipe, arguments: SentenceTransformerTrainingArguments) -> None:
     """Refuse what would leave it open, or let chance decide, which checkpoint is the best."""
-    if not _needs_a_best(arguments):
-        return
     where = f"Recipe {recipe.name}: training"
     metric = str(arguments.metric_for_best_model)
     if metric.removeprefix("eval_") not in (*SCORES, *recipe.evaluation.tasks):

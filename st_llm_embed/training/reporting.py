@@ -20,14 +20,11 @@ FOLDERS = {"tensorboard": "TENSORBOARD_LOGGING_DIR", "wandb": "WANDB_DIR"}
 
 
 def check_reporting(arguments: SentenceTransformerTrainingArguments, section: str) -> None:
-    """Check that what `report_to` names is installed and, with W&B, that there is a key.
+    """Check that what `report_to` names is installed and, with W&B, that there is a key; else raise an InputError.
 
     Args:
         arguments: the trainer's.
         section: of the recipe that they are from, for messages.
-
-    Raises:
-        InputError: it is not.
     """
     for name in arguments.report_to or ():
         if name in PACKAGES and not PACKAGES[name]():

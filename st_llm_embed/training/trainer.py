@@ -57,11 +57,7 @@ class EmbedderTrainer(SentenceTransformerTrainer):
         return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     def gathered_weights(self) -> dict[str, Tensor]:
-        """Put together the weights that are spread over processes, all of which have to call this.
-
-        Returns:
-            The model's state on the CPU, by name; in other processes than the first it may be empty.
-        """
+        """Return the state that is spread over processes, on the CPU; all call this, and the first gets all of it."""
         return self.accelerator.get_state_dict(self.model_wrapped)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
