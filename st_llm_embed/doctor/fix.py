@@ -86,6 +86,9 @@ def _changes(repository: Repository) -> Iterator[Change]:
         "an attention mask, a pad token, texts cut at the end",
     )
     yield "tokenizer.json", _tokenizer(repository), "a post-processor that ends texts in one EOS token"
+    if dimensions := (repository.recipe.get("loss") or {}).get("matryoshka_dims"):
+        config = repository.table("config.json") | {"matryoshka_dimensions": list(dimensions)}
+        yield "config.json", config, "matryoshka_dimensions"
     config, prompts = dict(repository.table(PROMPTS_FILE)), repository.prompts
     if config.get("default_prompt_name") and "query" in prompts:
         config["default_prompt_name"] = None

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
+import yaml
 from huggingface_hub import HfApi, hf_hub_download, parse_safetensors_file_metadata, snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError
 from safetensors import safe_open
@@ -40,6 +41,7 @@ SMALL_FILES = (
     ADAPTER_CONFIG,
     "model.safetensors.index.json",
     PROBE_FILE,
+    "recipe.yaml",
     "README.md",
 )
 """What the static checks read, besides the configuration of each module."""
@@ -290,6 +292,15 @@ class Repository:
             return Repository(name, revision=self.adapter.get("revision"), is_base=True)
         except InputError:
             return None
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """The recipe that this project publishes with a model; empty if there is none."""
+        try:
+            content = yaml.safe_load(self.text("recipe.yaml"))
+        except yaml.YAMLError:
+            return {}
+        return content if isinstance(content, dict) and {"base", "loss", "training"} <= content.keys() else {}
 
     def special_token(self, role: str) -> str | None:
         """Return the token that the files call eos, bos or pad; None if there is none."""

@@ -22,7 +22,7 @@ from break_repository import (
     tokenizer_config,
 )
 
-from st_llm_embed import InputError, diagnose
+from st_llm_embed import InputError, Recipe, diagnose
 from st_llm_embed import doctor as doctor_package
 from st_llm_embed.doctor import TRAPS
 
@@ -101,8 +101,29 @@ def prompt_twice(folder: Path) -> None:
     prompts(folder, query=QUERY + QUERY)
 
 
+def two_spellings(folder: Path) -> None:
+    no_probe(folder)
+    prompts(folder, query=QUERY.rstrip())
+
+
 def another_prompt_than_published(folder: Path) -> None:
     prompts(folder, query=QUERY.replace("web ", ""))
+
+
+def recipe(folder: Path, **overrides: str) -> None:
+    Recipe.load("demo", [f"{key}={value}" for key, value in overrides.items()]).save(folder / "recipe.yaml")
+
+
+def untrained_spelling(folder: Path) -> None:
+    no_probe(folder)
+    recipe(folder)
+    prompts(folder, query=QUERY.rstrip(), STS=None, BitextMining=None)
+
+
+def prompt_missing(folder: Path) -> None:
+    no_probe(folder)
+    recipe(folder)
+    prompts(folder, query="", STS=None, BitextMining=None, **{"SciFact-query": None})
 
 
 def prompt_missing_by_the_card(folder: Path) -> None:
@@ -111,8 +132,16 @@ def prompt_missing_by_the_card(folder: Path) -> None:
     prompts(folder, query="", STS=None, BitextMining=None, **{"SciFact-query": None})
 
 
+def cut_dimensions_unsaid(folder: Path) -> None:
+    recipe(folder, **{"loss.matryoshka_dims": "[32,16]"})
+
+
 def too_many_dimensions(folder: Path) -> None:
     edit(folder / "config.json", matryoshka_dimensions=[4096, 16])
+
+
+def lower_case(folder: Path) -> None:
+    edit(folder / "sentence_bert_config.json", do_lower_case=True)
 
 
 def strip(folder: Path) -> None:
@@ -201,10 +230,16 @@ INJECTIONS: list[tuple[str, Callable[[Path], None], str]] = [
     ("prompt on documents", query_prompt_on_everything, "sentence-transformers"),
     ("prompt on documents", query_prompt_on_documents, ""),
     ("prompt doubled", prompt_twice, ""),
+    ("prompt", two_spellings, ""),
     ("prompt", another_prompt_than_published, ""),
+    ("prompt", untrained_spelling, ""),
+    ("prompt missing", prompt_missing, ""),
     ("prompt missing by the card", prompt_missing_by_the_card, ""),
     ("not normalised", no_normalize, "vLLM"),
+    ("unstated dimensions", cut_dimensions_unsaid, "vLLM"),
     ("matryoshka dimensions", too_many_dimensions, "vLLM"),
+    ("lower case", lower_case, "TEI"),
+    ("normalizer", strip, "llama.cpp"),
     ("tokenizer", other_merges, ""),
     ("chat template", chat_template, "sentence-transformers 6"),
     ("tokenizer.model", other_pieces, "llama.cpp"),
@@ -259,7 +294,17 @@ def test_a_byte_fallback_tokenizer_needs_its_model_or_a_probe(good: Callable[[st
 
 def test_a_tokenizer_that_strips_gives_the_texts_with_edges_other_tokens(broken: Path) -> None:
     strip(broken)
-    assert {"whitespace"} == {finding.trap for finding in diagnose(str(broken), live=False).findings}
+    assert {"normalizer", "whitespace"} == {finding.trap for finding in diagnose(str(broken), live=False).findings}
+
+
+def test_what_was_not_checked_is_said_with_the_reason(broken: Path) -> None:
+    def reason() -> str | None:
+        checks = {check.what: check.not_checked for check in diagnose(str(broken), live=False).checks}
+        return checks["prompts are those of the training"]
+
+    assert reason() == "there is no recipe.yaml, which states the prompts of the training"
+    recipe(broken)
+    assert reason() is None
 
 
 def test_every_trap_that_is_found_is_in_the_catalogue_and_the_other_way_round() -> None:

@@ -56,12 +56,15 @@ def normalisation(repository: Repository, _: list[Reading]) -> list[Finding]:
         detail = "There is no module Normalize, which TEI and llama.cpp do not need."
         found.append(Finding("not normalised", "modules.json", detail, ("sentence-transformers", "vLLM")))
     stated = repository.matryoshka_dimensions
+    trained = list((repository.recipe.get("loss") or {}).get("matryoshka_dims") or [])
     size = repository.dimension if stated else 0
     if stated is not None and (
         not isinstance(stated, list) or not all(isinstance(one, int) and 0 < one <= size for one in stated)
     ):
         detail = f"There are {stated}, and vectors have {size} dimensions."
         found.append(Finding("matryoshka dimensions", "config.json", detail, ("vLLM",)))
+    elif not set(trained) <= set(stated or []):
+        found.append(Finding("unstated dimensions", "config.json", f"It was trained for {trained}.", ("vLLM",)))
     return found
 
 

@@ -13,12 +13,18 @@ from st_llm_embed.doctor.probe import ProbeText
 from st_llm_embed.doctor.readers import LLAMA_CPP_READS, chat_rendered, llama_cpp_family
 from st_llm_embed.doctor.repository import PROMPTS_FILE, SETTINGS_FILE, Repository
 from st_llm_embed.doctor.traps import Finding, NotCheckedError, Reading
+from st_llm_embed.instructions import INSTRUCTION_TEMPLATE
 from st_llm_embed.modules.layout import SENTENCEPIECE_FILE
 
 CUT_AT = 16
 """Tokens. A text need not fill thousands of tokens to be cut like one that does."""
 
+EDGES = ("Strip", "StripAccents", "Lowercase", "BertNormalizer")
+"""Normalizers that take something away from a text, and that llama.cpp does not know."""
 
+TRAINED = re.compile(re.escape(INSTRUCTION_TEMPLATE).replace(re.escape("{instruction}"), "[^\n]+"))
+LABEL = re.compile(r"[^\n:]*:\s*")
+"""What a prompt is made of besides the instruction."""
 PIECES = re.compile(r"^(?:Instruct|Query|passage): ?", re.IGNORECASE | re.MULTILINE)
 
 
@@ -81,7 +87,7 @@ def eos_cut(repository: Repository, _: list[Reading]) -> list[Finding]:
 
 
 def prompts(repository: Repository, _: list[Reading]) -> list[Finding]:
-    """Look for prompts that are on documents, twice, or missing."""
+    """Look for prompts that are on documents, twice, spelt in two ways, or missing."""
     saved = repository.prompts
     found = []
     default = repository.table(PROMPTS_FILE).get("default_prompt_name")
@@ -96,8 +102,55 @@ def prompts(repository: Repository, _: list[Reading]) -> list[Finding]:
         half = prompt[: len(prompt) // 2]
         if len(pieces) > len(set(pieces)) or (half and half * 2 == prompt):
             found.append(Finding("prompt doubled", PROMPTS_FILE, f"The prompt {name!r} is {prompt!r}."))
-    if not any(saved.values()) and "instruct:" in repository.text("README.md").casefold():
-        found.append(Finding("prompt missing by the card", PROMPTS_FILE))
+    found += _spelling(saved)
+    if not any(saved.values()):
+        if repository.recipe:
+            detail = "No prompt is saved, and recipe.yaml trained queries with an instruction."
+            found.append(Finding("prompt missing", PROMPTS_FILE, detail))
+        elif "instruct:" in repository.text("README.md").casefold():
+            found.append(Finding("prompt missing by the card", PROMPTS_FILE))
+    return found
+
+
+def prompts_as_trained(repository: Repository, _: list[Reading]) -> list[Finding]:
+    """Compare the saved prompts with those of the training."""
+    if not repository.recipe:
+        raise NotCheckedError("there is no recipe.yaml, which states the prompts of the training")
+    trained = f"training put {INSTRUCTION_TEMPLATE!r} before each query."
+    return [
+        Finding("prompt", PROMPTS_FILE, f"The prompt {name!r} is {prompt!r}, and {trained}")
+        for name, prompt in repository.prompts.items()
+        if prompt and not TRAINED.fullmatch(prompt)
+    ]
+
+
+def _spelling(saved: dict[str, str]) -> list[Finding]:
+    """Find instructions that differ from each other in anything but the words."""
+    instructed = {name: prompt for name, prompt in saved.items() if "instruct" in prompt.casefold()}
+    forms: dict[tuple[str, ...], list[str]] = {}
+    for name, prompt in instructed.items():
+        first, *rest = prompt.splitlines(keepends=True)
+        label = LABEL.match(first)
+        end = first[len(first.rstrip()) :]
+        forms.setdefault((label.group() if label else "", end, *rest), []).append(name)
+    if len(forms) < 2:
+        return []
+    common = max(forms.values(), key=len)
+    other = sorted(set(instructed) - set(common))
+    detail = f"{', '.join(other)}: {saved[other[0]]!r}, and {common[0]}: {saved[common[0]]!r}."
+    return [Finding("prompt", PROMPTS_FILE, detail)]
+
+
+def texts_changed(repository: Repository, _: list[Reading]) -> list[Finding]:
+    """Look for lower case and stripped edges that only some readers have."""
+    found = []
+    if repository.table(SETTINGS_FILE).get("do_lower_case"):
+        detail = "do_lower_case is true, which TEI, vLLM, llama.cpp and transformers do not read."
+        found.append(Finding("lower case", SETTINGS_FILE, detail, ("TEI", "vLLM", "llama.cpp", "transformers")))
+    normalizer = repository.tokenizer_json.get("normalizer") or {}
+    parts = [normalizer, *(normalizer.get("normalizers") or [])]
+    if kinds := [part["type"] for part in parts if part.get("type") in EDGES]:
+        found.append(Finding("normalizer", "tokenizer.json", f"It has {', '.join(kinds)}.", ("llama.cpp",)))
     return found
 
 
