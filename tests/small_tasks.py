@@ -32,7 +32,7 @@ class SmallRetrieval(AbsTaskRetrieval):
     """Retrieval with an instruction of its own, before queries."""
 
     metadata = MockRetrievalTask().metadata.model_copy(
-        update={"name": "SmallRetrieval", "prompt": {"query": "Find the thing."}}
+        update={"name": "SmallRetrieval", "eval_splits": ["test"], "prompt": {"query": "Find the thing."}}
     )
 
     def load_data(self, **_: Any) -> None:
