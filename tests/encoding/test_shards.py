@@ -74,7 +74,7 @@ def test_shards_are_read_in_any_order_and_refused_when_their_texts_changed(path:
     ("written", "column", "id_column", "message"),
     [
         ("", "body", None, "holds no texts"),
-        (jsonl(ROWS), "text", None, "no column 'text'; it has 'key', 'body', 'other'"),
+        (jsonl(ROWS), "text", None, "no column 'text' for --column; it has 'key', 'body', 'other'"),
         (jsonl(ROWS), "body", "name", "no column 'name'"),
         (jsonl(ROWS) + '{"key": "g", "body": null}\n', "body", None, "Record 6 .* has the text None"),
         ('{"key": null, "body": "text"}\n', "body", "key", "Record 0 .* the name None"),
