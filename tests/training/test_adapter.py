@@ -173,18 +173,6 @@ def test_after_the_last_step_no_model_is_loaded(
         np.testing.assert_allclose(stock.encode(texts), vectors, atol=1e-5)
 
 
-def test_a_model_without_its_adapter_is_told_from_one_with_it(
-    tiny_recipe: Path, dataset: Path, tmp_path: Path
-) -> None:
-    """What a merge that forgot the adapter would lead to."""
-    recipe = Recipe.load(str(tiny_recipe), [*LORA, *SHORT])
-    train(recipe, [dataset], tmp_path / "training")
-    merged = SentenceTransformer(str(tmp_path / "training" / "model"), device="cpu")
-    base = vectors_of(starting_model(recipe))
-    with pytest.raises(InputError, match="the base differ from those of the merged model"):
-        check_same_vectors("the base", base, "the merged model", vectors_of(merged), "float16")
-
-
 @pytest.mark.parametrize("value", [0.99, float("nan")])
 def test_vectors_that_differ_are_told_apart_by_their_cosine(value: float) -> None:
     one, other = torch.tensor([[1.0, 0.0]]), torch.tensor([[value, (1 - value**2) ** 0.5]])

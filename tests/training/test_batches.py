@@ -159,12 +159,6 @@ def test_rows_that_no_epoch_can_use_are_refused() -> None:
     assert len(sampler_of(parts, losses=["a", "b"], drop_last=False)) == 14
 
 
-def test_the_last_batch_is_smaller_only_where_it_may_be() -> None:
-    parts = {"sts": rows_of("sts", 20)}
-    assert [len(batch) for batch in joint_batches(sampler_of(parts))] == [8, 8]
-    assert [len(batch) for batch in joint_batches(sampler_of(parts, drop_last=False))] == [8, 8, 4]
-
-
 def test_batches_depend_on_seed_and_epoch_alone() -> None:
     parts = {name: rows_of(name, 50) for name in ("sts", "bitext")}
     seen = {(seed, epoch): joint_batches(sampler_of(parts, seed=seed), epoch) for seed in (1, 2) for epoch in (0, 1)}

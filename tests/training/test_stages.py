@@ -19,7 +19,6 @@ from st_llm_embed import InputError, Recipe, run_pipeline
 from st_llm_embed.data import load_split
 from st_llm_embed.pipeline import check_inputs
 from st_llm_embed.training import starting_model, training_set
-from st_llm_embed.training.adapter import continue_from
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "training.md"
 
@@ -104,22 +103,6 @@ def test_each_stage_goes_on_from_the_one_before(lora: dict | None, tiny_recipe: 
 
 
 @pytest.mark.integration
-def test_a_later_stage_starts_with_exactly_the_earlier_ones_end(tiny_recipe: Path, tmp_path: Path) -> None:
-    path = two_stages(tiny_recipe, LORA)
-    recipe, out = Recipe.load(str(path)), tmp_path / "out"
-    run_pipeline(recipe, out)
-    start = starting_model(continue_from(recipe.trainings()[1], out / "training-broad"))
-    saved = load_file(out / "training-broad" / "adapter" / "adapter_model.safetensors")
-    got = {name: weight for name, weight in start.named_parameters() if "lora_" in name}
-    assert len(got) == len(saved) > 0
-    for name, weight in saved.items():
-        own = next(
-            value for key, value in got.items() if key.replace(".default", "").endswith(name.split("model.")[-1])
-        )
-        assert torch.equal(own, weight), name
-
-
-@pytest.mark.integration
 def test_only_the_changed_stage_and_those_after_it_run_again(tiny_recipe: Path, tmp_path: Path) -> None:
     path, out = str(two_stages(tiny_recipe, LORA)), tmp_path / "out"
     run_pipeline(Recipe.load(path), out)
@@ -179,16 +162,6 @@ def test_killed_in_the_second_stage_it_goes_on_there(lora: dict | None, tiny_rec
     run_pipeline(Recipe.load(str(path)), killed)
     assert written(killed)["training-broad"] == before
     assert distance(weights(whole, "sharp"), weights(killed, "sharp")) == 0
-
-
-def test_a_recipe_without_stages_has_the_manifests_it_always_had(tiny_recipe: Path, tmp_path: Path) -> None:
-    """A finished run of an earlier version is kept as it is."""
-    run_pipeline(Recipe.load(str(tiny_recipe)), tmp_path / "out")
-    manifests = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "out" / "manifests").glob("*.json")}
-    assert manifests.keys() == {"dataset", "training", "evaluation", "release"}
-    keys = {"dataset", "base", "lora", "loss", "batches", "training", "seed"}
-    assert manifests["training"]["inputs"].keys() == keys
-    assert "stages" not in manifests["release"]["inputs"]["recipe"]
 
 
 def test_a_stage_has_its_own_rows_and_sections(tiny_recipe: Path, tmp_path: Path) -> None:

@@ -68,10 +68,6 @@ def test_a_resumed_training_ends_with_the_same_weights(
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
-def test_there_is_no_checkpoint_before_the_first(tmp_path: Path) -> None:
-    assert last_complete_checkpoint(tmp_path / "checkpoints") is None
-
-
 def test_what_is_no_checkpoint_is_passed_over(tmp_path: Path) -> None:
     good, *others = (tmp_path / f"checkpoint-{name}" for name in ("2", "10", "30", "best"))
     for folder, state in zip((good, *others), (b"{}", b"\xff\xfe\x00", b"", b"{}"), strict=True):
