@@ -13,12 +13,9 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from hub_storage import HubError
-
-PAGE_SIZE = 5
-"""Small, so that every client has to ask for further pages."""
 
 ROUTES: list[tuple[str, re.Pattern[str], Callable[..., None]]] = []
 
@@ -70,14 +67,7 @@ class HubConnection(BaseHTTPRequestHandler):
     def _fails(self, path: str) -> bool:
         """Do what a fault asks for: cut the connection after some bytes of the body, or answer with a status."""
         with self.lock:
-            fault = next(
-                (
-                    fault
-                    for fault in self.faults
-                    if fault["times"] > 0 and fault["method"] == self.command and re.search(fault["path"], path)
-                ),
-                None,
-            )
+            fault = next((one for one in self.faults if one["times"] > 0 and self._meets(one, path)), None)
             if fault is None:
                 return False
             if fault.get("skip", 0) > 0:
@@ -93,6 +83,9 @@ class HubConnection(BaseHTTPRequestHandler):
         else:
             self._send(fault["status"], {"error": fault.get("message", "a fault of the Hub")}, fault.get("headers"))
         return True
+
+    def _meets(self, fault: dict[str, Any], path: str) -> bool:
+        return fault["method"] == self.command and re.search(fault["path"], path) is not None
 
     def _read_body(self, into: Any) -> None:
         self.body_is_read = True
@@ -135,40 +128,20 @@ class HubConnection(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing: the requests are recorded."""
 
-    def _send_page(self, entries: list[dict[str, Any]]) -> None:
-        start = int(self.query.get("cursor", 0))
-        headers: dict[str, str] = {}
-        if start + PAGE_SIZE < len(entries):
-            rest = "".join(f"{key}={quote(value)}&" for key, value in self.query.items() if key != "cursor")
-            path = urlsplit(self.path).path
-            headers["Link"] = f'<{self.endpoint}{path}?{rest}cursor={start + PAGE_SIZE}>; rel="next"'
-        self._send(200, entries[start : start + PAGE_SIZE], headers)
-
     def _send_file(self, path: Path, headers: dict[str, str]) -> None:
-        """Send a file, or the range of it that was asked for; its name is its ETag."""
+        """Send a file; its name is its ETag."""
         if not path.is_file():
             raise HubError(404, "no such object", "EntryNotFound")
-        size = path.stat().st_size
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        first = int(wanted[1]) if wanted else 0
-        last = min(int(wanted[2]), size - 1) if wanted and wanted[2] else size - 1
-        if wanted and first >= size:
-            raise HubError(416, "Range Not Satisfiable")
         self._body()
-        self.record["status"] = 206 if wanted else 200
-        self.send_response(206 if wanted else 200)
-        ranges = {"Content-Range": f"bytes {first}-{last}/{size}"} if wanted else {}
-        length = {"ETag": f'"{path.name}"', "Accept-Ranges": "bytes", "Content-Length": str(last - first + 1)}
-        for name, value in (headers | ranges | length | {"Content-Type": "application/octet-stream"}).items():
+        self.record["status"] = 200
+        self.send_response(200)
+        about = {"ETag": f'"{path.name}"', "Content-Length": str(path.stat().st_size)}
+        for name, value in (headers | about | {"Content-Type": "application/octet-stream"}).items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "GET":
             with path.open("rb") as file:
-                file.seek(first)
-                if last == size - 1:
-                    shutil.copyfileobj(file, self.wfile)
-                else:
-                    self.wfile.write(file.read(last - first + 1))
+                shutil.copyfileobj(file, self.wfile)
 
     @route("POST", "/_test/faults")
     def set_faults(self) -> None:

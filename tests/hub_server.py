@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qs
 
-from hub_http import PAGE_SIZE, HubConnection, route
-from hub_storage import Commit, Discussion, File, HubError, Kind, Repo, Storage, upload_mode
+from hub_http import HubConnection, route
+from hub_storage import Discussion, File, HubError, Kind, Repo, Storage, upload_mode
 
 NAMESPACES = {"hf_adas_token_for_tests": ("ada", "lab"), "hf_bobs_token_for_tests": ("bob",)}
 """Token -> the user and the organisations that it may write to."""
@@ -64,11 +64,6 @@ class Hub(HubConnection):
             raise HubError(403, f"You don't have the rights to write to the namespace {namespace}")
         return user
 
-    def _committer(self, repo: Repo, ref: str) -> str:
-        """Anyone who is logged in may propose; main is for those who may write to the namespace."""
-        proposes = self.query.get("create_pr") or ref.startswith("refs/pr/")
-        return self._writer(self._namespaces()[0] if proposes and self._namespaces() else repo.repo_id.split("/")[0])
-
     # --- accounts and repositories ---
 
     @route("GET", "/api/whoami-v2")
@@ -93,14 +88,11 @@ class Hub(HubConnection):
         content = json.loads(self._body())["content"]
         front_matter = re.match(r"---\n(.*?\n)---\s*\n", content, flags=re.DOTALL)
         found = re.search(r"^license: *(\S+) *$", front_matter[1] if front_matter else "", flags=re.MULTILINE)
-        errors = [] if found is None or found[1] in LICENSES else [f'"license" must be one of {sorted(LICENSES)}']
-        warnings = [] if front_matter else ["empty or missing yaml metadata in repo card"]
-        if errors and self.headers.get("Accept") == "text/plain":
-            self._send(400, "\n".join(errors).encode(), {"Content-Type": "text/plain"})
+        if found is None or found[1] in LICENSES:
+            self._send(200, {"errors": [], "warnings": []})
         else:
-            found_errors = [{"message": message} for message in errors]
-            found_warnings = [{"message": message} for message in warnings]
-            self._send(400 if errors else 200, {"errors": found_errors, "warnings": found_warnings})
+            message = f'"license" must be one of {sorted(LICENSES)}'
+            self._send(400, {"errors": [{"message": message}], "warnings": []})
 
     # --- reading ---
 
@@ -130,7 +122,7 @@ class Hub(HubConnection):
                 entries[name] = self._entry(name, file)
         if path and not entries:
             raise HubError(404, f"{path} does not exist on {revision}", "EntryNotFound")
-        self._send_page(list(entries.values()))
+        self._send(200, list(entries.values()))
 
     @route("POST", rf"{REPO}/paths-info/{REVISION}")
     def paths_info(self, repo: Repo, revision: str) -> None:
@@ -155,7 +147,7 @@ class Hub(HubConnection):
     @route("GET", rf"{REPO}/commits/{REVISION}")
     def commits(self, repo: Repo, revision: str) -> None:
         history = self.storage.history(repo, revision)
-        self._send_page([self._commit_entry(sha, commit) for sha, commit in history])
+        self._send(200, [{"id": sha, "title": commit.title, "date": commit.date} for sha, commit in history])
 
     @route("GET HEAD", rf"{FILES}/resolve/{REVISION}/(?P<path>.+)")
     def resolve(self, repo: Repo, revision: str, path: str) -> None:
@@ -181,11 +173,9 @@ class Hub(HubConnection):
 
     @route("POST", rf"{REPO}/preupload/{REVISION}")
     def preupload(self, repo: Repo, revision: str) -> None:
-        self._committer(repo, revision)
+        self._writer(repo.repo_id.split("/")[0])
         _, commit = self.storage.resolve(repo, revision)
         files = json.loads(self._body())["files"]
-        if len(files) > 256:
-            raise HubError(400, "too many files in one call")
         answers = [
             {
                 "path": file["path"],
@@ -198,13 +188,12 @@ class Hub(HubConnection):
         self._send(200, {"files": answers, "commitOid": commit.sha})
 
     @route("POST", rf"{FILES}\.git/info/lfs/objects/batch")
-    def lfs_batch(self, repo: Repo) -> None:
+    def lfs_batch(self, repo: Repo) -> None:  # noqa: ARG002
         self._writer((self._namespaces() or ("",))[0])
         objects = json.loads(self._body())["objects"]
-        verify = {"href": f"{self._url(repo.kind, repo.repo_id)}.git/info/lfs/verify"}
         for item in objects:
             if not self.storage.has(item["oid"], item["size"]):
-                item["actions"] = {"upload": {"href": f"{self.endpoint}/_objects/{item['oid']}"}, "verify": verify}
+                item["actions"] = {"upload": {"href": f"{self.endpoint}/_objects/{item['oid']}"}}
         self._send(200, {"transfer": "basic", "objects": objects})
 
     @route("PUT", "/_objects/(?P<oid>[0-9a-f]{64})")
@@ -216,16 +205,9 @@ class Hub(HubConnection):
             self.storage.add_lfs(oid, partial)
         self._send(200, b"", {"ETag": f'"{oid}"'})
 
-    @route("POST", rf"{FILES}\.git/info/lfs/verify")
-    def lfs_verify(self, repo: Repo) -> None:
-        asked = json.loads(self._body())
-        if not self.storage.has(asked["oid"], asked["size"]):
-            raise HubError(422, f"{repo.repo_id} has no object {asked['oid']} of {asked['size']} bytes")
-        self._send(200, {})
-
     @route("POST", rf"{REPO}/commit/{REVISION}")
     def commit(self, repo: Repo, revision: str) -> None:
-        author = self._committer(repo, revision)
+        author = self._writer(repo.repo_id.split("/")[0])
         operations = [json.loads(line) for line in self._body().splitlines() if line.strip()]
         ref = repo.full_ref(revision)
         if ref is None:
@@ -261,8 +243,7 @@ class Hub(HubConnection):
             if self.query.get("author") in (None, discussion.author)
             and (self.query.get("status") != "open" or discussion.status in ("open", "draft"))
         ]
-        start = int(self.query.get("p", 0)) * PAGE_SIZE
-        self._send(200, {"count": len(found), "start": start, "discussions": found[start : start + PAGE_SIZE]})
+        self._send(200, {"count": len(found), "start": 0, "discussions": found})
 
     # --- forms of answers ---
 
@@ -276,10 +257,6 @@ class Hub(HubConnection):
     def _entry(self, path: str, file: File) -> dict[str, Any]:
         lfs = {"lfs": {"oid": file.oid, "size": file.size, "pointerSize": 134}} if file.lfs else {}
         return {"type": "file", "path": path, "oid": file.oid[:40], "size": file.size} | lfs
-
-    def _commit_entry(self, sha: str, commit: Commit) -> dict[str, Any]:
-        authors = [{"user": commit.author}]
-        return {"id": sha, "title": commit.title, "message": commit.message, "authors": authors, "date": commit.date}
 
     def _discussion(self, repo: Repo, discussion: Discussion) -> dict[str, Any]:
         return {

@@ -132,9 +132,6 @@ class Storage:
         header = operations[0]["value"]
         with self.lock:
             head, parent = self.resolve(repo, ref)
-            wanted = header.get("parentCommit")
-            if wanted is not None and not head.startswith(wanted):
-                raise HubError(412, "A commit has happened since. Please refresh and try again.")
             files = dict(parent.files)
             for operation in operations[1:]:
                 self._apply(operation["key"], operation["value"], files)
@@ -180,9 +177,6 @@ class Storage:
         elif key == "deletedFile":
             if files.pop(path, None) is None:
                 raise HubError(404, "A file with this name doesn't exist", "EntryNotFound")
-        elif key == "deletedFolder":
-            for name in [name for name in files if name.startswith(path.rstrip("/") + "/")]:
-                del files[name]
         else:
             raise HubError(400, f"unknown operation {key}")
 

@@ -1,17 +1,16 @@
-"""Export an embedder to ONNX Runtime and llama.cpp; an export is kept only if it gives the model's vectors."""
+"""Export an embedder to ONNX Runtime and llama.cpp; an export is kept only if it has the model's vectors."""
 
 from __future__ import annotations
 
 import gc
 import json
 import logging
-import shutil
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -43,9 +42,6 @@ PACKAGES = {"portable": (), "onnx": ("onnx", "onnxruntime"), "gguf": ("gguf",)}
 QUANTIZATIONS = {"int8": "onnx", "q8_0": "gguf", "q4_0": "gguf"}
 """Kinds of quantized weights, and the format that has them."""
 
-OF_DECODERS = ("portable", "gguf")
-"""Formats for decoders with last-token pooling; onnx is also for encoders and static models."""
-
 LEAST_COSINE = {"portable": MINIMUM_COSINE, "onnx": EXACT_COSINE, "gguf": MINIMUM_COSINE}
 """What an export has to reach to be kept."""
 
@@ -74,12 +70,9 @@ def export_model(
         output_dir: gets the folders; by default runs/export/ and the model's name.
         quantize: any of int8 (onnx), q8_0 and q4_0 (gguf), written beside the full weights.
 
-    Returns:
-        The exports, in the order of `to`.
-
     Raises:
         InputError: a name is wrong, a package is missing, a folder exists already, the model cannot be exported, or
-            an export gives other vectors than the model. Then nothing of that export is left.
+            an export has other vectors than the model. Then nothing of that export is left.
     """
     to, name = list(dict.fromkeys(to)), Path(model).name or "model"
     target = Path(output_dir) if output_dir is not None else Path("runs") / "export" / name
@@ -88,7 +81,11 @@ def export_model(
     for form in to:
         source = load_source(str(model), to)
         probe = make_probe(source)
-        with _put_in_place(target / form) as folder:
+        target.mkdir(parents=True, exist_ok=True)
+        # Renamed when it is whole, so that a stop leaves no half export under the name.
+        with TemporaryDirectory(dir=target, prefix=f"{form}-", suffix=".partial") as scratch:
+            folder = Path(scratch) / form
+            folder.mkdir()
             write_probe(probe, folder / PROBE_FILE)
             if form == "portable":
                 source.to(_saved_dtype(str(model))).save_pretrained(str(folder), create_model_card=False)
@@ -101,7 +98,9 @@ def export_model(
                 full, smaller, differences = _write_ggufs(source, folder / name, _saved_dtype(str(model)), quantize)
                 settings["differences"] = differences
                 if differences:
-                    probe = _without_specials(probe, source.tokenizer.eos_token)
+                    end = source.tokenizer.eos_token
+                    plain = (one for one in probe.texts if not (one.whole.startswith(" ") or end in one.whole))
+                    probe = replace(probe, texts=tuple(plain))
             del source
             gc.collect()  # A SentenceTransformer and its card refer to each other.
             if form == "onnx":
@@ -109,9 +108,14 @@ def export_model(
                 del graph
                 smaller = {"int8": quantize_onnx(full)} if "int8" in quantize else {}
             verification = _compare(form, probe, full, str(model))
-            quantized = {kind: _worst_cosine(probe, path) for kind, path in smaller.items()}
+            # Quantized weights are kept whatever they lose.
+            quantized = {
+                kind: verify(probe, path, minimum_cosine=0.5).worst_cosine if _runs_here(path) else None
+                for kind, path in smaller.items()
+            }
             if form != "portable":
                 _describe(form, folder, settings | {"file": full.name}, verification, quantized)
+            folder.rename(target / form)
         exported.append(Exported(form, target / form, verification, quantized))
     return exported
 
@@ -120,8 +124,8 @@ def _check_arguments(to: Sequence[str], quantize: Sequence[str], target: Path) -
     unknown = [form for form in to if form not in PACKAGES]
     if unknown or not to:
         raise InputError(
-            f"{', '.join(unknown) or 'Nothing'} is not a format of exports. Allowed are {', '.join(PACKAGES)}, with "
-            "commas between: --to onnx,gguf."
+            f"{', '.join(unknown) or 'Nothing'} is not a format of exports. Allowed are {', '.join(PACKAGES)}, as in "
+            "--to onnx,gguf."
         )
     for kind in quantize:
         if QUANTIZATIONS.get(kind) not in to:
@@ -136,81 +140,58 @@ def _check_arguments(to: Sequence[str], quantize: Sequence[str], target: Path) -
                 f"An export to {form} needs {' and '.join(missing)}. Install with: pip install 'st_llm_embed[{form}]'."
             )
         if (target / form).exists():
-            raise InputError(
-                f"{target / form} exists already, and an export overwrites nothing. Remove it, or choose another "
-                "folder with --output-dir."
-            )
-
-
-@contextmanager
-def _put_in_place(folder: Path) -> Generator[Path]:
-    """Yield a folder to write into, which gets its name when all of it is there, and vanishes otherwise."""
-    unfinished = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+            raise InputError(f"{target / form} exists already. Remove it, or choose another folder with --output-dir.")
 
 
 def load_source(model: str, to: Sequence[str] = ()) -> LLMSentenceTransformer:
     """Load an embedder on the CPU in float32.
 
-    Args:
-        model: folder or Hub id of a saved sentence-transformers model.
-        to: the formats that it shall be exported to.
-
     Raises:
-        InputError: there is none, it cannot be exported to each of the formats, or it is an adapter beside its base.
+        InputError: there is none, or it cannot be exported to each of the formats.
     """
     with explained(
         f"{model!r} cannot be loaded",
         "Give the release folder of a run, or the folder or Hub id of another sentence-transformers model.",
     ):
         embedder = LLMSentenceTransformer(model, device="cpu", model_kwargs={"dtype": torch.float32})
-    first, *others = embedder
-    pooling = others[0] if isinstance(first, Transformer) and others and isinstance(others[0], Pooling) else None
-    static = is_static(embedder)
-    behind = others if pooling is None else others[1:]
-    if (
-        (pooling is None and not static)
-        or not all(isinstance(module, Dense | Normalize) for module in behind)
-        or not isinstance([*embedder][-1], Normalize)
-    ):
-        raise InputError(
-            f"{model!r} consists of {', '.join(type(module).__name__ for module in embedder)}. Exported are a "
-            "Transformer with a Pooling, or a StaticEmbedding, with a Normalize at the end. Add a Normalize to a "
-            "model that has none, and save it again."
-        )
-    if pooling is not None and not pooling.include_prompt and any(embedder.prompts.values()):
-        raise InputError(
-            f"{model!r} omits the prompt when it pools (include_prompt is false), and a graph cannot separate the "
-            "prompt from the text. Export a model that pools the prompt with the text, or one without prompts."
-        )
-    if not static and longest_text(embedder) > UNLIMITED:
-        raise InputError(
-            f"{model!r} states no longest text, so that an export would not know where to cut. Set "
-            "model.max_seq_length and save it again."
-        )
-    if not static and getattr(cast(Any, first).model, "_hf_peft_config_loaded", False):
-        raise InputError(
-            f"{model!r} is an adapter beside its base, and an export holds one set of weights. Export the merged "
-            "model: that is the release folder of a run."
-        )
-    refused = [form for form in to if form in OF_DECODERS]
-    plain = [type(module) for module in embedder] == [DecoderTransformer, LastTokenPooling, Normalize]
-    if refused and not (plain and embedder.reads_last_token):
-        raise InputError(
-            f"{model!r} is not a decoder whose embedding is the last token's hidden state, as {', '.join(refused)} "
-            "needs. Export other models with --to onnx."
-        )
+    if (problem := _problem(embedder, to)) is not None:
+        raise InputError(f"{model!r} {problem}")
     return embedder
 
 
+def _problem(embedder: LLMSentenceTransformer, to: Sequence[str]) -> str | None:
+    """Return why a model cannot be exported, and what to do; None if it can."""
+    static, types = is_static(embedder), [type(module) for module in embedder]
+    first, *behind = cast(list[Any], list(embedder))
+    pooled = isinstance(first, Transformer) and bool(behind) and isinstance(behind[0], Pooling)
+    if (
+        not (pooled or static)
+        or not all(isinstance(module, Dense | Normalize) for module in behind[pooled:])
+        or types[-1] is not Normalize
+    ):
+        return (
+            f"consists of {', '.join(one.__name__ for one in types)}. Allowed are a Transformer with a Pooling, or a "
+            "StaticEmbedding, with a Normalize at the end. Add a Normalize where there is none, and save it again."
+        )
+    if pooled and not behind[0].include_prompt and any(embedder.prompts.values()):
+        return (
+            "omits the prompt when it pools (include_prompt is false), which a graph cannot. Export a model that "
+            "pools the prompt with the text, or one without prompts."
+        )
+    if pooled and longest_text(embedder) > UNLIMITED:
+        return "states no longest text. Set model.max_seq_length and save it again."
+    if pooled and getattr(first.model, "_hf_peft_config_loaded", False):
+        return "is an adapter beside its base. Export the merged model: that is the release folder of a run."
+    of_decoders = [form for form in to if form != "onnx"]
+    if of_decoders and not (types == [DecoderTransformer, LastTokenPooling, Normalize] and embedder.reads_last_token):
+        return (
+            f"is not a decoder whose embedding is the last token's hidden state, as {', '.join(of_decoders)} needs. "
+            "Export it with --to onnx."
+        )
+    return None
+
+
 def _saved_dtype(model: str) -> torch.dtype:
-    """Return the data type of the weights on disk."""
     return AutoConfig.from_pretrained(model).dtype or torch.float32
 
 
@@ -236,23 +217,13 @@ def _write_ggufs(
     paths = {kind: stem.with_name(f"{stem.name}-{kind.upper()}.gguf") for kind in (full, *smaller)}
     for kind, path in paths.items():
         differences = write_gguf(source, path, kind.upper(), stem.name)
-    for difference in differences:
-        logger.warning("llama.cpp tokenizes these texts otherwise than the model: %s.", difference)
+    if differences:
+        logger.warning("llama.cpp tokenizes these texts otherwise than the model: %s.", "; ".join(differences))
     return paths.pop(full), paths, differences
 
 
-def _without_specials(probe: Probe, end: str) -> Probe:
-    """Omit the texts that llama.cpp is known, and warned, to tokenize otherwise."""
-    plain = (text for text in probe.texts if not (text.whole.startswith(" ") or end in text.whole))
-    return replace(probe, texts=tuple(plain))
-
-
 def _compare(form: str, probe: Probe, path: Path, weights: str) -> Verification | None:
-    """Compare an export with the model's probe; None where the runtime is not installed.
-
-    Raises:
-        InputError: the vectors differ.
-    """
+    """Refuse an export whose vectors differ from the model's probe; None where the runtime is not installed."""
     if not _runs_here(path):
         logger.warning("%s was not compared with the model: llama-cpp-python is not installed.", path.name)
         return None
@@ -260,16 +231,10 @@ def _compare(form: str, probe: Probe, path: Path, weights: str) -> Verification 
     if not found.same:
         reasons = " ".join(f"{one.trap}: {one.sentence}" for one in found.explanations)
         raise InputError(
-            f"The export to {form} gives other vectors than the model: the lowest cosine over {len(found.rows)} texts "
-            f"is {found.worst_cosine}, and {LEAST_COSINE[form]} is needed. {reasons} It was not kept. Models of "
-            "this kind cannot be exported so; use another format."
+            f"The export to {form} has other vectors than the model and was not kept: the lowest cosine is "
+            f"{found.worst_cosine}, and {LEAST_COSINE[form]} is needed. {reasons} Use another format."
         )
     return found
-
-
-def _worst_cosine(probe: Probe, path: Path) -> float | None:
-    """Return the lowest cosine of a text's vectors by quantized weights and by the model; what it is, is kept."""
-    return verify(probe, path, minimum_cosine=0.5).worst_cosine if _runs_here(path) else None
 
 
 def _runs_here(path: Path) -> bool:

@@ -1,7 +1,7 @@
 """GGUF: one file for llama.cpp and Ollama that needs no flags.
 
-llama.cpp's converter refuses a MistralModel, forgets the pooling of Mistral and Llama, and has to be fetched with
-llama.cpp; the file is therefore written here, with the gguf package that the converter itself writes with.
+llama.cpp's converter refuses a MistralModel and forgets the pooling of Mistral and Llama; the file is therefore
+written here, with the gguf package that the converter itself writes with.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -21,15 +20,14 @@ from st_llm_embed.modules import LLMSentenceTransformer
 ARCHITECTURES = {"mistral": "llama", "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """llama.cpp's architecture by transformers' model type."""
 
+SCALINGS = {"llama": ("default", "linear", "llama3"), "qwen2": ("default",), "qwen3": ("default",)}
+"""Scalings of positions that llama.cpp computes, by architecture."""
+
 
 def write_gguf(model: LLMSentenceTransformer, path: Path, kind: str, name: str) -> tuple[str, ...]:
-    """Write weights, tokenizer and pooling of a model.
+    """Write weights, tokenizer and pooling of a model that is on the CPU in float32.
 
-    Args:
-        model: the embedder, on the CPU in float32.
-        path: the file to write.
-        kind: type of the matrices: F32, F16, Q8_0 or Q4_0.
-        name: what the file says the model is called.
+    `kind` is the type of the matrices (F32, F16, Q8_0 or Q4_0), `name` the model's name in the file.
 
     Returns:
         In words, the texts that llama.cpp tokenizes otherwise; none for most tokenizers.
@@ -43,7 +41,6 @@ def write_gguf(model: LLMSentenceTransformer, path: Path, kind: str, name: str) 
     config = decoder.config
     architecture = _architecture(config, longest_text(model))
     tokenizer = read_tokenizer(model.tokenizer, decoder.get_input_embeddings().num_embeddings)
-    quantization = gguf.GGMLQuantizationType[kind]
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_type("model")
     writer.add_name(name)
@@ -57,15 +54,18 @@ def write_gguf(model: LLMSentenceTransformer, path: Path, kind: str, name: str) 
         new = names.get_name(f"model.{key}", try_suffixes=(".weight", ".bias"))
         if new is None:
             raise InputError(
-                f"The model has weights called {key}, which llama.cpp's architecture {architecture!r} lacks. Only "
-                "plain Mistral, Llama, Qwen2 and Qwen3 are exported to gguf; export to onnx instead."
+                f"The model has weights called {key}, which llama.cpp's architecture {architecture!r} lacks. Export "
+                "to onnx instead."
             )
         matrix = _llama_order(key, weight, config) if architecture == "llama" else weight
-        data, stored = _stored(matrix, quantization)
+        data, stored = _stored(matrix, gguf.GGMLQuantizationType[kind])
         writer.add_tensor(new, data, raw_dtype=stored)
-    factors = _rope_factors(decoder)
-    if factors is not None:
-        writer.add_tensor("rope_freqs.weight", factors)
+    # What llama.cpp divides each rotation frequency by, shape (head size / 2,).
+    actual = decoder.rotary_emb.inv_freq.float()
+    steps = torch.arange(len(actual), dtype=torch.float32) / len(actual)
+    factors = 1.0 / config.rope_parameters["rope_theta"] ** steps / actual
+    if not torch.allclose(factors, torch.ones_like(factors), rtol=1e-4):
+        writer.add_tensor("rope_freqs.weight", factors.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -76,19 +76,15 @@ def write_gguf(model: LLMSentenceTransformer, path: Path, kind: str, name: str) 
 def _architecture(config: Any, max_seq_length: int) -> str:
     """Return llama.cpp's architecture for a model that it computes in the same way."""
     refusal = None
-    windows = set(getattr(config, "layer_types", None) or ["sliding_attention"])
     window = getattr(config, "sliding_window", None)
-    rope = config.rope_parameters["rope_type"] if config.model_type in ARCHITECTURES else ""
+    slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
     if config.model_type not in ARCHITECTURES:
         refusal = f"is of type {config.model_type!r}; allowed are {', '.join(ARCHITECTURES)}"
     elif config.hidden_act != "silu":
-        refusal = f"has the activation {config.hidden_act!r}, and llama.cpp computes 'silu' for its architecture"
-    elif window is not None and window < max_seq_length and "sliding_attention" in windows:
-        refusal = (
-            f"has a sliding window of {window} tokens, which llama.cpp's architecture lacks, and texts of up to "
-            f"{max_seq_length}; it can be exported with a max_seq_length of at most {window}"
-        )
-    elif rope != "default" and not (rope in ("linear", "llama3") and ARCHITECTURES[config.model_type] == "llama"):
+        refusal = f"has the activation {config.hidden_act!r}, and llama.cpp computes 'silu'"
+    elif window is not None and window < max_seq_length and slides:
+        refusal = f"has a sliding window of {window} tokens; allowed is a max_seq_length of at most that"
+    elif (rope := config.rope_parameters["rope_type"]) not in SCALINGS[ARCHITECTURES[config.model_type]]:
         refusal = (
             f"has the position scaling {rope!r}; allowed are default, and for Llama and Mistral linear and llama3"
         )
@@ -124,15 +120,6 @@ def _llama_order(key: str, weight: torch.Tensor, config: Any) -> torch.Tensor:
         return weight
     halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
     return halves.swapaxes(1, 2).reshape(weight.shape)
-
-
-def _rope_factors(decoder: Any) -> NDArray[np.float32] | None:
-    """Return what llama.cpp divides each rotation frequency by, shape (head size / 2,); None if that is 1."""
-    actual = decoder.rotary_emb.inv_freq.float()
-    steps = torch.arange(len(actual), dtype=torch.float32) / len(actual)
-    plain = 1.0 / decoder.config.rope_parameters["rope_theta"] ** steps
-    factors = plain / actual
-    return None if torch.allclose(factors, torch.ones_like(factors), rtol=1e-4) else factors.numpy()
 
 
 def _stored(weight: torch.Tensor, quantization: Any) -> tuple[NDArray[Any], Any]:

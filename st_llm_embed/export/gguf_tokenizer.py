@@ -8,6 +8,7 @@ are read from tokenizer.json, and what llama.cpp has no algorithm for is refused
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from st_llm_embed.errors import InputError
@@ -32,6 +33,11 @@ PRE_TOKENIZERS = {
 """llama.cpp's name of a pre-tokenizer (src/llama-vocab.cpp), by its pattern, empty for GPT-2's own, and by whether
 whole words that are pieces are taken without merging."""
 
+CUTTING = {"Punctuation", "Digits"}
+"""Pre-tokenizers after Metaspace without which llama.cpp cuts nearly all texts alike."""
+
+NOT_NFC = ("letters and accents that are separate characters (not in NFC)",)
+
 
 class GGUFTokenizer(NamedTuple):
     """The tokenizer's part of a GGUF file."""
@@ -43,10 +49,8 @@ class GGUFTokenizer(NamedTuple):
     types: list[int]
     scores: list[float] | None
     merges: list[str] | None
-    bos: int | None
-    end: int
-    unknown: int | None
-    padding: int | None
+    special_ids: dict[str, int | None]
+    """By role: bos, eos, unk, pad."""
     adds_bos: bool
     differences: tuple[str, ...]
     """Texts that llama.cpp reads otherwise, in words."""
@@ -64,41 +68,47 @@ def read_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int) -> GGUFTokeniz
     """
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     if content["model"]["type"] != "BPE":
-        raise _refusal(
-            f"a {content['model']['type']} model",
-            "which llama.cpp's SentencePiece algorithm, greedy merging, would cut into other pieces",
-        )
+        raise _refusal(f"a {content['model']['type']} model, which llama.cpp's greedy merging cuts into other pieces")
     added = {token["id"]: token for token in content["added_tokens"]}
     by_id = {number: piece for piece, number in content["model"]["vocab"].items()}
     # A token that a tokenizer class has added behind the matrix, such as Qwen's pad token, has no embedding anywhere.
     by_id |= {number: token["content"] for number, token in added.items() if number < rows}
     if max(by_id) >= rows:
-        raise _refusal(f"{max(by_id) + 1} tokens", f"and the model has embeddings for {rows}")
+        raise _refusal(f"{max(by_id) + 1} tokens, and the model has embeddings for {rows}")
+    types = [_type(by_id.get(number), added.get(number)) for number in range(rows)]
+    ranked: list[list[str]] = content["model"]["merges"]
+    scores = merges = None
     if content["model"].get("byte_fallback"):
         model, pre, differences = "llama", "default", _sentencepiece_differences(content)
-        scores, merges = _scores(content["model"], by_id, rows), None
+        for number in by_id:
+            if re.fullmatch("<0x..>", by_id[number]):
+                types[number] = BYTE
+            elif number == tokenizer.unk_token_id:
+                types[number] = UNKNOWN
+        # The rank of the first merge that makes a piece, so that llama.cpp merges in the same order.
+        rank = {"".join(pair): place for place, pair in reversed([*enumerate(ranked)])}
+        scores = [float(-rank.get(by_id.get(number, ""), len(rank))) for number in range(rows)]
     else:
         model, (pre, differences) = "gpt2", _byte_level(content)
-        scores, merges = None, [" ".join(pair) for pair in _merges(content["model"])]
-    begin = tokenizer("")["input_ids"]
-    end = end_token_id(tokenizer)
-    adds_bos = tokenizer.bos_token_id is not None and len(begin) == 2 and begin[0] == tokenizer.bos_token_id
-    if end is None or begin != ([tokenizer.bos_token_id] if adds_bos else []) + [end]:
-        raise _refusal(
-            f"{tokenizer.convert_ids_to_tokens(begin)} around a text", "and llama.cpp adds BOS and EOS only"
-        )
+        merges = [" ".join(pair) for pair in ranked]
+    around, bos, end = tokenizer("")["input_ids"], tokenizer.bos_token_id, end_token_id(tokenizer)
+    if end is None or around not in ([end], [bos, end]):
+        raise _refusal(f"{tokenizer.convert_ids_to_tokens(around)} around a text, and llama.cpp adds BOS and EOS only")
     return GGUFTokenizer(
         model=model,
         pre=pre,
         pieces=[by_id.get(number, f"[PAD{number}]") for number in range(rows)],
-        types=[_type(number, by_id, added, tokenizer.unk_token_id, model) for number in range(rows)],
+        types=types,
         scores=scores,
         merges=merges,
-        bos=tokenizer.bos_token_id,
-        end=end,
-        unknown=tokenizer.unk_token_id,
-        padding=tokenizer.pad_token_id if tokenizer.pad_token_id in by_id else None,
-        adds_bos=adds_bos,
+        special_ids={
+            "bos": bos,
+            # Qwen3-Embedding ends texts in its pad token; llama.cpp appends what it holds for EOS.
+            "eos": end,
+            "unk": tokenizer.unk_token_id,
+            "pad": tokenizer.pad_token_id if tokenizer.pad_token_id in by_id else None,
+        },
+        adds_bos=len(around) == 2,
         differences=differences,
     )
 
@@ -111,27 +121,21 @@ def write_tokenizer(writer: GGUFWriter, tokenizer: GGUFTokenizer) -> None:
     writer.add_token_types(tokenizer.types)
     if tokenizer.scores is not None:
         writer.add_token_scores(tokenizer.scores)
+        writer.add_add_space_prefix(True)
     if tokenizer.merges is not None:
         writer.add_token_merges(tokenizer.merges)
-    if tokenizer.bos is not None:
-        writer.add_bos_token_id(tokenizer.bos)
-    # Qwen3-Embedding ends texts in its pad token; llama.cpp appends what it holds for EOS.
-    writer.add_eos_token_id(tokenizer.end)
-    if tokenizer.unknown is not None:
-        writer.add_unk_token_id(tokenizer.unknown)
-    if tokenizer.padding is not None:
-        writer.add_pad_token_id(tokenizer.padding)
+    for role, number in tokenizer.special_ids.items():
+        if number is not None:
+            getattr(writer, f"add_{role}_token_id")(number)
     writer.add_add_bos_token(tokenizer.adds_bos)
     writer.add_add_eos_token(True)
-    if tokenizer.model == "llama":
-        writer.add_add_space_prefix(True)
 
 
-def _refusal(what: str, why: str) -> InputError:
+def _refusal(what: str) -> InputError:
     return InputError(
-        f"The tokenizer has {what}, {why}: the vectors would be silently wrong. Exported to gguf are byte-level "
-        "BPE with the pre-tokenizers of GPT-2, Qwen 2 and Llama 3, and BPE with byte fallback as Mistral and Llama 2 "
-        "have it. Export to onnx instead, which uses tokenizer.json itself."
+        f"The tokenizer has {what}: the vectors would be silently wrong. Allowed for gguf are byte-level BPE with the "
+        "pre-tokenizers of GPT-2, Qwen 2 and Llama 3, and BPE with byte fallback as in Mistral and Llama 2. Export "
+        "to onnx instead."
     )
 
 
@@ -145,71 +149,43 @@ def _parts(part: dict[str, Any] | None, inside: str) -> list[dict[str, Any]]:
 def _byte_level(content: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
     """Return llama.cpp's name of the pre-tokenizer of byte-level BPE, and what it reads otherwise."""
     normalizers = [one["type"] for one in _parts(content["normalizer"], "normalizers")]
-    steps = _parts(content["pre_tokenizer"], "pretokenizers")
     if normalizers not in ([], ["NFC"]):
-        raise _refusal(f"the normalizers {', '.join(normalizers)}", "and llama.cpp has none")
-    last = steps[-1] if steps else {"type": "nothing"}
-    name = None
-    if last["type"] == "ByteLevel" and not last["add_prefix_space"]:
-        whole = bool(content["model"].get("ignore_merges"))
-        if len(steps) == 1 and last["use_regex"]:
-            name = PRE_TOKENIZERS.get(("", whole))
-        elif len(steps) == 2 and steps[0]["type"] == "Split" and not last["use_regex"]:
-            isolated = steps[0]["behavior"] == "Isolated" and not steps[0]["invert"]
-            name = PRE_TOKENIZERS.get((steps[0]["pattern"].get("Regex", ""), whole)) if isolated else None
+        raise _refusal(f"the normalizers {', '.join(normalizers)}, and llama.cpp has none")
+    pattern = None
+    match _parts(content["pre_tokenizer"], "pretokenizers"):
+        case [{"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}]:
+            pattern = ""
+        case [
+            {"type": "Split", "behavior": "Isolated", "invert": False, "pattern": {"Regex": regex}},
+            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+        ]:
+            pattern = regex
+    name = PRE_TOKENIZERS.get((pattern, bool(content["model"].get("ignore_merges"))))
     if name is None:
-        raise _refusal(f"the pre-tokenizer {json.dumps(content['pre_tokenizer'])[:200]}", "which llama.cpp lacks")
-    return name, _normalizer_differences(normalizers)
+        raise _refusal(f"the pre-tokenizer {json.dumps(content['pre_tokenizer'])[:200]}, which llama.cpp lacks")
+    return name, NOT_NFC if normalizers else ()
 
 
 def _sentencepiece_differences(content: dict[str, Any]) -> tuple[str, ...]:
     """Check that llama.cpp's SentencePiece algorithm fits, and say what it reads otherwise."""
     names = [one["type"] for one in _parts(content["normalizer"], "normalizers")]
     steps = _parts(content["pre_tokenizer"], "pretokenizers")
-    differences: list[str] = []
-    if names in (["Prepend", "Replace"], ["NFC", "Prepend", "Replace"]) and not steps:
-        pass
-    elif (
-        names in ([], ["NFC"]) and steps and steps[0]["type"] == "Metaspace" and steps[0]["prepend_scheme"] != "never"
-    ):
-        differences.append("texts that begin with a space, and what follows a special token inside a text")
-        others = {one["type"] for one in steps[1:]}
-        if not others <= {"Punctuation", "Digits"}:
-            raise _refusal(f"the pre-tokenizers {', '.join(sorted(others))}", "which llama.cpp's algorithm lacks")
-        if others:
-            differences.append("rare words whose pieces can be merged in several ways")
-    else:
+    kinds = [one["type"] for one in steps]
+    differences = NOT_NFC if names[:1] == ["NFC"] else ()
+    plain = names[len(differences) :]
+    if plain == ["Prepend", "Replace"] and not steps:
+        return differences
+    if plain or kinds[:1] != ["Metaspace"] or steps[0]["prepend_scheme"] == "never" or {*kinds[1:]} - CUTTING:
         raise _refusal(
-            f"the normalizers {names} and the pre-tokenizers {[one['type'] for one in steps]}",
-            "which llama.cpp's SentencePiece algorithm does not have",
+            f"the normalizers {names} and the pre-tokenizers {kinds}, which llama.cpp's SentencePiece algorithm lacks"
         )
-    return (*differences, *_normalizer_differences(names))
+    cutting = ("rare words whose pieces can be merged in several ways",) if kinds[1:] else ()
+    return ("texts that begin with a space, and what follows a special token inside a text", *cutting, *differences)
 
 
-def _normalizer_differences(normalizers: list[str]) -> tuple[str, ...]:
-    return ("letters and accents that are separate characters (not in NFC)",) if "NFC" in normalizers else ()
-
-
-def _merges(model: dict[str, Any]) -> list[list[str]]:
-    return [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-
-
-def _scores(model: dict[str, Any], by_id: dict[int, str], rows: int) -> list[float]:
-    """Return each piece the rank of the first merge that makes it, so that llama.cpp merges in the same order."""
-    rank: dict[str, int] = {}
-    for place, pair in enumerate(_merges(model)):
-        rank.setdefault("".join(pair), place)
-    return [float(-rank.get(by_id.get(number, ""), len(rank))) for number in range(rows)]
-
-
-def _type(number: int, by_id: dict[int, str], added: dict[int, Any], unknown: int | None, model: str) -> int:
-    if number not in by_id:
+def _type(piece: str | None, added: dict[str, Any] | None) -> int:
+    if piece is None:
         return UNUSED
-    piece = by_id[number]
-    if model == "llama" and len(piece) == 6 and piece.startswith("<0x"):
-        return BYTE
-    if number == unknown and model == "llama":
-        return UNKNOWN
-    if number in added:
-        return CONTROL if added[number]["special"] else USER_DEFINED
-    return NORMAL
+    if added is None:
+        return NORMAL
+    return CONTROL if added["special"] else USER_DEFINED

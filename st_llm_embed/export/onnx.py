@@ -37,12 +37,9 @@ LARGEST_FILE = 2_000_000_000
 def onnx_graph(model: LLMSentenceTransformer) -> onnx.ModelProto:
     """Trace a model in float32, and copy its weights into the graph.
 
-    Args:
-        model: what `load_source` returned; its attention implementation is set to eager.
-
-    Returns:
-        The graph. Inputs `input_ids` and `attention_mask`, int64 of shape (batch, sequence), padded on the right, for
-        decoders and static models on either side; output `sentence_embedding`, float32 of shape (batch, dimension).
+    Inputs are `input_ids` and `attention_mask`, int64 of shape (batch, sequence), padded on the right, of decoders and
+    static models on either side; output is `sentence_embedding`, float32 of shape (batch, dimension). The model's
+    attention implementation is set to eager.
 
     Raises:
         InputError: the model's code cannot be traced.
@@ -58,14 +55,13 @@ def onnx_graph(model: LLMSentenceTransformer) -> onnx.ModelProto:
     with (
         explained(
             f"A model of type {kind!r} cannot be exported to ONNX",
-            "Tested are the decoders Mistral, Llama, Qwen2, Qwen3, Gemma, Gemma 2, Phi, Phi-3, GPT-2, GPT-Neo, "
-            "GPT-NeoX and Bloom, the encoders BERT, DistilBERT, MPNet, XLM-R and ModernBERT, and static models.",
+            "docs/publishing.md names the architectures that can.",
         ),
         warnings.catch_warnings(),
         TemporaryDirectory() as scratch,
     ):
-        # The traced exporter is called legacy. The other one needs onnxscript, takes four times as long, and gives
-        # the same numbers. Traced control flow is what the comparison at the end of an export is for.
+        # The other exporter needs onnxscript, takes four times as long, and has the same numbers. Traced control
+        # flow is what the comparison at the end of an export is for.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module,
@@ -120,11 +116,7 @@ def save_onnx(graph: onnx.ModelProto, folder: Path) -> Path:
 
 
 def quantize_onnx(path: Path) -> Path:
-    """Write model_int8.onnx beside model.onnx: weights as int8, activations quantized as they come.
-
-    Returns:
-        The path of the new file.
-    """
+    """Write model_int8.onnx beside model.onnx, weights as int8, and return its path."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     quantized = path.with_name("model_int8.onnx")
@@ -171,42 +163,32 @@ class _Graph(nn.Module):
     def __init__(self, model: LLMSentenceTransformer) -> None:
         super().__init__()
         first, *others = cast(list[Any], list(model))
-        self.tokens = _MeanOfTokens(first) if is_static(model) else _Transformer(first.model, others.pop(0))
+        self.is_static = is_static(model)
+        if self.is_static:
+            self.tokens: Any = nn.Embedding.from_pretrained(first.embedding.weight)
+            self.pooling = Pooling(first.embedding_dim, pooling_mode="mean")
+        else:
+            # Its mask holds finite numbers; a row of padding would be NaN in the others.
+            first.model.set_attn_implementation("eager")
+            self.tokens, self.pooling = first.model, others.pop(0)
+            self.is_decoder = is_decoder_only(first.model.config)
+            self.takes_positions = "position_ids" in inspect.signature(first.model.forward).parameters
         self.others = nn.ModuleList(others)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        features = {"sentence_embedding": self.tokens(input_ids, attention_mask)}
+        hidden = self.tokens(input_ids) if self.is_static else self._hidden(input_ids, attention_mask)
+        if self.pooling.pooling_mode == "lasttoken":
+            last = (attention_mask * torch.arange(attention_mask.shape[1])).argmax(dim=1)
+            features = {"sentence_embedding": hidden[torch.arange(hidden.shape[0]), last]}
+        else:
+            features = self.pooling({"token_embeddings": hidden, "attention_mask": attention_mask})
         for module in self.others:
             features = module(features)
         return features["sentence_embedding"]
 
-
-class _Transformer(nn.Module):
-    def __init__(self, transformer: Any, pooling: Pooling) -> None:
-        super().__init__()
-        # Its mask holds finite numbers; a row of padding would be NaN in the others.
-        transformer.set_attn_implementation("eager")
-        self.transformer, self.pooling = transformer, pooling
-        self.is_decoder = is_decoder_only(transformer.config)
-        self.takes_positions = "position_ids" in inspect.signature(transformer.forward).parameters
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def _hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         options: dict[str, Any] = {"use_cache": False} if self.is_decoder else {}
         if self.is_decoder and self.takes_positions:
             # Counted from the first attended token, so that padding on the left shifts nothing.
             options["position_ids"] = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-        hidden = self.transformer(input_ids=input_ids, attention_mask=attention_mask, **options).last_hidden_state
-        if self.pooling.pooling_mode == "lasttoken":
-            last = (attention_mask * torch.arange(attention_mask.shape[1])).argmax(dim=1)
-            return hidden[torch.arange(hidden.shape[0]), last]
-        return self.pooling({"token_embeddings": hidden, "attention_mask": attention_mask})["sentence_embedding"]
-
-
-class _MeanOfTokens(nn.Module):
-    def __init__(self, static: StaticEmbedding) -> None:
-        super().__init__()
-        self.weight = static.embedding.weight
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        mask = attention_mask[:, :, None].to(self.weight.dtype)
-        return (self.weight[input_ids] * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+        return self.tokens(input_ids=input_ids, attention_mask=attention_mask, **options).last_hidden_state

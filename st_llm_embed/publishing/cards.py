@@ -27,6 +27,7 @@ from st_llm_embed.evaluation import headline_rows
 from st_llm_embed.evaluation.report import HEADLINES
 from st_llm_embed.export.readme import render, template
 from st_llm_embed.instructions import INSTRUCTION_TEMPLATE
+from st_llm_embed.modules.layout import read_json
 from st_llm_embed.recipe import BASE, EMBEDDED, TRAINED, Recipe
 from st_llm_embed.synthesis.prompts import PROMPT_VERSION
 
@@ -44,27 +45,19 @@ class Link(NamedTuple):
     """A repository that is published together with the one whose card it is on."""
 
     what: str
-    """`dataset`, `adapter`, `model`: rows trained on, LoRA alone, merged weights."""
+    """`dataset`, `adapter` or `model`."""
     repo_id: str
 
 
 def model_card(recipe: Recipe, model_dir: Path, dataset_dir: Path, evaluation_dir: Path) -> str:
-    """Render the card of a trained model.
+    """Render the card of a trained model; `updated_card` puts the published name, links and mteb results into it.
 
-    Args:
-        recipe: what made it.
-        model_dir: the saved model, whose files say how it is used.
-        dataset_dir: the rows, with statistics.json where an LLM wrote them.
-        evaluation_dir: holds report.json.
-
-    Returns:
-        The card with front matter; `updated_card` puts the published name, links and mteb results into it.
+    `model_dir` is the saved model, `dataset_dir` holds the rows, with statistics.json where an LLM wrote them, and
+    `evaluation_dir` report.json.
     """
     report = json.loads((evaluation_dir / "report.json").read_text(encoding="utf-8"))
     training_rows = load_split(dataset_dir, "train")
-    generators = sorted(
-        {name for dataset in training_rows.values() for name in dataset.unique("generator")} - {"unknown"}
-    )
+    generators = {name for dataset in training_rows.values() for name in dataset.unique("generator")} - {"unknown"}
     on_hub = {name for name, source in recipe.data.sources.items() if _is_hub_id(source.path)}
     base = recipe.base.name_or_path
     # The packaged base and local folders have no id that a reader could follow.
@@ -90,7 +83,7 @@ def model_card(recipe: Recipe, model_dir: Path, dataset_dir: Path, evaluation_di
         pooling_mode=recipe.base.pooling_mode,
         rows=f"{sum(len(dataset) for dataset in training_rows.values()):,}",
         task_types=", ".join(training_rows),
-        generators=", ".join(generators),
+        generators=", ".join(sorted(generators)),
         temperature=recipe.loss.temperature,
         stages=", ".join(stage.name for stage in recipe.stages),
         lora=_lora(recipe),
@@ -117,11 +110,8 @@ def student_card(recipe: Recipe, model_dir: Path, dataset_dir: Path, report_dir:
     """Render the card of a student; arguments as for `model_card`, with the report of the distillation."""
     distillation = distillation_of(recipe)
     report = json.loads((report_dir / "report.json").read_text(encoding="utf-8"))
-    teacher, start = distillation.teacher, distillation.student.name_or_path
-    named = ""
-    if teacher is not None:
-        named = recipe.publishing.repo_id if teacher.name_or_path == TRAINED else teacher.name_or_path
-        named = "a model that is not on the Hub" if named is None or Path(named).exists() else named
+    teacher, start = distillation.teacher.name_or_path, distillation.student.name_or_path
+    named = recipe.publishing.repo_id if teacher == TRAINED else teacher
     front_matter = {
         "language": languages(dataset_dir),
         "license": recipe.publishing.license,
@@ -133,7 +123,7 @@ def student_card(recipe: Recipe, model_dir: Path, dataset_dir: Path, report_dir:
         front_matter,
         name=recipe.name,
         kind=distillation.student.kind,
-        teacher=named,
+        teacher="a model that is not on the Hub" if named is None or Path(named).exists() else named,
         lengths=distillation.loss.matryoshka_dims or (Repository(str(model_dir)).dimension,),
         rows=distillation.rows,
         texts=bool(distillation.texts),
@@ -144,28 +134,19 @@ def student_card(recipe: Recipe, model_dir: Path, dataset_dir: Path, report_dir:
         costs=cost_rows(report),
         hardware=report["hardware"],
         kept=kept(report),
-        limitations=recipe.publishing.limitations if teacher is not None and teacher.name_or_path == TRAINED else (),
+        limitations=recipe.publishing.limitations if teacher == TRAINED else (),
     )
     return updated_card(card, model_dir, UNNAMED)
 
 
 def folder_card(model_dir: Path, name: str) -> str:
     """Render the card of a saved model of which nothing is known but its files."""
-    card = _rendered(
-        "folder_card.md", {"tags": TAGS[:-1]}, name=name.rpartition("/")[2], model=Repository(str(model_dir))
-    )
-    return updated_card(card, model_dir, name)
+    values = {"name": name.rpartition("/")[2], "model": Repository(str(model_dir))}
+    return updated_card(_rendered("folder_card.md", {"tags": TAGS[:-1]}, **values), model_dir, name)
 
 
 def adapter_card(recipe: Recipe, adapter_dir: Path, name: str, merged: str) -> str:
-    """Render the card of a LoRA adapter that is published beside the merged model.
-
-    Args:
-        recipe: what made it.
-        adapter_dir: the saved adapter, whose adapter_config.json names base and commit.
-        name: what the adapter is called on the Hub.
-        merged: what the merged model is called on the Hub.
-    """
+    """Render the card of a LoRA adapter, called `name` on the Hub, whose merged model is called `merged` there."""
     config = json.loads((adapter_dir / "adapter_config.json").read_text(encoding="utf-8"))
     front_matter = {
         "license": recipe.publishing.license,
@@ -210,33 +191,27 @@ def _eval_results(recipe: Recipe, report: dict[str, Any]) -> list[EvalResult]:
             dataset_split="validation",
             metric_type=key,
             metric_name=label,
-            metric_value=round(report["after"][key], 5),
+            metric_value=round(score, 5),
         )
         for key, label in HEADLINES.items()
-        if report["after"][key] is not None
+        if (score := report["after"][key]) is not None
     ]
 
 
 def _costs(report: dict[str, Any], dataset_dir: Path) -> list[tuple[str, str]]:
     """Return what is on record of money, time and machine."""
-    training = report["training"]
-    costs = []
-    statistics = dataset_dir / "statistics.json"
-    if statistics.is_file():
-        usd = json.loads(statistics.read_text(encoding="utf-8"))["cost"]["usd"]
-        costs.append(("Rows by an LLM", f"${usd:,.2f}"))
-    costs.append(("Training", f"{training['steps']:,} steps, {training['seconds']:,.0f} s since the last resume"))
-    costs.append(("Hardware", report["hardware"]))
-    return costs
+    training, statistics = report["training"], read_json(dataset_dir / "statistics.json")
+    return [
+        *([] if statistics is None else [("Rows by an LLM", f"${statistics['cost']['usd']:,.2f}")]),
+        ("Training", f"{training['steps']:,} steps, {training['seconds']:,.0f} s since the last resume"),
+        ("Hardware", report["hardware"]),
+    ]
 
 
 def dataset_card(recipe: Recipe, dataset_dir: Path, counts: Counter[tuple[str, Split]]) -> str:
     """Render the card of a written dataset; its front matter says where the files of each config are.
 
-    Args:
-        recipe: what made it.
-        dataset_dir: the dataset; its statistics.json, if an LLM wrote the rows, says how.
-        counts: rows by (config, split).
+    `dataset_dir` may hold statistics.json, which says how an LLM wrote the rows; `counts` are rows by (config, split).
     """
     configs = sorted({config for config, _ in counts})
     files = {
@@ -271,10 +246,9 @@ def dataset_card(recipe: Recipe, dataset_dir: Path, counts: Counter[tuple[str, S
 
 def _mining(recipe: Recipe, dataset_dir: Path) -> dict[str, Any] | None:
     """Return what the card says of mined negatives; None where there are none."""
-    path = dataset_dir / MINING_REPORT
-    if not path.is_file():
+    report = read_json(dataset_dir / MINING_REPORT)
+    if report is None:
         return None
-    report = json.loads(path.read_text(encoding="utf-8"))
     rows = [
         outcome
         | {"config": config, "split": split, "positive_not_in_range": outcome["positive_not_in_range"] or 0}
@@ -289,10 +263,9 @@ def _mining(recipe: Recipe, dataset_dir: Path) -> dict[str, Any] | None:
 
 def _origin(recipe: Recipe, dataset_dir: Path) -> dict[str, Any]:
     """Return what the card says of rows that an LLM wrote for this recipe; nothing of others."""
-    path = dataset_dir / "statistics.json"
-    if recipe.synthesis is None or not path.is_file():
+    statistics = read_json(dataset_dir / "statistics.json")
+    if recipe.synthesis is None or statistics is None:
         return {}
-    statistics = json.loads(path.read_text(encoding="utf-8"))
     plan, filters = recipe.synthesis.plan, recipe.synthesis.filters
     return {
         "statistics": statistics,
@@ -323,11 +296,8 @@ def languages(dataset_dir: Path) -> list[str] | None:
 def updated_card(card: str, folder: Path, name: str, links: Sequence[Link] = ()) -> str:
     """Rewrite the generated parts of a card for a published name; a part without a place in the card is omitted.
 
-    Args:
-        card: the card on disk, front matter included.
-        folder: the saved model, with exports and `.eval_results` if there are any.
-        name: what the model is called on the Hub.
-        links: what is published with it; datasets go into the front matter, too.
+    `folder` is the saved model, with exports and `.eval_results` if there are any; `links` is what is published with
+    it: datasets go into the front matter, too.
     """
     card = card.replace(UNNAMED, name)
     for part, text in {
@@ -336,11 +306,10 @@ def updated_card(card: str, folder: Path, name: str, links: Sequence[Link] = ())
         "links": render("links.md", links=links),
     }.items():
         card = _replaced(card, part, text)
-    datasets = [link.repo_id for link in links if link.what == "dataset"]
     parsed = ModelCard(card)
     front_matter = cast(ModelCardData, parsed.data)
     known = front_matter.datasets or []
-    new = [name for name in datasets if name not in known]
+    new = [link.repo_id for link in links if link.what == "dataset" and link.repo_id not in known]
     if not new:
         return card
     front_matter.datasets = [*known, *new]

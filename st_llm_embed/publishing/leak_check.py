@@ -22,9 +22,8 @@ BINARY = frozenset(
 )
 """Suffixes of files that are not text."""
 
-CONTENT = frozenset({"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "probe.json"})
-"""Files of other people's words, where only this machine's own folders count as paths of it."""
-CONTENT_SUFFIXES = frozenset({".jsonl", ".csv", ".tsv"})
+CONTENT = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "probe.json", ".jsonl", ".csv", ".tsv")
+"""Ends of names of files of other people's words, where only this machine's own folders count as paths of it."""
 
 TOKENS = re.compile(
     r"\b(hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|AKIA[0-9A-Z]{16}"
@@ -47,10 +46,7 @@ NOBODY = frozenset({"root", "user", "ubuntu", "admin", "runner", "vscode", "jovy
 def check_nothing_private(folder: Path, namespace: str, token: str) -> None:
     """Read every text file of a folder and refuse secrets, paths, and names of this machine and its user.
 
-    Args:
-        folder: what is to be published.
-        namespace: the user or organisation published under, whose name is allowed.
-        token: the token for the Hub.
+    `namespace` is the user or organisation published under, whose name is allowed; `token` is that for the Hub.
 
     Raises:
         InputError: something was found; the message names each file and line, and shows no secret.
@@ -60,8 +56,8 @@ def check_nothing_private(folder: Path, namespace: str, token: str) -> None:
     if found:
         more = f"; and {len(found) - 5} more places" if len(found) > 5 else ""
         raise InputError(
-            f"{'; '.join(found[:5])}{more}. Tokens, paths of this machine, its name and its user's are not "
-            "published. Correct these lines, or change the recipe they come from and run it again. Nothing was sent."
+            f"{'; '.join(found[:5])}{more}. Correct these lines, or change the recipe they come from and run it "
+            "again. Nothing was sent."
         )
 
 
@@ -78,12 +74,10 @@ def _read(folder: Path, secrets: set[str], own: re.Pattern[str], names: re.Patte
             continue
         with explained(f"{path} cannot be read", "Make it readable."):
             content = path.read_bytes()
-        is_content = path.name in CONTENT or path.suffix in CONTENT_SUFFIXES
-        patterns = [own] if is_content else [own, PATHS, *([names] if names else [])]
+        patterns = [own] if path.name.endswith(CONTENT) else [own, PATHS, *([names] if names else [])]
         if b"\0" in content:
             # UTF-16 is text with a zero beside each letter; anything else is searched for keys alone.
-            content = content.replace(b"\0", b"")
-            patterns = []
+            content, patterns = content.replace(b"\0", b""), []
         for number, line in enumerate(content.decode(errors="replace").splitlines(), 1):
             if TOKENS.search(line) or any(secret in line for secret in secrets):
                 yield f"{path} line {number} holds what looks like a token or key (not shown)"

@@ -35,11 +35,10 @@ class Part(NamedTuple):
 
 
 class Published(NamedTuple):
-    """A repository as it was published."""
+    """What was published: the address of the repository or of the pull request, and the commit at its head."""
 
     what: What
     address: str
-    """Of the repository, or of the pull request."""
     commit: str
 
 
@@ -54,7 +53,7 @@ def publish(
     unchanged repository gets no commit: after an interruption the same call finishes the rest.
 
     Args:
-        folder: output folder of a run, or a saved sentence-transformers model.
+        folder: output folder of a run or a distillation, or a saved sentence-transformers model.
         to: name of the model on the Hub, `organisation-or-user/name`.
         private: make the repositories private; those that exist must already be so.
         create_pr: open a pull request in each repository instead of committing to its main branch.
@@ -69,8 +68,8 @@ def publish(
     """
     if create_pr and tag is not None:
         raise InputError(
-            f"--tag {tag} is given with --create-pr, and a proposal has no commit to tag yet. After the pull request "
-            "is merged, publish again with --tag alone."
+            f"--tag {tag} is given with --create-pr, which has no commit to tag yet. When the pull request is merged, "
+            "publish again with --tag alone."
         )
     destination(to, "model", private=private)
     with tempfile.TemporaryDirectory() as scratch:
@@ -105,16 +104,14 @@ def _parts(folder: Path, to: str, scratch: Path) -> tuple[Recipe | None, list[Pa
         return None, [Part("model", folder, to)]
     if not (folder / "recipe.yaml").is_file():
         raise InputError(
-            f"{folder} is neither a run nor a saved model: it has no recipe.yaml and no modules.json. Give the output "
-            "folder of st-llm-embed run, or a folder that model.save_pretrained wrote."
+            f"{folder} is neither a run nor a saved model. Give the output folder of st-llm-embed run, or a folder "
+            "that model.save_pretrained wrote."
         )
     recipe = Recipe.load(str(folder / "recipe.yaml"))
     if not (folder / "release" / "modules.json").is_file():
-        if (folder / "student-release" / "modules.json").is_file():
-            raise InputError(
-                f"{folder} is a distillation of several models. Name the folder of one: "
-                f"st-llm-embed publish {folder / 'student-release'} --to {to}."
-            )
+        student = folder / "student-release"
+        if (student / "modules.json").is_file():
+            return None, [Part("model", student, to)]
         raise InputError(
             f"{folder} has no release yet. Finish the run first: st-llm-embed run {recipe.name} --output-dir "
             f"{folder}, with the recipe and the settings that began it."

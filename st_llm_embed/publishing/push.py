@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import yaml
+from datasets.data_files import resolve_pattern, sanitize_patterns
 from huggingface_hub import HfApi, RepoCard, get_token
 from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from st_llm_embed.errors import InputError, hub_reason
+from st_llm_embed.errors import InputError, explained, hub_reason
 from st_llm_embed.publishing.leak_check import NEVER_SENT, check_nothing_private
 
 RepoType = Literal["model", "dataset"]
@@ -35,12 +35,10 @@ class Destination(NamedTuple):
 
 
 class Pushed(NamedTuple):
-    """The result of a push."""
+    """The address of the repository or of the pull request, and the commit at its head."""
 
     address: str
-    """Of the repository, or of the pull request."""
     commit: str
-    """The head of the main branch, or of the pull request; an unchanged folder makes no new one."""
 
 
 def push_folder(
@@ -66,8 +64,7 @@ def push_folder(
         private: create the repository as private; one that exists must already be so.
         create_pr: propose the change in a pull request instead of committing to the main branch.
         commit_message: title of the commit, and of the pull request.
-        replaced: patterns of files that are removed from the repository, in the same commit, if the folder has none
-            of their names.
+        replaced: patterns of files that are removed from the repository, in the same commit, if the folder lacks them.
 
     Raises:
         InputError: the folder, the name, the token or its rights are not enough, or the network failed.
@@ -103,11 +100,7 @@ def push_folder(
 
 
 def destination(repo_id: str, repo_type: RepoType, *, private: bool) -> Destination:
-    """Name a repository, with the token of this machine's user.
-
-    Raises:
-        InputError: the name is not allowed, or there is no usable token.
-    """
+    """Name a repository, with the token of this machine's user; refuse wrong names and a missing token."""
     try:
         validate_repo_id(repo_id)
         allowed = repo_id.count("/") == 1
@@ -115,8 +108,8 @@ def destination(repo_id: str, repo_type: RepoType, *, private: bool) -> Destinat
         allowed = False
     if not allowed:
         raise InputError(
-            f"{repo_id!r} is not a name of a repository on the Hub. Allowed is organisation-or-user/name, of letters, "
-            "digits, '-', '_' and '.', at most 96 characters in all, such as my-organisation/my-embedder."
+            f"{repo_id!r} is not a name of a repository on the Hub. Allowed are letters, digits, '-', '_' and '.', at "
+            "most 96 in all, such as my-organisation/my-embedder."
         )
     token = get_token()
     if not token:
@@ -124,19 +117,11 @@ def destination(repo_id: str, repo_type: RepoType, *, private: bool) -> Destinat
             "There is no token for the Hub. Make one that may write at https://huggingface.co/settings/tokens, then "
             "run `hf auth login` or set the environment variable HF_TOKEN. Nothing was sent."
         )
-    if not (token.isascii() and token.isprintable() and " " not in token):
-        raise InputError(
-            "The token for the Hub has characters that are never in one (blanks, line ends, letters beyond ASCII). "
-            "Copy it again into the environment variable HF_TOKEN, or run `hf auth login`. Nothing was sent."
-        )
     return Destination(repo_id, repo_type, private, token)
 
 
 def check_push(folder: Path, to: Destination) -> bool:
-    """Check all that can be checked before anything is sent.
-
-    Returns:
-        Whether the repository exists.
+    """Check all that can be checked before anything is sent, and return whether the repository exists.
 
     Raises:
         InputError: as `push_folder`.
@@ -150,17 +135,14 @@ def check_push(folder: Path, to: Destination) -> bool:
                 card.validate(repo_type=to.repo_type)
         except ValueError as error:
             raise InputError(
-                f"The Hub does not accept the front matter of {folder / 'README.md'}: {' '.join(str(error).split())}. "
-                "Correct it and run the same command again. Nothing was sent."
+                f"The Hub does not accept the front matter of {folder / 'README.md'}: {error}. Correct it and run the "
+                "same command again. Nothing was sent."
             ) from error
     return exists
 
 
 def check_dataset(folder: Path) -> RepoCard:
-    """Check that a dataset has a card with a licence, and that every data file named there exists.
-
-    Returns:
-        The card.
+    """Check that a dataset has a card with a licence, and that every data file named there exists; return the card.
 
     Raises:
         InputError: something is missing.
@@ -168,8 +150,8 @@ def check_dataset(folder: Path) -> RepoCard:
     card = _read_card(folder)
     if card is None:
         raise InputError(
-            f"{folder} is not a dataset: it has no README.md whose front matter (the lines between two '---') names "
-            "its configs. Give the dataset folder of a run."
+            f"{folder} is not a dataset: it has no README.md whose front matter names its configs. Give the dataset "
+            "folder of a run."
         )
     front_matter = card.data.to_dict()
     licence = front_matter.get("license")
@@ -177,26 +159,21 @@ def check_dataset(folder: Path) -> RepoCard:
     words = [str(name or "").strip("[]<>{} ").casefold() for name in names]
     if not words or not PLACEHOLDERS.isdisjoint(words):
         raise InputError(
-            f"{folder / 'README.md'} names no license ({licence!r}), and nobody may use data without one. Write "
-            "`license:` with the Hub's name of it, such as cc-by-4.0, into the front matter; the list is at "
-            "https://huggingface.co/docs/hub/repositories-licenses."
+            f"{folder / 'README.md'} names no license ({licence!r}). Write `license:` with the Hub's name of it, such "
+            "as cc-by-4.0, into the front matter; see https://huggingface.co/docs/hub/repositories-licenses."
         )
-    patterns = list(_data_files(front_matter))
-    missing = [pattern for pattern in patterns if not _matches(folder, pattern)]
-    if missing or not patterns:
-        what = f"the data files {', '.join(missing)}, which are not there" if missing else "no data files"
-        raise InputError(
-            f"{folder / 'README.md'} names {what}. Allowed are paths inside the folder, under `configs` and "
-            "`data_files`. Build the dataset again, or correct the card."
-        )
+    with explained(
+        f"{folder / 'README.md'} does not name its data files, or they are gone", "Build the dataset again."
+    ):
+        for config in front_matter["configs"]:
+            for patterns in sanitize_patterns(config["data_files"]).values():
+                for pattern in patterns:
+                    resolve_pattern(pattern, str(folder))
     return card
 
 
 def check_model(folder: Path) -> RepoCard | None:
-    """Check that a folder is a saved sentence-transformers model, or an adapter of one, without pickled weights.
-
-    Returns:
-        Its card, if it has one.
+    """Check that a folder is a saved model, or an adapter of one, without pickled weights; return its card, if any.
 
     Raises:
         InputError: it is something else.
@@ -226,82 +203,56 @@ def check_model(folder: Path) -> RepoCard | None:
 
 
 def check_tag(to: Destination, tag: str) -> None:
-    """Check that a tag is free, or names what the repository's main branch holds now.
-
-    Raises:
-        InputError: it cannot be the name of a tag, or names another commit.
-    """
+    """Check that a tag is a name, and is free or that of what the repository's main branch holds now."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", tag) or tag.endswith((".", ".lock")) or ".." in tag:
         raise InputError(
             f"--tag {tag!r} is not a name of a tag. Allowed are letters, digits, '-', '_' and '.', a letter or digit "
             "first, such as v1."
         )
-    with _hub_explained(to, "nothing was sent yet"):
-        api = HfApi(token=to.token)
-        commit = _tagged(api, to, tag)
-        if commit is not None and commit != api.repo_info(to.repo_id, repo_type=to.repo_type).sha:
-            raise _other_commit(to, tag, commit, "Nothing was sent.")
+    api = HfApi(token=to.token)
+    with _hub_explained(to, "nothing was sent yet"), suppress(RepositoryNotFoundError):
+        head = api.repo_info(to.repo_id, repo_type=to.repo_type).sha
+        _is_tagged(api, to, tag, str(head), "Nothing was sent.")
 
 
 def tag_commit(to: Destination, tag: str, commit: str) -> None:
-    """Name a commit; the same commit by the same name again is not an error.
-
-    Raises:
-        InputError: the tag names another commit, or the Hub does not take it.
-    """
+    """Name a commit; the same commit by the same name again is not an error, another is."""
+    api = HfApi(token=to.token)
     with _hub_explained(to, "what was uploaded is kept and is not sent twice"):
-        api = HfApi(token=to.token)
-        known = _tagged(api, to, tag)
-        if known is None:
+        if not _is_tagged(api, to, tag, commit, "The files are on the main branch, without a tag."):
             api.create_tag(to.repo_id, tag=tag, revision=commit, repo_type=to.repo_type, exist_ok=True)
-        elif known != commit:
-            raise _other_commit(to, tag, known, "The files are on the main branch, without a tag.")
 
 
-def _tagged(api: HfApi, to: Destination, tag: str) -> str | None:
-    try:
-        refs = api.list_repo_refs(to.repo_id, repo_type=to.repo_type)
-    except RepositoryNotFoundError:
-        return None
-    return next((ref.target_commit for ref in refs.tags if ref.name == tag), None)
-
-
-def _other_commit(to: Destination, tag: str, commit: str, outcome: str) -> InputError:
-    return InputError(
-        f"{to.repo_id} has a tag {tag} already, for commit {commit[:12]} with other files, and tags are never moved. "
-        f"Choose another tag, or delete this one on the Hub. {outcome}"
-    )
+def _is_tagged(api: HfApi, to: Destination, tag: str, commit: str, outcome: str) -> bool:
+    """Return whether a commit has a tag; refuse one that another commit has."""
+    refs = api.list_repo_refs(to.repo_id, repo_type=to.repo_type)
+    known = next((ref.target_commit for ref in refs.tags if ref.name == tag), commit)
+    if known != commit:
+        raise InputError(
+            f"{to.repo_id} has a tag {tag} already, for commit {known[:12]} with other files, and tags are never "
+            f"moved. Choose another tag, or delete this one on the Hub. {outcome}"
+        )
+    return any(ref.name == tag for ref in refs.tags)
 
 
 def _check_existing(api: HfApi, to: Destination) -> bool:
-    """Return whether the repository exists.
-
-    Raises:
-        InputError: it, or one of the same name, is not what this push would make.
-    """
+    """Return whether the repository exists; refuse one that is public where this push is private, or reversely."""
     try:
         info = api.repo_info(to.repo_id, repo_type=to.repo_type)
     except RepositoryNotFoundError:
-        other: RepoType = "model" if to.repo_type == "dataset" else "dataset"
-        # The Hub would allow both under one name; here it is nearly always a slip, and a repository is soon public.
-        if api.repo_exists(to.repo_id, repo_type=other):
-            raise InputError(
-                f"{to.repo_id} is a {other} on the Hub, and this push is of a {to.repo_type}. Choose another name, "
-                f"such as {to.repo_id}-{to.repo_type}, or push the folder of the {other}. Nothing was sent."
-            ) from None
         return False
     if bool(info.private) != to.private:
         is_, wanted = ("private", "public") if info.private else ("public", "private")
         raise InputError(
-            f"{to.repo_id} exists and is {is_}, and this push is to a {wanted} repository. Push it as {is_}, choose "
-            f"another name, or make the repository {wanted} in its settings. Nothing was sent."
+            f"{to.repo_id} exists and is {is_}, and this push is to a {wanted} repository. Push it as {is_}, or "
+            "choose another name. Nothing was sent."
         )
     return True
 
 
 @contextmanager
 def _hub_explained(to: Destination, outcome: str) -> Generator[None]:
-    """Re-raise what the Hub's client raises as one message: the reason, what to do, and what became of the push."""
+    """Re-raise what the Hub's client raises: the reason, what to do, and what became of the push."""
     try:
         yield
     except InputError:
@@ -317,26 +268,8 @@ def _read_card(folder: Path) -> RepoCard | None:
     path = folder / "README.md"
     if not path.is_file():
         return None
-    try:
+    with explained(
+        f"The front matter of {path} cannot be read", "It has to be YAML between two lines of '---' at the top."
+    ):
         card = RepoCard.load(path)
-    except (yaml.YAMLError, ValueError, TypeError) as error:
-        raise InputError(
-            f"The front matter of {path} cannot be read: {' '.join(str(error).split())}. It has to be YAML between "
-            "two lines of '---' at the top; correct it."
-        ) from error
     return card if card.data.to_dict() else None
-
-
-def _data_files(front_matter: dict[str, Any]) -> Iterator[str]:
-    """Yield every path or pattern that the configs name, in all spellings that `datasets` reads."""
-    for config in front_matter.get("configs") or []:
-        entries = config.get("data_files") or []
-        for entry in entries if isinstance(entries, list) else [entries]:
-            paths = entry.get("path") if isinstance(entry, dict) else entry
-            yield from map(str, paths if isinstance(paths, list) else [paths])
-
-
-def _matches(folder: Path, pattern: str) -> bool:
-    path = Path(pattern)
-    inside = bool(pattern) and not path.is_absolute() and ".." not in path.parts
-    return inside and any(found.is_file() for found in folder.glob(pattern))

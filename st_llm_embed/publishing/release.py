@@ -52,13 +52,13 @@ def write_release(
     Raises:
         RuntimeError: they differ by more than rounding in the recipe's dtype.
     """
-    _link_model(training_dir / "model", output_dir)
+    shutil.copytree(training_dir / "model", output_dir, copy_function=link_weights, dirs_exist_ok=True)
     if recipe.base.instructions == "natural":
         path = output_dir / "config_sentence_transformers.json"
-        config = json.loads(path.read_text(encoding="utf-8"))
         # Importing mteb takes seconds.
         from st_llm_embed.evaluation.mteb_models import model_prompts
 
+        config = json.loads(path.read_text(encoding="utf-8"))
         config["prompts"] |= model_prompts()
         path.write_text(json.dumps(config, indent=2), encoding="utf-8")
     released = load_stock(output_dir)
@@ -75,12 +75,8 @@ def write_release(
 def write_student_release(
     recipe: Recipe, dataset_dir: Path, student_dir: Path, report_dir: Path, output_dir: Path
 ) -> None:
-    """Release the student: its own files with card and recipe.
-
-    Raises:
-        RuntimeError: the released folder has other vectors than the student.
-    """
-    _link_model(student_dir / "model", output_dir)
+    """Release the student: its own files with card and recipe; RuntimeError where its vectors changed."""
+    shutil.copytree(student_dir / "model", output_dir, copy_function=link_weights, dirs_exist_ok=True)
     if distillation_of(recipe).student.kind == "encoder":
         tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(output_dir))
         make_portable(output_dir, tokenizer, None)
@@ -91,10 +87,6 @@ def write_student_release(
     (output_dir / "recipe.yaml").write_text(without_local_places(recipe), encoding="utf-8")
     card = student_card(recipe, output_dir, dataset_dir, report_dir)
     (output_dir / "README.md").write_text(card, encoding="utf-8")
-
-
-def _link_model(model_dir: Path, output_dir: Path) -> None:
-    shutil.copytree(model_dir, output_dir, copy_function=link_weights, dirs_exist_ok=True)
 
 
 def _check_cosine(found: NDArray[np.floating], least: float, folder: Path) -> None:
@@ -109,12 +101,7 @@ def _check_cosine(found: NDArray[np.floating], least: float, folder: Path) -> No
 def write_adapter_release(release_dir: Path, adapter_dir: Path, output_dir: Path) -> None:
     """Write an adapter as a repository of its own, which stock `SentenceTransformer` loads on its base.
 
-    Tokenizer, pooling, prompts and probe are those of the merged model; no weights are loaded.
-
-    Args:
-        release_dir: what `write_release` wrote for the merged model.
-        adapter_dir: what the training saved as `adapter`.
-        output_dir: a folder that is not there yet, or an empty one.
+    Tokenizer, pooling, prompts and probe are those of the merged model in `release_dir`; no weights are loaded.
 
     Raises:
         InputError: there is no adapter, or its base is not named by Hub id and commit.
@@ -122,15 +109,15 @@ def write_adapter_release(release_dir: Path, adapter_dir: Path, output_dir: Path
     for folder, name in ((adapter_dir, ADAPTER_CONFIG), (adapter_dir, ADAPTER_WEIGHTS), (release_dir, "modules.json")):
         if not (folder / name).is_file():
             raise InputError(
-                f"{folder} has no {name}. Give the release folder of a run and the folder `adapter` of its training; "
-                "a run has an adapter where its recipe has a section lora."
+                f"{folder} has no {name}. Give the release folder of a run with lora and the folder `adapter` of its "
+                "training."
             )
     if not has_public_base(adapter_dir):
         config = Repository(str(adapter_dir)).adapter
         raise InputError(
             f"The adapter in {adapter_dir} names its base as {config.get('base_model_name_or_path')!r} at revision "
-            f"{config.get('revision')!r}; others can load it only if that is a Hub id and a commit of 40 hex digits. "
-            "Train with base.name_or_path set to a Hub id, or publish the merged model alone."
+            f"{config.get('revision')!r}. Allowed are a Hub id and a commit of 40 hex digits. Train with "
+            "base.name_or_path set to a Hub id, or publish the merged model alone."
         )
     shared = [path for pattern in SHARED_WITH_ADAPTER for path in sorted(release_dir.glob(pattern))]
     for path in (*shared, adapter_dir / ADAPTER_CONFIG, adapter_dir / ADAPTER_WEIGHTS):
@@ -140,11 +127,7 @@ def write_adapter_release(release_dir: Path, adapter_dir: Path, output_dir: Path
 
 
 def has_public_base(adapter_dir: Path) -> bool:
-    """Whether a folder holds an adapter that names its base by Hub id and commit; nobody else can load any other.
-
-    Raises:
-        InputError: its configuration cannot be read.
-    """
+    """Whether a folder holds an adapter that names its base by Hub id and commit; nobody else can load any other."""
     config = Repository(str(adapter_dir)).adapter if adapter_dir.is_dir() else {}
     base, revision = config.get("base_model_name_or_path") or "", config.get("revision") or ""
     return bool(HUB_ID.fullmatch(base) and COMMIT.fullmatch(revision))
@@ -152,8 +135,7 @@ def has_public_base(adapter_dir: Path) -> bool:
 
 def without_local_places(recipe: Recipe) -> str:
     """Return the recipe as YAML, paths replaced by the files' names, hosts of a local network by localhost."""
-    content = _shared(recipe.model_dump(mode="json"))
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+    return yaml.safe_dump(_shared(recipe.model_dump(mode="json")), sort_keys=False, allow_unicode=True, width=100)
 
 
 def _shared(value: Any) -> Any:

@@ -45,7 +45,7 @@ def test_an_encoder_goes_to_the_hub_with_its_export(
     assert (facts.kind, facts.dimension, facts.max_seq_length, facts.pooling) == ("transformer", 8, 48, "mean")
     export_model(release, ["onnx"], release)
     pusher = Pusher(hub)
-    assert pusher.publish(release, "lab/student") == [f"{hub.endpoint}/lab/student"]
+    assert pusher.publish(tmp_path / "out", "lab/student") == [f"{hub.endpoint}/lab/student"]
     pusher.close()
     found = hub.run(PUBLISHED, json.dumps(["lab/student", TEXTS]))
     stock = SentenceTransformer(str(release), device="cpu")

@@ -190,13 +190,6 @@ def test_a_decoder_that_takes_the_mean_can_be_exported(tiny_base: Path, tmp_path
     check_export(tmp_path / "model", tmp_path / "out")
 
 
-@pytest.mark.parametrize("form", ["portable", "gguf"])
-def test_formats_of_decoders_are_refused(form: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"last token's hidden state, as {form} needs"):
-        export_model(save_static(tmp_path), [form], tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_prompt_that_is_omitted_from_the_pooling_is_refused(tmp_path: Path) -> None:
     model = save_encoder(tmp_path, ENCODERS["bert"], "mean", include_prompt=False)
     with pytest.raises(InputError, match="include_prompt is false"):

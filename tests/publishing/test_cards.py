@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from st_llm_embed import InputError, LLMSentenceTransformer, Recipe, run_pipeline
+from st_llm_embed import InputError, Recipe, run_pipeline
 from st_llm_embed.doctor.repository import Repository
 from st_llm_embed.publishing.cards import Link, folder_card, model_card, updated_card
 
@@ -127,25 +127,3 @@ def test_a_card_for_last_tokens_is_not_given_to_a_model_that_takes_the_mean(mode
         path.write_text(json.dumps(spelling), encoding="utf-8")
         assert Repository(str(model)).pooling == "mean"
         assert "AutoModel" not in folder_card(model, "lab/m")
-
-
-def test_the_facts_are_those_of_the_loaded_model(model: Path) -> None:
-    loaded, facts = LLMSentenceTransformer(str(model)), Repository(str(model))
-    assert facts.dimension == loaded.get_embedding_dimension()
-    assert facts.max_seq_length == loaded.max_seq_length
-    assert facts.prompts == loaded.prompts
-    assert facts.special_token("eos") == loaded.tokenizer.eos_token
-    assert (facts.pooling, facts.normalized, facts.split_special_tokens) == ("lasttoken", True, False)
-
-
-def test_vectors_side_by_side_are_counted_together(model: Path) -> None:
-    path = model / "1_Pooling" / "config.json"
-    path.write_text(json.dumps({"embedding_dimension": 32, "pooling_mode": ["mean", "max"]}), encoding="utf-8")
-    assert (Repository(str(model)).dimension, Repository(str(model)).pooling) == (64, "mean+max")
-
-
-def test_a_length_without_a_limit_is_none(model: Path) -> None:
-    path = model / "sentence_bert_config.json"
-    content = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps(content | {"max_seq_length": 10**30}), encoding="utf-8")
-    assert Repository(str(model)).max_seq_length is None
