@@ -30,8 +30,8 @@ from pydantic import Field, StringConstraints, ValidationError, field_validator,
 
 from st_llm_embed.cli.options import configure_logging
 from st_llm_embed.errors import InputError, explained, shown
-from st_llm_embed.evaluation import markdown_table
 from st_llm_embed.evaluation.plots import AFTER, BEFORE, figure
+from st_llm_embed.evaluation.report import markdown_table
 from st_llm_embed.pipeline import check_inputs
 from st_llm_embed.recipe import Recipe
 from st_llm_embed.recipe.section import NAME_PATTERN, Label, Section

@@ -18,8 +18,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from st_llm_embed.data import read_rows, rows_file
 from st_llm_embed.data.contamination import EvaluationTexts
+from st_llm_embed.data.rows import read_rows, rows_file
 
 
 def main() -> None:

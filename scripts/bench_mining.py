@@ -22,8 +22,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from st_llm_embed.data import Row, write_dataset
+from st_llm_embed.data.dataset import write_dataset
 from st_llm_embed.data.mining import mine_dataset
+from st_llm_embed.data.rows import Row
 from st_llm_embed.data.vectors import VectorFolder
 from st_llm_embed.recipe import Mining
 

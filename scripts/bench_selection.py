@@ -22,7 +22,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from st_llm_embed.data import read_rows, rows_file
+from st_llm_embed.data.rows import read_rows, rows_file
 from st_llm_embed.languages import LANGUAGE_CODES
 from st_llm_embed.recipe import Synthesis
 from st_llm_embed.synthesis.generate import tasks_file

@@ -42,7 +42,7 @@ from torch import nn
 from transformers import AutoModel, PreTrainedConfig
 
 from st_llm_embed import LLMSentenceTransformer
-from st_llm_embed.training import InfoNCELoss
+from st_llm_embed.training.loss import InfoNCELoss
 from st_llm_embed.training.plan import step_flops
 
 TEMPERATURE = 0.02

@@ -77,7 +77,7 @@ def score_sts_benchmark(folder: str) -> None:
     from sentence_transformers import SentenceTransformer
 
     from st_llm_embed import Recipe
-    from st_llm_embed.training import starting_model
+    from st_llm_embed.training.adapter import starting_model
 
     recipe = Recipe.load(f"{folder}/recipe.yaml")
     models = {"before": starting_model(recipe), "after": SentenceTransformer(f"{folder}/release")}

@@ -14,7 +14,7 @@ import random
 import time
 from collections import defaultdict
 
-from st_llm_embed.data import read_rows, rows_file
+from st_llm_embed.data.rows import read_rows, rows_file
 from st_llm_embed.synthesis.language_id import CLOSE_LANGUAGES, LANGUAGE_SCRIPTS, LEAST_BYTES, contradicts
 
 

@@ -15,8 +15,7 @@ import random
 import sys
 from pathlib import Path
 
-from st_llm_embed.data import read_rows, rows_file
-from st_llm_embed.data.rows import fold
+from st_llm_embed.data.rows import fold, read_rows, rows_file
 from st_llm_embed.synthesis.filters import leaks
 
 SHARES = (0.5, 0.7, 0.8, 0.9, 1.0)

@@ -36,8 +36,9 @@ def build_run(folder: Path, size: str) -> None:
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     from st_llm_embed import LLMSentenceTransformer
-    from st_llm_embed.data import Row, write_dataset
-    from st_llm_embed.modules import base_path
+    from st_llm_embed.data.dataset import write_dataset
+    from st_llm_embed.data.rows import Row
+    from st_llm_embed.modules.layout import base_path
     from st_llm_embed.training.check import vectors_of, write_reference_vectors
 
     tokenizer = AutoTokenizer.from_pretrained(base_path("embedded"))
@@ -78,7 +79,7 @@ def run_stage(stage: str, folder: Path) -> None:
     """Run one stage on what the stages before it wrote into a run's folder."""
     from st_llm_embed import Recipe, export_model, publish, verify
     from st_llm_embed.doctor import diagnose
-    from st_llm_embed.evaluation import write_report
+    from st_llm_embed.evaluation.report import write_report
     from st_llm_embed.publishing.release import write_release
 
     recipe = Recipe.load("demo", [f"base.name_or_path={folder / 'base'}", "base.max_seq_length=64"])

@@ -27,12 +27,14 @@ from sentence_transformers import SentenceTransformerTrainer, SentenceTransforme
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from st_llm_embed import LLMSentenceTransformer, Recipe
-from st_llm_embed.data import read_rows, rows_file, write_dataset
-from st_llm_embed.data.dataset import write_source
+from st_llm_embed.data.dataset import write_dataset, write_source
+from st_llm_embed.data.rows import read_rows, rows_file
 from st_llm_embed.data.sources import read_source
 from st_llm_embed.evaluation.held_out import evaluate_held_out, load_held_out
 from st_llm_embed.instructions import format_query
-from st_llm_embed.training import starting_model, training_arguments, training_set
+from st_llm_embed.training.adapter import starting_model
+from st_llm_embed.training.arguments import training_arguments
+from st_llm_embed.training.train import training_set
 from st_llm_embed.training.trainer import build_trainer
 
 OURS = ("batches={}", "loss={temperature: 0.02, mini_batch_num_tokens: 4096}")

@@ -26,9 +26,9 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from st_llm_embed import InputError, LLMSentenceTransformer
 from st_llm_embed.errors import explained
-from st_llm_embed.evaluation import markdown_table
 from st_llm_embed.evaluation.mteb import evaluate
 from st_llm_embed.evaluation.mteb_models import LocalModel
+from st_llm_embed.evaluation.report import markdown_table
 from st_llm_embed.modules.layout import model_identity
 
 TASK = "LEMBPasskeyRetrieval"

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from st_llm_embed.doctor.verify import verify
     from st_llm_embed.errors import InputError
     from st_llm_embed.export import export_model
-    from st_llm_embed.modules import LLMSentenceTransformer
+    from st_llm_embed.modules.model import LLMSentenceTransformer
     from st_llm_embed.pipeline import run_pipeline
     from st_llm_embed.publishing.publish import publish
     from st_llm_embed.recipe import Recipe
@@ -32,7 +32,7 @@ __all__ = [
 
 _HOMES = {
     "InputError": "st_llm_embed.errors",
-    "LLMSentenceTransformer": "st_llm_embed.modules",
+    "LLMSentenceTransformer": "st_llm_embed.modules.model",
     "publish": "st_llm_embed.publishing.publish",
     "Recipe": "st_llm_embed.recipe",
     "diagnose": "st_llm_embed.doctor",

@@ -15,8 +15,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from st_llm_embed.data import Row, Split, check_rows, read_rows, rows_file, write_dataset
-from st_llm_embed.data.dataset import task_type_of, write_source
+from st_llm_embed.data.dataset import Split, check_rows, task_type_of, write_dataset, write_source
+from st_llm_embed.data.rows import Row, read_rows, rows_file
 from st_llm_embed.data.sources import check_source, read_source
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.modules.layout import model_fingerprint
@@ -36,8 +36,8 @@ def check_inputs(recipe: Recipe) -> None:
     Raises:
         InputError: rows, base model or a section of the recipe cannot be used.
     """
-    from st_llm_embed.evaluation import check_best_score
-    from st_llm_embed.training import check_training
+    from st_llm_embed.evaluation.held_out import check_best_score
+    from st_llm_embed.training.check import check_training
     from st_llm_embed.training.train import configurations_of
 
     check_training(recipe)
@@ -96,7 +96,7 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
         InputError: something given cannot be used, the output folder holds what no run wrote, or the disk is full;
             finished stages are kept.
     """
-    from st_llm_embed.evaluation import write_report
+    from st_llm_embed.evaluation.report import write_report
     from st_llm_embed.publishing.release import write_release
 
     check_inputs(recipe)
@@ -273,10 +273,9 @@ def _train(recipe: Recipe, output_dir: Path, data: Sequence[Path]) -> tuple[Path
     Returns:
         The folder of the last training, and its fingerprint.
     """
-    from st_llm_embed.evaluation import held_out_evaluator
-    from st_llm_embed.training import train
+    from st_llm_embed.evaluation.held_out import held_out_evaluator
     from st_llm_embed.training.adapter import continue_from
-    from st_llm_embed.training.train import configurations_of
+    from st_llm_embed.training.train import configurations_of, train
 
     names = [path.parent.name for folder in data for path in folder.glob("*/train.parquet")]
     # All of them, so that a name in a later stage is wrong before an earlier one has trained.

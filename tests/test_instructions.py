@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from st_llm_embed.data import Row, split_of
+from st_llm_embed.data.dataset import split_of
+from st_llm_embed.data.rows import Row
 from st_llm_embed.instructions import (
     ONE_STEP_INSTRUCTIONS,
     PUBLISHED_PROMPTS,

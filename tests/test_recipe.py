@@ -8,7 +8,7 @@ from sentence_transformers import SentenceTransformerTrainingArguments
 
 from st_llm_embed import InputError, Recipe
 from st_llm_embed.recipe import shipped_recipes
-from st_llm_embed.training import lora_config, training_arguments
+from st_llm_embed.training.arguments import lora_config, training_arguments
 
 
 @pytest.mark.parametrize("name", shipped_recipes())

@@ -22,7 +22,7 @@ from scales import errors_in_one_line
 
 from st_llm_embed import LLMSentenceTransformer, Recipe
 from st_llm_embed.languages import HIGH_RESOURCE_ISO639_3, LANGUAGE_CODES
-from st_llm_embed.training import starting_model
+from st_llm_embed.training.adapter import starting_model
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from ablate import spread

@@ -14,8 +14,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from st_llm_embed.evaluation import markdown_table
 from st_llm_embed.evaluation.mteb_report import load_references
+from st_llm_embed.evaluation.report import markdown_table
 
 ROOT = Path(__file__).resolve().parents[2]
 

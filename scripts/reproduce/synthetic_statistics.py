@@ -15,8 +15,8 @@ from pathlib import Path
 from models import write
 from scales import errors_in_one_line
 
-from st_llm_embed.data import read_rows, rows_file
-from st_llm_embed.modules import load_tokenizer
+from st_llm_embed.data.rows import read_rows, rows_file
+from st_llm_embed.modules.base import load_tokenizer
 from st_llm_embed.recipe import EMBEDDED, TASK_TYPES
 
 PAPER = {

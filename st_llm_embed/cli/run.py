@@ -61,7 +61,7 @@ def run(
     from rich.console import Console
     from rich.table import Table
 
-    from st_llm_embed.evaluation import headline_rows
+    from st_llm_embed.evaluation.report import headline_rows
 
     table = Table("held-out rows", "before", "after", "change", title=f"{report['recipe']}: before and after training")
     for row in headline_rows(report):

@@ -36,7 +36,7 @@ from st_llm_embed.data.nearest import nearest_documents, pair_scores
 from st_llm_embed.data.rows import content_hash, fold
 from st_llm_embed.data.vectors import VectorFolder
 from st_llm_embed.errors import InputError, explained, shown
-from st_llm_embed.modules import LLMSentenceTransformer
+from st_llm_embed.modules.model import LLMSentenceTransformer
 from st_llm_embed.recipe import BASE, Mining
 
 SPLITS: tuple[Split, ...] = ("train", "validation")

@@ -15,7 +15,7 @@ from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import Mining, Teacher
 
 if TYPE_CHECKING:
-    from st_llm_embed.modules import LLMSentenceTransformer
+    from st_llm_embed.modules.model import LLMSentenceTransformer
 
 DTYPE: np.dtype[Any] = np.dtype(np.float16)
 """Changes the cosine of unit vectors by about 1e-4."""

@@ -28,13 +28,13 @@ from st_llm_embed.data.vectors import VectorFolder, encoding
 from st_llm_embed.distillation.student import build_student, check_student
 from st_llm_embed.errors import InputError, explained, shown
 from st_llm_embed.instructions import format_query
-from st_llm_embed.modules import LLMSentenceTransformer
+from st_llm_embed.modules.model import LLMSentenceTransformer
 from st_llm_embed.recipe import TRAINED, Distillation, DistillationLoss, Instructions, Recipe
-from st_llm_embed.training import training_arguments, training_set
+from st_llm_embed.training.arguments import training_arguments
 from st_llm_embed.training.batches import SetSamplerEpoch
 from st_llm_embed.training.loss import known_positives
 from st_llm_embed.training.reporting import check_reporting, reporting_into
-from st_llm_embed.training.train import last_complete_checkpoint
+from st_llm_embed.training.train import last_complete_checkpoint, training_set
 from st_llm_embed.training.trainer import EmbedderTrainer
 
 UNLABELLED = "texts"

@@ -38,8 +38,8 @@ from st_llm_embed.encoding.shards import (
     shard_path,
 )
 from st_llm_embed.errors import InputError, explained
-from st_llm_embed.modules import LLMSentenceTransformer
 from st_llm_embed.modules.layout import model_identity
+from st_llm_embed.modules.model import LLMSentenceTransformer
 from st_llm_embed.processes import written_beside
 
 logger = logging.getLogger(__name__)

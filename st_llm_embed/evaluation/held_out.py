@@ -18,12 +18,12 @@ from sentence_transformers.base.model import BaseModel
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 from transformers.trainer_utils import IntervalStrategy
 
-from st_llm_embed.data import load_split, negative_columns
+from st_llm_embed.data.dataset import load_split, negative_columns
 from st_llm_embed.errors import InputError
 from st_llm_embed.instructions import format_query, instruction_of
-from st_llm_embed.modules import LLMSentenceTransformer
+from st_llm_embed.modules.model import LLMSentenceTransformer
 from st_llm_embed.recipe import TASK_TYPES, Instructions, Recipe
-from st_llm_embed.training import SCORES, training_arguments
+from st_llm_embed.training.arguments import SCORES, training_arguments
 
 QUERIES_AT_ONCE = 512
 """Rows of the similarity matrix in memory at a time."""

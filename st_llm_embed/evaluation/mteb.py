@@ -29,7 +29,8 @@ from st_llm_embed.errors import InputError, did_you_mean, explained
 from st_llm_embed.evaluation.mteb_models import LocalModel, Usage
 from st_llm_embed.evaluation.served import ServedModel
 from st_llm_embed.instructions import TaskPrompt
-from st_llm_embed.modules import LLMSentenceTransformer, check_eos
+from st_llm_embed.modules.eos import check_eos
+from st_llm_embed.modules.model import LLMSentenceTransformer
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask

@@ -27,8 +27,8 @@ from st_llm_embed.instructions import (
     mteb_task_prompt,
     saved_mteb_prompts,
 )
-from st_llm_embed.modules import LLMSentenceTransformer
 from st_llm_embed.modules.layout import model_identity
+from st_llm_embed.modules.model import LLMSentenceTransformer
 
 if TYPE_CHECKING:
     from mteb import TaskMetadata

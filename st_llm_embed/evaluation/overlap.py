@@ -20,10 +20,10 @@ from datasets import Dataset
 from mteb.abstasks import AbsTask, AbsTaskRetrieval
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
 
-from st_llm_embed.data import read_rows, rows_file
 from st_llm_embed.data.contamination import EvaluationTexts, Match, strings_in
 from st_llm_embed.data.dataset import is_text_column
 from st_llm_embed.data.files import read_records
+from st_llm_embed.data.rows import read_rows, rows_file
 from st_llm_embed.errors import InputError, explained, shown
 from st_llm_embed.evaluation.report import markdown_table
 from st_llm_embed.recipe import EMBEDDED, SYNTHESIS, Recipe

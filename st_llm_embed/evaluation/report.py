@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from st_llm_embed.evaluation.held_out import Scores, evaluate_held_out, load_held_out
 from st_llm_embed.evaluation.plots import plot_before_after, plot_loss, plot_scores, plot_similarity
-from st_llm_embed.modules import LLMSentenceTransformer
+from st_llm_embed.modules.model import LLMSentenceTransformer
 from st_llm_embed.recipe import Recipe
-from st_llm_embed.training import SCORES, starting_model
+from st_llm_embed.training.adapter import starting_model
+from st_llm_embed.training.arguments import SCORES
 
 VERSIONS_SHOWN = ("st_llm_embed", "sentence-transformers", "transformers", "peft", "torch", "datasets")
 

@@ -32,7 +32,8 @@ from st_llm_embed.export.onnx import (
     save_onnx,
 )
 from st_llm_embed.export.readme import render
-from st_llm_embed.modules import DecoderTransformer, LastTokenPooling, LLMSentenceTransformer
+from st_llm_embed.modules.model import LLMSentenceTransformer
+from st_llm_embed.modules.transformer import DecoderTransformer, LastTokenPooling
 
 logger = logging.getLogger(__name__)
 

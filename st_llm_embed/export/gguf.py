@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from st_llm_embed.errors import InputError
 from st_llm_embed.export.gguf_tokenizer import read_tokenizer, write_tokenizer
 from st_llm_embed.export.onnx import longest_text
-from st_llm_embed.modules import LLMSentenceTransformer
+from st_llm_embed.modules.model import LLMSentenceTransformer
 
 ARCHITECTURES = {"mistral": "llama", "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """llama.cpp's architecture by transformers' model type."""

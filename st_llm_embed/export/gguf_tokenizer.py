@@ -12,7 +12,7 @@ import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from st_llm_embed.errors import InputError
-from st_llm_embed.modules import end_token_id
+from st_llm_embed.modules.eos import end_token_id
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter

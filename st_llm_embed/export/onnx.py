@@ -21,8 +21,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from st_llm_embed.errors import explained
-from st_llm_embed.modules import LLMSentenceTransformer
 from st_llm_embed.modules.base import is_decoder_only
+from st_llm_embed.modules.model import LLMSentenceTransformer
 
 if TYPE_CHECKING:
     import onnx

@@ -17,14 +17,12 @@ import pyarrow.parquet as pq
 import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
-from st_llm_embed.data import Split, load_split
-from st_llm_embed.data.dataset import MINING_REPORT
+from st_llm_embed.data.dataset import MINING_REPORT, Split, load_split
 from st_llm_embed.distillation import distillation_of
 from st_llm_embed.distillation.report import cost_rows, kept, quality_rows
 from st_llm_embed.doctor.repository import Repository
 from st_llm_embed.errors import explained
-from st_llm_embed.evaluation import headline_rows
-from st_llm_embed.evaluation.report import HEADLINES
+from st_llm_embed.evaluation.report import HEADLINES, headline_rows
 from st_llm_embed.export.readme import render, template
 from st_llm_embed.instructions import INSTRUCTION_TEMPLATE
 from st_llm_embed.modules.layout import read_json

@@ -21,7 +21,7 @@ from st_llm_embed.doctor.probe import MINIMUM_COSINE, PROBE_FILE, cosines, make_
 from st_llm_embed.doctor.repository import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Repository
 from st_llm_embed.doctor.runtimes import load_stock
 from st_llm_embed.errors import InputError
-from st_llm_embed.modules import check_eos
+from st_llm_embed.modules.eos import check_eos
 from st_llm_embed.modules.layout import make_portable
 from st_llm_embed.publishing.cards import model_card, student_card
 from st_llm_embed.recipe import Recipe

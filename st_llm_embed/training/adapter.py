@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, PreTrainedMo
 
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.instructions import published_prompts
-from st_llm_embed.modules import LLMSentenceTransformer, base_path
-from st_llm_embed.modules.layout import hub_snapshot
+from st_llm_embed.modules.layout import base_path, hub_snapshot
+from st_llm_embed.modules.model import LLMSentenceTransformer
 from st_llm_embed.recipe import EMBEDDED, Dtype, Recipe
 from st_llm_embed.training.arguments import lora_config
 

@@ -16,7 +16,7 @@ from sentence_transformers.base.sampler import MultiDatasetDefaultBatchSampler
 from torch.utils.data import BatchSampler, ConcatDataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from st_llm_embed.data import is_text_column
+from st_llm_embed.data.dataset import is_text_column
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import Batches
 

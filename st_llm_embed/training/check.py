@@ -21,7 +21,9 @@ from transformers.trainer_utils import IntervalStrategy
 from st_llm_embed.doctor.probe import DOCUMENTS, MINIMUM_COSINE, OTHER_INSTRUCTION, QUESTION, SIXTEEN_BIT_COSINE
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.instructions import instruction_prompt
-from st_llm_embed.modules import LLMSentenceTransformer, base_path, load_tokenizer
+from st_llm_embed.modules.base import load_tokenizer
+from st_llm_embed.modules.layout import base_path
+from st_llm_embed.modules.model import LLMSentenceTransformer
 from st_llm_embed.recipe import EMBEDDED, Dtype, Recipe
 from st_llm_embed.training.adapter import BASE_ADVICE, decoder_without_weights, quantization_config
 from st_llm_embed.training.arguments import training_arguments

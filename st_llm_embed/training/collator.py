@@ -7,7 +7,7 @@ from typing import Any
 
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 
-from st_llm_embed.data import is_text_column
+from st_llm_embed.data.dataset import is_text_column
 from st_llm_embed.instructions import format_query
 
 

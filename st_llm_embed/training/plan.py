@@ -28,12 +28,12 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_f
 from transformers import PreTrainedModel
 from transformers.trainer_utils import SaveStrategy
 
-from st_llm_embed.data import negative_columns, read_rows, rows_file, write_dataset
-from st_llm_embed.data.dataset import write_source
+from st_llm_embed.data.dataset import negative_columns, write_dataset, write_source
+from st_llm_embed.data.rows import read_rows, rows_file
 from st_llm_embed.data.sources import read_source
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.instructions import format_query, instruction_of
-from st_llm_embed.modules import load_tokenizer
+from st_llm_embed.modules.base import load_tokenizer
 from st_llm_embed.recipe import EMBEDDED, SYNTHESIS, Instructions, Recipe, TrainingStage
 from st_llm_embed.training.adapter import decoder_without_weights
 from st_llm_embed.training.arguments import training_arguments

@@ -10,11 +10,11 @@ from typing import cast
 from datasets import DatasetDict
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 
-from st_llm_embed.data import load_split, to_training
-from st_llm_embed.data.dataset import negative_columns
+from st_llm_embed.data.dataset import load_split, negative_columns, to_training
 from st_llm_embed.errors import InputError
 from st_llm_embed.instructions import instruction_of
-from st_llm_embed.modules import DecoderTransformer, LLMSentenceTransformer
+from st_llm_embed.modules.model import LLMSentenceTransformer
+from st_llm_embed.modules.transformer import DecoderTransformer
 from st_llm_embed.processes import is_first_process
 from st_llm_embed.recipe import Instructions, Recipe, TrainingStage
 from st_llm_embed.training.adapter import merge_adapter, prepare_adapter, save_adapter, starting_model

@@ -21,9 +21,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations import unset_hf_deepspeed_config
 from transformers.trainer_utils import IntervalStrategy
 
-from st_llm_embed.data import is_text_column
+from st_llm_embed.data.dataset import is_text_column
 from st_llm_embed.errors import InputError, explained
-from st_llm_embed.modules import LLMSentenceTransformer
+from st_llm_embed.modules.model import LLMSentenceTransformer
 from st_llm_embed.recipe import Recipe
 from st_llm_embed.training.batches import SetSamplerEpoch, TaskBatchSampler
 from st_llm_embed.training.collator import InstructionCollator

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from st_llm_embed import InputError
-from st_llm_embed.data import read_rows, rows_file
 from st_llm_embed.data.contamination import EvaluationTexts
+from st_llm_embed.data.rows import read_rows, rows_file
 
 SENTENCES = {
     "English": "The old bridge over the river was closed after heavy rain last week.",

@@ -7,7 +7,8 @@ from conftest import example_rows, write_rows
 from datasets import Dataset, load_dataset
 
 from st_llm_embed import InputError, Recipe
-from st_llm_embed.data import Row, check_rows, load_split, read_rows, rows_file, split_of, to_training, write_dataset
+from st_llm_embed.data.dataset import check_rows, load_split, split_of, to_training, write_dataset
+from st_llm_embed.data.rows import Row, read_rows, rows_file
 from st_llm_embed.publishing.cards import dataset_card
 
 

@@ -13,12 +13,14 @@ from datasets import Dataset
 from sentence_transformers.util import mine_hard_negatives as stock_mining
 
 from st_llm_embed import InputError, LLMSentenceTransformer, run_pipeline
-from st_llm_embed.data import Row, load_split, nearest, to_training, vectors, write_dataset
+from st_llm_embed.data import nearest, vectors
+from st_llm_embed.data.dataset import load_split, to_training, write_dataset
 from st_llm_embed.data.mining import check_mining, mine_dataset
 from st_llm_embed.data.nearest import nearest_documents
+from st_llm_embed.data.rows import Row
 from st_llm_embed.data.vectors import VectorFolder, encoding
 from st_llm_embed.recipe import Mining, Recipe
-from st_llm_embed.training import starting_model
+from st_llm_embed.training.adapter import starting_model
 
 
 def directions(texts: list[str], instructions: list[str] | None) -> np.ndarray:

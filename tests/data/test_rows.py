@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from st_llm_embed import InputError
-from st_llm_embed.data import Row, read_rows, rows_file
+from st_llm_embed.data.rows import Row, read_rows, rows_file
 from st_llm_embed.instructions import ONE_STEP_INSTRUCTIONS
 from st_llm_embed.recipe import TASK_TYPES
 

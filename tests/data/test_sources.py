@@ -9,8 +9,7 @@ from datasets import Dataset
 from hub import Hub
 
 from st_llm_embed import InputError, Recipe
-from st_llm_embed.data import load_split, to_training
-from st_llm_embed.data.dataset import write_source
+from st_llm_embed.data.dataset import load_split, to_training, write_source
 from st_llm_embed.data.sources import check_source, read_source
 from st_llm_embed.instructions import TRAINING_SET_INSTRUCTIONS
 from st_llm_embed.recipe import Source

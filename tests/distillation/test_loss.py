@@ -15,7 +15,7 @@ from torch.nn.functional import log_softmax, normalize
 
 from st_llm_embed.distillation.train import TeacherVectors, student_loss
 from st_llm_embed.recipe import DistillationLoss
-from st_llm_embed.training import InfoNCELoss
+from st_llm_embed.training.loss import InfoNCELoss
 
 WORDS = [f"w{number}" for number in range(12)]
 

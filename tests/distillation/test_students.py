@@ -21,7 +21,8 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel
 
 from st_llm_embed import LLMSentenceTransformer
-from st_llm_embed.data import Row, write_dataset
+from st_llm_embed.data.dataset import write_dataset
+from st_llm_embed.data.rows import Row
 from st_llm_embed.distillation import distillation_of, teacher_instructions, train
 from st_llm_embed.distillation.report import bytes_on_disk, cost_rows
 from st_llm_embed.distillation.student import build_student

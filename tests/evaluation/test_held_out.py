@@ -10,9 +10,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator, TripletEvaluator
 
 from st_llm_embed import InputError, LLMSentenceTransformer
-from st_llm_embed.data import Row, write_dataset
-from st_llm_embed.evaluation import HeldOut, evaluate_held_out, load_held_out
-from st_llm_embed.evaluation.held_out import retrieval_ranks
+from st_llm_embed.data.dataset import write_dataset
+from st_llm_embed.data.rows import Row
+from st_llm_embed.evaluation.held_out import HeldOut, evaluate_held_out, load_held_out, retrieval_ranks
 
 
 @pytest.fixture(scope="module")

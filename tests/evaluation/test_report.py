@@ -6,9 +6,10 @@ from pathlib import Path
 from conftest import example_rows, write_rows
 
 from st_llm_embed import Recipe, run_pipeline
-from st_llm_embed.data import read_rows, write_dataset
-from st_llm_embed.evaluation import write_report
-from st_llm_embed.training import train
+from st_llm_embed.data.dataset import write_dataset
+from st_llm_embed.data.rows import read_rows
+from st_llm_embed.evaluation.report import write_report
+from st_llm_embed.training.train import train
 
 
 def test_a_report_leaves_out_what_there_is_none_of(tiny_recipe: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from small_tasks import SmallRetrieval, SmallSTS
 import st_llm_embed.evaluation.mteb as evaluation
 from st_llm_embed.errors import InputError
 from st_llm_embed.evaluation.served import PROBE, ServedModel
-from st_llm_embed.modules import LLMSentenceTransformer
+from st_llm_embed.modules.model import LLMSentenceTransformer
 
 TEXTS = [f"text {number} about {number % 7}" for number in range(40)]
 RETRIEVAL_PROMPT, STS_PROMPT = "Instruct: Find the thing.\nQuery: ", "Instruct: Find the same.\nQuery: "

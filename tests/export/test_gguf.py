@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from st_llm_embed import InputError, LLMSentenceTransformer
 from st_llm_embed.export.gguf import write_gguf
 from st_llm_embed.export.gguf_tokenizer import PRE_TOKENIZERS, read_tokenizer
-from st_llm_embed.modules import append_eos
+from st_llm_embed.modules.eos import append_eos
 
 
 def make_embedder(

@@ -13,7 +13,7 @@ import torch
 from families import save_base
 
 from st_llm_embed import LLMSentenceTransformer
-from st_llm_embed.data import read_rows, rows_file
+from st_llm_embed.data.rows import read_rows, rows_file
 from st_llm_embed.doctor.probe import DOCUMENTS
 from st_llm_embed.export.gguf import write_gguf
 

@@ -13,8 +13,8 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from st_llm_embed import Recipe
-from st_llm_embed.evaluation import held_out_evaluator
-from st_llm_embed.training import train
+from st_llm_embed.evaluation.held_out import held_out_evaluator
+from st_llm_embed.training.train import train
 from st_llm_embed.training.trainer import FindBestCheckpoint
 
 recipe, dataset, out, killed_at = Recipe.load(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])

@@ -23,7 +23,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from st_llm_embed import Recipe
-from st_llm_embed.training import train
+from st_llm_embed.training.train import train
 from st_llm_embed.training.trainer import EmbedderTrainer
 
 join = PartialState.__init__

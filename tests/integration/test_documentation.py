@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from st_llm_embed import LLMSentenceTransformer
 from st_llm_embed.cli import app
-from st_llm_embed.data import Row
+from st_llm_embed.data.rows import Row
 from st_llm_embed.recipe import Plan, Recipe
 from st_llm_embed.synthesis.tasks import TaskFile
 

@@ -17,7 +17,8 @@ from ablate import Grid
 from conftest import example_rows, write_rows
 from transformers import MistralConfig
 
-from st_llm_embed.data import read_rows, write_dataset
+from st_llm_embed.data.dataset import write_dataset
+from st_llm_embed.data.rows import read_rows
 
 pytestmark = pytest.mark.integration
 

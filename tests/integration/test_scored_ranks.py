@@ -12,7 +12,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from st_llm_embed.data import read_rows, write_dataset
+from st_llm_embed.data.dataset import write_dataset
+from st_llm_embed.data.rows import read_rows
 
 pytestmark = pytest.mark.integration
 

@@ -31,9 +31,8 @@ from transformers import (
 )
 
 from st_llm_embed import InputError, LLMSentenceTransformer
-from st_llm_embed.modules import check_eos, load_tokenizer
-from st_llm_embed.modules.base import is_decoder_only
-from st_llm_embed.modules.eos import append_eos, end_token_id
+from st_llm_embed.modules.base import is_decoder_only, load_tokenizer
+from st_llm_embed.modules.eos import append_eos, check_eos, end_token_id
 
 TEXTS = ["", " ", "a", "several words here", "Ünïcödé 文字 🎈", "word " * 400]
 

@@ -15,7 +15,8 @@ from hub import STRANGERS_TOKEN, TOKEN, Hub, Pusher
 from huggingface_hub import DatasetCard
 
 from st_llm_embed import InputError, Recipe
-from st_llm_embed.data import Row, read_rows, rows_file, write_dataset
+from st_llm_embed.data.dataset import write_dataset
+from st_llm_embed.data.rows import Row, read_rows, rows_file
 from st_llm_embed.publishing.cards import dataset_card
 from st_llm_embed.publishing.push import push_folder
 

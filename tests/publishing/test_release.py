@@ -18,12 +18,13 @@ from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedModel, Trainer
 
 from st_llm_embed import InputError, Recipe, run_pipeline, verify
-from st_llm_embed.data import read_rows, write_dataset
+from st_llm_embed.data.dataset import write_dataset
+from st_llm_embed.data.rows import read_rows
 from st_llm_embed.doctor.fix import repair
 from st_llm_embed.doctor.probe import read_probe
-from st_llm_embed.evaluation import write_report
+from st_llm_embed.evaluation.report import write_report
 from st_llm_embed.publishing.release import write_adapter_release, write_release
-from st_llm_embed.training import train
+from st_llm_embed.training.train import train
 
 
 class Run(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from st_llm_embed.data import Row, read_rows, rows_file
+from st_llm_embed.data.rows import Row, read_rows, rows_file
 from st_llm_embed.synthesis.filters import check_language, check_texts
 from st_llm_embed.synthesis.parsing import is_refusal
 

@@ -17,8 +17,8 @@ from replay_server import Faults, ReplayServer, made_up_answer
 from sentence_transformers import SentenceTransformer
 from synthesis.planned import synthesis
 
-from st_llm_embed.data import load_split
-from st_llm_embed.modules import LLMSentenceTransformer
+from st_llm_embed.data.dataset import load_split
+from st_llm_embed.modules.model import LLMSentenceTransformer
 from st_llm_embed.pipeline import run_synthesis
 from st_llm_embed.recipe import Recipe, Synthesis
 from st_llm_embed.synthesis.generate import generate

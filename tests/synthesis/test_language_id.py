@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from st_llm_embed.data import read_rows, rows_file
+from st_llm_embed.data.rows import read_rows, rows_file
 from st_llm_embed.languages import LANGUAGE_CODES
 from st_llm_embed.synthesis.language_id import CLOSE_LANGUAGES, LANGUAGE_SCRIPTS, confidence_in, contradicts
 

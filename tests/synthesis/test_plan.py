@@ -14,7 +14,7 @@ from synthesis.planned import TWO_STEP_TASKS, request_plan, synthesis, write_tas
 
 import st_llm_embed
 from st_llm_embed import InputError
-from st_llm_embed.data import Row
+from st_llm_embed.data.rows import Row
 from st_llm_embed.languages import LANGUAGE_CODES, SAMPLING_WEIGHTS
 from st_llm_embed.recipe import TASK_TYPES, Recipe
 from st_llm_embed.synthesis.attributes import ATTRIBUTES

@@ -15,9 +15,11 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Transformer
 
 from st_llm_embed import InputError, LLMSentenceTransformer, Recipe
-from st_llm_embed.data import read_rows, write_dataset
-from st_llm_embed.training import check_training, load_adapter, starting_model, train
-from st_llm_embed.training.check import check_same_vectors, read_reference_vectors, vectors_of
+from st_llm_embed.data.dataset import write_dataset
+from st_llm_embed.data.rows import read_rows
+from st_llm_embed.training.adapter import load_adapter, starting_model
+from st_llm_embed.training.check import check_same_vectors, check_training, read_reference_vectors, vectors_of
+from st_llm_embed.training.train import train
 
 TEXTS = ["a question", "Instruct: x\nQuery: y", ""]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -17,8 +17,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from st_llm_embed import InputError
 from st_llm_embed.recipe import Batches
-from st_llm_embed.training import TaskBatchSampler
-from st_llm_embed.training.batches import SetSamplerEpoch
+from st_llm_embed.training.batches import SetSamplerEpoch, TaskBatchSampler
 
 Rows = dict[str, list[str]]
 

@@ -11,9 +11,11 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from st_llm_embed import InputError, Recipe
-from st_llm_embed.data import read_rows, write_dataset
-from st_llm_embed.evaluation import HeldOutEvaluator, evaluate_held_out, held_out_evaluator, load_held_out
-from st_llm_embed.training import SCORES, train
+from st_llm_embed.data.dataset import write_dataset
+from st_llm_embed.data.rows import read_rows
+from st_llm_embed.evaluation.held_out import HeldOutEvaluator, evaluate_held_out, held_out_evaluator, load_held_out
+from st_llm_embed.training.arguments import SCORES
+from st_llm_embed.training.train import train
 
 LORA = "lora={r: 4, lora_dropout: 0.5, target_modules: all-linear}"
 SCORED = ["training.eval_strategy=steps", "training.eval_steps=2", "training.learning_rate=0.02"]

@@ -12,8 +12,8 @@ from families import TOKENIZERS, save_base
 from modules.test_families import TEXTS
 
 from st_llm_embed import LLMSentenceTransformer
-from st_llm_embed.modules import DecoderTransformer
-from st_llm_embed.training import InstructionCollator
+from st_llm_embed.modules.transformer import DecoderTransformer
+from st_llm_embed.training.collator import InstructionCollator
 
 INSTRUCTIONS = ["find the answer", "find the answer to it among many others", "Ünïcödé", "long " * 30]
 

@@ -20,9 +20,12 @@ from torch import nn
 from training.two_processes import loss_and_gradients
 
 from st_llm_embed import InputError, LLMSentenceTransformer, Recipe
-from st_llm_embed.data import read_rows, write_dataset
+from st_llm_embed.data.dataset import write_dataset
+from st_llm_embed.data.rows import read_rows
 from st_llm_embed.recipe import Loss
-from st_llm_embed.training import InfoNCELoss, build_losses, check_training, train
+from st_llm_embed.training.check import check_training
+from st_llm_embed.training.loss import InfoNCELoss, build_losses
+from st_llm_embed.training.train import train
 
 WORDS = ["question", "answer", "thing", "about", "subject", "retrieve", "given", "another"]
 

@@ -20,9 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, MistralConfig, MixtralConfig, PreTrainedConfig, PreTrainedModel
 
 from st_llm_embed import InputError, LLMSentenceTransformer, Recipe
-from st_llm_embed.data import read_rows, write_dataset
-from st_llm_embed.training import InfoNCELoss, starting_model, training_arguments, training_set
-from st_llm_embed.training.loss import _Batch
+from st_llm_embed.data.dataset import write_dataset
+from st_llm_embed.data.rows import read_rows
+from st_llm_embed.training.adapter import starting_model
+from st_llm_embed.training.arguments import training_arguments
+from st_llm_embed.training.loss import InfoNCELoss, _Batch
 from st_llm_embed.training.plan import (
     CPU_ATTENTION,
     SCORE_COPIES,
@@ -34,6 +36,7 @@ from st_llm_embed.training.plan import (
     step_flops,
     step_peak,
 )
+from st_llm_embed.training.train import training_set
 from st_llm_embed.training.trainer import build_trainer
 
 RunCli = Callable[..., Outcome]

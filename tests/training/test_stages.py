@@ -16,9 +16,10 @@ import yaml
 from safetensors.torch import load_file
 
 from st_llm_embed import InputError, Recipe, run_pipeline
-from st_llm_embed.data import load_split
+from st_llm_embed.data.dataset import load_split
 from st_llm_embed.pipeline import check_inputs
-from st_llm_embed.training import starting_model, training_set
+from st_llm_embed.training.adapter import starting_model
+from st_llm_embed.training.train import training_set
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "training.md"
 

@@ -17,10 +17,12 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from transformers import Trainer
 
 from st_llm_embed import InputError, Recipe
-from st_llm_embed.data import read_rows, write_dataset
+from st_llm_embed.data.dataset import write_dataset
+from st_llm_embed.data.rows import read_rows
 from st_llm_embed.recipe import Instructions
-from st_llm_embed.training import load_adapter, starting_model, train, training_arguments, training_set
-from st_llm_embed.training.train import last_complete_checkpoint
+from st_llm_embed.training.adapter import load_adapter, starting_model
+from st_llm_embed.training.arguments import training_arguments
+from st_llm_embed.training.train import last_complete_checkpoint, train, training_set
 from st_llm_embed.training.trainer import EmbedderTrainer, build_trainer
 
 TEXTS = ["a question", "Instruct: x\nQuery: y", ""]

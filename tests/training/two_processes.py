@@ -15,7 +15,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from st_llm_embed import LLMSentenceTransformer
-from st_llm_embed.training import InfoNCELoss
+from st_llm_embed.training.loss import InfoNCELoss
 
 
 def loss_and_gradients(model: LLMSentenceTransformer, columns: list[list[str]], options: dict) -> dict:
