@@ -320,6 +320,7 @@ def test_an_adapter_at_fault_is_named_in_place_of_the_lora_section(
         assert "base.adapter is refused" in outcome.err
 
 
+@pytest.mark.full_scale
 def test_a_base_of_seven_billion_is_planned_without_weights(tiny_base: Path, tmp_path: Path) -> None:
     """The shape of Mistral-7B with a small tokenizer; no weight of it is ever there."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
