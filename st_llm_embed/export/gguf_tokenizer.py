@@ -121,7 +121,6 @@ def write_tokenizer(writer: GGUFWriter, tokenizer: GGUFTokenizer) -> None:
     writer.add_token_types(tokenizer.types)
     if tokenizer.scores is not None:
         writer.add_token_scores(tokenizer.scores)
-        writer.add_add_space_prefix(True)
     if tokenizer.merges is not None:
         writer.add_token_merges(tokenizer.merges)
     for role, number in tokenizer.special_ids.items():
@@ -129,6 +128,8 @@ def write_tokenizer(writer: GGUFWriter, tokenizer: GGUFTokenizer) -> None:
             getattr(writer, f"add_{role}_token_id")(number)
     writer.add_add_bos_token(tokenizer.adds_bos)
     writer.add_add_eos_token(True)
+    if tokenizer.model == "llama":
+        writer.add_add_space_prefix(True)
 
 
 def _refusal(what: str) -> InputError:
