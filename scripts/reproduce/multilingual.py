@@ -21,7 +21,7 @@ from models import add_arguments, releases, st_llm_embed, write
 from scales import errors_in_one_line
 
 from st_llm_embed import LLMSentenceTransformer, Recipe
-from st_llm_embed.languages import HIGH_RESOURCE_ISO639_3, LANGUAGE_CODES
+from st_llm_embed.languages import LANGUAGE_CODES, SAMPLING_WEIGHTS
 from st_llm_embed.training.adapter import starting_model
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -29,7 +29,7 @@ from ablate import spread
 from open_sets import retrieval_score
 
 LANGUAGES = ("ar", "de", "el", "en", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh")
-HIGH = {LANGUAGE_CODES[name] for name in HIGH_RESOURCE_ISO639_3.values()}
+HIGH = {LANGUAGE_CODES[name] for name, weight in SAMPLING_WEIGHTS.items() if weight > 0.01}
 
 
 def main() -> None:
