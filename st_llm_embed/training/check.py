@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
+from sentence_transformers.sentence_transformer.modules import Transformer
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from transformers import AutoModel
@@ -151,6 +153,26 @@ def check_trained(model: SentenceTransformer, before: Tensor) -> Tensor:
             "training.learning_rate above zero, not too high, and let training take more steps than it warms up."
         )
     return after
+
+
+def check_saved_adapter(model: SentenceTransformer, folder: Path) -> None:
+    """Compare the adapter that was written to a folder with the one in memory, tensor by tensor.
+
+    Raises:
+        InputError: they differ.
+    """
+    trained = cast(Transformer, model[0]).model.get_adapter_state_dict()
+    saved = {
+        name.removeprefix("base_model.model."): weight
+        for name, weight in load_file(folder / "adapter_model.safetensors").items()
+    }
+    different = trained.keys() ^ saved.keys()
+    different |= {name for name in trained.keys() & saved.keys() if not torch.equal(trained[name].cpu(), saved[name])}
+    if different:
+        raise InputError(
+            f"{len(different)} tensors of the adapter in {folder} are not those that were trained, such as "
+            f"{min(different)}. The model is not saved. Check the disk and run again."
+        )
 
 
 def check_same_vectors(name: str, vectors: Tensor, other_name: str, others: Tensor, dtype: Dtype) -> None:

@@ -19,7 +19,13 @@ from st_llm_embed.processes import is_first_process
 from st_llm_embed.recipe import Instructions, Recipe, TrainingStage
 from st_llm_embed.training.adapter import merge_adapter, prepare_adapter, save_adapter, starting_model
 from st_llm_embed.training.arguments import training_arguments
-from st_llm_embed.training.check import check_same_vectors, check_trained, vectors_of, write_reference_vectors
+from st_llm_embed.training.check import (
+    check_same_vectors,
+    check_saved_adapter,
+    check_trained,
+    vectors_of,
+    write_reference_vectors,
+)
 from st_llm_embed.training.reporting import reporting_into
 from st_llm_embed.training.trainer import build_trainer
 
@@ -83,6 +89,7 @@ def train(
     vectors = check_trained(model, before)
     if adapted:
         save_adapter(model, recipe, output_dir / "adapter")
+        check_saved_adapter(model, output_dir / "adapter")
         if recipe.base.quantization is not None:
             # Quantized weights cannot be merged into: the adapter goes on the originals.
             del model
