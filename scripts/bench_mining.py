@@ -80,24 +80,24 @@ def print_found(dataset: Path) -> None:
 
 
 def row(number: int) -> Row:
-    """Give a row that has no negative."""
+    """Return a row that has no negative."""
     return Row(
         anchor=f"question {number}", positive=f"document {number}", instruction="Find it.", task_type="short-short"
     )
 
 
 def copy_of(number: int) -> int | None:
-    """Give the row whose positive is a near copy of this one's."""
+    """Return the row whose positive is a near copy of this one's."""
     return number + 1 if number % 20 == 0 else number - 1 if number % 20 == 1 else None
 
 
 def nearness(number: int) -> float:
-    """Give the cosine of a positive that has a near copy with it."""
+    """Return the cosine of a positive that has a near copy with it."""
     return NEARNESS[number // 20 % len(NEARNESS)]
 
 
 def vector(number: int, is_query: bool, dimension: int) -> NDArray[np.float32]:
-    """Give the unit vector of a row's positive, or of its anchor."""
+    """Return the unit vector of a row's positive, or of its anchor."""
     if copy_of(number) is not None and number % 20 == 1:
         positive = tilted(random_unit(number - 1, dimension), nearness(number), number)
     else:
@@ -106,13 +106,13 @@ def vector(number: int, is_query: bool, dimension: int) -> NDArray[np.float32]:
 
 
 def random_unit(seed: int, dimension: int) -> NDArray[np.float64]:
-    """Give a random direction."""
+    """Return a random direction."""
     drawn = np.random.default_rng(seed).standard_normal(dimension)
     return drawn / np.linalg.norm(drawn)
 
 
 def tilted(direction: NDArray[np.float64], cosine: float, seed: int) -> NDArray[np.float64]:
-    """Give a unit vector that has this cosine with a direction."""
+    """Return a unit vector that has this cosine with a direction."""
     drawn = np.random.default_rng([seed, int(cosine * 1_000)]).standard_normal(len(direction))
     aside = drawn - drawn @ direction * direction
     return cosine * direction + np.sqrt(1 - cosine**2) * aside / np.linalg.norm(aside)

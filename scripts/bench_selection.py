@@ -78,7 +78,7 @@ def measure(answers: int, folder: Path) -> None:
 
 
 def synthesis(answers: int) -> Synthesis:
-    """Give the recipe's section: the paper's plan in the languages of the sample."""
+    """Return the recipe's section: the paper's plan in the languages of the sample."""
     languages = {NAMES[code]: len(words) for code, words in words_by_language().items()}
     return Synthesis.model_validate(
         {
@@ -95,7 +95,7 @@ def synthesis(answers: int) -> Synthesis:
 
 
 def words_by_language() -> dict[str, list[str]]:
-    """Give the words of the sample rows by the code of their language."""
+    """Return the words of the sample rows by the code of their language."""
     words: dict[str, list[str]] = defaultdict(list)
     for row in read_rows(rows_file("embedded")):
         words[row.language] += row.anchor.split()
@@ -168,7 +168,7 @@ def content(
 
 
 def length(key: str, attributes: dict[str, str]) -> int:
-    """Give the number of words of a text."""
+    """Return the number of words of a text."""
     if key in ("positive_document", "hard_negative_document") and "num_words" in attributes:
         return int(attributes["num_words"])
     return {"input_text": 80, "positive_document": 100, "input": 60, "label": 3, "misleading_label": 3}.get(key, 12)

@@ -216,7 +216,7 @@ class Widths(CountedTokens):
 
 
 def matmul_rate(device: str, dtype: torch.dtype) -> float:
-    """Give the operations per second of multiplying large square matrices, the best of five runs."""
+    """Return the operations per second of multiplying large square matrices, the best of five runs."""
     size = 8_192 if device.startswith("cuda") else 1_024
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     repeats = 20 if device.startswith("cuda") else 2
@@ -286,7 +286,7 @@ def measure(loss: nn.Module, model: LLMSentenceTransformer, batch: list[dict[str
 
 
 def timed(call: Callable[[], object], device: str) -> float:
-    """Give the seconds of a call."""
+    """Return the seconds of a call."""
     clock = time.perf_counter if device.startswith("cuda") else time.process_time
     if device.startswith("cuda"):
         torch.cuda.synchronize()

@@ -46,7 +46,7 @@ def report(name: str, pairs: list[tuple[str, str]]) -> None:
 
 
 def longest_run(query: str, text: str) -> float:
-    """Give the share of a query that its longest substring in a text makes up."""
+    """Return the share of a query that its longest substring in a text makes up."""
     least, most = 0, len(query)
     while least < most:
         middle = (least + most + 1) // 2

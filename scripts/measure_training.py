@@ -94,7 +94,7 @@ def with_sources(recipe: Recipe, data: Path) -> Recipe:
 
 
 def kept(path: Path, recipe: Recipe, run: Callable[[], dict]) -> dict:
-    """Give a run's result from its file, or run and write the file."""
+    """Return a run's result from its file, or run and write the file."""
     made_with = recipe.model_dump(
         mode="json", exclude={"name", "description", "synthesis", "evaluation", "publishing"}
     )
@@ -176,7 +176,7 @@ def by_set(runs: dict[str, list[dict]]) -> str:
 
 
 def of_group(result: dict, group: str) -> list[float]:
-    """Give a result's scores of the sets of a group."""
+    """Return a result's scores of the sets of a group."""
     return [score for name, score in result["scores"].items() if name.startswith(f"{group}:")]
 
 

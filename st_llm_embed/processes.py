@@ -49,5 +49,5 @@ def wait_for_all_processes() -> None:
 def _waiting_group() -> distributed.ProcessGroup:
     from torch import distributed
 
-    # Apart from the group that trains, whose shorter limit tells when a process hangs.
+    # Apart from the group that trains, whose shorter limit shows when a process hangs.
     return distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)

@@ -23,7 +23,7 @@ def edit_list(path: Path, change: Callable[[list[Any]], list[Any]]) -> None:
 
 
 def template(folder: Path, *names: str) -> None:
-    """Give tokenizer.json a post-processor that puts these tokens around the text, which is A."""
+    """Return tokenizer.json a post-processor that puts these tokens around the text, which is A."""
     ids = {"<s>": 1, "</s>": 2}
     single = [
         {"Sequence": {"id": "A", "type_id": 0}} if name == "A" else {"SpecialToken": {"id": name, "type_id": 0}}

@@ -81,7 +81,7 @@ class Service(Protocol[R_contra]):
         ...
 
     async def watch(self, waiting: str) -> None:
-        """Do what is done twice a second, told what is waited for beside answers; an error stops the client."""
+        """Do what is done twice a second, given what is waited for besides answers; an error stops the client."""
         ...
 
 

@@ -19,7 +19,7 @@ from st_llm_embed.training.loss import InfoNCELoss
 
 
 def loss_and_gradients(model: LLMSentenceTransformer, columns: list[list[str]], options: dict) -> dict:
-    """Give the loss, the gradients and the number of forward passes."""
+    """Return the loss, the gradients and the number of forward passes."""
     joint = distributed.is_initialized()
     options = dict(options)
     dims = options.pop("matryoshka_dims", None)
