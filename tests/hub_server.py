@@ -147,7 +147,12 @@ class Hub(HubConnection):
     @route("GET", rf"{REPO}/commits/{REVISION}")
     def commits(self, repo: Repo, revision: str) -> None:
         history = self.storage.history(repo, revision)
-        self._send(200, [{"id": sha, "title": commit.title, "date": commit.date} for sha, commit in history])
+        entries = [
+            {"id": sha, "authors": [{"user": commit.author}]}
+            | {key: getattr(commit, key) for key in ("title", "message", "date")}
+            for sha, commit in history
+        ]
+        self._send(200, entries)
 
     @route("GET HEAD", rf"{FILES}/resolve/{REVISION}/(?P<path>.+)")
     def resolve(self, repo: Repo, revision: str, path: str) -> None:

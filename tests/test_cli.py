@@ -103,7 +103,7 @@ def test_a_dry_run_checks_and_prints_and_writes_nothing(run_cli: RunCli, tiny_re
         (["base.name_or_path=no/such-model"], ["no/such-model", "embedded"]),
         (["data.rows=nowhere.jsonl"], ["nowhere.jsonl", "embedded"]),
         (["data.rows=" + "x" * 300], ["data.rows", "cannot be read"]),
-        (["data.validation_fraction=0.0000001"], ["validation_fraction", "another fraction"]),
+        (["data.validation_fraction=0.0000001"], ["validation_fraction", "another share"]),
         (["lora.r=0"], ["lora section", "`r` should be a positive integer"]),
         (["lora.target_modules=[nothing]"], ["lora section", "{'nothing'} not found in the base model"]),
         (["training.learning_rate=-1"], ["training section", "Invalid learning rate: -1.0"]),

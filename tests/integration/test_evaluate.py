@@ -115,6 +115,7 @@ def official_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
 
 
+@pytest.mark.filterwarnings("ignore:The task 'STSBenchmark' is superseded")
 @pytest.mark.usefixtures("official_data")
 def test_training_is_scored_on_a_task_as_evaluate_scores_what_it_gives(
     run_cli: Callable[..., Outcome], tiny_recipe: Path, tmp_path: Path
