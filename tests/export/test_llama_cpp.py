@@ -17,7 +17,7 @@ from st_llm_embed.data.rows import read_rows, rows_file
 from st_llm_embed.doctor.probe import DOCUMENTS
 from st_llm_embed.export.gguf import write_gguf
 
-ENVIRONMENT = Path(__file__).parents[3] / ".venv-llamacpp"
+ENVIRONMENT = Path(__file__).parents[2] / ".venv-llamacpp"
 
 pytestmark = [
     pytest.mark.llamacpp,
@@ -75,16 +75,15 @@ def check(model: LLMSentenceTransformer, path: Path, texts: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "tokenizer", "options", "config"),
+    ("family", "tokenizer", "config"),
     [
-        ("mistral", "byte-fallback BPE", {}, {}),
-        ("mistral", "byte-level BPE", {}, {}),
-        ("llama", "byte-fallback BPE", {}, {"attention_bias": True, "mlp_bias": True}),
-        ("llama", "byte-level BPE", {"attention": "bidirectional"}, {}),
+        ("mistral", "byte-fallback BPE", {}),
+        ("mistral", "byte-level BPE", {}),
+        ("llama", "byte-fallback BPE", {"attention_bias": True, "mlp_bias": True}),
+        ("llama", "byte-level BPE", {"is_causal": False}),
         (
             "llama",
             "byte-level BPE",
-            {},
             {
                 "rope_parameters": {
                     "rope_type": "llama3",
@@ -96,19 +95,19 @@ def check(model: LLMSentenceTransformer, path: Path, texts: list[str]) -> None:
                 }
             },
         ),
-        ("llama", "byte-level BPE", {}, {"rope_parameters": {"rope_type": "linear", "factor": 4.0}}),
-        ("qwen2", "byte-level BPE", {}, {}),
-        ("qwen3", "byte-level BPE", {}, {}),
-        ("qwen3", "byte-fallback BPE", {"attention": "bidirectional"}, {}),
+        ("llama", "byte-level BPE", {"rope_parameters": {"rope_type": "linear", "factor": 4.0}}),
+        ("qwen2", "byte-level BPE", {}),
+        ("qwen3", "byte-level BPE", {}),
+        ("qwen3", "byte-fallback BPE", {"is_causal": False}),
     ],
 )
 def test_llama_cpp_gives_the_same_ids_and_vectors(
-    family: str, tokenizer: str, options: dict[str, Any], config: dict[str, Any], tmp_path: Path
+    family: str, tokenizer: str, config: dict[str, Any], tmp_path: Path
 ) -> None:
     base = save_base(tmp_path / "base", family, tokenizer, bos=True)
     written = json.loads((base / "config.json").read_text(encoding="utf-8"))
     (base / "config.json").write_text(json.dumps(written | config), encoding="utf-8")
-    model = LLMSentenceTransformer.from_base(str(base), max_seq_length=LONGEST, device="cpu", **options)
+    model = LLMSentenceTransformer.from_base(str(base), max_seq_length=LONGEST, device="cpu")
     torch.manual_seed(1)
     with torch.no_grad():
         for name, weight in model[0].model.named_parameters():
