@@ -250,7 +250,7 @@ def _mining(recipe: Recipe, dataset_dir: Path) -> dict[str, Any] | None:
     rows = [
         outcome
         | {"config": config, "split": split, "positive_not_in_range": outcome["positive_not_in_range"] or 0}
-        | {"suspected": sum(count for reason, count in outcome["dropped"].items() if reason.endswith("margin"))}
+        | {"suspected": outcome["dropped"]["relative margin"]}
         for config, splits in report["configurations"].items()
         for split, outcome in splits.items()
     ]
