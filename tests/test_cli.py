@@ -99,9 +99,7 @@ def test_a_dry_run_checks_and_prints_and_writes_nothing(run_cli: RunCli, tiny_re
     ("overrides", "told"),
     [
         (["loss.temprature=1"], ["loss: unknown key temprature", "did you mean temperature"]),
-        (["training.learning_rate=fast"], ["learning_rate", "'fast'"]),
         (["base.name_or_path=no/such-model"], ["no/such-model", "embedded"]),
-        (["data.rows=nowhere.jsonl"], ["nowhere.jsonl", "embedded"]),
         (["data.rows=" + "x" * 300], ["data.rows", "cannot be read"]),
         (["data.validation_fraction=0.0000001"], ["validation_fraction", "another share"]),
         (["lora.r=0"], ["lora section", "`r` should be a positive integer"]),
@@ -112,7 +110,6 @@ def test_a_dry_run_checks_and_prints_and_writes_nothing(run_cli: RunCli, tiny_re
             ["per_device_train_batch_size is 0", "Both have to be 1 or more"],
         ),
         (["training.eval_strategy=often"], ["training section", "often"]),
-        (["training.load_best_model_at_end=true"], ["training section", "save and eval strategy to match"]),
         (["training.save_strategy=best"], ["eval_strategy is no", "steps or epoch"]),
         ([*BEST, "training.eval_steps=1"], ["eval_steps is 1", "save_steps 2", "the same number"]),
         ([*BEST, "training.metric_for_best_model=eval_loss"], ["'eval_loss'", "sts_triplet_accuracy"]),
@@ -121,6 +118,11 @@ def test_a_dry_run_checks_and_prints_and_writes_nothing(run_cli: RunCli, tiny_re
         (
             [*BEST, "training.metric_for_best_model=eval_sts_triplet_accuracy", "data.rows=no-sts.jsonl"],
             ["no sts row"],
+        ),
+        (["data.mining.model=./no-model"], ["neither modules.json nor config.json"]),
+        (
+            ["evaluation.tasks=[STSBenchmark, CQADupstackRetrieval]"],
+            ["CQADupstackRetrieval, which is the mean of 12", "Name a single one, such as CQADupstack"],
         ),
         (["training.report_to=nowhere"], ["training section", "nowhere is not supported"]),
         pytest.param(
@@ -145,6 +147,7 @@ def test_a_wrong_choice_ends_with_one_message_and_nothing_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "no-model").mkdir()
     for task_type in ("bitext", "sts"):
         rows = [row for row in example_rows() if row["task_type"] != task_type]
         write_rows(tmp_path / f"no-{task_type}.jsonl", rows)
@@ -153,24 +156,14 @@ def test_a_wrong_choice_ends_with_one_message_and_nothing_written(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("spoil", "told"),
-    [
-        (None, "holds no rows"),
-        ({"positive": ""}, "its positive is empty"),
-        ({"negative": example_rows()[5]["positive"]}, "its negative equals its positive"),
-    ],
-)
+@pytest.mark.parametrize(("spoilt", "told"), [(None, "holds no rows"), ("positive", "line 6 is not a row")])
 def test_bad_rows_are_refused_before_anything_is_written(
-    spoil: dict[str, str] | None, told: str, run_cli: RunCli, tiny_recipe: Path, tmp_path: Path
+    spoilt: str | None, told: str, run_cli: RunCli, tiny_recipe: Path, tmp_path: Path
 ) -> None:
-    rows = [] if spoil is None else example_rows()
-    if spoil is not None:
-        rows[5] |= spoil
+    rows = [] if spoilt is None else [row | ({spoilt: ""} if n == 5 else {}) for n, row in enumerate(example_rows())]
     path = write_rows(tmp_path / "bad.jsonl", rows)
     outcome = run_cli("run", tiny_recipe, "--set", f"data.rows={path}", "--output-dir", tmp_path / "out")
     refused(outcome, "bad.jsonl", told)
-    assert spoil is None or "line 6" in outcome.err
     assert not (tmp_path / "out").exists()
 
 
@@ -179,9 +172,7 @@ def test_bad_rows_are_refused_before_anything_is_written(
     [
         ("tokenizer.json", None, "has no tokenizer"),
         ("tokenizer.json", "{", "cannot be loaded"),
-        ("tokenizer.json", "{}", "cannot be loaded"),
         ("config.json", None, "cannot be loaded"),
-        ("config.json", "{", "cannot be loaded"),
         ("model.safetensors", None, "no file named model.safetensors"),
         ("model.safetensors", "not tensors", "cannot be loaded"),
         ("model.safetensors", 1000, "incomplete metadata"),

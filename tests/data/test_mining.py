@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from sentence_transformers.util import mine_hard_negatives as stock_mining
 from st_llm_embed import InputError, LLMSentenceTransformer, run_pipeline
 from st_llm_embed.data import nearest, vectors
 from st_llm_embed.data.dataset import load_split, to_training, write_dataset
-from st_llm_embed.data.mining import check_mining, mine_dataset
+from st_llm_embed.data.mining import mine_dataset
 from st_llm_embed.data.nearest import nearest_documents
 from st_llm_embed.data.rows import Row
 from st_llm_embed.data.vectors import VectorFolder, encoding
@@ -71,16 +71,24 @@ def test_the_nearest_document_that_keeps_the_margins_is_taken(tmp_path: Path) ->
     assert negatives(tmp_path / "none")["a 0"] == ["p 34"]
 
 
-def test_a_margin_is_of_the_size_of_a_score_below_zero(tmp_path: Path) -> None:
-    # The positive scores cos 120 = -0.5; 0.05 of its size below is cos 121.7, above would be cos 118.4.
-    mined([pair("a 0", "p 120"), pair("b 120", "p 119"), pair("c 120", "p 125")], tmp_path)
-    assert negatives(tmp_path)["a 0"] == ["p 125"]
-
-
-def test_ranks_begin_after_the_known_positives(tmp_path: Path) -> None:
-    rows = [pair("a 0", "p 10"), pair("A  0", "p 11"), *(pair(f"o{n} 180", f"p {n}") for n in (40, 50, 60, 70))]
-    mined(rows, tmp_path, range_min=1, range_max=3, num_negatives=2)
-    assert negatives(tmp_path)["a 0"] == ["p 50", "p 60"]
+@pytest.mark.parametrize(
+    ("texts", "settings", "expected"),
+    [
+        # The positive scores cos 120 = -0.5; 0.05 of its size below is cos 121.7, above would be cos 118.4.
+        (["a 0 -> p 120", "b 120 -> p 119", "c 120 -> p 125"], {}, ["p 125"]),
+        # The least similar positive of an anchor sets the limits.
+        (["a 0 -> p 10", "a 0 -> p 60", "b 180 -> p 40", "c 180 -> p 70"], {}, ["p 70"]),
+        # Ranks begin after the known positives.
+        (
+            ["a 0 -> p 10", "A  0 -> p 11", *(f"o{n} 180 -> p {n}" for n in (40, 50, 60, 70))],
+            {"range_min": 1, "range_max": 3, "num_negatives": 2},
+            ["p 50", "p 60"],
+        ),
+    ],
+)
+def test_limits_and_ranks(texts: list[str], settings: dict[str, int], expected: list[str], tmp_path: Path) -> None:
+    mined([pair(*text.split(" -> ")) for text in texts], tmp_path, **settings)
+    assert negatives(tmp_path)["a 0"] == expected
 
 
 def test_what_is_known_to_fit_is_never_taken(tmp_path: Path) -> None:
@@ -100,12 +108,6 @@ def test_what_is_known_to_fit_is_never_taken(tmp_path: Path) -> None:
     assert found["query 0", "find"] == found["Query  0", "find"] == "under another instruction 65"
     assert found["query 0", "find something else"] == "another answer 58"
     assert report["documents"] == 5
-
-
-def test_the_least_similar_positive_of_an_anchor_sets_the_limits(tmp_path: Path) -> None:
-    rows = [pair("a 0", "p 10"), pair("a 0", "p 60"), pair("b 180", "p 40"), pair("c 180", "p 70")]
-    mined(rows, tmp_path)
-    assert negatives(tmp_path)["a 0"] == ["p 70"]
 
 
 def test_rows_keep_their_own_negative_first_and_their_metadata(tmp_path: Path) -> None:
@@ -288,24 +290,6 @@ def test_each_anchor_is_encoded_under_its_own_instruction_or_the_given_prompt(
         kept = [np.fromfile(file, dtype=np.float16).reshape(12, 32)[1].astype(np.float32) for file in files]
         for vector in expected:
             assert min(np.abs(vector - one).max() for one in kept) < 1e-3
-
-
-def test_a_range_without_room_for_the_negatives_is_refused() -> None:
-    with pytest.raises(InputError, match="at least range_min plus num_negatives"):
-        Recipe.load("demo", ["data.mining={model: base, range_min: 99, num_negatives: 2}"])
-
-
-def test_a_mining_model_that_is_not_there_is_refused_before_anything_is_written(
-    tiny_recipe: Path, tmp_path: Path, run_cli: Callable[..., Any]
-) -> None:
-    check_mining(Mining(model="base"))
-    (tmp_path / "empty").mkdir()
-    outcome = run_cli(
-        "run", tiny_recipe, "--output-dir", tmp_path / "out", "--set", f"data.mining.model={tmp_path / 'empty'}"
-    )
-    assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
-    assert "neither modules.json nor config.json" in outcome.err
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_trains_on_mined_negatives_and_keeps_the_vectors(tiny_recipe: Path, tmp_path: Path) -> None:
