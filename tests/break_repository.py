@@ -62,6 +62,12 @@ def varint(number: int) -> bytes:
     return bytes([number]) if number < 128 else bytes([number & 127 | 128]) + varint(number >> 7)
 
 
+def eos_by_flag(folder: Path) -> None:
+    """As e5-mistral-7b-instruct: transformers 5 ignores the flag."""
+    template(folder, "<s>", "A")
+    tokenizer_config(folder, tokenizer_class="LlamaTokenizer", add_eos_token=True)
+
+
 def eos_twice(folder: Path) -> None:
     template(folder, "<s>", "A", "</s>", "</s>")
 
@@ -73,6 +79,18 @@ def eos_as_text(folder: Path) -> None:
     tokens = [token | {"normalized": token["content"] == "</s>"} for token in tokens]
     append = {"type": "Replace", "pattern": {"Regex": "(?<!</s>)$"}, "content": "</s>"}
     edit(folder / "tokenizer.json", normalizer=append, added_tokens=tokens)
+
+
+def chat_template(folder: Path) -> None:
+    """As sentence-transformers 6 saves a model whose base has a chat template."""
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}</s>", encoding="utf-8")
+    forward = {"method": "forward", "method_output_name": "last_hidden_state"}
+    edit(
+        folder / "sentence_bert_config.json",
+        modality_config={"text": forward, "message": forward | {"format": "flat"}},
+        module_output_name="token_embeddings",
+        transformer_task="feature-extraction",
+    )
 
 
 def no_mask(folder: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from break_repository import edit, edit_list, no_probe, prompts, template, tokenizer_config
+from break_repository import edit, edit_list, eos_by_flag, no_probe, prompts, template, tokenizer_config
 from conftest import Outcome
 from sentence_transformers import SentenceTransformer
 
@@ -23,11 +23,6 @@ def contents(folder: Path) -> dict[str, bytes]:
 def as_stock_saves_it(folder: Path) -> None:
     no_probe(folder)
     SentenceTransformer(str(folder), device="cpu").save_pretrained(str(folder), create_model_card=False)
-
-
-def as_e5_mistral(folder: Path) -> None:
-    template(folder, "<s>", "A")
-    tokenizer_config(folder, tokenizer_class="LlamaTokenizer", add_eos_token=True)
 
 
 def everything(folder: Path) -> None:
@@ -45,7 +40,7 @@ def query_prompt_on_documents(folder: Path) -> None:
     prompts(folder, document=json.loads((folder / "probe.json").read_text(encoding="utf-8"))["prompts"]["query"])
 
 
-@pytest.mark.parametrize("damage", [as_stock_saves_it, as_e5_mistral, everything, query_prompt_on_documents])
+@pytest.mark.parametrize("damage", [as_stock_saves_it, eos_by_flag, everything, query_prompt_on_documents])
 def test_a_repaired_copy_is_healthy(damage: Callable[[Path], None], broken: Path, tmp_path: Path) -> None:
     damage(broken)
     assert diagnose(str(broken), live=False).findings
@@ -84,10 +79,14 @@ def test_a_length_of_null_becomes_the_one_that_is_read(broken: Path, tmp_path: P
     }
 
 
-def test_a_copy_inside_of_what_is_copied_is_refused(broken: Path) -> None:
+def test_a_copy_goes_neither_into_what_is_copied_nor_into_a_folder_that_exists(broken: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is inside"):
         repair(str(broken), broken / "fixed")
     assert not (broken / "fixed").exists()
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(InputError, match="exists already"):
+        repair(str(broken), tmp_path / "mine")
+    assert list((tmp_path / "mine").iterdir()) == []
 
 
 def test_a_pooling_that_is_gone_is_not_guessed(broken: Path, tmp_path: Path) -> None:
@@ -98,20 +97,13 @@ def test_a_pooling_that_is_gone_is_not_guessed(broken: Path, tmp_path: Path) -> 
     assert diagnose(str(tmp_path / "fixed"), live=False).findings
 
 
-def test_an_existing_folder_is_never_written_to(broken: Path, tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    with pytest.raises(InputError, match="exists already"):
-        repair(str(broken), tmp_path / "mine")
-    assert list((tmp_path / "mine").iterdir()) == []
-
-
 def test_the_command_tells_healthy_from_ill_from_bad_input(
     run_cli: Callable[..., Outcome], good: Callable[[str], Path], broken: Path, tmp_path: Path
 ) -> None:
     healthy = run_cli("doctor", good("mistral"), "--no-live")
     assert healthy.code == 0
     assert "0 findings" in healthy.out
-    as_e5_mistral(broken)
+    eos_by_flag(broken)
     ill = run_cli("doctor", broken, "--no-live")
     assert ill.code == 1
     assert "ERROR: missing EOS (tokenizer.json)" in ill.out
@@ -120,13 +112,7 @@ def test_the_command_tells_healthy_from_ill_from_bad_input(
     fixed = run_cli("doctor", broken, "--no-live", "--fix", tmp_path / "fixed")
     assert fixed.code == 0
     assert "- tokenizer.json: a post-processor that ends texts in one EOS token" in fixed.out
-
-
-def test_json_says_what_was_checked_and_what_not(
-    run_cli: Callable[..., Outcome], broken: Path, tmp_path: Path
-) -> None:
-    as_e5_mistral(broken)
-    outcome = run_cli("doctor", broken, "--live", "--json", "--fix", tmp_path / "fixed", "--device", "cpu")
+    outcome = run_cli("doctor", broken, "--live", "--json", "--fix", tmp_path / "with json", "--device", "cpu")
     output = json.loads(outcome.out)
     assert outcome.code == 0
     assert not output["before"]["healthy"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from break_repository import edit, no_mask, no_normalize, no_probe, prompts
+from break_repository import chat_template, edit, no_mask, no_normalize, no_probe, prompts
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
@@ -22,21 +22,6 @@ from st_llm_embed.doctor.traps import NotCheckedError
 def change_weights(path: Path, change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
     weights = {key: change(key, weight).contiguous() for key, weight in load_file(path).items()}
     save_file(weights, path, metadata={"format": "pt"})
-
-
-def rendered_by_a_chat_template(folder: Path) -> None:
-    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}</s>", encoding="utf-8")
-    forward = {"method": "forward", "method_output_name": "last_hidden_state"}
-    edit(
-        folder / "sentence_bert_config.json",
-        modality_config={"text": forward, "message": forward | {"format": "flat"}},
-        module_output_name="token_embeddings",
-        transformer_task="feature-extraction",
-    )
-
-
-def no_truncation(folder: Path) -> None:
-    edit(folder / "sentence_bert_config.json", processing_kwargs={"text": {"truncation": False}})
 
 
 def other_weights(folder: Path) -> None:
@@ -65,8 +50,13 @@ def collapsed(folder: Path) -> None:
         ("padding", no_mask),
         ("pooling", mean_pooling),
         ("not normalised", no_normalize),
-        ("tokenizer", rendered_by_a_chat_template),
-        ("max length", no_truncation),
+        ("tokenizer", chat_template),
+        (
+            "max length",
+            lambda folder: edit(
+                folder / "sentence_bert_config.json", processing_kwargs={"text": {"truncation": False}}
+            ),
+        ),
         ("weights", other_weights),
         ("not finite", nan),
         ("collapsed", collapsed),

@@ -7,11 +7,14 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from break_repository import (
+    chat_template,
     edit,
     eos_as_text,
+    eos_by_flag,
     eos_twice,
     no_mask,
     no_normalize,
@@ -25,48 +28,32 @@ from break_repository import (
 from st_llm_embed import InputError, Recipe, diagnose
 from st_llm_embed import doctor as doctor_package
 from st_llm_embed.doctor import TRAPS
+from st_llm_embed.doctor.readers import POOLING_FILE
 
 QUERY = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: "
 
-MODALITIES = {"text": {"method": "forward"}, "message": {"method": "forward", "format": "flat"}}
-"""As sentence-transformers 6 saves a model whose base has a chat template."""
+
+TRUNCATION = {"direction": "Right", "max_length": 12, "strategy": "LongestFirst", "stride": 0}
 
 
-def flag_only(folder: Path) -> None:
-    """As e5-mistral-7b-instruct: transformers 5 ignores the flag."""
-    template(folder, "<s>", "A")
-    tokenizer_config(folder, tokenizer_class="LlamaTokenizer", add_eos_token=True)
+def sets(name: str, **changes: Any) -> Callable[[Path], None]:
+    """Set keys of a JSON file; None removes one."""
+    return lambda folder: edit(folder / name, **changes)
 
 
-def post_processor_only(folder: Path) -> None:
-    tokenizer_config(folder, tokenizer_class="LlamaTokenizerFast", add_eos_token=None)
+def module_path(old: str, new: str) -> Callable[[Path], Any]:
+    """Replace a part of a type in modules.json."""
+
+    def damage(folder: Path) -> None:
+        path = folder / "modules.json"
+        path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+
+    return damage
 
 
 def neither(folder: Path) -> None:
     template(folder, "<s>", "A")
     tokenizer_config(folder, add_eos_token=None)
-
-
-def flag_says_no(folder: Path) -> None:
-    """llama.cpp's converter believes the flag."""
-    tokenizer_config(folder, add_eos_token=False)
-
-
-def bos_in_a_prompt(folder: Path) -> None:
-    prompts(folder, query=f"<s>{QUERY}")
-
-
-def chat_template(folder: Path) -> None:
-    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}</s>", encoding="utf-8")
-    edit(folder / "sentence_bert_config.json", modality_config=MODALITIES)
-
-
-def cut_on_the_left(folder: Path) -> None:
-    tokenizer_config(folder, truncation_side="left")
-
-
-def no_pad_token(folder: Path) -> None:
-    tokenizer_config(folder, pad_token=None)
 
 
 def two_padding_sides(folder: Path) -> None:
@@ -80,34 +67,9 @@ def compact_pooling(folder: Path) -> None:
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
-def pooling_without_mean(folder: Path) -> None:
-    """sentence-transformers 5 pools by mean where nothing says that it should not."""
-    edit(folder / "1_Pooling" / "config.json", pooling_mode_mean_tokens=None)
-
-
-def no_modules(folder: Path) -> None:
-    (folder / "modules.json").unlink()
-
-
-def query_prompt_on_everything(folder: Path) -> None:
-    edit(folder / "config_sentence_transformers.json", default_prompt_name="query")
-
-
-def query_prompt_on_documents(folder: Path) -> None:
-    prompts(folder, document=QUERY)
-
-
-def prompt_twice(folder: Path) -> None:
-    prompts(folder, query=QUERY + QUERY)
-
-
 def two_spellings(folder: Path) -> None:
     no_probe(folder)
     prompts(folder, query=QUERY.rstrip())
-
-
-def another_prompt_than_published(folder: Path) -> None:
-    prompts(folder, query=QUERY.replace("web ", ""))
 
 
 def recipe(folder: Path, **overrides: str) -> None:
@@ -123,25 +85,13 @@ def untrained_spelling(folder: Path) -> None:
 def prompt_missing(folder: Path) -> None:
     no_probe(folder)
     recipe(folder)
-    prompts(folder, query="", STS=None, BitextMining=None, **{"SciFact-query": None})
+    edit(folder / "config_sentence_transformers.json", prompts={"query": "", "document": ""})
 
 
 def prompt_missing_by_the_card(folder: Path) -> None:
-    no_probe(folder)
+    prompt_missing(folder)
+    (folder / "recipe.yaml").unlink()
     (folder / "README.md").write_text("Queries are `Instruct: {task}\\nQuery: {query}`.", encoding="utf-8")
-    prompts(folder, query="", STS=None, BitextMining=None, **{"SciFact-query": None})
-
-
-def cut_dimensions_unsaid(folder: Path) -> None:
-    recipe(folder, **{"loss.matryoshka_dims": "[32,16]"})
-
-
-def too_many_dimensions(folder: Path) -> None:
-    edit(folder / "config.json", matryoshka_dimensions=[4096, 16])
-
-
-def lower_case(folder: Path) -> None:
-    edit(folder / "sentence_bert_config.json", do_lower_case=True)
 
 
 def strip(folder: Path) -> None:
@@ -153,109 +103,97 @@ def other_merges(folder: Path) -> None:
     edit(folder / "tokenizer.json", model=model | {"merges": model["merges"][5:]})
 
 
-def other_pieces(folder: Path) -> None:
-    pieces(folder / "tokenizer.model", ["<unk>", "<s>", "</s>", "▁other"])
-
-
-def no_tokenizer_json(folder: Path) -> None:
-    (folder / "tokenizer.json").unlink()
-
-
-def too_few_embeddings(folder: Path) -> None:
-    edit(folder / "config.json", vocab_size=100)
-
-
-def no_max_seq_length(folder: Path) -> None:
-    edit(folder / "sentence_bert_config.json", max_seq_length=None)
-
-
-def another_length_in_the_tokenizer(folder: Path) -> None:
-    truncation = {"direction": "Right", "max_length": 12, "strategy": "LongestFirst", "stride": 0}
-    edit(folder / "tokenizer.json", truncation=truncation)
-
-
-def no_limit_in_the_tokenizer(folder: Path) -> None:
-    tokenizer_config(folder, model_max_length=int(1e30))
-
-
 def another_length_than_published(folder: Path) -> None:
     edit(folder / "sentence_bert_config.json", max_seq_length=32)
     tokenizer_config(folder, model_max_length=32)
 
 
-def new_module_paths(folder: Path) -> None:
-    old, new = "sentence_transformers.models.Transformer", "sentence_transformers.base.modules.transformer.Transformer"
-    path = folder / "modules.json"
-    path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
-
-
-def own_code(folder: Path) -> None:
-    path = folder / "modules.json"
-    text = path.read_text(encoding="utf-8").replace("sentence_transformers.models.Pooling", "my_code.Pooling")
-    path.write_text(text, encoding="utf-8")
-
-
-def tokenizers_backend(folder: Path) -> None:
-    tokenizer_config(folder, tokenizer_class="TokenizersBackend")
-
-
-def list_of_special_tokens(folder: Path) -> None:
-    tokenizer_config(folder, extra_special_tokens=["<x>"])
-
-
-def mistral_format(folder: Path) -> None:
-    (folder / "params.json").write_text("{}", encoding="utf-8")
-
-
-def new_rope_alone(folder: Path) -> None:
-    parameters = {"rope_theta": 1e6, "rope_type": "default"}
-    edit(folder / "config.json", rope_theta=None, rope_parameters=parameters)
-
-
-INJECTIONS: list[tuple[str, Callable[[Path], None], str]] = [
-    ("missing EOS", flag_only, "transformers 5"),
-    ("missing EOS", post_processor_only, "transformers 4"),
-    ("missing EOS", neither, "TEI"),
-    ("missing EOS", flag_says_no, "llama.cpp"),
-    ("doubled EOS", eos_twice, ""),
-    ("special token in a prompt", bos_in_a_prompt, ""),
-    ("EOS cut off", eos_as_text, ""),
-    ("cut on the left", cut_on_the_left, ""),
-    ("no attention mask", no_mask, ""),
-    ("no pad token", no_pad_token, ""),
-    ("two padding sides", two_padding_sides, ""),
-    ("pooling", compact_pooling, "TEI"),
-    ("pooling", pooling_without_mean, "sentence-transformers 5"),
-    ("no modules.json", no_modules, ""),
-    ("prompt on documents", query_prompt_on_everything, "sentence-transformers"),
-    ("prompt on documents", query_prompt_on_documents, ""),
-    ("prompt doubled", prompt_twice, ""),
-    ("prompt", two_spellings, ""),
-    ("prompt", another_prompt_than_published, ""),
-    ("prompt", untrained_spelling, ""),
-    ("prompt missing", prompt_missing, ""),
-    ("prompt missing by the card", prompt_missing_by_the_card, ""),
-    ("not normalised", no_normalize, "vLLM"),
-    ("unstated dimensions", cut_dimensions_unsaid, "vLLM"),
-    ("matryoshka dimensions", too_many_dimensions, "vLLM"),
-    ("lower case", lower_case, "TEI"),
-    ("normalizer", strip, "llama.cpp"),
-    ("tokenizer", other_merges, ""),
-    ("chat template", chat_template, "sentence-transformers 6"),
-    ("tokenizer.model", other_pieces, "llama.cpp"),
-    ("no tokenizer.json", no_tokenizer_json, ""),
-    ("too few embeddings", too_few_embeddings, ""),
-    ("max length", no_max_seq_length, "TEI"),
-    ("max length", another_length_in_the_tokenizer, "tokenizers"),
-    ("unstated length", no_limit_in_the_tokenizer, "transformers 5"),
-    ("max length", another_length_than_published, ""),
-    ("unreadable files", new_module_paths, "sentence-transformers 5"),
-    ("unreadable files", own_code, "sentence-transformers 6"),
-    ("unreadable files", tokenizers_backend, "transformers 4"),
-    ("unreadable files", list_of_special_tokens, "transformers 4"),
-    ("unreadable files", mistral_format, "vLLM"),
-    ("rotary base", new_rope_alone, "transformers 4"),
-]
+INJECTIONS: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
+    "flag only, as e5-mistral-7b-instruct": ("missing EOS", "transformers 5", eos_by_flag),
+    "post-processor only": (
+        "missing EOS",
+        "transformers 4",
+        sets("tokenizer_config.json", tokenizer_class="LlamaTokenizerFast", add_eos_token=None),
+    ),
+    "neither": ("missing EOS", "TEI", neither),
+    "llama.cpp's converter believes the flag": (
+        "missing EOS",
+        "llama.cpp",
+        sets("tokenizer_config.json", add_eos_token=False),
+    ),
+    "twice": ("doubled EOS", "", eos_twice),
+    "in a prompt": ("special token in a prompt", "", lambda folder: prompts(folder, query=f"<s>{QUERY}")),
+    "as text": ("EOS cut off", "", eos_as_text),
+    "left": ("cut on the left", "", sets("tokenizer_config.json", truncation_side="left")),
+    "no mask": ("no attention mask", "", no_mask),
+    "no pad token": ("no pad token", "", sets("tokenizer_config.json", pad_token=None)),
+    "two padding sides": ("two padding sides", "", two_padding_sides),
+    "compact": ("pooling", "TEI", compact_pooling),
+    # sentence-transformers 5 pools by mean where nothing says that it should not.
+    "not a word of mean": ("pooling", "sentence-transformers 5", sets(POOLING_FILE, pooling_mode_mean_tokens=None)),
+    "no modules.json": ("no modules.json", "", lambda folder: (folder / "modules.json").unlink()),
+    "default prompt": (
+        "prompt on documents",
+        "sentence-transformers",
+        sets("config_sentence_transformers.json", default_prompt_name="query"),
+    ),
+    "that of queries": ("prompt on documents", "", lambda folder: prompts(folder, document=QUERY)),
+    "prompt twice": ("prompt doubled", "", lambda folder: prompts(folder, query=QUERY + QUERY)),
+    "two spellings": ("prompt", "", two_spellings),
+    "another than published": ("prompt", "", lambda folder: prompts(folder, query=QUERY.replace("web ", ""))),
+    "untrained spelling": ("prompt", "", untrained_spelling),
+    "missing": ("prompt missing", "", prompt_missing),
+    "on the card alone": ("prompt missing by the card", "", prompt_missing_by_the_card),
+    "no Normalize": ("not normalised", "vLLM", no_normalize),
+    "cut unsaid": (
+        "unstated dimensions",
+        "vLLM",
+        lambda folder: recipe(folder, **{"loss.matryoshka_dims": "[32,16]"}),
+    ),
+    "too many": ("matryoshka dimensions", "vLLM", sets("config.json", matryoshka_dimensions=[4096, 16])),
+    "lower case": ("lower case", "TEI", sets("sentence_bert_config.json", do_lower_case=True)),
+    "strip": ("normalizer", "llama.cpp", strip),
+    "other merges": ("tokenizer", "", other_merges),
+    "chat template": ("chat template", "sentence-transformers 6", chat_template),
+    "other pieces": (
+        "tokenizer.model",
+        "llama.cpp",
+        lambda folder: pieces(folder / "tokenizer.model", ["<unk>", "<s>", "</s>", "▁other"]),
+    ),
+    "no tokenizer.json": ("no tokenizer.json", "", lambda folder: (folder / "tokenizer.json").unlink()),
+    "vocabulary": ("too few embeddings", "", sets("config.json", vocab_size=100)),
+    "no length": ("max length", "TEI", sets("sentence_bert_config.json", max_seq_length=None)),
+    "in tokenizer.json": ("max length", "tokenizers", sets("tokenizer.json", truncation=TRUNCATION)),
+    "unlimited": ("unstated length", "transformers 5", sets("tokenizer_config.json", model_max_length=int(1e30))),
+    "length of the probe": ("max length", "", another_length_than_published),
+    "module paths": (
+        "unreadable files",
+        "sentence-transformers 5",
+        module_path("models.Transformer", "base.modules.transformer.Transformer"),
+    ),
+    "own code": (
+        "unreadable files",
+        "sentence-transformers 6",
+        module_path("sentence_transformers.models.Pooling", "my_code.Pooling"),
+    ),
+    "backend": (
+        "unreadable files",
+        "transformers 4",
+        sets("tokenizer_config.json", tokenizer_class="TokenizersBackend"),
+    ),
+    "list of tokens": (
+        "unreadable files",
+        "transformers 4",
+        sets("tokenizer_config.json", extra_special_tokens=["<x>"]),
+    ),
+    "Mistral's format": ("unreadable files", "vLLM", sets("params.json")),
+    "new rope alone": (
+        "rotary base",
+        "transformers 4",
+        sets("config.json", rope_theta=None, rope_parameters={"rope_theta": 1e6, "rope_type": "default"}),
+    ),
+}
+"""By what was done: the trap, a reader that is affected (empty: everybody), and how it is done."""
 
 
 @pytest.mark.parametrize("family", ["embedded", "mistral", "llama", "qwen3", "gpt2"])
@@ -263,10 +201,9 @@ def test_a_good_repository_has_no_finding(family: str, good: Callable[[str], Pat
     assert diagnose(str(good(family)), live=True).findings == []
 
 
-@pytest.mark.parametrize(
-    ("trap", "damage", "reader"), INJECTIONS, ids=[f"{trap}-{damage.__name__}" for trap, damage, _ in INJECTIONS]
-)
-def test_a_trap_is_found_and_named(trap: str, damage: Callable[[Path], None], reader: str, broken: Path) -> None:
+@pytest.mark.parametrize("done", INJECTIONS)
+def test_a_trap_is_found_and_named(done: str, broken: Path) -> None:
+    trap, reader, damage = INJECTIONS[done]
     damage(broken)
     found = [finding for finding in diagnose(str(broken), live=False).findings if finding.trap == trap]
     assert found
@@ -298,13 +235,15 @@ def test_a_tokenizer_that_strips_gives_the_texts_with_edges_other_tokens(broken:
 
 
 def test_what_was_not_checked_is_said_with_the_reason(broken: Path) -> None:
-    def reason() -> str | None:
-        checks = {check.what: check.not_checked for check in diagnose(str(broken), live=False).checks}
-        return checks["prompts are those of the training"]
-
-    assert reason() == "there is no recipe.yaml, which states the prompts of the training"
+    no_probe(broken)
+    diagnosis = diagnose(str(broken), live=False)
+    assert diagnosis.findings == []
+    reasons = [check.not_checked for check in diagnosis.checks]
+    assert reasons.count("there is no probe.json") == 1
+    assert "there is no recipe.yaml, which states the prompts of the training" in reasons
     recipe(broken)
-    assert reason() is None
+    reasons = [check.not_checked for check in diagnose(str(broken), live=False).checks]
+    assert not any("recipe.yaml" in (reason or "") for reason in reasons)
 
 
 def test_every_trap_that_is_found_is_in_the_catalogue_and_the_other_way_round() -> None:
@@ -312,21 +251,6 @@ def test_every_trap_that_is_found_is_in_the_catalogue_and_the_other_way_round() 
     code = "".join(path.read_text(encoding="utf-8") for path in package.rglob("*.py"))
     assert set(re.findall(r'(?:Finding|_explanation|_seen|explain)\("([^"]+)"', code)) <= TRAPS.keys()
     assert [trap for trap in TRAPS if f'"{trap}"' not in code] == []
-
-
-def test_the_public_name_is_a_function_whatever_was_imported_before() -> None:
-    """`doctor` is a package of the same room, so the function has a name of its own."""
-    import st_llm_embed.doctor.probe
-
-    assert callable(st_llm_embed.diagnose)
-    assert callable(st_llm_embed.verify)
-
-
-def test_a_repository_without_a_probe_is_examined(broken: Path) -> None:
-    no_probe(broken)
-    diagnosis = diagnose(str(broken), live=False)
-    assert diagnosis.findings == []
-    assert [check.not_checked for check in diagnosis.checks].count("there is no probe.json") == 1
 
 
 @pytest.mark.parametrize(
