@@ -31,7 +31,7 @@ def saved(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_files_that_a_kill_cut_off_are_set_aside(saved: Path, tmp_path: Path) -> None:
+def test_what_a_kill_cut_off_or_prevented_is_made_up_for(saved: Path, tmp_path: Path) -> None:
     model = load_model(str(saved), prompts="mteb")
     evaluate(model, [SmallSTS()], tmp_path)
     [path] = tmp_path.rglob("SmallSTS.json")
@@ -43,12 +43,10 @@ def test_files_that_a_kill_cut_off_are_set_aside(saved: Path, tmp_path: Path) ->
     evaluate(model, [SmallSTS()], tmp_path)
     assert json.loads(path.read_text(encoding="utf-8"))["scores"] == json.loads(content)["scores"]
 
-
-def test_a_record_that_a_kill_prevented_is_made_up_for(saved: Path, tmp_path: Path) -> None:
-    evaluate(load_model(str(saved), prompts="mteb"), [SmallSTS()], tmp_path)
+    # A kill between scores and record.
     for path in [tmp_path / "run.json", *tmp_path.glob("runs/*/*/*.json")]:
         path.unlink()
-    evaluate(load_model(str(saved), prompts="mteb"), [SmallSTS()], tmp_path)
+    evaluate(model, [SmallSTS()], tmp_path)
     record = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["tasks"]["SmallSTS"]
     assert record["query"].startswith("Instruct: ")
     assert record["texts"] is None

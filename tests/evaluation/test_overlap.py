@@ -13,8 +13,6 @@ from mteb_data import CORPUS, QUERIES, SENTENCES, write_scifact, write_stsbenchm
 from st_llm_embed import Recipe
 from st_llm_embed.evaluation.overlap import TASKS_OF_SOURCES, trained_on
 
-SHARED = Path(__file__).parents[3] / "shared/hub-datasets"
-
 
 @pytest.fixture(autouse=True)
 def tasks_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,14 +132,3 @@ def test_what_nobody_can_know_is_named(tmp_path: Path) -> None:
     source = '{path: org/our-clicks, columns: {anchor: a, positive: b}, license: mit, instruction: "Find."}'
     recipe = Recipe.load("demo", [f"data.rows={rows}", f"data.sources.clicks={source}"])
     assert trained_on(recipe).unknown == ("data.sources.clicks (org/our-clicks)", f"data.rows ({rows})")
-
-
-def test_the_sample_rows_share_no_test_with_banking77(
-    run_cli: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not SHARED.is_dir():
-        pytest.skip("shared/hub-datasets, real test sets in the official layout, is not here")
-    monkeypatch.chdir(SHARED)
-    done = run_cli("contamination", "embedded", "--tasks", "Banking77Classification", "--json")
-    assert done.code == 0
-    assert counts(json.loads(done.out)) == {("Banking77Classification", "texts"): (3080, 0, 0, 1)}

@@ -68,7 +68,10 @@ def test_a_served_model_has_the_scores_of_the_model_itself(tmp_path: Path, tiny:
     assert all(text.startswith(STS_PROMPT) for text in texts if "thing " in text)
 
 
-def test_a_text_is_sent_once_and_a_finished_task_not_again(tmp_path: Path) -> None:
+def test_a_text_is_sent_once_a_finished_task_not_again_and_the_key_is_written_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
     with EmbeddingServer() as server:
         first = evaluate(server, tmp_path)
         sent = [text for text in server.texts if text != PROBE]
@@ -78,6 +81,8 @@ def test_a_text_is_sent_once_and_a_finished_task_not_again(tmp_path: Path) -> No
         assert len(server.requests) == count
     [folder] = (tmp_path / "results").glob("*/*/experiments/prompts_paper")
     assert {path.name for path in folder.glob("Small*.json")} == {"SmallRetrieval.json", "SmallSTS.json"}
+    assert server.keys == {"sk-very-secret"}
+    assert not any(b"very-secret" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
 def test_what_came_before_a_stop_is_kept_and_what_may_be_billed_counts(tmp_path: Path) -> None:
@@ -123,12 +128,21 @@ def test_a_limit_in_usd_goes_by_the_shipped_price(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("base_url", "limits"),
-    [("https://api.example.org/v1", {}), ("http://localhost/v1", {"max_usd": 1.0, "max_tokens": 10})],
+    ("base_url", "limits", "told"),
+    [
+        ("https://api.example.org/v1", {}, r"No price is known for tiny.*--max-tokens"),
+        ("http://localhost/v1", {"max_usd": 1.0, "max_tokens": 10}, r"No price is known for tiny.*--max-tokens"),
+        ("api.openai.com", {}, "--base-url has to begin with http"),
+        ("https://user:sk-1@host/v1", {}, "--base-url has to begin with http"),
+        ("https://host/v1?key=sk-1", {}, "--base-url has to begin with http"),
+    ],
 )
-def test_a_model_without_a_price_needs_a_limit_in_tokens(tmp_path: Path, base_url: str, limits: Any) -> None:
-    with pytest.raises(InputError, match=r"No price is known for tiny.*--max-tokens"):
+def test_what_may_cost_without_limit_or_hold_a_secret_is_refused(
+    base_url: str, limits: Any, told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=told) as caught:
         ServedModel(base_url, "tiny", "none", tmp_path, **limits)
+    assert "sk-1" not in str(caught.value)
 
 
 def test_errors_of_the_server_are_tried_again_with_pauses(tmp_path: Path) -> None:
@@ -181,23 +195,6 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
         first._get_embeddings(TEXTS)
         with pytest.raises(InputError, match=r"vectors\.sqlite cannot be read or written.*End other runs"):
             embed(server, tmp_path)
-
-
-def test_the_key_is_written_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
-    with EmbeddingServer() as server:
-        evaluate(server, tmp_path)
-    assert server.keys == {"sk-very-secret"}
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files) > 4
-    assert not any(b"very-secret" in path.read_bytes() for path in files)
-
-
-@pytest.mark.parametrize("base_url", ["api.openai.com", "https://user:sk-1@host/v1", "https://host/v1?key=sk-1"])
-def test_an_address_that_may_hold_a_secret_is_refused_and_not_shown(base_url: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--base-url has to begin with http") as caught:
-        ServedModel(base_url, "tiny", "none", tmp_path)
-    assert "sk-1" not in str(caught.value)
 
 
 def test_a_model_is_named_by_host_and_versioned_by_what_shapes_its_vectors(tmp_path: Path) -> None:

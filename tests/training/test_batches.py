@@ -95,29 +95,6 @@ def test_tasks_smaller_than_a_batch_are_packed_and_none_is_lost() -> None:
     assert used == set(range(120)), "112 rows an epoch, other ones each time"
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3])
-@pytest.mark.parametrize("mixed", [False, True])
-def test_no_text_stands_twice_in_the_joint_batch(processes: int, mixed: bool) -> None:
-    parts = {name: rows_of(name, 200, negatives=1) for name in ("one", "two")}
-    for row in range(0, 200, 5):
-        parts["one"]["anchor"][row] = "the same anchor"
-        parts["one"]["positive"][row + 1] = "the same positive"
-        # Across columns, and across configurations.
-        parts["one"]["negative_0"][row + 2] = "the same positive"
-        parts["two"]["positive"][row] = "the same positive"
-        # What a row hides from its own anchor may be hidden from many.
-        parts["two"]["negative_0"][row + 3] = "the same negative"
-    sampler = sampler_of(parts, processes=processes, mixed=mixed)
-    anchors, positives, negatives = (texts_of(parts, name) for name in ("anchor", "positive", "negative_0"))
-    for epoch in range(3):
-        batches = joint_batches(sampler, epoch)
-        assert len(batches) == len(sampler) // processes
-        for batch in batches:
-            own = [text for row in batch for text in {anchors[row], positives[row]}]
-            assert len(own) == len(set(own))
-            assert not set(own) & {negatives[row] for row in batch}
-
-
 def test_instructions_empty_texts_and_labels_may_repeat() -> None:
     rows = rows_of("x", 64, negatives=1)
     rows["instruction"] = ["always the same"] * 64
@@ -166,16 +143,6 @@ def test_batches_depend_on_seed_and_epoch_alone() -> None:
     sampler = sampler_of(parts)
     for epoch in (1, 0, 1):
         assert joint_batches(sampler, epoch) == seen[1, epoch]
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_skipping_gives_the_batches_that_would_have_come(processes: int) -> None:
-    sampler = sampler_of({name: rows_of(name, 100) for name in ("sts", "bitext")}, processes=processes)
-    for epoch in range(2):
-        sampler.set_epoch(epoch)
-        for rank in range(processes):
-            shard = BatchSamplerShard(sampler, processes, rank, even_batches=False)
-            assert list(SkipBatchSampler(shard, 3)) == list(shard)[3:]
 
 
 @st.composite

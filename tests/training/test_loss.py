@@ -104,6 +104,9 @@ def test_without_extras_it_is_the_stock_loss(
     stock = computed(MultipleNegativesRankingLoss(model, **stock_options(options)), model, texts)
     ours = computed(InfoNCELoss(model, mask_duplicates=False, **options), model, texts)
     assert_equal(ours, stock)
+    cached = CachedMultipleNegativesRankingLoss(model, mini_batch_size=8, **stock_options(options))
+    sorted_by_length = InfoNCELoss(model, mask_duplicates=False, mini_batch_num_tokens=100, **options)
+    assert_equal(computed(sorted_by_length, model, texts), computed(cached, model, texts))
 
 
 @pytest.mark.parametrize("hardness_strength", [0.0, 3.0])
@@ -116,16 +119,6 @@ def test_without_extras_the_papers_loss_is_the_stock_one_bit_for_bit(
     ours = computed(InfoNCELoss(single, mask_duplicates=False, **options), single, texts)
     assert torch.equal(ours["loss"], stock["loss"])
     assert all(torch.equal(ours["gradients"][name], one) for name, one in stock["gradients"].items())
-
-
-@pytest.mark.parametrize("options", EXTRAS_OFF, ids=str)
-def test_with_sorted_mini_batches_it_is_the_stock_cached_loss(
-    model: LLMSentenceTransformer, options: dict[str, Any]
-) -> None:
-    texts = random_columns()
-    stock = CachedMultipleNegativesRankingLoss(model, mini_batch_size=8, **stock_options(options))
-    ours = InfoNCELoss(model, mask_duplicates=False, mini_batch_num_tokens=100, **options)
-    assert_equal(computed(ours, model, texts), computed(stock, model, texts))
 
 
 @pytest.mark.parametrize("options", EXTRAS_ON, ids=str)
@@ -141,15 +134,6 @@ def test_gradcache_gives_the_plain_loss_and_gradients(
     assert expected["loss"] < without["loss"]
 
 
-def test_score_rows_in_parts_give_the_same_gradients(
-    model: LLMSentenceTransformer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    texts, options = random_columns(), {"temperature": 0.05, "directions": ALL_DIRECTIONS, "hardness_strength": 5.0}
-    expected = loss_and_gradients(model, texts, options)
-    monkeypatch.setattr("st_llm_embed.training.loss.SCORED_ROWS", 7)
-    assert_equal(loss_and_gradients(model, texts, options | {"mini_batch_num_tokens": 100}), expected)
-
-
 def test_an_evaluation_computes_the_same_loss_without_gradients(model: LLMSentenceTransformer) -> None:
     texts, options = random_columns(), {"temperature": 0.05, "mini_batch_num_tokens": 100}
     expected = loss_and_gradients(model, texts, options)["loss"]
@@ -158,6 +142,15 @@ def test_an_evaluation_computes_the_same_loss_without_gradients(model: LLMSenten
         got = InfoNCELoss(model, **options)([model.preprocess(column) for column in texts])
     assert got.item() == pytest.approx(expected.item(), abs=1e-9)
     assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_score_rows_in_parts_give_the_same_gradients(
+    model: LLMSentenceTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, options = random_columns(), {"temperature": 0.05, "directions": ALL_DIRECTIONS, "hardness_strength": 5.0}
+    expected = loss_and_gradients(model, texts, options)
+    monkeypatch.setattr("st_llm_embed.training.loss.SCORED_ROWS", 7)
+    assert_equal(loss_and_gradients(model, texts, options | {"mini_batch_num_tokens": 100}), expected)
 
 
 def test_similarities_are_of_full_precision_under_autocast(single: LLMSentenceTransformer) -> None:

@@ -126,20 +126,6 @@ def test_activations_are_those_of_a_real_step(family: str, lora: bool, checkpoin
     assert planned == pytest.approx(real, rel=0.12)
 
 
-def test_checkpointing_keeps_the_published_amount() -> None:
-    """Korthikanti et al. (arXiv 2205.05198, section 5): the input of each layer, 2 bytes for each dimension."""
-    config = MistralConfig(hidden_size=1024, intermediate_size=3584, num_hidden_layers=64, vocab_size=VOCABULARY)
-    with torch.device("meta"):
-        model = AutoModel.from_config(config, dtype=torch.bfloat16)
-    model.activation_checkpointing_enable()
-    shallow = MistralConfig(hidden_size=1024, intermediate_size=3584, num_hidden_layers=32, vocab_size=VOCABULARY)
-    with torch.device("meta"):
-        half = AutoModel.from_config(shallow, dtype=torch.bfloat16)
-    half.activation_checkpointing_enable()
-    deeper = step_peak(model.train(), 8, 512) - step_peak(half.train(), 8, 512)
-    assert deeper == pytest.approx(32 * 8 * 512 * 1024 * 2, rel=0.01)
-
-
 @pytest.mark.parametrize(("rows", "dimensions"), [(2_048, 64), (2_048, 1_024), (512, 256)])
 def test_the_loss_takes_no_more_than_planned(rows: int, dimensions: int, tiny_base: Path) -> None:
     model = LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=48, device="cpu")
@@ -216,6 +202,12 @@ def test_the_base_of_an_adapter_takes_less_in_4_bits(tiny_recipe: Path, tmp_path
     quantized = plan_of(Recipe.load(str(tiny_recipe), [lora, "base.quantization=nf4"]), tmp_path)
     assert quantized.trainable_parameters == whole.trainable_parameters < whole.parameters
     assert quantized.memory["weights"] < 0.8 * whole.memory["weights"]
+
+
+def test_disk_has_checkpoints_model_and_release(tiny_recipe: Path, tmp_path: Path) -> None:
+    plan = plan_of(Recipe.load(str(tiny_recipe), ["training.save_total_limit=2"]), tmp_path)
+    # Two checkpoints of weights and two states each, the model and the release.
+    assert plan.disk == (2 * 3 + 2) * 4 * plan.parameters
 
 
 def test_json_has_the_numbers_and_nothing_is_written(run_cli: RunCli, tiny_recipe: Path, tmp_path: Path) -> None:
@@ -333,9 +325,3 @@ def test_a_base_of_seven_billion_is_planned_without_weights(tiny_base: Path, tmp
     assert plan.parameters - plan.trainable_parameters == 7_110_660_096
     assert plan.fits == (plan.memory["total"] <= USABLE * 80 * 2**30)
     assert 2 * 2 * plan.parameters < plan.disk < 2.1 * 2 * plan.parameters
-
-
-def test_disk_has_checkpoints_model_and_release(tiny_recipe: Path, tmp_path: Path) -> None:
-    plan = plan_of(Recipe.load(str(tiny_recipe), ["training.save_total_limit=2"]), tmp_path)
-    # Two checkpoints of weights and two states each, the model and the release.
-    assert plan.disk == (2 * 3 + 2) * 4 * plan.parameters
