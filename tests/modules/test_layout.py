@@ -67,7 +67,7 @@ def test_every_file_states_the_same_length(tiny_base: Path, tmp_path: Path) -> N
     model = LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=100, device="cpu")
     # A call with a length and padding of its own leaves both in the tokenizer.
     model.tokenizer(["a", "a b c"], truncation=True, max_length=3, padding=True)
-    model.save_pretrained(str(tmp_path))
+    model.save_pretrained(str(tmp_path), create_model_card=False)
     assert read(tmp_path / "sentence_bert_config.json")["max_seq_length"] == 100
     assert read(tmp_path / "tokenizer_config.json")["model_max_length"] == 100
     alone = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
@@ -77,6 +77,12 @@ def test_every_file_states_the_same_length(tiny_base: Path, tmp_path: Path) -> N
     assert len(alone.encode("long " * 300).ids) == 100
     assert len(alone.encode_batch(["a", "several words here"])[0].ids) == 3
     assert SentenceTransformer(str(tmp_path), device="cpu").max_seq_length == 100
+    # Nothing of how or from where it was loaded is saved, nor a file that the base does not have.
+    config = read(tmp_path / "tokenizer_config.json")
+    assert not config.keys() & {"backend", "extra_special_tokens", "is_local", "local_files_only", "name_or_path"}
+    for path in tmp_path.rglob("*.json"):
+        assert str(tiny_base.parent) not in path.read_text(encoding="utf-8")
+    assert not (tmp_path / "tokenizer.model").exists()
 
 
 @pytest.mark.parametrize(
@@ -92,15 +98,6 @@ def test_the_architecture_is_one_that_converters_know(family: str, architecture:
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
     loaded = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
     np.testing.assert_array_equal(loaded.encode(TEXTS), model.encode(TEXTS))
-
-
-def test_nothing_of_how_it_was_loaded_is_saved(tiny_base: Path, tmp_path: Path) -> None:
-    model = LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=32, device="cpu")
-    model.save_pretrained(str(tmp_path), create_model_card=False)
-    config = read(tmp_path / "tokenizer_config.json")
-    assert not config.keys() & {"backend", "extra_special_tokens", "is_local", "local_files_only", "name_or_path"}
-    for path in tmp_path.rglob("*.json"):
-        assert str(tiny_base.parent) not in path.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("through", ["a folder", "the Hub"])
@@ -138,11 +135,6 @@ def test_an_adapter_without_tokenizer_model_takes_that_of_its_base(with_sentence
     assert (tmp_path / "again" / "adapter_model.safetensors").is_file()
 
 
-def test_a_base_without_tokenizer_model_gets_none(tiny_base: Path, tmp_path: Path) -> None:
-    LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=32, device="cpu").save_pretrained(str(tmp_path))
-    assert not (tmp_path / "tokenizer.model").exists()
-
-
 def test_a_tokenizer_model_is_missed_where_the_hub_says_so(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
     hub.run("from huggingface_hub import create_repo; create_repo('lab/without'); print('null')")
     asked = ("lab/without", "lab/absent", "no/name/of/the/hub", "lab/without@v9")
@@ -159,6 +151,7 @@ def test_a_tokenizer_model_is_missed_where_the_hub_says_so(hub: Hub, caplog: pyt
 
 def test_the_data_type_of_the_weights_is_kept(tiny_base: Path, tmp_path: Path) -> None:
     model = LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=32, dtype="bfloat16", device="cpu")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     model.save_pretrained(str(tmp_path / "first"))
     LLMSentenceTransformer(str(tmp_path / "first"), device="cpu").save_pretrained(str(tmp_path / "second"))
     assert read(tmp_path / "second" / "config.json")["dtype"] == "bfloat16"
