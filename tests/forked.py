@@ -86,7 +86,9 @@ def _run(command: list[str], cwd: Path, env: dict[str, str], printed: Path) -> N
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
-    option, program, arguments = ("", *command[:1], command[1:]) if command[0][0] != "-" else (*command[:2], command[2:])
+    option, program, arguments = (
+        ("", *command[:1], command[1:]) if command[0][0] != "-" else (*command[:2], command[2:])
+    )
     sys.argv = [program, *arguments]
     if option == "-m":
         runpy.run_module(program, run_name="__main__", alter_sys=True)

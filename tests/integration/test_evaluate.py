@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
+import forked
 import pytest
 from conftest import Outcome
 from hub import Hub
@@ -54,8 +53,7 @@ def saved(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_killed(model: Path, output_dir: Path, killed_at: int) -> dict[str, Any] | None:
-    command = [sys.executable, "-c", KILLED, str(model), str(output_dir), str(killed_at)]
-    finished = subprocess.run(command, check=False, capture_output=True, text=True)
+    finished = forked.run("-c", KILLED, model, output_dir, killed_at)
     if finished.returncode == -signal.SIGKILL:
         return None
     assert finished.returncode == 0, finished.stderr

@@ -1,39 +1,34 @@
-"""The shipped demo through the real command line, shortened only in steps: kill, resume, release, full disk."""
+"""Whole runs through the real command line: the demo's release, two processes, kill, resume, full disk."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 pytestmark = pytest.mark.integration
 
-COMMAND = [sys.executable, "-m", "st_llm_embed.cli", "run", "demo"]
-SHORT = ["--set", "training.max_steps=6", "--set", "training.save_steps=2", "--set", "base.max_seq_length=32"]
 TEXTS = ["how to fix a slow query", "", "  edge  ", "Bonjour à tous 你好", "long " * 500]
-
-
-def run_demo(output_dir: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *SHORT, "--output-dir", str(output_dir), *options], check=False, capture_output=True, text=True
-    )
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run."""
+    """The demo, shortened only in steps and lengths."""
     folder = tmp_path_factory.mktemp("demo") / "out"
-    finished = run_demo(folder)
+    short = ["--set", "training.max_steps=3", "--set", "base.max_seq_length=32"]
+    finished = forked.run("-m", "st_llm_embed.cli", "run", "demo", *short, "--output-dir", folder)
     assert finished.returncode == 0, finished.stderr
     return folder
 
@@ -81,85 +76,80 @@ def test_the_cards_examples_run(demo: Path) -> None:
     code = "\n".join(re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)[:3])
     assert code.count("path/to/this/folder") == 3
     program = code.replace("path/to/this/folder", str(demo / "release"))
-    printed = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
-    assert "tensor([[" in printed
+    printed = forked.run("-c", program)
+    assert printed.returncode == 0, printed.stderr
+    assert "tensor([[" in printed.stdout
 
 
-def test_a_training_killed_twice_ends_with_the_weights_of_an_uninterrupted_one(demo: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    for checkpoint in ("checkpoint-2", "checkpoint-4"):
-        process = subprocess.Popen(
-            [*COMMAND, *SHORT, "--output-dir", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        # A killed process is enough of a signal: no waiting by the clock, only on the file it writes.
-        while (
-            process.poll() is None
-            and not (out / "training" / "checkpoints" / checkpoint / "trainer_state.json").exists()
-        ):
-            os.sched_yield()
-        assert process.poll() is None, "the run ended before it could be killed"
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert not (out / "release").exists()
+@pytest.fixture
+def run(tiny_recipe: Path) -> Callable[..., forked.Python]:
+    """Start a run of the tiny recipe; returns at once."""
+    return lambda *options: forked.Python("-m", "st_llm_embed.cli", "run", tiny_recipe, "--output-dir", *options)
+
+
+def test_a_full_disk_and_a_kill_end_with_the_weights_of_an_uninterrupted_run(
+    run: Callable[..., forked.Python], tmp_path: Path, small_disk: Path
+) -> None:
+    assert run(tmp_path / "whole").wait().returncode == 0
+    out = small_disk / "out"
+    full = run(out).wait()
+    assert full.returncode == 2, full.stderr
+    # The progress bar that was cut off may stand on the same line.
+    [message] = re.findall(r"Error: .*", full.stderr)
+    assert "The disk that holds" in message
+    assert "make room and run the same command again" in message
+    assert "Traceback" not in full.stderr
+    subprocess.run(["mount", "-o", "remount,size=400m", str(small_disk)], check=True)
     dataset_written = (out / "manifests" / "dataset.json").stat().st_mtime_ns
-    finished = run_demo(out)
+    killed = run(out)
+    # No waiting by the clock, only on the file that it writes.
+    while killed.running() and not (out / "training" / "checkpoints" / "checkpoint-4" / "trainer_state.json").exists():
+        os.sched_yield()
+    assert killed.running(), "the run ended before it could be killed"
+    killed.kill()
+    assert not (out / "release").exists()
+    finished = run(out).wait()
     assert finished.returncode == 0, finished.stderr
     assert "dataset: finished before, kept" in finished.stderr
     assert "training: resuming" in finished.stderr
     assert (out / "manifests" / "dataset.json").stat().st_mtime_ns == dataset_written
-    expected, got = (load_file(folder / "release" / "model.safetensors") for folder in (demo, out))
+    expected, got = (load_file(folder / "release" / "model.safetensors") for folder in (tmp_path / "whole", out))
     assert expected.keys() == got.keys()
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
-def test_two_processes_train_together_and_one_of_them_does_the_rest(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
-    options = ["--set", "training.max_steps=2", "--set", "base.max_seq_length=32", "--output-dir", str(out)]
-    for expected in ("training: starting", "training: finished before, kept"):
-        done = subprocess.run([*torchrun, *COMMAND[2:], *options], check=False, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("before and after training") == 1
-        assert done.stderr.count(expected) == 1
-    last = json.loads((out / "training" / "log.json").read_text(encoding="utf-8"))[-1]
-    assert last["epoch"] > 0.12, "two steps of 128 rows, 64 of each process; of 64 they would be 0.07 epochs"
-    assert SentenceTransformer(str(out / "release"), device="cpu").encode(["a text"]).shape == (1, 192)
-    refused = subprocess.run(
-        [*torchrun, *COMMAND[2:], *options, "--set", "data.rows=nowhere.jsonl"],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert refused.returncode != 0
-    assert "Error: data.rows is 'nowhere.jsonl'" in refused.stderr
-
-
-def test_a_full_disk_ends_with_one_message_and_a_run_that_can_go_on(demo: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system that holds the dataset and no checkpoint."""
     small = tmp_path / "small"
     small.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(small)], check=False, capture_output=True, text=True
-    )
+    command = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(small)]
+    mounted = subprocess.run(command, check=False, capture_output=True, text=True)
     if mounted.returncode:
         pytest.skip(f"mounting a small file system needs root: {mounted.stderr.strip()}")
-    try:
-        full = run_demo(small / "out")
-        assert full.returncode == 2, full.stderr
-        # The progress bar that was cut off may stand on the same line.
-        [message] = re.findall(r"Error: .*", full.stderr)
-        assert "The disk that holds" in message
-        assert "make room and run the same command again" in message
-        assert "Traceback" not in full.stderr
-        assert not (small / "out" / "release").exists()
-        subprocess.run(["mount", "-o", "remount,size=400m", str(small)], check=True)
-        finished = run_demo(small / "out")
-        assert finished.returncode == 0, finished.stderr
-        assert "dataset: finished before, kept" in finished.stderr
-        expected, got = (load_file(folder / "release" / "model.safetensors") for folder in (demo, small / "out"))
-        assert all(torch.equal(expected[name], got[name]) for name in expected)
-    finally:
-        # Lazily, because the tensors that were compared are still mapped from it.
-        subprocess.run(["umount", "--lazy", str(small)], check=True)
+    yield small
+    # Lazily, because the tensors that were compared are still mapped from it.
+    subprocess.run(["umount", "--lazy", str(small)], check=True)
+
+
+def test_two_processes_train_together_and_one_of_them_does_the_rest(tiny_recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    content = yaml.safe_load(tiny_recipe.read_text(encoding="utf-8"))
+    del content["training"]["batch_sampler"]
+    tiny_recipe.write_text(yaml.safe_dump(content | {"batches": {}}), encoding="utf-8")
+    command = ["-m", "st_llm_embed.cli", "run", tiny_recipe, "--output-dir", out, "--set", "training.max_steps=2"]
+    for expected in ("training: starting", "training: finished before, kept"):
+        ranks = forked.run_ranks(*command)
+        assert [rank.returncode for rank in ranks] == [0, 0], ranks[0].stderr
+        assert "before and after training" in ranks[0].stdout
+        assert expected in ranks[0].stderr
+        assert ranks[1].stdout == ""
+    last = json.loads((out / "training" / "log.json").read_text(encoding="utf-8"))[-1]
+    assert last["epoch"] == 1, "two steps of 16 rows, 8 of each process; of 8 they would be half an epoch"
+    assert SentenceTransformer(str(out / "release"), device="cpu").encode(["a text"]).shape == (1, 32)
+    refused = forked.run_ranks(*command, "--set", "data.rows=nowhere.jsonl")
+    assert {rank.returncode for rank in refused} & {2}
+    assert "Error: data.rows is 'nowhere.jsonl'" in refused[0].stderr
 
 
 def test_help_needs_no_deep_learning_library() -> None:

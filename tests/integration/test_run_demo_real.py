@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 from sentence_transformers import SentenceTransformer
 
 pytestmark = pytest.mark.integration
 
-COMMAND = [sys.executable, "-m", "st_llm_embed.cli", "run", "demo-real", "--output-dir", "out"]
+COMMAND = ["-m", "st_llm_embed.cli", "run", "demo-real", "--output-dir", "out"]
 SHORT = ["--set", "training.max_steps=2", "--set", "base.max_seq_length=32"]
 PAIRS = {
     "jaquad": {"query": "{n}番目の都市はどこですか?", "positive": "{n}番目の都市は東京である。", "title": "都市"},
@@ -27,8 +26,8 @@ PAIRS = {
 }
 
 
-def run(folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *SHORT], check=False, cwd=folder, capture_output=True, text=True)
+def run(folder: Path) -> forked.Outcome:
+    return forked.run(*COMMAND, *SHORT, cwd=folder)
 
 
 def test_demo_real_trains_on_its_pairs_and_says_which_file_it_lacks(tmp_path: Path) -> None:

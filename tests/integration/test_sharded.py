@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 import yaml
@@ -17,7 +17,6 @@ from st_llm_embed.data.rows import read_rows
 
 pytestmark = pytest.mark.integration
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 FSDP2 = Path(__file__).parents[2] / "st_llm_embed" / "recipe" / "accelerate" / "fsdp2.yaml"
 
 
@@ -36,21 +35,20 @@ def test_sharded_weights_train_resume_and_are_saved_as_whole_ones(
     content["training"]["activation_checkpointing"] = True
     tiny_recipe.write_text(yaml.safe_dump(content), encoding="utf-8")
 
-    def run(config: str | Path, out: Path, killed_at: int = 0) -> subprocess.CompletedProcess[str]:
-        program = [Path(__file__).with_name("sharded.py"), config, tiny_recipe, tmp_path / "dataset", out, killed_at]
-        return subprocess.run([*TORCHRUN, *map(str, program)], check=False, capture_output=True, text=True)
+    def run(config: str | Path, out: Path, killed_at: int = 0) -> list[forked.Outcome]:
+        program = Path(__file__).with_name("sharded.py")
+        return forked.run_ranks(program, config, tiny_recipe, tmp_path / "dataset", out, killed_at)
 
     whole, sharded = tmp_path / "whole", tmp_path / "sharded"
     finished = run("none", whole)
-    assert finished.returncode == 0, finished.stderr
+    assert [rank.returncode for rank in finished] == [0, 0], finished
     if lora:
         stopped = run(FSDP2, sharded, 5)
-        assert stopped.returncode != 0
-        assert "SIGKILL" in stopped.stderr, stopped.stderr
+        assert stopped[1].returncode == -signal.SIGKILL, stopped
         assert not (sharded / "model").exists()
         assert (sharded / "checkpoints" / "checkpoint-4" / "pytorch_model_fsdp_0").is_dir()
     finished = run(FSDP2, sharded)
-    assert finished.returncode == 0, finished.stderr
+    assert [rank.returncode for rank in finished] == [0, 0], finished
 
     units = json.loads((sharded / "units.json").read_text(encoding="utf-8"))
     assert units["units"] == ["FSDPLLMSentenceTransformer", "FSDPMistralDecoderLayer"]
