@@ -2,6 +2,6 @@
 
 from replay_server.faults import Faults
 from replay_server.made_up import made_up_answer
-from replay_server.server import ReplayServer
+from replay_server.server import ReplayServer, Reply
 
-__all__ = ["Faults", "ReplayServer", "made_up_answer"]
+__all__ = ["Faults", "ReplayServer", "Reply", "made_up_answer"]

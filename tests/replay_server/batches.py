@@ -36,9 +36,7 @@ class Batches:
         self._batches: dict[str, dict[str, Any]] = {}
         self._polls: dict[str, int] = {}
 
-    def reply(  # noqa: PLR0911
-        self, request: BaseHTTPRequestHandler, body: bytes, path: str
-    ) -> dict[str, Any] | bytes | None:
+    def reply(self, request: BaseHTTPRequestHandler, body: bytes, path: str) -> dict[str, Any] | bytes | None:
         """Reply to a request on /v1/files or /v1/batches; None to one on anything else."""
         match [request.command, *path.removeprefix("/v1/").split("/")]:
             case ["POST", "files"]:
@@ -47,8 +45,6 @@ class Batches:
                 fields = {part.get_param("name", header="content-disposition"): part for part in form.get_payload()}
                 assert fields["purpose"].get_payload() == "batch"
                 return self._store(fields["file"].get_payload(decode=True))
-            case ["GET", "files", name] if name in self._files:
-                return self._described(name)
             case ["GET", "files", name, "content"] if name in self._files:
                 return self._files[name]
             case ["POST", "batches"]:

@@ -40,7 +40,8 @@ class ReplayServer:
     """Serve OpenAI's chat completions, files and batches on 127.0.0.1 while the ``with`` block runs.
 
     Args:
-        answer: maps the JSON body of a chat request to the text of its answer; ValueError becomes a 400.
+        answer: maps the JSON body of a chat request to the text of its answer, or to a whole reply, which is not
+            billed; ValueError becomes a 400.
         port: 0 takes a free one.
         latency: seconds from a request to its answer.
         faults: what goes wrong.
@@ -51,7 +52,7 @@ class ReplayServer:
 
     def __init__(
         self,
-        answer: Callable[[dict[str, Any]], str],
+        answer: Callable[[dict[str, Any]], str | Reply],
         *,
         port: int = 0,
         latency: float = 0.0,
@@ -176,6 +177,8 @@ class ReplayServer:
             text = self._answer({name: value for name, value in body.items() if name not in ignored})
         except ValueError as error:
             return _error(400, str(error))
+        if isinstance(text, Reply):
+            return text
         answer = _cut(text, body.get("max_completion_tokens"))
         if fault is not None:
             self._faulty[fault] += 1

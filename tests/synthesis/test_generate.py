@@ -34,6 +34,7 @@ from st_llm_embed.recipe import Recipe
 
 RunCli = Callable[..., Outcome]
 KEY = "sk-recognisable-0123456789"
+PROGRESS = r"examples 40/40 \([\d.]+/s, .* left\); answers: .*sts \d+.*; \$0\.\d\d, [\d,]+ tokens"
 
 
 def write_recipe(folder: Path, server: ReplayServer | str, requests: int = 40, **changes: Any) -> Path:
@@ -61,11 +62,16 @@ def refused(outcome: Outcome, *expected: str) -> None:
 def test_a_finished_run_asks_nothing_again_whatever_is_filtered(
     server: ReplayServer, tmp_path: Path, run_cli: RunCli
 ) -> None:
-    recipe, out = write_recipe(tmp_path, server), tmp_path / "out"
+    # Brainstormed tasks come first and are frozen.
+    plan = {"tasks": None, "brainstorm_requests": 6}
+    recipe = write_recipe(tmp_path, server, plan=plan, parameters={"max_completion_tokens": 2000})
+    out = tmp_path / "out"
     first = run_cli("synthesize", recipe, "--output-dir", out)
     assert first.code == 0, first.err
+    assert re.search(PROGRESS, first.err)
+    assert "\x1b" not in first.err, "no terminal"
     received = server.stats()["received"]
-    assert received == 40 + 1
+    assert received == 1 + 6 + 40
     for arguments in (
         ("synthesize",),
         ("synthesize", "--set", "synthesis.filters.near_duplicates=0.5"),
@@ -78,15 +84,6 @@ def test_a_finished_run_asks_nothing_again_whatever_is_filtered(
     more = run_cli("synthesize", recipe, "--output-dir", out, "--set", "synthesis.plan.requests=50")
     assert more.code == 0, more.err
     assert server.stats()["received"] == received + 10
-
-
-def test_brainstormed_tasks_come_first_and_are_frozen(server: ReplayServer, tmp_path: Path, run_cli: RunCli) -> None:
-    plan = {"tasks": None, "brainstorm_requests": 6}
-    recipe = write_recipe(tmp_path, server, plan=plan, parameters={"max_completion_tokens": 2000})
-    for _ in range(2):
-        outcome = run_cli("synthesize", recipe, "--output-dir", tmp_path / "out")
-        assert outcome.code == 0, outcome.err
-        assert server.stats()["received"] == 1 + 6 + 40
 
 
 def test_an_estimate_sends_k_requests_a_step_and_the_run_uses_their_answers(
@@ -149,6 +146,11 @@ assert not {'torch', 'transformers', 'sentence_transformers'} & set(sys.modules)
         (("synthesize", "--set", "synthesis.endpoint.parameters.n=2"), ["n cannot be set here"]),
         (("synthesize", "--set", "synthesis.endpoint.base_url=api.openai.com/v1"), ["base_url has to be replay or"]),
         (("synthesize", "--set", "synthesis.endpoint.base_url=https://api.example/v1"), ["OPENAI_API_KEY is not set"]),
+        (("synthesize", "--set", "synthesis.endpoint.api_key_env=QUOTED"), ["QUOTED holds something that no key has"]),
+        *(
+            (("synthesize", "--set", f"synthesis.endpoint.base_url=https://{url}"), ["user, password, query"])
+            for url in (f"{KEY}@api.example/v1", f"me:{KEY}@api.example/v1", f"api.example/v1?key={KEY}")
+        ),
     ],
 )
 def test_what_cannot_be_used_ends_with_one_message_and_nothing_written(
@@ -161,31 +163,13 @@ def test_what_cannot_be_used_ends_with_one_message_and_nothing_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("QUOTED", f"\u201c{KEY}\u201d")
     recipe = write_recipe(tmp_path, server)
-    refused(run_cli(arguments[0], recipe, "--output-dir", tmp_path / "out", *arguments[1:]), *expected)
+    outcome = run_cli(arguments[0], recipe, "--output-dir", tmp_path / "out", *arguments[1:])
+    refused(outcome, *expected)
+    assert KEY not in outcome.err + outcome.out
     assert not (tmp_path / "out" / "journal").exists()
     assert server.stats()["received"] == 0
-
-
-@pytest.mark.parametrize(
-    "url", [f"https://{KEY}@api.example/v1", f"https://me:{KEY}@api.example/v1", f"https://api.example/v1?key={KEY}"]
-)
-def test_an_address_that_holds_a_secret_is_refused_and_not_repeated(url: str, tmp_path: Path, run_cli: RunCli) -> None:
-    recipe = write_recipe(tmp_path, "http://127.0.0.1:9/v1")
-    out = tmp_path / "out"
-    outcome = run_cli("synthesize", recipe, "--output-dir", out, "--set", f"synthesis.endpoint.base_url={url}")
-    refused(outcome, "user, password, query")
-    assert KEY not in outcome.err + outcome.out
-    assert not out.exists()
-
-
-def test_a_key_that_no_header_can_hold_is_refused_and_not_repeated(
-    tmp_path: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-\u201cquoted\u201d")
-    outcome = run_cli("synthesize", write_recipe(tmp_path, "http://127.0.0.1:9/v1"), "--output-dir", tmp_path / "out")
-    refused(outcome, "OPENAI_API_KEY holds something that no key has")
-    assert "quoted" not in outcome.err
 
 
 def test_the_key_is_in_no_file_and_no_output(

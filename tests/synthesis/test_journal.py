@@ -37,6 +37,7 @@ def test_what_was_written_is_there_again(tmp_path: Path) -> None:
         journal.append({"status": "format", "model": "m", "base_url": "u", "format": "json_object"})
     with Journal(tmp_path) as journal:
         assert [journal.has(request(number, number + 1)) for number in range(4)] == [True, True, True, False]
+        assert journal.has(request(0, 2)), "the answer of an earlier recipe"
         assert not journal.has(request(0, 9))
         assert not journal.has(request(7, 99)), "what may have been paid is no answer"
         assert (journal.usd, journal.tokens) == (2.0, 40)
@@ -65,12 +66,7 @@ def test_a_last_record_cut_anywhere_is_cut_off_and_the_rest_stays(tmp_path: Path
         lines = path.read_bytes().splitlines()
         assert len([json.loads(line) for line in lines]) == kept + 1
         assert whole.startswith(b"\n".join(lines[:kept]))
-
-
-def test_zeros_after_a_loss_of_power_are_cut_off(tmp_path: Path) -> None:
-    path = filled(tmp_path)
-    whole = path.read_bytes()
-    path.write_bytes(whole + bytes(200_000))
+    path.write_bytes(whole + bytes(200_000))  # zeros after a loss of power
     with Journal(tmp_path) as journal:
         assert journal.has(request(2, 3))
     assert path.read_bytes() == whole
@@ -85,16 +81,6 @@ def test_a_damaged_line_is_named_and_nothing_is_changed(tmp_path: Path) -> None:
     path.write_bytes(b"".join(lines))
     with Journal(tmp_path):
         pass
-
-
-def test_answers_of_an_earlier_recipe_count_again_when_it_comes_back(tmp_path: Path) -> None:
-    with Journal(tmp_path) as journal:
-        for key in (1, 2, 3, 2):
-            answer(journal, request(0, key))
-        assert all(journal.has(request(0, key)) for key in (1, 2, 3))
-    with Journal(tmp_path) as journal:
-        assert all(journal.has(request(0, key)) for key in (1, 2, 3))
-        assert not journal.has(request(0, 4))
 
 
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
