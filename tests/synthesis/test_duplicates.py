@@ -34,20 +34,24 @@ def words(generator: random.Random) -> list[str]:
     return ["".join(generator.choices("etaoinshrdlu", k=generator.randint(2, 9))) for _ in range(2_000)]
 
 
-@pytest.mark.parametrize("name", ["words", "Chinese", "Thai", "Amharic"])
-def test_pairs_are_found_at_0_9_and_left_at_0_5(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["words", "Chinese", "Thai"])
+def test_pairs_are_found_by_their_similarity(name: str, tmp_path: Path) -> None:
     generator = random.Random(3)  # noqa: S311
     vocabulary, separator = {
         "words": (words(generator), " "),
         "Chinese": (script(0x4E00, 0x5800), ""),
         "Thai": (script(0x0E01, 0x0E2F), ""),
-        "Amharic": (script(0x1200, 0x1240), ""),
     }[name]
-    for jaccard, least, most in ((0.9, 95, 100), (0.5, 0, 5)):
-        pairs = [planted(generator, vocabulary, separator, jaccard) for _ in range(100)]
-        earlier = near_duplicates((text for pair in pairs for text in pair), workspace=tmp_path)
-        found = sum(int(earlier[2 * number + 1]) == 2 * number for number in range(100))
-        assert least <= found <= most
+    for jaccard, similarity, least, most in (
+        (0.9, 0.8, 57, 60),
+        (0.65, 0.5, 54, 60),
+        (0.65, 0.8, 0, 3),
+        (0.9, 1, 0, 0),
+    ):
+        pairs = [planted(generator, vocabulary, separator, jaccard) for _ in range(60)]
+        texts = (text for pair in pairs for text in pair)
+        earlier = near_duplicates(texts, workspace=tmp_path, similarity=similarity)
+        assert least <= sum(int(earlier[2 * number + 1]) == 2 * number for number in range(60)) <= most
         assert (earlier[0::2] == -1).all()
 
 
@@ -72,11 +76,10 @@ def test_a_pair_is_found_amid_many_texts_made_from_one_template(tmp_path: Path) 
 
 def test_adversarial_texts_neither_crash_nor_explode(tmp_path: Path) -> None:
     def texts() -> Iterator[str]:
-        for _ in range(20_000):
-            yield "The same words over and over again."
-        for number in range(20_000):
+        yield from ["The same words over and over again."] * 5_000
+        for number in range(5_000):
             yield f"A template of many words in which only the very last one differs from text to text: {number}"
-        for number in range(3_000):
+        for number in range(1_000):
             yield chr(0x4E00 + number)
             yield ""
         yield "word " * 200_000
@@ -84,21 +87,12 @@ def test_adversarial_texts_neither_crash_nor_explode(tmp_path: Path) -> None:
         yield "\ud800 a lone surrogate"
 
     earlier = near_duplicates(texts(), workspace=tmp_path)
-    assert len(earlier) == 46_003
-    assert earlier[0] == -1
-    assert (earlier[1:20_000] == 0).all()
-    assert (earlier[20_001:40_000] >= 20_000).mean() > 0.99
-    characters, empties = earlier[40_000:46_000:2], earlier[40_001:46_000:2]
-    assert (characters == -1).all()
-    assert empties[0] == -1
-    assert (empties[1:] == 40_001).all()
-    assert earlier[46_001] == 46_000
-    assert earlier[46_002] == -1
-
-
-def test_no_text_or_one_text(tmp_path: Path) -> None:
-    assert near_duplicates([], workspace=tmp_path).tolist() == []
-    assert near_duplicates(["alone"], workspace=tmp_path).tolist() == [-1]
+    assert len(earlier) == 12_003
+    assert (earlier[:5_000] == [-1] + [0] * 4_999).all()
+    assert (earlier[5_001:10_000] >= 5_000).mean() > 0.99
+    assert (earlier[10_000:12_000:2] == -1).all()
+    assert (earlier[10_001:12_000:2] == [-1] + [10_001] * 999).all()
+    assert earlier[12_000:].tolist() == [-1, 12_000, -1]
 
 
 def test_nothing_is_left_in_the_workspace(tmp_path: Path) -> None:
@@ -106,23 +100,11 @@ def test_nothing_is_left_in_the_workspace(tmp_path: Path) -> None:
         yield "one"
         raise KeyboardInterrupt
 
-    near_duplicates(["one", "two"], workspace=tmp_path)
+    assert near_duplicates([], workspace=tmp_path).tolist() == []
+    assert near_duplicates(["alone"], workspace=tmp_path).tolist() == [-1]
     with pytest.raises(KeyboardInterrupt):
         near_duplicates(texts(), workspace=tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_lower_similarity_finds_more(tmp_path: Path) -> None:
-    generator = random.Random(7)  # noqa: S311
-    vocabulary = words(generator)
-    texts = [text for _ in range(50) for text in planted(generator, vocabulary, " ", 0.65)]
-    found = {
-        similarity: int((near_duplicates(texts, workspace=tmp_path, similarity=similarity) >= 0).sum())
-        for similarity in (0.5, 0.8, 1.0)
-    }
-    assert found[0.5] >= 45
-    assert found[0.8] <= 2
-    assert found[1.0] == 0
 
 
 def test_hashes_are_the_same_on_every_machine() -> None:

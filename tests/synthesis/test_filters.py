@@ -93,61 +93,50 @@ def test_languages(row: dict[str, str], wrong: bool) -> None:
     assert (problem and problem.reason) == ("wrong language" if wrong else None)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "I'm sorry, but I can't assist with that request.",
-        "I\u2019m sorry, I cannot help with that.",
-        "Sorry, but I can't comply.",
-        "As an AI language model, I don't have opinions.",
-        "**I can't generate content of that kind.**",
-        "Es tut mir leid, aber ich kann bei dieser Anfrage nicht helfen.",
-        "Je suis désolé, mais je ne peux pas répondre à cette demande.",
-        "Lo siento, pero no puedo ayudarte con eso.",
-        "Mi dispiace, ma non posso soddisfare questa richiesta.",
-        "Desculpe, mas não posso atender a esse pedido.",
-        "Het spijt me, maar ik kan je daar niet mee helpen.",
-        "Przykro mi, ale nie mogę spełnić tej prośby.",
-        "Извините, но я не могу помочь с этим запросом.",
-        "Üzgünüm, ancak bu isteği yerine getiremem.",
-        "Maaf, saya tidak dapat memenuhi permintaan itu.",
-        "Xin lỗi, tôi không thể đáp ứng yêu cầu này.",
-        "抱歉，我无法满足您的请求。",
-        "申し訳ありませんが、そのリクエストにはお応えできません。",
-        "죄송하지만 그 요청은 도와드릴 수 없습니다.",
-        "عذرًا، لا يمكنني المساعدة في ذلك.",
-        "متأسفم، نمی\u200cتوانم به این درخواست پاسخ دهم.",
-        "क्षमा करें, मैं इस अनुरोध को पूरा नहीं कर सकता।",
-    ],
-)
-def test_refusals(text: str) -> None:
-    assert is_refusal(text)
+REFUSALS = [
+    "I'm sorry, but I can't assist with that request.",
+    "I\u2019m sorry, I cannot help with that.",
+    "Sorry, but I can't comply.",
+    "As an AI language model, I don't have opinions.",
+    "**I can't generate content of that kind.**",
+    "Es tut mir leid, aber ich kann bei dieser Anfrage nicht helfen.",
+    "Je suis désolé, mais je ne peux pas répondre à cette demande.",
+    "Lo siento, pero no puedo ayudarte con eso.",
+    "Mi dispiace, ma non posso soddisfare questa richiesta.",
+    "Desculpe, mas não posso atender a esse pedido.",
+    "Het spijt me, maar ik kan je daar niet mee helpen.",
+    "Przykro mi, ale nie mogę spełnić tej prośby.",
+    "Извините, но я не могу помочь с этим запросом.",
+    "Üzgünüm, ancak bu isteği yerine getiremem.",
+    "Maaf, saya tidak dapat memenuhi permintaan itu.",
+    "Xin lỗi, tôi không thể đáp ứng yêu cầu này.",
+    "抱歉，我无法满足您的请求。",
+    "申し訳ありませんが、そのリクエストにはお応えできません。",
+    "죄송하지만 그 요청은 도와드릴 수 없습니다.",
+    "عذرًا، لا يمكنني المساعدة في ذلك.",
+    "متأسفم، نمی\u200cتوانم به این درخواست پاسخ دهم.",
+    "क्षमा करें, मैं इस अनुरोध को पूरा नहीं कर सकता।",
+]
+NOT_REFUSALS = [
+    "I'm sorry I can't come to your party.",
+    "I can't create a new account on my phone.",
+    "I cannot help my son with his homework, who can?",
+    "As an AI researcher, she wrote three books.",
+    "Why does the chatbot say: I can't assist with that?",
+    "Es tut mir leid, ich kann heute nicht kommen.",
+    "Als Kilometergeld gibt es 30 Cent.",
+    "Como iaido se conoce un arte marcial.",
+    "Извините, я не могу найти свой билет.",
+    "申し訳ありませんが、返品はお受けできません。",
+]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "I'm sorry I can't come to your party.",
-        "I can't create a new account on my phone.",
-        "I cannot help my son with his homework, who can?",
-        "As an AI researcher, she wrote three books.",
-        "Why does the chatbot say: I can't assist with that?",
-        "Es tut mir leid, ich kann heute nicht kommen.",
-        "Als Kilometergeld gibt es 30 Cent.",
-        "Como iaido se conoce un arte marcial.",
-        "Извините, я не могу найти свой билет.",
-        "申し訳ありませんが、返品はお受けできません。",
-    ],
-)
-def test_what_people_say_is_no_refusal(text: str) -> None:
-    assert not is_refusal(text)
+@pytest.mark.parametrize("text", [*REFUSALS, *NOT_REFUSALS])
+def test_refusals_and_what_people_say(text: str) -> None:
+    assert is_refusal(text) == (text in REFUSALS)
 
 
 def test_nothing_in_the_sample_is_rejected() -> None:
-    rejected = []
     for row in read_rows(rows_file("embedded")):
         texts = {name: text for name in ("anchor", "positive", "negative") if (text := getattr(row, name)) is not None}
-        problem = check_texts(texts, row.task_type) or check_language(row)
-        if problem is not None:
-            rejected.append((row.key, problem))
-    assert rejected == []
+        assert (check_texts(texts, row.task_type) or check_language(row)) is None, row.key

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from replay_server import Faults, ReplayServer, made_up_answer
 from sentence_transformers import SentenceTransformer
 from synthesis.planned import synthesis
+from synthesis.running import records
 
 from st_llm_embed.data.dataset import load_split
 from st_llm_embed.modules.model import LLMSentenceTransformer
@@ -55,20 +55,19 @@ def test_each_row_is_judged_once(tmp_path: Path) -> None:
         assert asked["judge"] == 0
         judged = section(server, judge_model="judge", judge_score=3)
         generate(judged, journal)
-        written = asked["writer"]
-        judgements = asked["judge"]
-        assert ROWS <= judgements <= ROWS + 3  # besides, a few to find out how the model is made to answer in JSON
+        before = dict(asked)
+        assert ROWS <= asked["judge"] <= ROWS + 3  # besides, a few to find out how the model is made to answer in JSON
         generate(judged, journal)
         generate(section(server, judge_model="judge", judge_score=5), journal)
-        assert (asked["writer"], asked["judge"]) == (written, judgements)
-        (tmp_path / "dataset").mkdir()
-        counts = write_synthetic_dataset(judged, journal, tmp_path / "dataset", 0.3, None)
+        assert dict(asked) == before
+    (tmp_path / "dataset").mkdir()
+    counts = write_synthetic_dataset(judged, journal, tmp_path / "dataset", 0.3, None)
     statistics = json.loads((tmp_path / "dataset" / "statistics.json").read_text(encoding="utf-8"))
     assert counts.total() + statistics["rejected"] == ROWS
     assert set(statistics["rejected_by_reason"]) == {"low grade"}
     assert ROWS // 4 - 1 <= statistics["rejected"] <= ROWS // 4 + 1
     assert set(statistics["cost"]["by_model"]) == {"writer", "judge"}
-    assert statistics["cost"]["by_model"]["judge"]["answered"] == judgements
+    assert statistics["cost"]["by_model"]["judge"]["answered"] == before["judge"]
 
 
 @contextmanager
@@ -106,24 +105,17 @@ def test_each_answer_is_parsed_once_and_each_row_embedded_once(mode: str, tiny_b
 
     with ReplayServer(answer, faults=Faults(batch_polls=1)) as server:
         filters = {"judge_model": "judge", "consistency_model": str(tmp_path / "model"), "consistency_margin": -2}
-        content = Recipe.load("demo").model_dump(mode="json")
-        content["synthesis"] = section(server, mode, **filters).model_dump(mode="json")
-        path = tmp_path / "judged.yaml"
-        path.write_text(yaml.safe_dump(content), encoding="utf-8")
+        recipe = Recipe.load("demo").model_copy(update={"synthesis": section(server, mode, **filters)})
         with counted() as counts:
-            statistics = run_synthesis(Recipe.load(str(path)), tmp_path / "run")
-    records = [json.loads(line) for line in (tmp_path / "run" / "journal" / "answers.jsonl").read_text().splitlines()]
-    answered = [record for record in records if record["status"] == "answered" and record["step"] != "probe"]
-    contents = Counter(json.loads(record["body"])["choices"][0]["message"]["content"] for record in answered)
+            statistics = run_synthesis(recipe, tmp_path / "run")
+    answered = records(tmp_path / "run" / "journal", "answered")
     assert len(answered) == 2 * ROWS
-    assert counts["parsed"] == contents
-    anchors = [
-        row["anchor"]
-        for split in ("train", "validation")
-        for part in load_split(tmp_path / "run" / "dataset", split).values()
-        for row in part
-    ]
-    assert counts["embedded"].keys() >= set(anchors)
+    assert counts["parsed"] == Counter(
+        json.loads(record["body"])["choices"][0]["message"]["content"] for record in answered
+    )
+    dataset = tmp_path / "run" / "dataset"
+    kept = [part["anchor"] for split in ("train", "validation") for part in load_split(dataset, split).values()]
+    assert counts["embedded"].keys() >= {anchor for anchors in kept for anchor in anchors}
     assert set(counts["embedded"].values()) == {1}
     assert counts["embedded"].total() == ROWS
     assert counts["loaded"].total() == 1
