@@ -25,6 +25,8 @@ from transformers import (
     Qwen3Config,
 )
 
+from st_llm_embed import LLMSentenceTransformer
+
 SENTENCES = [
     "the quick brown fox",
     "Instruct: find the answer to it\nQuery: ",
@@ -141,3 +143,12 @@ def save_base(folder: Path, model: str, tokenizer: str, *, bos: bool) -> Path:
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(MODELS[model](len(fast))).save_pretrained(folder)
     return folder
+
+
+def save_embedder(folder: Path, model: str, *, is_causal: bool = True) -> Path:
+    """Save an embedder of a family as our users save theirs."""
+    base = save_base(folder / "base", model, "byte-level BPE", bos=True)
+    embedder = LLMSentenceTransformer.from_base(str(base), max_seq_length=64, device="cpu")
+    embedder[0].config.is_causal = is_causal
+    embedder.save_pretrained(str(folder / "model"), create_model_card=False)
+    return folder / "model"

@@ -111,6 +111,15 @@ class Hub:
         """Return the requests since the last call of `fail`: `method`, `path`, `received` bytes and `status`."""
         return [one for one in self._ask("/_test/requests") if one["method"] == method and path in one["path"]]
 
+    def commits(self, repo: str, revision: str = "main") -> list[str]:
+        """Return the titles of a repository's commits, the last first."""
+        return [commit["title"] for commit in self.get(f"/api/{repo}/commits/{revision}")]
+
+    def files(self, repo: str, revision: str = "main") -> set[str]:
+        """Return the paths of the files that were pushed to a repository."""
+        siblings = self.get(f"/api/{repo}/revision/{revision}")["siblings"]
+        return {file["rfilename"] for file in siblings} - {".gitattributes"}
+
     def get(self, path: str, token: str | None = TOKEN) -> Any:
         """Ask the Hub's API directly."""
         return self._ask(path, token=token)
@@ -121,6 +130,11 @@ class Hub:
         request = urllib.request.Request(self.endpoint + path, data=data, headers=headers)  # noqa: S310
         with urllib.request.urlopen(request) as answer:  # noqa: S310
             return json.load(answer)
+
+
+def files_in(folder: Path) -> set[str]:
+    """Return the paths in a folder of all files."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
 class Pusher:

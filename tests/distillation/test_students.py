@@ -40,10 +40,22 @@ def written(folder: Path) -> dict[str, int]:
 
 
 def test_an_encoder_is_made_whole_and_made_again_only_where_something_changed(
-    make_recipe: MakeRecipe, tmp_path: Path
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def teachers() -> int:
+        return sum(type(one) is LLMSentenceTransformer for one in gc.get_objects())
+
+    def counted(*args: Any, **kwargs: Any) -> SentenceTransformer:
+        alive.append(teachers())
+        return build_student(*args, **kwargs)
+
+    alive: list[int] = []
+    monkeypatch.setattr(train, "build_student", counted)
+    gc.collect()
+    before_all = teachers()
     out = tmp_path / "out"
     report = run_distillation(make_recipe(loss={"matryoshka_dims": [16, 8]}), out)
+    assert alive == [before_all], "the teacher is freed before the student is built"
     for name in ("report.json", "report.md"):
         assert (out / "student-report" / name).stat().st_size > 0
     assert list(report["scores"]) == ["teacher", "student before training", "student"]
@@ -75,23 +87,22 @@ def test_a_fresh_encoder_begins_as_the_weighted_mean_of_the_teachers_token_vecto
 ) -> None:
     bert = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 32}
     students = {
-        "encoder": {"kind": "encoder", "bert": bert, "max_seq_length": 48},
-        "static": {"kind": "static", "dimensions": 30},
+        "encoder": ({"kind": "encoder", "bert": bert, "max_seq_length": 48}, {}),
+        "static": ({"kind": "static", "dimensions": 30}, {"matryoshka_dims": [30, 8]}),
     }
     similarities = {}
-    for name, student in students.items():
-        run_distillation(make_recipe(student=student), tmp_path / name)
+    for name, (student, loss) in students.items():
+        run_distillation(make_recipe(student=student, loss=loss), tmp_path / name)
         start = SentenceTransformer(str(tmp_path / name / "student" / "start"))
         vectors = start.encode([f"a question about thing {number} and {number * 7}" for number in range(30)])
         similarities[name] = (vectors @ vectors.T)[np.triu_indices(30, 1)]
     assert np.corrcoef(similarities["encoder"], similarities["static"])[0, 1] > 0.9
+    check_card(tmp_path / "static" / "student-release", dimension=30)
 
 
-def test_a_static_student_has_the_length_asked_for_and_its_card_runs(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    recipe = make_recipe(student={"kind": "static", "dimensions": 16}, loss={"matryoshka_dims": [16, 8]})
-    run_distillation(recipe, tmp_path / "out")
-    release = tmp_path / "out" / "student-release"
-    assert SentenceTransformer(str(release)).encode(TEXTS).shape == (3, 16)
+def check_card(release: Path, *, dimension: int) -> None:
+    """Run the code of a static student's card."""
+    assert SentenceTransformer(str(release)).encode(TEXTS).shape == (3, dimension)
     card = (release / "README.md").read_text(encoding="utf-8")
     # What is folded needs other libraries; tests/publishing/test_usage.py runs it.
     card = re.sub("<details>.*?</details>", "", card, flags=re.DOTALL)
@@ -156,22 +167,6 @@ def test_a_teacher_on_the_hub_has_no_size_on_disk(tmp_path: Path) -> None:
     sizes = {"teacher": bytes_on_disk(Path("org/name")), "student": bytes_on_disk(tmp_path)}
     costs = {name: {"parameters": 1, "bytes_on_disk": size, "query_p50_ms": 1.0} for name, size in sizes.items()}
     assert ("MB on disk", "", "1.5") in cost_rows({"costs": costs})
-
-
-def test_the_teacher_is_freed_before_the_student_is_built(
-    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    alive: list[int] = []
-
-    def counted(*args: Any, **kwargs: Any) -> SentenceTransformer:
-        alive.append(sum(type(one) is LLMSentenceTransformer for one in gc.get_objects()))
-        return build_student(*args, **kwargs)
-
-    monkeypatch.setattr(train, "build_student", counted)
-    gc.collect()
-    before = sum(type(one) is LLMSentenceTransformer for one in gc.get_objects())
-    run_distillation(make_recipe(), tmp_path / "out")
-    assert alive == [before]
 
 
 def test_a_student_learns_from_what_a_longer_teacher_says_of_texts_alone(

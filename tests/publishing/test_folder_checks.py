@@ -26,20 +26,35 @@ def test_data_files_may_be_named_in_every_way_that_datasets_reads(tmp_path: Path
     assert check_dataset(folder).data.to_dict()["license"] == "mit"
 
 
+WHOLE = {"license": "mit", "configs": [{"config_name": "sts", "data_files": "sts/*"}]}
+
+
 @pytest.mark.parametrize(
-    "data_files", [["sts/train.parquet", "sts/*.csv"], [{"split": "train", "path": ["sts/train.parquet", "other/*"]}]]
+    ("front_matter", "reason"),
+    [
+        ({}, r"is not a dataset: it has no README\.md whose front matter"),
+        (WHOLE | {"configs": None}, "does not name its data files"),
+        *(
+            (
+                WHOLE | {"configs": [{"config_name": "sts", "data_files": data_files}]},
+                r"they are gone: .*(sts|other)/\*",
+            )
+            for data_files in (
+                ["sts/train.parquet", "sts/*.csv"],
+                [{"split": "train", "path": ["sts/train.parquet", "other/*"]}],
+            )
+        ),
+        *(
+            (WHOLE | {"license": licence}, "names no license")
+            for licence in ([], ["mit", "unknown"], "<license>", "TODO", None)
+        ),
+    ],
 )
-def test_a_data_file_that_is_not_in_the_folder_is_named(tmp_path: Path, data_files: Any) -> None:
-    folder = dataset(tmp_path, license="mit", configs=[{"config_name": "sts", "data_files": data_files}])
-    with pytest.raises(InputError, match=r"they are gone: .*(sts|other)/\*"):
-        check_dataset(folder)
-
-
-@pytest.mark.parametrize("licence", [[], ["mit", "unknown"], "<license>", "TODO", None])
-def test_a_placeholder_is_not_a_licence(tmp_path: Path, licence: Any) -> None:
-    folder = dataset(tmp_path, license=licence, configs=[{"config_name": "sts", "data_files": "sts/*"}])
-    with pytest.raises(InputError, match="names no license"):
-        check_dataset(folder)
+def test_a_card_without_licence_or_data_files_is_refused(
+    front_matter: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=reason):
+        check_dataset(dataset(tmp_path, **front_matter))
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "weights.BIN", "sub/x.Pkl"])

@@ -6,13 +6,13 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hub import STRANGERS_TOKEN, TOKEN, Hub, Pusher
+from hub import STRANGERS_TOKEN, TOKEN, Hub, Pusher, files_in
 from huggingface_hub import DatasetCard, ModelCard
 from sentence_transformers import SentenceTransformer
 
@@ -45,49 +45,21 @@ def finished_run(
     run_pipeline(tiny_run_recipe(LORA, DATASET_LICENSE), folder)
     path = folder / "training" / "adapter" / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config |= {"base_model_name_or_path": "lab/base", "revision": push_base(hub, tiny_base)}
-    path.write_text(json.dumps(config), encoding="utf-8")
-    return folder
-
-
-def push_base(hub: Hub, base: Path) -> str:
-    program = """
+    push_base = """
 import json, sys
 from huggingface_hub import create_repo, upload_folder
 create_repo("lab/base")
 print(json.dumps(upload_folder(repo_id="lab/base", folder_path=sys.argv[1]).oid))
 """
-    return hub.run(program, base)
+    config |= {"base_model_name_or_path": "lab/base", "revision": hub.run(push_base, tiny_base)}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    return folder
 
 
 @pytest.fixture
 def changed(finished_run: Path, tmp_path: Path) -> Path:
     """A copy of the run for a test that breaks it."""
     return shutil.copytree(finished_run, tmp_path / "changed")
-
-
-@pytest.fixture(scope="module")
-def pusher(hub: Hub) -> Iterator[Pusher]:
-    pusher = Pusher(hub)
-    yield pusher
-    assert TOKEN not in pusher.close()
-
-
-@pytest.fixture(autouse=True)
-def no_faults(hub: Hub) -> None:
-    hub.fail()
-
-
-def commits(hub: Hub, repo: str) -> list[str]:
-    return [commit["title"] for commit in hub.get(f"/api/{repo}/commits/main")]
-
-
-def files(hub: Hub, repo: str) -> set[str]:
-    return {file["rfilename"] for file in hub.get(f"/api/{repo}/revision/main")["siblings"]} - {".gitattributes"}
-
-
-def files_in(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
 def read(hub: Hub, repo: str, name: str) -> str:
@@ -102,25 +74,28 @@ print(json.dumps(open(path, encoding="utf-8").read()))
 
 
 @pytest.mark.integration
-def test_a_run_becomes_three_repositories_that_name_each_other(hub: Hub, pusher: Pusher, finished_run: Path) -> None:
+def test_a_run_becomes_three_repositories_that_name_each_other_and_load(
+    hub: Hub, pusher: Pusher, finished_run: Path, tmp_path: Path
+) -> None:
     before = {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()}
     addresses = [f"{hub.endpoint}/datasets/lab/e-data", f"{hub.endpoint}/lab/e-lora", f"{hub.endpoint}/lab/e"]
     for _ in range(2):
-        assert pusher.publish(finished_run, "lab/e", tag="v1") == addresses
+        assert pusher.publish(finished_run, "lab/e", private=True, tag="v1") == addresses
     assert {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()} == before
     for repo, what in (
         ("datasets/lab/e-data", "dataset"),
         ("models/lab/e-lora", "adapter"),
         ("models/lab/e", "model"),
     ):
-        assert commits(hub, repo) == [f"Publish the {what}", "initial commit"]
+        assert hub.commits(repo) == [f"Publish the {what}", "initial commit"]
+        assert hub.get(f"/api/{repo}")["private"]
         refs = hub.get(f"/api/{repo}/refs")
         assert [(tag["name"], tag["targetCommit"]) for tag in refs["tags"]] == [
             ("v1", refs["branches"][0]["targetCommit"])
         ]
-    assert files(hub, "models/lab/e") == files_in(finished_run / "release")
-    assert files(hub, "datasets/lab/e-data") == files_in(finished_run / "dataset")
-    assert files(hub, "models/lab/e-lora") == ADAPTER_FILES
+    assert hub.files("models/lab/e") == files_in(finished_run / "release")
+    assert hub.files("datasets/lab/e-data") == files_in(finished_run / "dataset")
+    assert hub.files("models/lab/e-lora") == ADAPTER_FILES
 
     model = ModelCard(read(hub, "models/lab/e", "README.md"))
     assert model.data.datasets == ["lab/e-data"]
@@ -134,25 +109,19 @@ def test_a_run_becomes_three_repositories_that_name_each_other(hub: Hub, pusher:
     assert 'load_dataset("lab/e-data", ' in dataset.text
     assert "https://huggingface.co/lab/e)" in dataset.text
 
-
-@pytest.mark.integration
-def test_model_and_adapter_load_by_name_with_equal_vectors(
-    hub: Hub, pusher: Pusher, finished_run: Path, tmp_path: Path
-) -> None:
-    pusher.publish(finished_run, "lab/load", private=True)
     texts = ["a text", "", "  edge  ", "question 3 about thing 3"]
     program = f"""
 import sys
 import numpy as np
 from sentence_transformers import SentenceTransformer
-for name in ("lab/load", "lab/load-lora"):
+for name in ("lab/e", "lab/e-lora"):
     np.save(f"{{sys.argv[1]}}/{{name[4:]}}.npy", SentenceTransformer(name, device="cpu").encode_query({texts!r}))
 print("null")
 """
     hub.run(program, tmp_path)
     expected = SentenceTransformer(str(finished_run / "release"), device="cpu").encode_query(texts)
-    np.testing.assert_array_equal(np.load(tmp_path / "load.npy"), expected)
-    np.testing.assert_allclose(np.load(tmp_path / "load-lora.npy"), expected, atol=1e-5)
+    np.testing.assert_array_equal(np.load(tmp_path / "e.npy"), expected)
+    np.testing.assert_allclose(np.load(tmp_path / "e-lora.npy"), expected, atol=1e-5)
 
 
 @pytest.mark.integration
@@ -180,9 +149,9 @@ def test_a_new_version_is_one_commit_without_the_files_of_the_old(hub: Hub, push
     )
     assert "has a tag v1 already" in pusher.publish(changed, "lab/next", tag="v1")
     pusher.publish(changed, "lab/next", tag="v2")
-    assert commits(hub, "models/lab/next") == ["Publish the model", "Publish the model", "initial commit"]
-    assert commits(hub, "models/lab/next-lora") == ["Publish the adapter", "initial commit"]
-    assert files(hub, "models/lab/next") == files_in(release)
+    assert hub.commits("models/lab/next") == ["Publish the model", "Publish the model", "initial commit"]
+    assert hub.commits("models/lab/next-lora") == ["Publish the adapter", "initial commit"]
+    assert hub.files("models/lab/next") == files_in(release)
     card = read(hub, "models/lab/next", "README.md")
     assert "onnxruntime" not in card
     assert "| STSBenchmark | mteb/stsbenchmark-sts | 81.25 | mteb 2.26 |" in card
@@ -195,95 +164,75 @@ def test_pull_requests_leave_the_main_branches_alone(hub: Hub, pusher: Pusher, f
         assert pusher.publish(finished_run, "lab/pr", create_pr=True) == [
             f"{hub.endpoint}/{repo}/discussions/1" for repo in ("datasets/lab/pr-data", "lab/pr-lora", "lab/pr")
         ]
-    assert commits(hub, "models/lab/pr") == ["initial commit"]
+    assert hub.commits("models/lab/pr") == ["initial commit"]
     assert pusher.publish(finished_run, "lab/pr", create_pr=True, tag="v1").startswith("--tag v1 is given with")
 
 
 @pytest.mark.integration
 def test_a_publishing_that_is_killed_anywhere_is_finished_by_the_same_call(finished_run: Path, tmp_path: Path) -> None:
-    """Ten points drawn from all requests of one publishing, and from the bytes of their bodies."""
-    with Hub(tmp_path / "hub") as hub:
-        pusher = Pusher(hub)
-        kill_and_finish(hub, pusher, finished_run, tmp_path / "pid")
-        pusher.close()
-
-
-def kill_and_finish(hub: Hub, pusher: Pusher, finished_run: Path, pid: Path) -> None:
-    def restart() -> None:
-        hub.empty()
-        hub.fail()
-
+    """Four points drawn from all requests of one publishing, and from the bytes of their bodies."""
     wanted = {
         "models/lab/k": files_in(finished_run / "release"),
         "models/lab/k-lora": ADAPTER_FILES,
         "datasets/lab/k-data": files_in(finished_run / "dataset"),
     }
-    restart()
-    pusher.publish(finished_run, "lab/k")
-    asked = [one for method in ("POST", "PUT") for one in hub.requests(method)]
-    uploaded = {one["path"]: one["received"] for one in hub.requests("PUT")}
-    draw = random.Random(7)  # noqa: S311
-    for number in range(10):
-        restart()
-        at = draw.choice([one for one in asked if one["method"] == ("PUT" if number % 2 else "POST")])
-        earlier = [
-            one for one in asked[: asked.index(at)] if (one["method"], one["path"]) == (at["method"], at["path"])
-        ]
-        fault = {
-            "method": at["method"],
-            "path": f"^{re.escape(at['path'])}$",
-            "times": 1,
-            "skip": len(earlier),
-            "cut_after": draw.randint(0, at["received"]),
-            "kill": str(pid),
-        }
-        hub.fail(fault)
-        assert pusher.publish(finished_run, "lab/k", pid=str(pid)) is None, f"{fault} killed nothing"
-        first = hub.requests("PUT")
-        stored = {one["path"] for one in first if one["status"] == 200}
-        cut = sum(one["received"] for one in first if one["status"] != 200)
-        hub.fail()
-        assert len(pusher.publish(finished_run, "lab/k")) == 3
-        second = hub.requests("PUT")
-        assert not stored & {one["path"] for one in second}, fault
-        assert sum(one["received"] for one in first + second) == sum(uploaded.values()) + cut, fault
-        for repo, names in wanted.items():
-            assert files(hub, repo) == names, (fault, repo)
-            assert len(commits(hub, repo)) == 2, (fault, repo)
-
-
-def local_path(folder: Path) -> None:
-    with (folder / "release" / "README.md").open("a", encoding="utf-8") as file:
-        file.write("From /home/eve/models/base.\n")
-
-
-def no_release(folder: Path) -> None:
-    shutil.rmtree(folder / "release")
-
-
-def pickled(folder: Path) -> None:
-    (folder / "release" / "pytorch_model.bin").write_bytes(b"x")
+    with Hub(tmp_path / "hub") as hub:
+        pusher = Pusher(hub)
+        pusher.publish(finished_run, "lab/k")
+        uploaded = {one["path"]: one["received"] for one in hub.requests("PUT")}
+        asked = {method: hub.requests(method) for method in ("POST", "PUT")}
+        draw = random.Random(7)  # noqa: S311
+        for method in ("POST", "PUT", "POST", "PUT"):
+            place = draw.randrange(len(asked[method]))
+            at = asked[method][place]
+            fault = {
+                "method": method,
+                "path": f"^{re.escape(at['path'])}$",
+                "times": 1,
+                "skip": [one["path"] for one in asked[method][:place]].count(at["path"]),
+                "cut_after": draw.randint(0, at["received"]),
+                "kill": str(tmp_path / "pid"),
+            }
+            hub.empty()
+            hub.fail(fault)
+            assert pusher.publish(finished_run, "lab/k", pid=str(tmp_path / "pid")) is None, f"{fault} killed nothing"
+            first = hub.requests("PUT")
+            hub.fail()
+            assert len(pusher.publish(finished_run, "lab/k")) == 3
+            second = hub.requests("PUT")
+            stored = {one["path"] for one in first if one["status"] == 200}
+            assert not stored & {one["path"] for one in second}, fault
+            cut = sum(one["received"] for one in first if one["status"] != 200)
+            assert sum(one["received"] for one in first + second) == sum(uploaded.values()) + cut, fault
+            assert {repo: hub.files(repo) for repo in wanted} == wanted, fault
+            assert all(len(hub.commits(repo)) == 2 for repo in wanted), fault
+        pusher.close()
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [
-        (no_release, "has no release yet. Finish the run first"),
-        (pickled, "holds pytorch_model.bin: files that can run code"),
-        (local_path, "release/README.md line [0-9]+ holds '/home/eve"),
-    ],
-    ids=["no release", "pickle", "path"],
-)
-def test_what_is_not_fit_is_refused_before_anything_is_sent(
-    hub: Hub, pusher: Pusher, changed: Path, damage: Callable[[Path], None], reason: str
-) -> None:
-    damage(changed)
-    message = pusher.publish(changed, "lab/unfit")
-    assert re.search(reason, message), message
-    assert "\n" not in message
-    assert TOKEN not in message
-    assert not hub.requests("POST", "/repos/create") + hub.requests("PUT")
+def test_what_is_not_fit_is_refused_before_anything_is_sent(hub: Hub, pusher: Pusher, changed: Path) -> None:
+    release = changed / "release"
+
+    def refused() -> str:
+        message = pusher.publish(changed, "lab/unfit")
+        assert isinstance(message, str)
+        assert "\n" not in message
+        assert TOKEN not in message
+        assert not hub.requests("POST", "/repos/create") + hub.requests("PUT")
+        return message
+
+    card = (release / "README.md").read_text(encoding="utf-8")
+    (release / "README.md").write_text(f"{card}From /home/eve/models/base.\n", encoding="utf-8")
+    assert re.search("release/README.md line [0-9]+ holds '/home/eve", refused())
+    (release / "README.md").write_text(card, encoding="utf-8")
+    (release / "pytorch_model.bin").write_bytes(b"x")
+    assert "holds pytorch_model.bin: files that can run code" in refused()
+    (release / "pytorch_model.bin").unlink()
+    tokenizer = json.loads((release / "tokenizer.json").read_text(encoding="utf-8"))
+    (release / "tokenizer.json").write_text(json.dumps(tokenizer | {"post_processor": None}), encoding="utf-8")
+    assert refused().startswith(f"doctor refuses {release}: missing EOS")
+    shutil.rmtree(release)
+    assert "has no release yet. Finish the run first" in refused()
 
 
 @pytest.mark.integration
@@ -304,17 +253,6 @@ def test_a_publishing_that_cannot_succeed_sends_nothing(
 
 
 @pytest.mark.integration
-def test_a_model_that_doctor_finds_an_error_in_is_refused(hub: Hub, pusher: Pusher, changed: Path) -> None:
-    path = changed / "release" / "tokenizer.json"
-    tokenizer = json.loads(path.read_text(encoding="utf-8"))
-    tokenizer["post_processor"] = None
-    path.write_text(json.dumps(tokenizer), encoding="utf-8")
-    message = pusher.publish(changed, "lab/ill")
-    assert message.startswith(f"doctor refuses {changed / 'release'}: missing EOS")
-    assert not hub.requests("POST", "/repos/create") + hub.requests("PUT")
-
-
-@pytest.mark.integration
 def test_a_failure_half_way_says_what_was_published(hub: Hub, pusher: Pusher, finished_run: Path) -> None:
     refused = {
         "method": "POST",
@@ -329,7 +267,7 @@ def test_a_failure_half_way_says_what_was_published(hub: Hub, pusher: Pusher, fi
     assert message.endswith(f"Published before it: {hub.endpoint}/datasets/lab/late-data.")
     hub.fail()
     assert len(pusher.publish(finished_run, "lab/late")) == 3
-    assert commits(hub, "datasets/lab/late-data") == ["Publish the dataset", "initial commit"]
+    assert hub.commits("datasets/lab/late-data") == ["Publish the dataset", "initial commit"]
 
 
 @pytest.mark.integration

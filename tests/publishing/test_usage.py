@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from embedding_server import EmbeddingServer
+from families import save_embedder
 from hub import Hub, Pusher
 from numpy.typing import NDArray
-from publishing.tiny_embedders import CONFIGS, save_tiny_embedder
 from sentence_transformers import SentenceTransformer
 
 from st_llm_embed import export_model
@@ -68,14 +68,13 @@ print(json.dumps(open(hf_hub_download(sys.argv[1], "README.md"), encoding="utf-8
         np.testing.assert_allclose(vectors["documents"][:1], self.documents, atol=1e-5)
 
 
-@pytest.fixture(scope="module", params=list(CONFIGS))
-def card(request: pytest.FixtureRequest, hub: Hub, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Card:
+@pytest.fixture(scope="module", params=["mistral", "qwen3", "llama"])
+def card(
+    request: pytest.FixtureRequest, hub: Hub, only_pusher: Pusher, tmp_path_factory: pytest.TempPathFactory
+) -> Card:
     work = tmp_path_factory.mktemp(request.param)
-    folder = save_tiny_embedder(request.param, tiny_base, work)
-    pusher = Pusher(hub)
-    name = f"lab/tiny-{request.param}"
-    assert pusher.publish(folder, name) == [f"{hub.endpoint}/{name}"]
-    pusher.close()
+    folder, name = save_embedder(work, request.param), f"lab/tiny-{request.param}"
+    assert only_pusher.publish(folder, name) == [f"{hub.endpoint}/{name}"]
     return Card(hub, name, folder, work)
 
 
@@ -110,12 +109,10 @@ def test_the_client_of_servers(card: Card) -> None:
 
 
 @pytest.mark.integration
-def test_onnx_runtime(hub: Hub, tiny_base: Path, tmp_path: Path) -> None:
-    folder = save_tiny_embedder("mistral", tiny_base, tmp_path)
+def test_onnx_runtime(hub: Hub, pusher: Pusher, tmp_path: Path) -> None:
+    folder = save_embedder(tmp_path, "mistral")
     export_model(folder, ["onnx"], folder)
-    pusher = Pusher(hub)
     pusher.publish(folder, "lab/with-onnx")
-    pusher.close()
     card = Card(hub, "lab/with-onnx", folder, tmp_path)
     card.check(card.block("onnxruntime"))
 
