@@ -22,7 +22,7 @@ demo: .venv/installed  ## the whole path in minutes: rows, training, evaluation,
 	.venv/bin/st-llm-embed run demo --output-dir runs/demo
 
 test: .venv/installed-dev  ## all tests but those of test-full-scale
-	.venv/bin/pytest --numprocesses 2 --dist loadfile
+	.venv/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-unit: .venv/installed-dev  ## the tests that take seconds
 	.venv/bin/pytest --numprocesses 2 --dist loadfile -m "not integration"

@@ -6,12 +6,10 @@ import gc
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -108,8 +106,7 @@ def check_card(release: Path, *, dimension: int) -> None:
     card = re.sub("<details>.*?</details>", "", card, flags=re.DOTALL)
     code = "\n".join(re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL))
     code = code.replace("path/to/this/folder", str(release))
-    command = [sys.executable, "-c", code]
-    assert "tensor([[" in subprocess.run(command, check=True, capture_output=True, text=True, cwd=release).stdout
+    assert "tensor([[" in forked.run("-c", code, cwd=release).stdout
 
 
 def test_a_checkpoint_keeps_its_first_and_last_layers(
@@ -183,21 +180,18 @@ def test_a_distillation_killed_in_training_is_resumed_and_ends_with_the_same_stu
     make_recipe: MakeRecipe, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     make_recipe()
-    command = [sys.executable, "-m", "st_llm_embed.cli", "distill", str(tiny_recipe), "--output-dir"]
+    command = ["-m", "st_llm_embed.cli", "distill", tiny_recipe, "--output-dir"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process = subprocess.Popen([*command, killed], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while (
-        process.poll() is None
-        and not (killed / "student" / "checkpoints" / "checkpoint-2" / "trainer_state.json").exists()
-    ):
+    process = forked.Python(*command, killed)
+    state = killed / "student" / "checkpoints" / "checkpoint-2" / "trainer_state.json"
+    while process.running() and not state.exists():
         os.sched_yield()
-    assert process.poll() is None, "the run ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.running(), "the run ended before it could be killed"
+    process.kill()
     vectors = {path.name: path.stat().st_mtime_ns for path in (killed / "teacher").iterdir()}
     assert not (killed / "student-release").exists()
     for folder in (killed, whole):
-        done = subprocess.run([*command, folder], check=False, capture_output=True, text=True)
+        done = forked.run(*command, folder)
         assert done.returncode == 0, done.stderr
         assert ("student: resuming" in done.stderr) == (folder == killed)
         assert "what the student keeps" in done.stdout

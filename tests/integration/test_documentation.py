@@ -7,11 +7,10 @@ import contextlib
 import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import typer
 import yaml
@@ -81,7 +80,8 @@ def test_the_python_runs(tmp_path: Path) -> None:
     model = LLMSentenceTransformer.from_base("embedded", max_seq_length=64, device="cpu")
     model.save_pretrained(str(tmp_path / "runs" / "demo" / "release"))
     program = "\n".join(blocks(README, "python"))
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, capture_output=True)
+    done = forked.run("-c", program, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "short" / "release" / "model.safetensors").is_file()
 
 
@@ -147,7 +147,7 @@ def test_the_page_on_encoding_fills_a_database(database: str, notes: Path, tmp_p
         )
     comparison = f"expected = table['id'].take({nearest}).to_pylist()\nprint([expected, list(map(str, found))])"
     program = "\n".join([beginning, shards, query, snippet, comparison])
-    done = subprocess.run([sys.executable, "-c", program], check=False, cwd=notes, capture_output=True, text=True)
+    done = forked.run("-c", program, cwd=notes)
     assert done.returncode == 0, done.stderr
     expected, found = ast.literal_eval(done.stdout.splitlines()[-1])
     assert [name.strip("(),'") for name in found] == expected

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 import yaml
@@ -147,9 +145,7 @@ def test_killed_in_the_second_stage_it_resumes_there(tiny_recipe: Path, tmp_path
     path = two_stages(tiny_recipe, LORA)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run_pipeline(Recipe.load(str(path)), whole)
-    stopped = subprocess.run(
-        [sys.executable, "-c", KILLED, path, killed, "6"], check=False, capture_output=True, env=os.environ
-    )
+    stopped = forked.run("-c", KILLED, path, killed, "6")
     assert stopped.returncode == -signal.SIGKILL, stopped.stderr
     assert not (killed / "training-sharp" / "model").exists()
     assert (killed / "training-sharp" / "checkpoints" / "checkpoint-1").is_dir()
