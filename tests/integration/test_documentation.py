@@ -1,4 +1,7 @@
-"""README, docs/synthesis.md and docs/encoding.md, executed: their Python, command lines, rows, tasks and recipes."""
+"""README, docs/synthesis.md and docs/encoding.md, executed: their commands, Python, rows, tasks and recipes.
+
+The README's Python is run in test_run_demo.py.
+"""
 
 from __future__ import annotations
 
@@ -73,16 +76,6 @@ def test_the_recipe_excerpt_has_keys_of_a_recipe() -> None:
     recipe = Recipe.load("e5-mistral-7b").model_dump()
     for section, values in yaml.safe_load(excerpt).items():
         assert {key: recipe[section][key] for key in values} == values
-
-
-@pytest.mark.integration
-def test_the_python_runs(tmp_path: Path) -> None:
-    model = LLMSentenceTransformer.from_base("embedded", max_seq_length=64, device="cpu")
-    model.save_pretrained(str(tmp_path / "runs" / "demo" / "release"))
-    program = "\n".join(blocks(README, "python"))
-    done = forked.run("-c", program, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "runs" / "short" / "release" / "model.safetensors").is_file()
 
 
 @pytest.mark.integration
