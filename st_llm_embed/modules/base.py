@@ -106,7 +106,7 @@ def fit_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig,
     if len(tokenizer) <= embeddings:
         return
     end, pad = end_token_id(tokenizer), tokenizer.pad_token_id
-    if end is not None and pad is not None and pad >= embeddings and tokenizer.is_fast:
+    if end is not None and pad not in (None, end) and pad >= embeddings and tokenizer.is_fast:
         # Qwen's tokenizer class adds a pad token of its own to a vocabulary that lacks it.
         content = json.loads(tokenizer.backend_tokenizer.to_str())
         content["added_tokens"] = [one for one in content["added_tokens"] if one["id"] != pad]

@@ -175,7 +175,7 @@ class LLMSentenceTransformer(SentenceTransformer):
             InputError: the instruction comes with a prompt or with documents, or there is not one str per text;
                 batch_num_tokens is below 1, or given for what only stock computes (such as token_embeddings).
         """
-        if self._reads_text():
+        if self.modalities == ["text"]:
             check_inputs(inputs, singular=self.is_singular_input(inputs))
         for what, text in (("The prompt", prompt), ("The instruction", instruction)):
             if isinstance(text, str):
@@ -248,9 +248,11 @@ class LLMSentenceTransformer(SentenceTransformer):
         batch_num_tokens: int | None = None,
         **options: Any,
     ) -> Any:
-        for name, value in (("batch_size", batch_size), ("batch_num_tokens", batch_num_tokens)):
-            if value is not None and not (isinstance(value, int) and value >= 1):
-                raise InputError(f"{name} is {value!r}; a batch has to have room for at least 1, a whole number.")
+        if batch_num_tokens is not None and not (isinstance(batch_num_tokens, int) and batch_num_tokens >= 1):
+            raise InputError(
+                f"batch_num_tokens is {batch_num_tokens!r}; a batch has to have room for at least 1 token, as a whole "
+                "number."
+            )
         self._check_dimension(options.get("truncate_dim"))
         if self._last_token_pooling() is None or not self._is_plain_text(inputs, output_value, options):
             if batch_num_tokens is not None and inputs:
@@ -266,9 +268,8 @@ class LLMSentenceTransformer(SentenceTransformer):
         )
 
     def _reads_text(self) -> bool:
-        """Return whether nothing but text goes in; a chat template ("message") renders it in a way of its own."""
-        first = self[0]
-        return isinstance(first, DecoderTransformer) and first.modalities == ["text"]
+        """Return whether a transformer comes first and nothing but text goes in, not even as a chat ("message")."""
+        return isinstance(self[0], DecoderTransformer) and self.modalities == ["text"]
 
     def _check_dimension(self, dimension: int | None) -> None:
         if dimension is None:

@@ -401,8 +401,6 @@ WRONG_INPUTS: list[tuple[Any, dict[str, Any], str]] = [
     ("a", {"instruction": 5}, "instruction is 5"),
     ("a", {"instruction": "x \ud800"}, "not Unicode"),
     ("a", {"prompt": "x \ud800"}, "not Unicode"),
-    ("a", {"batch_size": 0}, "batch_size is 0"),
-    ("a", {"batch_size": -1}, "batch_size is -1"),
     ("a", {"batch_num_tokens": "5"}, "batch_num_tokens is '5'"),
     ("a", {"truncate_dim": 0}, "truncate_dim is 0; the vectors have 32 dimensions"),
     ("a", {"truncate_dim": -5}, "truncate_dim is -5"),

@@ -192,7 +192,7 @@ DAMAGED_ADAPTERS: dict[str, tuple[Damage, str]] = {
 def save_trained(base: Path, folder: Path, **options: Any) -> LLMSentenceTransformer:
     """Save an adapter that changes the vectors, and return its model."""
     model = LLMSentenceTransformer.from_base(base, max_seq_length=32, device="cpu")
-    model.add_adapter(LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "v_proj"], **options))
+    model.add_adapter(LoraConfig(**{"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]} | options))
     torch.manual_seed(0)
     for weight in model.parameters():
         if weight.requires_grad:
@@ -230,7 +230,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "rank-stabilised": {"use_rslora": True},
     "with a bias and a norm": {"bias": "lora_only", "modules_to_save": ["norm"]},
     "ranks of its own": {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 3}},
-    "some layers": {"layers_to_transform": [1]},
+    "on the embeddings": {"target_modules": ["embed_tokens", "o_proj"]},
 }
 
 
