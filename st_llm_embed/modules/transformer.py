@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import CONFIG_NAME, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, DynamicLayer
+from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from st_llm_embed.errors import InputError
 from st_llm_embed.modules.base import is_decoder_only
@@ -50,6 +51,9 @@ class DecoderTransformer(Transformer):
         # The tokenizer keeps padding and truncation of its last call, which threads share.
         self._tokenizing = threading.RLock()
         self._origin = model_name_or_path, (kwargs.get("processor_kwargs") or {}).get("revision")
+        # Some files write no limit as a float.
+        if super().tokenizer is not None and self.max_seq_length < LARGE_INTEGER:
+            self._check_length(self.max_seq_length)
         # Lets `encode(..., batch_num_tokens=...)` through; the model removes it before any forward pass.
         self.forward_kwargs = {*self.forward_kwargs, "batch_num_tokens"}
 
@@ -65,11 +69,14 @@ class DecoderTransformer(Transformer):
 
     @max_seq_length.setter
     def max_seq_length(self, value: int | None) -> None:
+        self._check_length(value)
+        self.tokenizer.model_max_length = value
+
+    def _check_length(self, value: Any) -> None:
         least = self.tokenizer.num_special_tokens_to_add() + 1
         # Upstream reads less as no limit at all.
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise InputError(f"max_seq_length is {value!r}. Allowed is a whole number of tokens from {least} on.")
-        self.tokenizer.model_max_length = value
 
     @property
     def text_options(self) -> dict[str, Any]:

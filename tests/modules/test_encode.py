@@ -318,17 +318,6 @@ def test_bidirectional_attention_and_split_special_tokens_survive_saving(tiny_ba
     close(model.encode(QUERIES, instruction=INSTRUCTION), model.encode([PROMPT + query for query in QUERIES]))
 
 
-def test_an_adapter_repository_loads(tiny_base: Path, tmp_path: Path) -> None:
-    model = LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=64, device="cpu")
-    torch.manual_seed(0)
-    model.add_adapter(LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
-    model.save_pretrained(str(tmp_path))
-    assert not (tmp_path / "model.safetensors").exists()
-    expected = model.encode(QUERIES)
-    close(LLMSentenceTransformer(str(tmp_path), device="cpu").encode(QUERIES), expected)
-    close(SentenceTransformer(str(tmp_path), device="cpu").encode(QUERIES), expected)
-
-
 def test_a_repository_whose_tokenizer_lost_eos_is_repaired_with_a_warning(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

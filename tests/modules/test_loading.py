@@ -15,7 +15,7 @@ from conftest import Outcome
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from st_llm_embed import InputError, LLMSentenceTransformer, Recipe
 from st_llm_embed.training.adapter import load_adapter, starting_model
@@ -146,6 +146,22 @@ def test_code_of_a_models_own_is_not_run(tiny_base: Path, tmp_path: Path, monkey
         LLMSentenceTransformer.from_base(tmp_path / "base", max_seq_length=32, device="cpu")
 
 
+@pytest.mark.parametrize("length", [0, 1, -5, "16"])
+def test_a_saved_length_without_room_is_refused(length: Any, embedder: Path, tmp_path: Path) -> None:
+    shutil.copytree(embedder, tmp_path / "embedder")
+    edited("sentence_bert_config.json", max_seq_length=length)(tmp_path / "embedder")
+    with pytest.raises(InputError):
+        LLMSentenceTransformer(tmp_path / "embedder", device="cpu")
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "mistral3", "llava", "smolvlm", "qwen2_5_vl", "qwen3_vl", "idefics3"])
+def test_a_multimodal_checkpoint_without_its_processor_is_refused(kind: str, tiny_base: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_base, tmp_path / "base")
+    AutoConfig.for_model(kind).save_pretrained(tmp_path / "base")
+    with pytest.raises(InputError, match=r"Of a multimodal one, save the language|not a decoder-only"):
+        LLMSentenceTransformer.from_base(tmp_path / "base", max_seq_length=32, device="cpu")
+
+
 @pytest.mark.parametrize(
     ("special", "message"), [({"eos_token": "<|im_end|>"}, "'<|im_end|>' with the number"), ({}, "<x>")]
 )
@@ -230,7 +246,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "rank-stabilised": {"use_rslora": True},
     "with a bias and a norm": {"bias": "lora_only", "modules_to_save": ["norm"]},
     "ranks of its own": {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 3}},
-    "on the embeddings": {"target_modules": ["embed_tokens", "o_proj"]},
+    "on all layers": {"target_modules": "all-linear", "use_dora": True},
 }
 
 
