@@ -25,6 +25,9 @@ from st_llm_embed.modules.layout import LFS_POINTER, base_path
 
 NAMES_SHOWN = 3
 
+LONGEST_REASON = 400
+"""Characters. transformers lists all its model types where one is unknown."""
+
 READ_FILES = (".json", ".safetensors", ".bin", ".model")
 
 NOT_READ = re.compile(r"(^|\.)(pooler|lm_head|ranknum|(randlora|vera)_[AB])\.")
@@ -49,12 +52,8 @@ def loading(problem: str, name_or_path: str | None, advice: str) -> Generator[No
         raise
     except Exception as error:
         # tokenizers and safetensors raise Exception itself, so no narrower class would do.
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(". ")
-        if "trust_remote_code" in str(error):
-            reason = "it needs code of its own (auto_map in a configuration), which is not run"
-        if name_or_path is not None:
-            reason = _damage(Path(base_path(name_or_path))) or reason
-        raise InputError(f"{problem}: {reason}. {advice}") from error
+        found = _damage(Path(base_path(name_or_path))) if name_or_path is not None else None
+        raise InputError(f"{problem}: {found or _reason(error)}. {advice}") from error
 
 
 def check_weights(name: str, decoder: PreTrainedModel, report: Mapping[str, Collection[Any]]) -> None:
@@ -164,12 +163,30 @@ def _counted(*kinds: tuple[list[str], str]) -> str:
     return "; ".join(f"{len(keys)} {what} ({', '.join(keys[:NAMES_SHOWN])})" for keys, what in kinds if keys)
 
 
+def _reason(error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return "it needs code of its own (auto_map in a configuration), which is not run"
+    words = " ".join(str(error).split()).rstrip(".")
+    if isinstance(error, (AttributeError, LookupError, TypeError)):
+        return f"an option, or what one of its files holds, does not fit ({type(error).__name__}: {words})"
+    return words if len(words) < LONGEST_REASON else f"{words[:LONGEST_REASON]}..."
+
+
 def _damage(folder: Path) -> str | None:
     """Return what is wrong with a file of a model folder, and what to do; None if each can be read."""
+    if folder.is_absolute() and not folder.is_dir():
+        return "there is no such folder"
     for path in sorted(path for pattern in ("*", "*/*") for path in folder.glob(pattern)):
         if path.suffix in READ_FILES and (reason := _damage_of(path)) is not None:
             return f"{path.relative_to(folder)} {reason}"
     return None
+
+
+def _check_json(path: Path) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    is_table = "config" in path.name or path.name == "tokenizer.json"
+    if (is_table and not isinstance(content, dict)) or (path.name == "modules.json" and not isinstance(content, list)):
+        raise ValueError(f"it holds a {type(content).__name__}")  # noqa: TRY004
 
 
 def _damage_of(path: Path) -> str | None:
@@ -181,7 +198,7 @@ def _damage_of(path: Path) -> str | None:
         if not start:
             return "is empty"
         if path.suffix == ".json":
-            json.loads(path.read_text(encoding="utf-8"))
+            _check_json(path)
         elif path.suffix == ".safetensors":
             with safe_open(path, framework="pt"):
                 pass

@@ -25,7 +25,7 @@ from st_llm_embed.modules.eos import check_eos, end_token_id
 from st_llm_embed.modules.layout import base_path, make_portable
 from st_llm_embed.modules.loading import loading, rename_magnitudes
 from st_llm_embed.modules.rotary import length_of_change
-from st_llm_embed.modules.texts import batches, check_inputs, check_unicode, groups, under_instructions
+from st_llm_embed.modules.texts import batches, check_inputs, check_options, groups, under_instructions
 from st_llm_embed.modules.transformer import DecoderTransformer, LastTokenPooling
 from st_llm_embed.recipe import Dtype, PoolingMode
 
@@ -177,9 +177,7 @@ class LLMSentenceTransformer(SentenceTransformer):
         """
         if self.modalities == ["text"]:
             check_inputs(inputs, singular=self.is_singular_input(inputs))
-        for what, text in (("The prompt", prompt), ("The instruction", instruction)):
-            if isinstance(text, str):
-                check_unicode(what, text)
+        check_options(args[0] if args else kwargs.get("batch_size", 1), prompt, instruction)
         if instruction is None:
             return super().encode(inputs, prompt_name, prompt, *args, **kwargs)
         if kwargs.get("task") == "document":

@@ -33,6 +33,17 @@ def check_inputs(inputs: Any, *, singular: bool) -> None:
             check_unicode(f"Text {place}", text)
 
 
+def check_options(batch_size: Any, prompt: Any, instruction: Any) -> None:
+    """Raise an InputError if an option of encode cannot be used, whatever the texts are."""
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise InputError(f"batch_size is {batch_size!r}; it has to be a whole number of texts, at least 1.")
+    if not isinstance(prompt, str | None):
+        raise InputError(f"prompt is {shown(prompt)}; it has to be a str.")
+    for what, text in (("The prompt", prompt), ("The instruction", instruction)):
+        if isinstance(text, str):
+            check_unicode(what, text)
+
+
 def check_unicode(what: str, text: str) -> None:
     """Raise an InputError if a text cannot be encoded; `what` it is begins the message."""
     if text.isascii():

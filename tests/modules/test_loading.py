@@ -102,6 +102,11 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "tokenizer cut": (cut("tokenizer.json"), "tokenizer.json is cut short or damaged"),
     "weights empty": (written("model.safetensors", ""), "model.safetensors is empty"),
     "config empty": (written("config.json", ""), "config.json is empty"),
+    "a list as config": (
+        written("tokenizer_config.json", "[1]"),
+        r"tokenizer_config.json is cut short or damaged \(it holds a list",
+    ),
+    "config of nothing": (written("config.json", "{}"), "cannot be loaded: Unrecognized model"),
     "tokenizer of a newer library": (
         edited("tokenizer.json", pre_tokenizer={"type": "OfTomorrow"}),
         "cannot be loaded",
