@@ -186,7 +186,7 @@ def _check_json(path: Path) -> None:
     content = json.loads(path.read_text(encoding="utf-8"))
     is_table = "config" in path.name or path.name == "tokenizer.json"
     if (is_table and not isinstance(content, dict)) or (path.name == "modules.json" and not isinstance(content, list)):
-        raise ValueError(f"it holds a {type(content).__name__}")  # noqa: TRY004
+        raise ValueError(f"it holds a {type(content).__name__}")
 
 
 def _damage_of(path: Path) -> str | None:

@@ -52,7 +52,7 @@ class DecoderTransformer(Transformer):
         self._tokenizing = threading.RLock()
         self._origin = model_name_or_path, (kwargs.get("processor_kwargs") or {}).get("revision")
         # Some files write no limit as a float.
-        if super().tokenizer is not None and self.max_seq_length < LARGE_INTEGER:
+        if super().tokenizer is not None and cast(int, self.max_seq_length) < LARGE_INTEGER:
             self._check_length(self.max_seq_length)
         # Lets `encode(..., batch_num_tokens=...)` through; the model removes it before any forward pass.
         self.forward_kwargs = {*self.forward_kwargs, "batch_num_tokens"}
