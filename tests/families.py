@@ -132,7 +132,38 @@ MODELS: dict[str, Callable[[int], PreTrainedConfig]] = {
 }
 
 
-def save_base(folder: Path, model: str, tokenizer: str, *, bos: bool) -> Path:
+ROTARY: dict[str, dict[str, object]] = {
+    "default": {},
+    "linear": {"factor": 4.0},
+    "dynamic": {"factor": 4.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 64},
+    "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
+    "longrope": {"original_max_position_embeddings": 128},
+}
+"""Ways to scale rotary positions; with longrope they change above 128 tokens."""
+
+
+def with_rotary(config: PreTrainedConfig, kind: str) -> PreTrainedConfig:
+    if kind == "default":
+        return config
+    rope = config.rope_parameters | {"rope_type": kind} | ROTARY[kind]
+    # Of 8 dimensions of a head a quarter is too few to be scaled.
+    rope["partial_rotary_factor"] = max(rope.get("partial_rotary_factor", 1.0), 0.5)
+    if kind == "longrope":
+        pairs = int(8 * rope["partial_rotary_factor"]) // 2
+        rope |= {"short_factor": [1.0] * pairs, "long_factor": [2.0 + pair for pair in range(pairs)]}
+    config.rope_parameters = rope
+    return config
+
+
+def rotary_types(model: str) -> list[str]:
+    """Return the types that a family can have."""
+    if getattr(MODELS[model](330), "rope_parameters", None) is None:
+        return ["default"]
+    return ["default", "longrope"] if model == "phi3" else [*ROTARY]
+
+
+def save_base(folder: Path, model: str, tokenizer: str, *, bos: bool, rotary: str = "default") -> Path:
     backend = TOKENIZERS[tokenizer]()
     if bos:
         backend.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A <s> $B:1", [("<s>", 1)])
@@ -141,7 +172,8 @@ def save_base(folder: Path, model: str, tokenizer: str, *, bos: bool) -> Path:
     )
     fast.save_pretrained(folder)
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(MODELS[model](len(fast))).save_pretrained(folder)
+    config = with_rotary(MODELS[model](len(fast)), rotary)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
 
 

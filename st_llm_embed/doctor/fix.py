@@ -139,10 +139,11 @@ def _tokenizer(repository: Repository) -> dict[str, Any]:
 
 def _facts(repository: Repository) -> TextFacts:
     ids = [] if repository.tokenizer is None else repository.tokenizer.encode("").ids
+    _, after = repository.around
     is_absolute = repository.model_type in ABSOLUTE
     return TextFacts(
         max_seq_length=repository.max_seq_length,
         padding_side="right" if is_absolute else repository.tokenizer_config.get("padding_side", "right"),
         begins_with_bos=bool(ids) and ids[0] == repository.token_id("bos"),
-        ends_with_eos=bool(ids) and ids[-1] == repository.token_id("eos"),
+        end_token=repository.token(after[-1]) if after else None,
     )

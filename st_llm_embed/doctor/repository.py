@@ -198,7 +198,8 @@ class Repository:
     @property
     def split_special_tokens(self) -> bool:
         """Whether a literal ``</s>`` in a text stays text."""
-        return bool(((self.settings.get("processing_kwargs") or {}).get("text") or {}).get("split_special_tokens"))
+        text = (self.settings.get("processing_kwargs") or {}).get("text") or {}
+        return bool(text.get("split_special_tokens", self.tokenizer_config.get("split_special_tokens")))
 
     @cached_property
     def pooling_config(self) -> dict[str, Any] | None:

@@ -128,20 +128,18 @@ class Embedder:
         Raises:
             InputError: there is no such model, or its vectors are shorter than `dimension`.
         """
-        with explained(
-            f"The model {model!r} cannot be loaded",
-            "Give the Hub id of a sentence-transformers model or the folder of a saved one, and a device that exists.",
-        ):
-            self.model = PooledModel(model, revision=revision, device=device, truncate_dim=dimension)
+        self.model = PooledModel(model, revision=revision, device=device)
         self._encode = self.model.encode_query if role == "query" else self.model.encode_document
         self._normalize = any(isinstance(module, Normalize) for module in self.model.modules())
         # Encoded, not asked for: an asymmetric model does not know its dimension by itself.
-        self.dimension = self.encode(["text"]).shape[1]
-        if dimension is not None and dimension > self.dimension:
+        size = self.encode(["text"]).shape[1]
+        if dimension is not None and not 1 <= dimension <= size:
             raise InputError(
-                f"--dimension is {dimension}; the vectors of {model!r} have {self.dimension}. Give at most that, and "
-                "one that the model was trained for (Matryoshka)."
+                f"--dimension is {dimension}; the vectors of {model!r} have {size}. Give at most that, and one that "
+                "the model was trained for (Matryoshka)."
             )
+        self.model.truncate_dim = dimension
+        self.dimension = dimension or size
 
     def encode(self, texts: list[str], batch_size: int = 32, **options: Any) -> NDArray[np.float32]:
         """Return the vectors of texts, shape (number of texts, dimension)."""

@@ -14,7 +14,7 @@ from sentence_transformers.util import SimilarityFunction, semantic_search
 
 from st_llm_embed.encoding.encode import Embedder
 from st_llm_embed.encoding.shards import MANIFEST, read_manifest, shard_path
-from st_llm_embed.errors import InputError
+from st_llm_embed.errors import InputError, explained
 from st_llm_embed.modules.layout import model_identity
 
 VECTORS_AT_ONCE = 65_536
@@ -54,11 +54,16 @@ class VectorIndex:
         self._similarity = SimilarityFunction.to_similarity_fn(manifest.similarity)
 
     def search(self, query: NDArray[np.float32], k: int) -> list[Hit]:
-        """Return the k texts nearest to a query vector of shape (dimension,), best first; every vector is compared."""
+        """Return the k texts nearest to a query vector of shape (dimension,), best first; every vector is compared.
+
+        Raises:
+            InputError: a shard is damaged.
+        """
         columns = ["vector", "id", *(["text"] if self.manifest.keep_text else [])]
         best: list[Hit] = []
         for path in self._paths:
-            with pq.ParquetFile(path) as file:
+            advice = f"Remove {path.name} and run the encode command that made {self.folder} again."
+            with explained(f"{path} cannot be read", advice), pq.ParquetFile(path) as file:
                 for batch in file.iter_batches(VECTORS_AT_ONCE, columns=columns):
                     vectors = batch.column("vector").flatten().to_numpy().reshape(len(batch), -1)
                     [found] = semantic_search(

@@ -205,7 +205,7 @@ def _settings(source: LLMSentenceTransformer, name: str) -> dict[str, Any]:
         "max_seq_length": None if static else longest_text(source),
         "prompts": source.prompts,
         "pad_token_id": 0 if static else source.tokenizer.pad_token_id or 0,
-        "split_special_tokens": not static and bool(cast(Any, source[0]).text_options.get("split_special_tokens")),
+        "split_special_tokens": not static and cast(Any, source[0]).splits_special_tokens,
     }
 
 

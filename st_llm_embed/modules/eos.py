@@ -1,4 +1,6 @@
-"""The EOS contract: the last attended token of every encoded text is EOS, exactly once, also after truncation.
+"""The EOS contract: the last attended token of every text is its end token, exactly once, also after truncation.
+
+The end token is what the post-processor puts after a text, EOS by default, whatever its name.
 
 The embedding is the hidden state of that token (paper, section 2.2), so a text without it gets a
 meaningless vector, and nothing warns. Flags such as ``add_eos_token`` do not hold the contract: transformers 5 ignores
@@ -20,35 +22,38 @@ CUT_AT = 64
 
 
 def append_eos(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make the tokenizer end every text with EOS, in place of what it may put there, and keep what it puts in front.
+    """Make the tokenizer end every text with one end token, and keep what it puts in front.
+
+    That is the special token that it puts last already, since an embedder was trained to be read there; else EOS.
 
     Raises:
         InputError: the tokenizer has no EOS token, is not a fast one, or changes the text itself for special tokens.
     """
-    if tokenizer.eos_token is None:
-        raise InputError(
-            "The base model's tokenizer has no EOS token, and the embedding is read at it. "
-            "Set eos_token in its tokenizer_config.json, or choose another base."
-        )
     if not tokenizer.is_fast:
         raise InputError(
             f"The base model's tokenizer is a {type(tokenizer).__name__}, not a fast one that keeps EOS. Convert it "
             "to a fast tokenizer, or choose another base."
         )
-    before = tokenizer.convert_ids_to_tokens(_tokens_around(tokenizer)[0])
-    first = [*before, "$A", tokenizer.eos_token]
-    second = [*(f"{token}:1" for token in before), "$B:1", f"{tokenizer.eos_token}:1"]
+    before, after = map(tokenizer.convert_ids_to_tokens, _tokens_around(tokenizer))
+    end = after[-1] if after else tokenizer.eos_token
+    if end is None:
+        raise InputError(
+            "The base model's tokenizer has no EOS token, and the embedding is read at it. "
+            "Set eos_token in its tokenizer_config.json, or choose another base."
+        )
+    first = [*before, "$A", end]
+    second = [*(f"{token}:1" for token in before), "$B:1", f"{end}:1"]
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=first,
         pair=[*first, *second],
-        special_tokens=[(t, tokenizer.convert_tokens_to_ids(t)) for t in {*before, tokenizer.eos_token}],
+        special_tokens=[(t, tokenizer.convert_tokens_to_ids(t)) for t in {*before, end}],
     )
 
 
 def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Return the special token that the tokenizer puts after a text; None if it puts none.
 
-    That is EOS, but some models end texts in another token (Qwen3-Embedding in <|endoftext|>, its pad token).
+    That is EOS, but some models end texts in another token: Qwen3-Embedding in <|endoftext|>, its EOS is <|im_end|>.
     """
     after = _tokens_around(tokenizer)[1]
     return after[-1] if after else None
@@ -87,7 +92,8 @@ def check_eos(model: SentenceTransformer) -> None:
         if end is None or attended[-1] != end or attended.count(end) != times:
             ends = tokenizer.convert_ids_to_tokens(attended)[-4:]
             raise InputError(
-                f"The text {text[:20]!r} ends in the tokens {ends}; it has to end in one {tokenizer.eos_token!r}. "
+                f"The text {text[:20]!r} ends in the tokens {ends}; it has to end in one "
+                f"{tokenizer.eos_token if end is None else tokenizer.convert_ids_to_tokens(end)!r}. "
                 "Build the embedder again with LLMSentenceTransformer.from_base."
             )
         if len(attended) > longest:

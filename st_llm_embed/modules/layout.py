@@ -14,7 +14,7 @@ import re
 import shutil
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from huggingface_hub import hf_hub_download, is_offline_mode, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -25,6 +25,7 @@ from huggingface_hub.errors import (
 )
 
 from st_llm_embed.errors import InputError
+from st_llm_embed.modules.rotary import spelled_for_transformers_4
 from st_llm_embed.recipe import EMBEDDED
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SENTENCEPIECE_FILE = "tokenizer.model"
+
+LFS_POINTER = b"version https://git-lfs"
+"""How a file begins that Git LFS did not download."""
 
 LEGACY_MODULES = "sentence_transformers.models"
 
@@ -63,7 +67,8 @@ class TextFacts(NamedTuple):
     """Tokens, special ones included; None where no file states it."""
     padding_side: str
     begins_with_bos: bool
-    ends_with_eos: bool
+    end_token: str | None
+    """The special token that the post-processor puts after a text, whatever it is called; None for none."""
 
 
 def make_portable(folder: Path, tokenizer: PreTrainedTokenizerBase, sentencepiece: Path | None) -> None:
@@ -74,12 +79,14 @@ def make_portable(folder: Path, tokenizer: PreTrainedTokenizerBase, sentencepiec
         tokenizer: the model's tokenizer.
         sentencepiece: tokenizer.model of the base, if it has one, from which llama.cpp's converter takes scores.
     """
-    ids = tokenizer("a")["input_ids"]
+    from st_llm_embed.modules.eos import end_token_id
+
+    ids, end = tokenizer("a")["input_ids"], end_token_id(tokenizer)
     facts = TextFacts(
         max_seq_length=tokenizer.model_max_length,
         padding_side=tokenizer.padding_side,
         begins_with_bos=tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id,
-        ends_with_eos=tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id,
+        end_token=None if end is None else cast(str, tokenizer.convert_ids_to_tokens(end)),
     )
     write_layout(folder, facts)
     if sentencepiece is not None and not (folder / SENTENCEPIECE_FILE).exists():
@@ -94,7 +101,7 @@ def write_layout(folder: Path, facts: TextFacts) -> list[str]:
     Returns:
         What was changed, a phrase for each file.
     """
-    changed = []
+    changed, splits = [], {}
 
     def write(name: str, content: Any, what: str) -> None:
         if content != read_json(folder / name):
@@ -113,12 +120,13 @@ def write_layout(folder: Path, facts: TextFacts) -> list[str]:
     if modules:
         write("modules.json", modules, "legacy module paths")
         settings = read_json(folder / "sentence_bert_config.json") or {}
+        splits = _pop_split_special_tokens(settings)
         what = "the length under max_seq_length, no new keys"
         write("sentence_bert_config.json", _legacy_settings(settings, facts), what)
     if content := read_json(folder / "tokenizer.json"):
         if config := read_json(folder / "tokenizer_config.json"):
             what = "a class and flags that transformers 4 and 5 read alike"
-            write("tokenizer_config.json", _common_tokenizer(config, facts), what)
+            write("tokenizer_config.json", splits | _common_tokenizer(config, facts), what)
         content["padding"] = None
         if facts.max_seq_length is not None:
             # For programs that read this file alone, in place of the options of the last call.
@@ -157,6 +165,20 @@ def _legacy_settings(config: dict[str, Any], facts: TextFacts) -> dict[str, Any]
     return length | {"do_lower_case": False} | kept
 
 
+def _pop_split_special_tokens(settings: dict[str, Any]) -> dict[str, Any]:
+    """Take an option out of what sentence-transformers 6 alone reads, and return it for the tokenizer's own file."""
+    text = (settings.get("processing_kwargs") or {}).get("text") or {}
+    if "split_special_tokens" not in text:
+        return {}
+    split = {"split_special_tokens": text.pop("split_special_tokens")}
+    settings["processing_kwargs"] = {
+        kind: options for kind, options in settings["processing_kwargs"].items() if options
+    }
+    if not settings["processing_kwargs"]:
+        del settings["processing_kwargs"]
+    return split
+
+
 def _common_tokenizer(config: dict[str, Any], facts: TextFacts) -> dict[str, Any]:
     common = {key: value for key, value in config.items() if key not in OF_THIS_SESSION}
     # transformers 4 cannot read a list.
@@ -164,12 +186,15 @@ def _common_tokenizer(config: dict[str, Any], facts: TextFacts) -> dict[str, Any
         del common["extra_special_tokens"]
     if facts.max_seq_length is not None:
         common["model_max_length"] = facts.max_seq_length
+    if facts.end_token is not None:
+        # Readers that go by the flag add the token of this name.
+        common["eos_token"] = facts.end_token
     return common | {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "padding_side": facts.padding_side,
         # transformers 4 goes by these flags, transformers 5 by the post-processor in tokenizer.json.
         "add_bos_token": facts.begins_with_bos,
-        "add_eos_token": facts.ends_with_eos,
+        "add_eos_token": facts.end_token is not None,
     }
 
 
@@ -180,12 +205,9 @@ def _common_config(config: dict[str, Any]) -> dict[str, Any]:
         MODEL_MAPPING_NAMES,
     )
 
-    changed = dict(config)
-    rope = config.get("rope_parameters") or {}
-    if rope.get("rope_theta") is not None:
-        changed["rope_theta"] = rope["rope_theta"]
-        if rope.get("rope_type", "default") != "default":
-            changed["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    changed = config | spelled_for_transformers_4(config)
+    if "text_config" in config:
+        changed["text_config"] = config["text_config"] | spelled_for_transformers_4(config["text_config"])
     kind = config["model_type"]
     # llama.cpp's converter does not know MistralModel; vLLM goes by the pooling in modules.json in both cases.
     causal = None if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
@@ -202,10 +224,16 @@ def base_path(name_or_path: str) -> str:
 
 
 def sentencepiece_file(name_or_path: str, revision: str | None = None) -> Path | None:
-    """Find the file tokenizer.model of a model, which transformers 5 neither needs nor saves; None if it has none."""
+    """Find the file tokenizer.model of a model, which transformers 5 neither needs nor saves; None if it has none.
+
+    Raises:
+        InputError: Git LFS did not download it.
+    """
     folder = Path(base_path(name_or_path))
     if folder.is_dir():
         path = folder / SENTENCEPIECE_FILE
+        if path.is_file() and path.read_bytes().startswith(LFS_POINTER):
+            raise InputError(f"{path} is a Git LFS pointer and not the file itself. Run `git lfs pull` in {folder}.")
         return path if path.is_file() else None
     try:
         return Path(hf_hub_download(name_or_path, SENTENCEPIECE_FILE, revision=revision))

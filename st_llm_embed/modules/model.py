@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self, cast, get_args
 
 import torch
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from sentence_transformers.util import batch_to_device, truncate_embeddings
@@ -16,19 +18,24 @@ from tqdm.auto import trange
 from transformers import AutoModel
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from st_llm_embed.errors import InputError
+from st_llm_embed.errors import InputError, explained
 from st_llm_embed.instructions import PUBLISHED_PROMPTS, instruction_prompt
-from st_llm_embed.modules.base import is_decoder_only, load_tokenizer
+from st_llm_embed.modules.base import fit_vocabulary, is_decoder_only, load_tokenizer, loading_base
 from st_llm_embed.modules.eos import check_eos, end_token_id
 from st_llm_embed.modules.layout import base_path, make_portable
+from st_llm_embed.modules.loading import loading, rename_magnitudes
+from st_llm_embed.modules.rotary import length_of_change
+from st_llm_embed.modules.texts import batches, check_inputs, check_options, groups, under_instructions
 from st_llm_embed.modules.transformer import DecoderTransformer, LastTokenPooling
 from st_llm_embed.recipe import Dtype, PoolingMode
 
 # Text only: without it, a base with a chat template renders every text as a chat message, without BOS and EOS.
 TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
 
-SMALLEST_GROUP = 16
-"""Texts under one of several instructions below which batches of their own cost more than they save."""
+MODEL_ADVICE = (
+    "Give the Hub id of a sentence-transformers model or the folder of a saved one, complete with its weights, and a "
+    "device that exists."
+)
 
 RUNTIME_CLASSES: dict[type, type] = {Transformer: DecoderTransformer, Pooling: LastTokenPooling}
 """Stock module classes and what they are loaded into."""
@@ -49,13 +56,18 @@ class LLMSentenceTransformer(SentenceTransformer):
         documents = model.encode_document(["Air scatters blue light more than red."])
     """
 
-    def __init__(self, model_name_or_path: str | None = None, **kwargs: Any) -> None:
+    def __init__(self, model_name_or_path: str | os.PathLike[str] | None = None, **kwargs: Any) -> None:
         """Load a stock repository, or build from `modules`; the keyword arguments are those of SentenceTransformer.
 
         Raises:
-            InputError: it is a plain language model, or `modules` holds stock modules.
+            InputError: it cannot be loaded, lacks weights, is a plain language model, or `modules` has stock modules.
         """
-        super().__init__(model_name_or_path, **kwargs)
+        if model_name_or_path is None:
+            super().__init__(**kwargs)
+        else:
+            model_name_or_path = os.fspath(model_name_or_path)
+            with loading(f"The model {model_name_or_path!r} cannot be loaded", model_name_or_path, MODEL_ADVICE):
+                super().__init__(model_name_or_path, **kwargs)
         # Repositories are loaded into our classes; stock builds a plain language model of its own.
         if any(type(module) in RUNTIME_CLASSES for module in self):
             raise InputError(
@@ -63,6 +75,9 @@ class LLMSentenceTransformer(SentenceTransformer):
                 "one of a plain language model with LLMSentenceTransformer.from_base(name, max_seq_length=...); in "
                 "modules=, give a DecoderTransformer and a LastTokenPooling instead of stock's."
             )
+        if self._reads_text():
+            first = cast(DecoderTransformer, self[0])
+            fit_vocabulary(first.tokenizer, first.config, str(model_name_or_path))
         pooling = self._last_token_pooling()
         if pooling is not None:
             transformer = cast(DecoderTransformer, self[0])
@@ -72,7 +87,7 @@ class LLMSentenceTransformer(SentenceTransformer):
     @classmethod
     def from_base(
         cls,
-        name_or_path: str,
+        name_or_path: str | os.PathLike[str],
         *,
         max_seq_length: int,
         revision: str | None = None,
@@ -98,35 +113,35 @@ class LLMSentenceTransformer(SentenceTransformer):
             A model whose embeddings have shape (number of texts, hidden size) and norm 1.
 
         Raises:
-            InputError: there is no such base, it is not a decoder, it cannot be made to end texts with EOS, or it
-                cannot have this length, dtype or pooling.
+            InputError: there is no such base, it is not a decoder, it lacks weights, it cannot be made to end texts
+                with EOS, or it cannot have this length, dtype or pooling.
         """
+        name_or_path = os.fspath(name_or_path)
         for name, value, allowed in (("dtype", dtype, Dtype), ("pooling_mode", pooling_mode, PoolingMode)):
             if value not in get_args(allowed):
                 raise InputError(f"{name} is {value!r}; allowed are {', '.join(map(repr, get_args(allowed)))}.")
         tokenizer = load_tokenizer(name_or_path, revision=revision, max_seq_length=max_seq_length)
-        transformer = DecoderTransformer(
-            base_path(name_or_path),
-            model_kwargs={
-                "dtype": getattr(torch, dtype),
-                "revision": revision,
-                "quantization_config": quantization_config,
-            },
-            config_kwargs={"revision": revision},
-            processor_kwargs={"revision": revision},
-            modality_config=TEXT_ONLY,
-            module_output_name="token_embeddings",
-        )
-        if tokenizer.pad_token_id >= transformer.model.get_input_embeddings().num_embeddings:
-            # Qwen's tokenizer class adds a pad token of its own to a vocabulary that lacks it.
-            tokenizer.pad_token = tokenizer.eos_token
+        source = {"revision": revision, "trust_remote_code": False}
+        with loading_base(name_or_path):
+            transformer = DecoderTransformer(
+                base_path(name_or_path),
+                model_kwargs=source | {"dtype": getattr(torch, dtype), "quantization_config": quantization_config},
+                config_kwargs=source,
+                processor_kwargs=source,
+                modality_config=TEXT_ONLY,
+                module_output_name="token_embeddings",
+            )
+        fit_vocabulary(tokenizer, transformer.config, name_or_path)
         transformer.processor = tokenizer
         if random_init:
             transformer.model = AutoModel.from_config(transformer.config, dtype=getattr(torch, dtype))
         transformer.max_seq_length = max_seq_length
         transformer.config.pad_token_id = tokenizer.pad_token_id
         pooling = LastTokenPooling(transformer.get_embedding_dimension(), pooling_mode=pooling_mode)
-        model = cls(modules=[transformer, pooling, Normalize()], device=device, prompts=dict(PUBLISHED_PROMPTS))
+        with explained(
+            f"The device {device!r} cannot be used", "Allowed is one of this machine, or None for the best."
+        ):
+            model = cls(modules=[transformer, pooling, Normalize()], device=device, prompts=dict(PUBLISHED_PROMPTS))
         check_eos(model)
         return model
 
@@ -160,6 +175,9 @@ class LLMSentenceTransformer(SentenceTransformer):
             InputError: the instruction comes with a prompt or with documents, or there is not one str per text;
                 batch_num_tokens is below 1, or given for what only stock computes (such as token_embeddings).
         """
+        if self.modalities == ["text"]:
+            check_inputs(inputs, singular=self.is_singular_input(inputs))
+        check_options(args[0] if args else kwargs.get("batch_size", 1), prompt, instruction)
         if instruction is None:
             return super().encode(inputs, prompt_name, prompt, *args, **kwargs)
         if kwargs.get("task") == "document":
@@ -170,7 +188,7 @@ class LLMSentenceTransformer(SentenceTransformer):
             return super().encode(inputs, None, instruction_prompt(instruction), *args, **kwargs)
         texts = [inputs] if self.is_singular_input(inputs) else list(inputs)
         # An empty prompt, so that no default one is put before the instructions.
-        return super().encode(_under_instructions(texts, list(instruction)), None, "", *args, **kwargs)
+        return super().encode(under_instructions(texts, instruction), None, "", *args, **kwargs)
 
     @deprecated_kwargs(sentences="inputs")
     def encode_query(  # type: ignore[override]
@@ -187,19 +205,23 @@ class LLMSentenceTransformer(SentenceTransformer):
             return super().encode_query(inputs, prompt_name, prompt, *args, **kwargs)
         return self.encode(inputs, prompt_name, prompt, *args, instruction=instruction, task="query", **kwargs)
 
-    def save(self, path: str, *args: Any, **kwargs: Any) -> None:
+    def save(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Save stock modules in the portable layout; arguments as in SentenceTransformer.save."""
+        folder = os.fspath(path)
         ours = {module: type(module) for module in self if type(module) in RUNTIME_CLASSES.values()}
         stock = {runtime: stock for stock, runtime in RUNTIME_CLASSES.items()}
         try:
             for module, runtime in ours.items():
                 module.__class__ = stock[runtime]
-            super().save(path, *args, **kwargs)
+            super().save(folder, *args, **kwargs)
         finally:
             for module, runtime in ours.items():
                 module.__class__ = runtime
-        if path is not None and self._last_token_pooling() is not None:
-            make_portable(Path(path), self.tokenizer, cast(DecoderTransformer, self[0]).sentencepiece_file())
+        first = self[0]
+        if isinstance(first, DecoderTransformer) and is_decoder_only(first.config) and self._reads_text():
+            make_portable(Path(folder), self.tokenizer, first.sentencepiece_file())
+            if (adapter := Path(folder, SAFETENSORS_WEIGHTS_NAME)).is_file():
+                rename_magnitudes(adapter)
 
     @property
     def reads_last_token(self) -> bool:
@@ -224,8 +246,12 @@ class LLMSentenceTransformer(SentenceTransformer):
         batch_num_tokens: int | None = None,
         **options: Any,
     ) -> Any:
-        if batch_num_tokens is not None and batch_num_tokens < 1:
-            raise InputError(f"batch_num_tokens is {batch_num_tokens}; a batch has to have room for at least 1 token.")
+        if batch_num_tokens is not None and not (isinstance(batch_num_tokens, int) and batch_num_tokens >= 1):
+            raise InputError(
+                f"batch_num_tokens is {batch_num_tokens!r}; a batch has to have room for at least 1 token, as a whole "
+                "number."
+            )
+        self._check_dimension(options.get("truncate_dim"))
         if self._last_token_pooling() is None or not self._is_plain_text(inputs, output_value, options):
             if batch_num_tokens is not None and inputs:
                 raise InputError(
@@ -238,6 +264,22 @@ class LLMSentenceTransformer(SentenceTransformer):
         return self._embed_texts(
             inputs, prompt or "", batch_size, batch_num_tokens, self._resolve_inference_device(device), **options
         )
+
+    def _reads_text(self) -> bool:
+        """Return whether a transformer comes first and nothing but text goes in, not even as a chat ("message")."""
+        return isinstance(self[0], DecoderTransformer) and self.modalities == ["text"]
+
+    def _check_dimension(self, dimension: int | None) -> None:
+        if dimension is None:
+            return
+        modules = cast(list[Any], list(self))
+        sizes = [module.get_embedding_dimension() for module in modules if hasattr(module, "get_embedding_dimension")]
+        most = sizes[-1] if sizes else None
+        if not isinstance(dimension, int) or dimension < 1 or (most is not None and dimension > most):
+            raise InputError(
+                f"truncate_dim is {dimension!r}; the vectors have {most or 'some'} dimensions. Give a whole number "
+                "from 1 to that, or None."
+            )
 
     def _is_plain_text(self, inputs: list[Any], output_value: str | None, options: dict[str, Any]) -> bool:
         """Return whether `_embed_texts` can do what is asked for; the rest is left to stock."""
@@ -274,12 +316,14 @@ class LLMSentenceTransformer(SentenceTransformer):
         parts: list[Tensor] = []
         places: list[int] = []
         with trange(len(inputs), desc="Texts", disable=not show_progress_bar) as progress:
-            for group_prompt, group in _groups(inputs, prompt):
+            for group_prompt, group in groups(inputs, prompt):
                 if group_prompt:
                     transformer.warn_without_room(group_prompt, [inputs[group[0]].removeprefix(group_prompt)])
                 group.sort(key=lambda place: -len(ids[place]))
                 prefix = transformer.shared_prefix([ids[place] for place in group], device)
-                for start, stop in _batches([len(ids[place]) for place in group], batch_size, batch_num_tokens):
+                lengths = [len(ids[place]) for place in group]
+                change = length_of_change(transformer.config)
+                for start, stop in batches(lengths, batch_size, batch_num_tokens, change):
                     batch = transformer.padded([ids[place] for place in group[start:stop]], prefix)
                     embeddings = self(batch_to_device(batch, device), **kwargs)["sentence_embedding"]
                     embeddings = truncate_embeddings(embeddings, truncate_dim)
@@ -298,51 +342,7 @@ class LLMSentenceTransformer(SentenceTransformer):
         if not isinstance(first, DecoderTransformer) or not is_decoder_only(first.config) or len(poolings) != 1:
             return None
         [pooling] = poolings
-        # A chat template ("message") renders texts its own way; such a repository stays as stock has it.
+        # A repository with a chat template stays as stock has it.
         if "message" in first.modality_config or not isinstance(pooling, LastTokenPooling):
             return None
         return pooling if pooling.pooling_mode == "lasttoken" else None
-
-
-class _PromptedText(str):
-    """A text with its own prompt in front, which says what other texts begin in the same way."""
-
-    prompt: str
-
-
-def _under_instructions(texts: list[Any], instructions: list[Any]) -> list[_PromptedText]:
-    """Put each text under its own instruction."""
-    if len(instructions) != len(texts):
-        raise InputError(
-            f"{len(instructions)} instructions are given for {len(texts)} texts. Give one as a str, or one per text."
-        )
-    prompted = []
-    for place, (instruction, text) in enumerate(zip(instructions, texts, strict=True)):
-        if not isinstance(instruction, str) or not isinstance(text, str):
-            raise InputError(
-                f"Text {place} is a {type(text).__name__} and its instruction a {type(instruction).__name__}; both "
-                "have to be str."
-            )
-        one = _PromptedText(instruction_prompt(instruction) + text)
-        one.prompt = instruction_prompt(instruction)
-        prompted.append(one)
-    return prompted
-
-
-def _groups(texts: Sequence[str], prompt: str) -> list[tuple[str, list[int]]]:
-    """Group the places of texts by their prompt; prompts of few texts make one group together."""
-    by_prompt: dict[str, list[int]] = {}
-    for place, text in enumerate(texts):
-        by_prompt.setdefault(text.prompt if isinstance(text, _PromptedText) else prompt, []).append(place)
-    groups = [(own, places) for own, places in by_prompt.items() if len(places) >= SMALLEST_GROUP]
-    rest = [place for places in by_prompt.values() if len(places) < SMALLEST_GROUP for place in places]
-    return [*groups, (prompt, rest)] if rest else groups
-
-
-def _batches(lengths: Sequence[int], batch_size: int, batch_num_tokens: int | None) -> Iterator[tuple[int, int]]:
-    """Cut texts that are sorted by falling length into batches (start, stop)."""
-    start = 0
-    while start < len(lengths):
-        size = batch_size if batch_num_tokens is None else max(1, batch_num_tokens // lengths[start])
-        yield start, min(start + size, len(lengths))
-        start += size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import threading
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,22 +12,28 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from peft import PeftConfig
 from sentence_transformers.base.modules.transformer import ProcessingKwargs
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache, PreTrainedTokenizerBase
+from transformers import CONFIG_NAME, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, DynamicLayer
+from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from st_llm_embed.errors import InputError
 from st_llm_embed.modules.base import is_decoder_only
 from st_llm_embed.modules.eos import append_eos, end_token_id
 from st_llm_embed.modules.layout import sentencepiece_file
+from st_llm_embed.modules.loading import check_finite, check_weights, load_trained_adapter
+from st_llm_embed.modules.rotary import length_of_change
 
 logger = logging.getLogger(__name__)
 
 SHORTEST_PREFIX = 8
 """Tokens below which sharing a prefix costs more than it saves."""
+
+HUB_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only")
 
 TOKENIZED_AT_ONCE = 4096
 """Texts. The tokenizer's own records take many times the memory of the token ids, which alone are kept."""
@@ -41,7 +48,12 @@ class DecoderTransformer(Transformer):
 
     def __init__(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> None:
         super().__init__(model_name_or_path, *args, **kwargs)
+        # The tokenizer keeps padding and truncation of its last call, which threads share.
+        self._tokenizing = threading.RLock()
         self._origin = model_name_or_path, (kwargs.get("processor_kwargs") or {}).get("revision")
+        # Some files write no limit as a float.
+        if super().tokenizer is not None and cast(int, self.max_seq_length) < LARGE_INTEGER:
+            self._check_length(self.max_seq_length)
         # Lets `encode(..., batch_num_tokens=...)` through; the model removes it before any forward pass.
         self.forward_kwargs = {*self.forward_kwargs, "batch_num_tokens"}
 
@@ -51,9 +63,30 @@ class DecoderTransformer(Transformer):
         return cast(PreTrainedTokenizerBase, super().tokenizer)
 
     @property
+    def max_seq_length(self) -> int | None:
+        """The longest text in tokens, special ones included."""
+        return super().max_seq_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, value: int | None) -> None:
+        self._check_length(value)
+        self.tokenizer.model_max_length = value
+
+    def _check_length(self, value: Any) -> None:
+        least = self.tokenizer.num_special_tokens_to_add() + 1
+        # Upstream reads less as no limit at all.
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InputError(f"max_seq_length is {value!r}. Allowed is a whole number of tokens from {least} on.")
+
+    @property
     def text_options(self) -> dict[str, Any]:
         """The tokenizer's options that are saved with the module."""
         return self.processing_kwargs.get("text", {}) | self.processing_kwargs.get("common", {})
+
+    @property
+    def splits_special_tokens(self) -> bool:
+        """Whether a literal ``</s>`` in a text stays text."""
+        return bool(self.text_options.get("split_special_tokens", self.tokenizer.split_special_tokens))
 
     def repair_eos(self) -> None:
         """Make the tokenizer end texts with EOS if it ends them with nothing."""
@@ -81,7 +114,8 @@ class DecoderTransformer(Transformer):
         """Tokenize texts as stock does, with a warning if the prompt leaves them no room."""
         if prompt:
             self.warn_without_room(prompt, inputs)
-        return super().preprocess(inputs, prompt=prompt, processing_kwargs=processing_kwargs, **kwargs)
+        with self._tokenizing:
+            return super().preprocess(inputs, prompt=prompt, processing_kwargs=processing_kwargs, **kwargs)
 
     def warn_without_room(self, prompt: str, inputs: Sequence[Any]) -> None:
         """Warn if a prompt fills all of `max_seq_length`, so that every query under it gets the same vector."""
@@ -98,7 +132,8 @@ class DecoderTransformer(Transformer):
         ids: list[array[int]] = []
         for start in range(0, len(texts), TOKENIZED_AT_ONCE):
             some = list(texts[start : start + TOKENIZED_AT_ONCE])
-            rows = self.tokenizer(some, return_attention_mask=False, **options)["input_ids"]
+            with self._tokenizing:
+                rows = self.tokenizer(some, return_attention_mask=False, **options)["input_ids"]
             ids.extend(array("i", row) for row in rows)
         return ids
 
@@ -161,6 +196,55 @@ class DecoderTransformer(Transformer):
         features[self.module_output_name] = super().forward(whole, **kwargs)[self.module_output_name]
         return features
 
+    # The private hook of sentence-transformers; tests/modules/test_hooks.py fails when it changes.
+
+    def _load_model(
+        self,
+        model_name_or_path: str,
+        transformer_task: Any,
+        config: Any,
+        backend: str,
+        is_peft_model: bool,
+        **model_kwargs: Any,
+    ) -> PreTrainedModel:
+        """Load the weights, all of them; an adapter after its base, so that the keys of both are compared.
+
+        Raises:
+            InputError: weights are missing, have another shape, or are not finite.
+        """
+        if backend != "torch":
+            return super()._load_model(
+                model_name_or_path, transformer_task, config, backend, is_peft_model, **model_kwargs
+            )
+        name, hub = model_name_or_path, {key: model_kwargs[key] for key in HUB_OPTIONS if key in model_kwargs}
+        if is_peft_model and not Path(name, hub.get("subfolder") or "", CONFIG_NAME).is_file():
+            name = PeftConfig.from_pretrained(name, **hub).base_model_name_or_path
+            model_kwargs = {key: value for key, value in model_kwargs.items() if key not in ("revision", "subfolder")}
+        loaded: Any = super()._load_model(
+            name,
+            transformer_task,
+            config,
+            backend,
+            is_peft_model and name == model_name_or_path,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **model_kwargs,
+        )
+        model, report = loaded
+        check_weights(name, model, report)
+        if name != model_name_or_path:
+            load_trained_adapter(model, model_name_or_path, **hub)
+        check_finite(model_name_or_path, model)
+        return model
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A lock stays in its process.
+        return {key: value for key, value in self.__dict__.items() if key != "_tokenizing"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._tokenizing = threading.RLock()
+
     def _shareable_length(self, ids: Sequence[array[int]]) -> int:
         """Return the number of leading tokens that all texts share and that may be computed once; 0 for none."""
         if len(ids) < 2 or self.tokenizer.padding_side != "right" or not self._is_plain_causal():
@@ -168,7 +252,8 @@ class DecoderTransformer(Transformer):
         config = self.config.get_text_config()
         longest = max(map(len, ids))
         windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-        if any(window is not None and longest > window for window in windows):
+        # Above its change of positions a text has other keys for the same tokens.
+        if any(limit is not None and longest > limit for limit in (*windows, length_of_change(self.config))):
             return 0
         low, high = min(ids), max(ids)
         common = next(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +17,7 @@ from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, PreTrainedMo
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.instructions import published_prompts
 from st_llm_embed.modules.layout import base_path, hub_snapshot
+from st_llm_embed.modules.loading import load_trained_adapter, loading
 from st_llm_embed.modules.model import LLMSentenceTransformer
 from st_llm_embed.recipe import EMBEDDED, Dtype, Recipe
 from st_llm_embed.training.arguments import lora_config
@@ -55,12 +57,8 @@ def starting_model(recipe: Recipe) -> LLMSentenceTransformer:
 
 
 def _add_trained(model: LLMSentenceTransformer, adapter: str, *, trainable: bool) -> None:
-    decoder: Any = _decoder(model)
-    names = decoder._weight_conversions
-    with explained(f"The adapter {adapter!r} cannot be loaded", ADAPTER_ADVICE):
-        model.load_adapter(adapter, is_trainable=trainable)
-    # transformers 5.23 keeps peft's names here, and would save the merged weights under them.
-    decoder._weight_conversions = names
+    with loading(f"The adapter {adapter!r} cannot be loaded", adapter, ADAPTER_ADVICE):
+        load_trained_adapter(_decoder(model), adapter, trainable=trainable)
 
 
 def quantization_config(recipe: Recipe) -> BitsAndBytesConfig | None:
@@ -127,7 +125,7 @@ def decoder_without_weights(recipe: Recipe) -> PreTrainedModel:
     """
     name = recipe.base.name_or_path
     with explained(f"The base model {name!r} cannot be loaded", BASE_ADVICE), torch.device("meta"):
-        config = AutoConfig.from_pretrained(base_path(name), revision=recipe.base.revision)
+        config = AutoConfig.from_pretrained(base_path(name), revision=recipe.base.revision, trust_remote_code=False)
         decoder = AutoModel.from_config(config, dtype=getattr(torch, recipe.base.dtype))
     adapter, section = lora_config(recipe), "lora section"
     if recipe.base.adapter is not None:
@@ -179,8 +177,8 @@ def merge_adapter(model: LLMSentenceTransformer) -> None:
 
 
 def load_adapter(
-    adapter: str,
-    base: str,
+    adapter: str | os.PathLike[str],
+    base: str | os.PathLike[str],
     *,
     max_seq_length: int,
     revision: str | None = None,
@@ -200,6 +198,7 @@ def load_adapter(
     Raises:
         InputError: base or adapter cannot be loaded, or the adapter is not of this base.
     """
+    adapter, base = os.fspath(adapter), os.fspath(base)
     check_adapter(adapter, base)
     with explained(f"The base model {base!r} cannot be loaded", BASE_ADVICE):
         model = LLMSentenceTransformer.from_base(base, max_seq_length=max_seq_length, revision=revision, dtype=dtype)
@@ -213,7 +212,7 @@ def check_adapter(adapter: str, base: str) -> LoraConfig:
     Raises:
         InputError: it is not a LoRA adapter, or both it and the recipe name a Hub repository, and another one.
     """
-    with explained(f"The adapter {adapter!r} cannot be loaded", ADAPTER_ADVICE):
+    with loading(f"The adapter {adapter!r} cannot be loaded", adapter, ADAPTER_ADVICE):
         config = PeftConfig.from_pretrained(adapter)
     if not isinstance(config, LoraConfig):
         raise InputError(f"The adapter {adapter!r} is of type {config.peft_type} and not a LoRA. {ADAPTER_ADVICE}")

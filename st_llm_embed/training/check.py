@@ -25,6 +25,7 @@ from st_llm_embed.errors import InputError, explained
 from st_llm_embed.instructions import instruction_prompt
 from st_llm_embed.modules.base import load_tokenizer
 from st_llm_embed.modules.layout import base_path
+from st_llm_embed.modules.loading import check_weights, saved_name
 from st_llm_embed.modules.model import LLMSentenceTransformer
 from st_llm_embed.recipe import EMBEDDED, Dtype, Recipe
 from st_llm_embed.training.adapter import BASE_ADVICE, decoder_without_weights, quantization_config
@@ -82,13 +83,14 @@ def _check_weights(folder: Path) -> None:
     """Compare the headers of a local base's weight files with what its configuration asks for."""
     if not folder.is_dir():
         return
-    decoder, loaded = AutoModel.from_pretrained(str(folder), device_map="meta", output_loading_info=True)
-    if loaded["missing_keys"]:
-        raise InputError(
-            f"The weights of the base model {folder} lack {len(loaded['missing_keys'])} tensors of a "
-            f"{type(decoder).__name__}, such as {min(loaded['missing_keys'])}. Give a folder whose config.json and "
-            "weights belong together."
-        )
+    decoder, report = AutoModel.from_pretrained(
+        str(folder),
+        device_map="meta",
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        trust_remote_code=False,
+    )
+    check_weights(str(folder), decoder, report)
 
 
 def _rehearse_trainer(recipe: Recipe) -> None:
@@ -161,7 +163,8 @@ def check_saved_adapter(model: SentenceTransformer, folder: Path) -> None:
     Raises:
         InputError: they differ.
     """
-    trained = cast(Transformer, model[0]).model.get_adapter_state_dict()
+    in_memory = cast(Transformer, model[0]).model.get_adapter_state_dict()
+    trained = {saved_name(name): weight for name, weight in in_memory.items()}
     saved = {
         name.removeprefix("base_model.model."): weight
         for name, weight in load_file(folder / "adapter_model.safetensors").items()

@@ -90,6 +90,11 @@ def test_two_folders_side_by_side(tiny_model: Path, tmp_path: Path, run_cli: Cli
     assert "id 1" in run_cli("search", stale, "text 1", "--model", tiny_model, "-k", 1).out
     refused = run_cli("search", straight, turned, "text 1", "--model", tiny_model)
     assert (refused.code, "--model is given 1 times for 2 folders" in refused.err) == (2, True)
+    refused = run_cli("search", straight, "caf\udce9")
+    assert (refused.code, "is not Unicode" in refused.err) == (2, True)
+    shard_path(turned, 2, 3).write_bytes(b"PAR1")
+    refused = run_cli("search", turned, "text 1")
+    assert (refused.code, "Remove shard-00002-of-00003.parquet" in " ".join(refused.err.split())) == (2, True)
     wide = write_index(tmp_path / "wide", np.ones((3, 33), np.float32), str(tiny_model), revision)
     with pytest.raises(InputError, match="have 32"):
         VectorIndex(wide).embedder()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import pickle
 import shutil
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from peft import LoraConfig
@@ -18,7 +22,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
 from st_llm_embed import InputError, LLMSentenceTransformer
-from st_llm_embed.modules.model import _batches, _groups, _under_instructions
+from st_llm_embed.modules.texts import batches, groups, under_instructions
 
 INSTRUCTION = "Given a question about some subject, retrieve the answer to it"
 PROMPT = f"Instruct: {INSTRUCTION}\nQuery: "
@@ -40,6 +44,11 @@ def ours(folder: Path) -> LLMSentenceTransformer:
 @pytest.fixture
 def stock(folder: Path) -> SentenceTransformer:
     return SentenceTransformer(str(folder), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def wrong_inputs_model(folder: Path) -> LLMSentenceTransformer:
+    return LLMSentenceTransformer(str(folder), device="cpu")
 
 
 @pytest.fixture
@@ -221,8 +230,8 @@ def test_threads_do_not_meet_each_others_prefix(ours: LLMSentenceTransformer, st
 
 
 def test_texts_keep_their_prompt_between_processes() -> None:
-    texts = pickle.loads(pickle.dumps(_under_instructions(["x"] * 32, ["a", "b"] * 16)))  # noqa: S301
-    assert _groups(texts, "") == [
+    texts = pickle.loads(pickle.dumps(under_instructions(["x"] * 32, ["a", "b"] * 16)))  # noqa: S301
+    assert groups(texts, "") == [
         ("Instruct: a\nQuery: ", list(range(0, 32, 2))),
         ("Instruct: b\nQuery: ", list(range(1, 32, 2))),
     ]
@@ -247,9 +256,10 @@ def test_a_tokenizer_without_a_pad_token_will_do(ours: LLMSentenceTransformer, s
 
 
 def test_batches_cover_every_text_once() -> None:
-    assert list(_batches([9, 5, 5, 2, 1], 2, None)) == [(0, 2), (2, 4), (4, 5)]
-    assert list(_batches([9, 5, 5, 2, 1], 2, 10)) == [(0, 1), (1, 3), (3, 5)]
-    assert list(_batches([9, 5], 2, 4)) == [(0, 1), (1, 2)]
+    assert list(batches([9, 5, 5, 2, 1], 2, None, None)) == [(0, 2), (2, 4), (4, 5)]
+    assert list(batches([9, 5, 5, 2, 1], 2, 10, None)) == [(0, 1), (1, 3), (3, 5)]
+    assert list(batches([9, 5], 2, 4, None)) == [(0, 1), (1, 2)]
+    assert list(batches([9, 5, 5, 2, 1], 2, None, 5)) == [(0, 1), (1, 3), (3, 5)]
 
 
 def test_an_instruction_that_leaves_no_room_is_warned_about(
@@ -308,17 +318,6 @@ def test_bidirectional_attention_and_split_special_tokens_survive_saving(tiny_ba
     close(model.encode(QUERIES, instruction=INSTRUCTION), model.encode([PROMPT + query for query in QUERIES]))
 
 
-def test_an_adapter_repository_loads(tiny_base: Path, tmp_path: Path) -> None:
-    model = LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=64, device="cpu")
-    torch.manual_seed(0)
-    model.add_adapter(LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
-    model.save_pretrained(str(tmp_path))
-    assert not (tmp_path / "model.safetensors").exists()
-    expected = model.encode(QUERIES)
-    close(LLMSentenceTransformer(str(tmp_path), device="cpu").encode(QUERIES), expected)
-    close(SentenceTransformer(str(tmp_path), device="cpu").encode(QUERIES), expected)
-
-
 def test_a_repository_whose_tokenizer_lost_eos_is_repaired_with_a_warning(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -338,3 +337,90 @@ def test_pooling_refuses_a_text_that_does_not_end_in_eos(ours: LLMSentenceTransf
     features["input_ids"][1, int(features["attention_mask"][1].sum()) - 1] = 5
     with pytest.raises(InputError, match="Text 1 of the batch ends in token 5"):
         ours(features)
+
+
+def test_threads_do_not_meet_each_others_padding(ours: LLMSentenceTransformer, stock: SentenceTransformer) -> None:
+    """Pad is EOS here: a text that is padded by another thread ends in more tokens of it than one."""
+    texts = [f"{'word ' * (number % 13)}{number}" for number in range(24)]
+    short = {"text": {"max_length": 8}}
+    calls = {
+        "plain": lambda model: model.encode(texts),
+        "instruction": lambda model: model.encode_query(texts[:5]),
+        "token embeddings": lambda model: model.encode(texts[:3], output_value="token_embeddings")[0].numpy(),
+        "short": lambda model: model.encode(texts[:7], processing_kwargs=short),
+        "tokens": lambda model: model.preprocess(texts[:4])["input_ids"].numpy(),
+    }
+    expected = {name: call(stock) for name, call in calls.items()}
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(5) as pool:
+            names = [*calls] * 30
+            got = list(pool.map(lambda name: calls[name](ours), names))
+    finally:
+        sys.setswitchinterval(interval)
+    for name, result in zip(names, got, strict=True):
+        np.testing.assert_allclose(result, expected[name], atol=1e-5, err_msg=name)
+
+
+def test_a_model_is_copied_and_pickled(ours: LLMSentenceTransformer) -> None:
+    for model in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):  # noqa: S301
+        close(model.encode(QUERIES[:3]), ours.encode(QUERIES[:3]))
+
+
+WRONG_INPUTS: list[tuple[Any, dict[str, Any], str]] = [
+    (["a", None], {}, "Text 1 is None, a NoneType; every text has to be a str"),
+    (["a", "b", float("nan")], {}, "Text 2 is nan, a float"),
+    (["a", 5], {"instruction": ["x", "y"]}, "Text 1 is 5, a int"),
+    (["a", ["b", 5]], {}, r"Text 1 is \['b', 5\], a list"),
+    (["a", Path("b")], {}, "Text 1 is .*b'.*, a PosixPath"),
+    (["a", b"b"], {}, "Text 1 is b'b', a bytes"),
+    (["a", ("b", None)], {}, "Text 1 is"),
+    (np.array(["a", 3], dtype=object), {}, "Text 1 is 3, a int"),
+    (["ok", "bad \ud835 text"], {}, r"Text 1 is not Unicode, it holds half of a surrogate pair: 'bad \\ud835 text'"),
+    ("caf\udce9", {"instruction": "x"}, "Text 0 is not Unicode"),
+    ([["a", "\ud800"]], {}, "Text 0 is not Unicode"),
+    (Path("a"), {}, "inputs is a PosixPath; it has to be a str, or a list of str"),
+    (None, {}, "inputs is a NoneType"),
+    (5, {}, "inputs is a int"),
+    (b"a", {}, "inputs is a bytes"),
+    ((text for text in "ab"), {}, "inputs is a generator"),
+    (pd.Series(["a", "b"], index=[0, 2]), {}, r"inputs is a Series.*inputs\.tolist\(\)"),
+    (pd.Series(["a", "b"]), {"instruction": ["x", "y"]}, "inputs is a Series"),
+    ("a", {"instruction": 5}, "instruction is 5"),
+    ("a", {"instruction": "x \ud800"}, "not Unicode"),
+    ("a", {"prompt": "x \ud800"}, "not Unicode"),
+    ("a", {"prompt": 5}, "prompt is 5"),
+    ("a", {"batch_size": 0}, "batch_size is 0"),
+    ("a", {"batch_size": -1}, "batch_size is -1"),
+    ("a", {"batch_size": "5"}, "batch_size is '5'"),
+    ("a", {"batch_num_tokens": "5"}, "batch_num_tokens is '5'"),
+    ("a", {"truncate_dim": 0}, "truncate_dim is 0; the vectors have 32 dimensions"),
+    ("a", {"truncate_dim": -5}, "truncate_dim is -5"),
+    ("a", {"truncate_dim": 33}, "truncate_dim is 33"),
+    ("a", {"truncate_dim": 8.0, "output_value": None}, r"truncate_dim is 8\.0"),
+]
+
+
+@pytest.mark.parametrize(("inputs", "options", "message"), WRONG_INPUTS)
+def test_a_wrong_input_is_named(
+    inputs: Any, options: dict[str, Any], message: str, wrong_inputs_model: LLMSentenceTransformer
+) -> None:
+    model = wrong_inputs_model
+    for encode in (model.encode, model.encode_query):
+        with pytest.raises(InputError, match=message):
+            encode(inputs, **options)
+    if not isinstance(inputs, type(text for text in "")) and "instruction" not in options:
+        with pytest.raises(InputError, match=message):
+            model.encode_document(inputs, **options)
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, -5, None, 16.0, "16", True])
+def test_a_length_without_room_for_a_token_is_refused(length: Any, ours: LLMSentenceTransformer) -> None:
+    with pytest.raises(
+        InputError, match=f"max_seq_length is {length!r}. Allowed is a whole number of tokens from 3 on"
+    ):
+        ours.max_seq_length = length
+    assert ours.max_seq_length == 64
+    ours.max_seq_length = 3
+    assert [len(ids) for ids in ours[0].token_ids(["a b c d"])] == [3]

@@ -63,18 +63,19 @@ def test_every_text_ends_in_one_eos_and_bos_stays_as_it_was(kind: str, bos: bool
 
 
 @pytest.mark.parametrize("behind", [["<unk>"], ["<unk>", "</s>"], ["</s>", "<unk>"]])
-def test_other_tokens_behind_a_text_give_way_to_eos(behind: list[str], tmp_path: Path) -> None:
+def test_the_last_token_behind_a_text_is_the_one_it_ends_in(behind: list[str], tmp_path: Path) -> None:
     tokenizer = tokenizer_of("Unigram", bos=True, eos=False)
     special = [("<unk>", 0), ("<s>", 1), ("</s>", 2)]
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         ["<s>", "<s>", "$A", *behind], ["<s>", "$A", *behind, "$B:1"], special
     )
-    assert end_token_id(tokenizer) == tokenizer.convert_tokens_to_ids(behind[-1])
+    end = tokenizer.convert_tokens_to_ids(behind[-1])
+    assert end_token_id(tokenizer) == end
     append_eos(tokenizer)
     tokenizer.save_pretrained(tmp_path)
     bare = tokenizer("another text", add_special_tokens=False)["input_ids"]
-    assert AutoTokenizer.from_pretrained(tmp_path)("another text")["input_ids"] == [1, 1, *bare, 2]
-    assert end_token_id(tokenizer) == 2
+    assert AutoTokenizer.from_pretrained(tmp_path)("another text")["input_ids"] == [1, 1, *bare, end]
+    assert end_token_id(tokenizer) == end
 
 
 def test_a_tokenizer_that_changes_texts_for_special_tokens_is_refused() -> None:

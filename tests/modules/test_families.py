@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from families import COMMON, GEMMA, MODELS, TOKENIZERS, byte_level_bpe, save_base
+from families import COMMON, GEMMA, MODELS, TOKENIZERS, byte_level_bpe, rotary_types, save_base
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from st_llm_embed import InputError, LLMSentenceTransformer
+from st_llm_embed.doctor import diagnose
 
 TEXTS = ["", " ", "a", "two words", "the quick brown fox and one more", "Ünïcödé 文字 🎈", "</s>", "long " * 80]
 INSTRUCTION = "find the answer to it among many others"
@@ -62,6 +63,43 @@ def test_vectors_equal_transformers_alone(model: str, tokenizer: str, tmp_path: 
     np.testing.assert_array_equal(stock.encode(TEXTS), ours.encode(TEXTS))
     prompted = [f"Instruct: {INSTRUCTION}\nQuery: {text}" for text in TEXTS]
     np.testing.assert_allclose(ours.encode_query(TEXTS, instruction=INSTRUCTION), stock.encode(prompted), atol=1e-6)
+
+
+POOLINGS = ("lasttoken", "mean", "weightedmean")
+COMBINATIONS = [(model, rotary) for model in MODELS for rotary in rotary_types(model)]
+# Each with one pooling and tokenization, and one with all.
+SAVED = [
+    *((model, rotary, POOLINGS[place % 3], place % 2 == 0) for place, (model, rotary) in enumerate(COMBINATIONS)),
+    *(("llama", "llama3", pooling, split) for pooling in POOLINGS for split in (True, False)),
+]
+
+
+@pytest.mark.parametrize(("model", "rotary", "pooling", "split"), SAVED)
+def test_what_is_saved_is_accepted(model: str, rotary: str, pooling: str, split: bool, tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", model, "byte-level BPE", bos=False, rotary=rotary)
+    ours = LLMSentenceTransformer.from_base(base, max_seq_length=100, pooling_mode=pooling, device="cpu")
+    if split:
+        ours[0].processing_kwargs = {"text": {"split_special_tokens": True}}
+    saved = tmp_path / "saved"
+    ours.save_pretrained(str(saved), create_model_card=False)
+    assert diagnose(str(saved)).findings == []
+    for loaded in (SentenceTransformer(str(saved), device="cpu"), LLMSentenceTransformer(saved, device="cpu")):
+        np.testing.assert_array_equal(loaded.encode(TEXTS), ours.encode(TEXTS))
+
+
+@pytest.mark.parametrize(("rotary", "change"), [("longrope", 128), ("dynamic", 256)])
+def test_a_texts_vector_does_not_depend_on_longer_ones_beside_it(rotary: str, change: int, tmp_path: Path) -> None:
+    """Above this length a text has other positions, from its first token on, and so have all texts of its batch."""
+    base = save_base(tmp_path / "base", "llama", "byte-level BPE", bos=False, rotary=rotary)
+    ours = LLMSentenceTransformer.from_base(str(base), max_seq_length=100, device="cpu")
+    ours.save_pretrained(str(tmp_path / "saved"))
+    stock = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    ours.max_seq_length = stock.max_seq_length = change + 100
+    texts = ["a", "b " * 20, "c " * 10, "d " * (change // 2), "e", "f " * 30]
+    prompted = [f"Instruct: {INSTRUCTION}\nQuery: {text}" for text in texts]
+    assert sum(len(ids) > change for ids in ours[0].token_ids(prompted)) == 1
+    expected = np.concatenate([stock.encode([text]) for text in prompted])
+    np.testing.assert_allclose(ours.encode_query(texts, instruction=INSTRUCTION), expected, atol=1e-6)
 
 
 def test_a_window_in_the_text_part_of_a_config_is_respected(tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ import inspect
 
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.model import BaseModel
+from sentence_transformers.sentence_transformer.modules import Transformer
 
 from st_llm_embed import LLMSentenceTransformer
+from st_llm_embed.modules.transformer import DecoderTransformer
 
 EXPLANATION = (
     "sentence-transformers changed {name}, a private method that LLMSentenceTransformer overrides. Read the new code, "
@@ -36,8 +38,21 @@ def test_the_hook_that_runs_inference_is_as_expected() -> None:
         assert step in source, explanation
 
 
+def test_the_hook_that_loads_weights_is_as_expected() -> None:
+    explanation = EXPLANATION.format(name="Transformer._load_model").replace("model.py", "transformer.py")
+    parameters = inspect.signature(Transformer._load_model).parameters
+    expected = ["self", "model_name_or_path", "transformer_task", "config", "backend", "is_peft_model", "model_kwargs"]
+    assert list(parameters) == expected, explanation
+    # What it returns with output_loading_info.
+    assert "return model_cls.from_pretrained(" in inspect.getsource(Transformer._load_model), explanation
+    assert "self.model = self._load_model(" in inspect.getsource(Transformer.__init__), explanation
+
+
 def test_no_other_private_method_is_overridden() -> None:
     own = {name for name in vars(LLMSentenceTransformer) if name.startswith("_") and not name.startswith("__")}
     inherited = {name for name in own if any(name in vars(base) for base in LLMSentenceTransformer.__mro__[1:])}
     # abc keeps its own entry in every class.
     assert inherited - {"_abc_impl"} == {"_load_module_class_from_ref", "_inference"}
+    assert {name for name in vars(DecoderTransformer) if hasattr(Transformer, name) and name.startswith("_load")} == {
+        "_load_model"
+    }

@@ -14,10 +14,14 @@ from families import save_base
 from hub import Hub
 from peft import LoraConfig
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from st_llm_embed import LLMSentenceTransformer
+from st_llm_embed import InputError, LLMSentenceTransformer
+from st_llm_embed.doctor import diagnose
+from st_llm_embed.doctor.fix import repair
 from st_llm_embed.modules.layout import sentencepiece_file
 
 TEXTS = ["", "a", "several words here", "Instruct: Find it\nQuery: where?", "long " * 300]
@@ -157,3 +161,33 @@ def test_the_data_type_of_the_weights_is_kept(tiny_base: Path, tmp_path: Path) -
     assert read(tmp_path / "second" / "config.json")["dtype"] == "bfloat16"
     released = SentenceTransformer(str(tmp_path / "second"), device="cpu")
     assert {parameter.dtype for parameter in released.parameters()} == {torch.bfloat16}
+
+
+def test_the_end_token_is_that_of_the_post_processor(tiny_base: Path, tmp_path: Path) -> None:
+    """As Qwen3-Embedding is published: its texts do not end in the token that its files call EOS."""
+    shutil.copytree(tiny_base, tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<s> $A <unk>", None, [("<s>", 1), ("<unk>", 0)])
+    tokenizer.save_pretrained(tmp_path / "base")
+    model = LLMSentenceTransformer.from_base(tmp_path / "base", max_seq_length=32, device="cpu")
+    assert [(ids[0], ids[-1]) for ids in model[0].token_ids(TEXTS)] == [(1, 0)] * len(TEXTS)
+    model.save_pretrained(str(tmp_path / "ours"), create_model_card=False)
+    transformer = Transformer(str(tmp_path / "base"), max_seq_length=32)
+    transformer.tokenizer.pad_token_id = 0
+    modules = [transformer, Pooling(32, pooling_mode="lasttoken"), Normalize()]
+    foreign = SentenceTransformer(modules=modules, prompts={"query": "query: ", "document": ""}, device="cpu")
+    foreign.save_pretrained(str(tmp_path / "foreign"), create_model_card=False)
+    repair(str(tmp_path / "foreign"), tmp_path / "fixed")
+    for name in ("ours", "fixed"):
+        config = read(tmp_path / name / "tokenizer_config.json")
+        assert (config["eos_token"], config["add_eos_token"]) == ("<unk>", True), name
+        assert diagnose(str(tmp_path / name)).findings == []
+        stock = SentenceTransformer(str(tmp_path / name), device="cpu")
+        np.testing.assert_array_equal(stock.encode(TEXTS), model.encode(TEXTS))
+        assert LLMSentenceTransformer(tmp_path / name, device="cpu")[1].end_token_id == 0
+
+
+def test_a_pointer_as_tokenizer_model_is_refused(with_sentencepiece: Path) -> None:
+    (with_sentencepiece / "tokenizer.model").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(InputError, match=r"tokenizer\.model is a Git LFS pointer"):
+        sentencepiece_file(str(with_sentencepiece))
