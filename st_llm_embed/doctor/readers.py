@@ -68,7 +68,7 @@ def transformers_5(repository: Repository) -> Reading:
     """Transformers 5.23, as plain code uses it: tokenization_utils_tokenizers.py; flags have no effect there."""
     return Reading(
         "transformers 5",
-        max_length=repository.least("model_max_length"),
+        max_length=_of_tokenizer(repository),
         ends_with=_from_post_processor(repository),
     )
 
@@ -78,7 +78,7 @@ def transformers_4(repository: Repository) -> Reading:
     return Reading(
         "transformers 4",
         refuses=_transformers_4_refuses(repository),
-        max_length=repository.least("model_max_length"),
+        max_length=_of_tokenizer(repository),
         ends_with=_of_transformers_4(repository),
     )
 
@@ -95,7 +95,9 @@ def tei(repository: Repository) -> Reading:
     if "architectures" not in repository.config or "max_position_embeddings" not in repository.text_config:
         refuses = "config.json: failed to parse"
     elif pooling is None or not all(
-        isinstance(pooling.get(key), bool) for key in (POOLING_FLAGS["cls"], POOLING_FLAGS["mean"])
+        # Of the others it takes false where they are not written.
+        isinstance(pooling.get(key, None if mode in ("cls", "mean") else False), bool)
+        for mode, key in POOLING_FLAGS.items()
     ):
         refuses = f"{POOLING_FILE}: failed to parse"
     elif SETTINGS_FILE in repository.files and not isinstance(settings.get("max_seq_length"), int):
@@ -160,7 +162,13 @@ def _pooling_of_booleans(repository: Repository, *, mean_by_default: bool = Fals
     config = repository.pooling_config or {}
     if mean_by_default:
         config = {POOLING_FLAGS["mean"]: True} | config
-    return "+".join(name for name, key in POOLING_FLAGS.items() if config.get(key) is True) or None
+    return "+".join(name for name, key in POOLING_FLAGS.items() if config.get(key)) or None
+
+
+def _of_tokenizer(repository: Repository) -> int | None:
+    """Return where the tokenizer cuts a text; a limit above the model's number of positions is that number."""
+    limit = repository.least("model_max_length")
+    return limit and repository.least("model_max_length", "max_position_embeddings")
 
 
 def _from_post_processor(repository: Repository) -> str | None:

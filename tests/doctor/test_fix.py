@@ -53,7 +53,7 @@ def test_a_repaired_copy_is_healthy(damage: Callable[[Path], None], broken: Path
 
 
 def test_a_good_repository_is_copied_unchanged(good: Callable[[str], Path], tmp_path: Path) -> None:
-    assert repair(str(good("mistral")), tmp_path / "copy") == []
+    assert repair(str(good("mistral")), tmp_path / "copy").changed == []
     assert contents(tmp_path / "copy") == contents(good("mistral"))
 
 

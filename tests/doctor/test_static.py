@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from break_repository import (
     chat_template,
     edit,
+    edit_list,
     eos_as_text,
     eos_by_flag,
     eos_twice,
@@ -24,6 +26,7 @@ from break_repository import (
     template,
     tokenizer_config,
 )
+from safetensors.torch import load_file, save_file
 
 from st_llm_embed import InputError, Recipe, diagnose
 from st_llm_embed import doctor as doctor_package
@@ -47,6 +50,37 @@ def module_path(old: str, new: str) -> Callable[[Path], Any]:
     def damage(folder: Path) -> None:
         path = folder / "modules.json"
         path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+
+    return damage
+
+
+def reorder(folder: Path, *places: int) -> None:
+    edit_list(folder / "modules.json", lambda modules: [modules[place] for place in places])
+
+
+def add_dense(folder: Path, *, weights: bool = True) -> None:
+    module = {"idx": 2, "name": "dense", "path": "2_Dense", "type": "sentence_transformers.models.Dense"}
+    edit_list(folder / "modules.json", lambda modules: [*modules[:2], module, *modules[2:]])
+    (folder / "2_Dense").mkdir()
+    edit(folder / "2_Dense" / "config.json", in_features=32, out_features=32, bias=False)
+    edit(folder / "config.json", architectures=["LlamaForCausalLM"])
+    if weights:
+        save_file({"linear.weight": torch.eye(32)}, folder / "2_Dense" / "model.safetensors")
+
+
+def probe_of_size(folder: Path, size: int) -> None:
+    unit = [1.0] + [0.0] * (size - 1)
+    texts = json.loads((folder / "probe.json").read_text(encoding="utf-8"))["texts"]
+    edit(folder / "probe.json", dimension=size, texts=[text | {"vector": unit} for text in texts])
+
+
+def weights(kept: Callable[[str, torch.Tensor], bool], prefix: str = "") -> Callable[[Path], None]:
+    """Keep some of the weights, under other names."""
+
+    def damage(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        tensors = {prefix + key: value for key, value in load_file(path).items() if kept(key, value)}
+        save_file(tensors, path, metadata={"format": "pt"})
 
     return damage
 
@@ -187,6 +221,31 @@ INJECTIONS: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
         sets("tokenizer_config.json", extra_special_tokens=["<x>"]),
     ),
     "Mistral's format": ("unreadable files", "vLLM", sets("params.json")),
+    "two poolings": ("two poolings", "", sets(POOLING_FILE, pooling_mode_mean_tokens=True)),
+    "a list of poolings": ("two poolings", "", sets(POOLING_FILE, pooling_mode=["lasttoken", "mean"])),
+    "1 for true": ("pooling", "TEI", sets(POOLING_FILE, pooling_mode_lasttoken=1)),
+    "unknown pooling": ("pooling", "", sets(POOLING_FILE, pooling_mode="last")),
+    "no pooling dimension": ("pooling", "", sets(POOLING_FILE, word_embedding_dimension=None)),
+    "another pooling dimension": ("pooling", "", sets(POOLING_FILE, word_embedding_dimension=64)),
+    "no pooling file": ("pooling", "", lambda folder: (folder / POOLING_FILE).unlink()),
+    "Normalize first": ("module order", "", lambda folder: reorder(folder, 0, 2, 1)),
+    "Pooling first": ("module order", "", lambda folder: reorder(folder, 1, 0, 2)),
+    "two of a name": ("module order", "", lambda folder: reorder(folder, 0, 1, 1, 2)),
+    "own architecture": ("custom code", "", sets("config.json", auto_map={"AutoModel": "my.Model"})),
+    "own tokenizer": ("custom code", "", sets("tokenizer_config.json", auto_map={"AutoTokenizer": ["my.T", None]})),
+    "sees both sides": ("attention", "TEI", sets("config.json", is_causal=False)),
+    "marked as bidirectional": ("attention", "vLLM", sets("config.json", use_bidirectional_attention=True)),
+    "no query prompt": ("no query prompt", "sentence-transformers", lambda folder: prompts(folder, query=None)),
+    "Dense": ("dense layers", "llama.cpp", add_dense),
+    "Dense without weights": ("weights missing", "", lambda folder: add_dense(folder, weights=False)),
+    "another probe": ("probe", "", lambda folder: probe_of_size(folder, 8)),
+    "layers missing": ("weights missing", "", weights(lambda key, _: "layers.1" not in key)),
+    "keys renamed": ("weights missing", "", weights(lambda _key, _value: True, prefix="language_model.")),
+    "more layers in config.json": ("weights missing", "", sets("config.json", num_hidden_layers=4)),
+    "fewer layers in config.json": ("weights left over", "", sets("config.json", num_hidden_layers=1)),
+    "other heads": ("weights of another shape", "", sets("config.json", num_key_value_heads=4)),
+    "other vocabulary": ("weights of another shape", "", sets("config.json", vocab_size=4000)),
+    "another family": ("weights missing", "", sets("config.json", model_type="qwen3")),
     "new rope alone": (
         "rotary base",
         "transformers 4",

@@ -7,8 +7,12 @@ from pathlib import Path
 from st_llm_embed.doctor.readers import POOLING_FILE
 from st_llm_embed.doctor.repository import SETTINGS_FILE, Repository
 from st_llm_embed.doctor.traps import Finding, NotCheckedError, Reading
+from st_llm_embed.modules.layout import POOLING_FLAGS, pooling_dimension, pooling_modes
 
-ABSOLUTE = ("gpt2", "gpt_neo", "opt", "gpt_bigcode", "xglm")
+ORDER = ("Transformer", "Pooling", "Dense", "Normalize")
+"""Modules of a decoder in the order in which they work."""
+
+ABSOLUTE = ("gpt2", "gpt_neo", "gpt_bigcode", "openai-gpt", "ctrl")
 """Model types whose positions are counted from the first column of a batch."""
 
 PICKLES = ("pytorch_model", "adapter_model.bin")
@@ -33,8 +37,19 @@ def pooling(repository: Repository, readings: list[Reading]) -> list[Finding]:
     """Compare the pooling that the readers understand."""
     if not repository.modules:
         return [Finding("no modules.json", "modules.json")]
-    if repository.pooling_config is None:
+    config = repository.pooling_config
+    if config is None:
         raise NotCheckedError("modules.json has no Pooling")
+    file, modes = repository.file_of("Pooling"), pooling_modes(config)
+    size, stated = repository.text_config.get("hidden_size"), pooling_dimension(config)
+    if stated is None or set(modes) - POOLING_FLAGS.keys():
+        detail = f"It names {'+'.join(modes)} of {stated} dimensions, and sentence-transformers stops."
+        return [Finding("pooling", file, detail)]
+    if len(modes) > 1:
+        detail = f"They are {' and '.join(modes)}, so that a vector has {len(modes)} times {stated} numbers."
+        return [Finding("two poolings", file, detail)]
+    if size is not None and stated != size:
+        return [Finding("pooling", file, f"It is of {stated} dimensions, and a token has {size}.")]
     # One that refuses the pooling's file is affected as well.
     others = {
         one.reader: one.pooling or one.refuses
@@ -46,7 +61,60 @@ def pooling(repository: Repository, readings: list[Reading]) -> list[Finding]:
         return []
     read = ", ".join(f"{reader} ({pooling})" for reader, pooling in others.items())
     detail = f"sentence-transformers 6 reads {repository.pooling}, others do not: {read}."
-    return [Finding("pooling", repository.file_of("Pooling"), detail, tuple(others))]
+    return [Finding("pooling", file, detail, tuple(others))]
+
+
+def modules(repository: Repository, readings: list[Reading]) -> list[Finding]:
+    """Look at the order of the modules, and for Dense ones, which llama.cpp's converter omits."""
+    kinds = [one["type"].rpartition(".")[2] for one in repository.modules]
+    ranks = [ORDER.index(kind) for kind in kinds if kind in ORDER]
+    names = {one.get("name") for one in repository.modules} - {None}
+    found = []
+    once = all(kinds.count(kind) <= 1 for kind in ("Transformer", "Pooling"))
+    if ranks != sorted(ranks) or not once or len(names) < len(kinds):
+        detail = ", ".join(
+            f"{kind} named {one.get('name')!r}" for kind, one in zip(kinds, repository.modules, strict=True)
+        )
+        found.append(Finding("module order", "modules.json", f"They are: {detail}."))
+    if "Dense" in kinds and any(one.reader == "llama.cpp" and one.reads for one in readings):
+        detail = f"There are {kinds.count('Dense')}, which llama.cpp's converter omits."
+        found.append(Finding("dense layers", "modules.json", detail, ("llama.cpp",)))
+    return found
+
+
+def own_code(repository: Repository, _: list[Reading]) -> list[Finding]:
+    """Look for a model or a tokenizer whose code is in the repository."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    kind = repository.model_type
+    if repository.config.get("auto_map"):
+        what = f"takes its own {kind!r}" if kind in CONFIG_MAPPING_NAMES else f"does not know {kind!r}, and stops"
+        detail = f"auto_map names it. Without trust_remote_code transformers {what}."
+        return [Finding("custom code", repository.file_of("Transformer"), detail)]
+    if repository.tokenizer_config.get("auto_map"):
+        detail = "auto_map names that of the tokenizer."
+        return [Finding("custom code", repository.file_of("Transformer", "tokenizer_config.json"), detail)]
+    return []
+
+
+def attention(repository: Repository, readings: list[Reading]) -> list[Finding]:
+    """Name the readers that let tokens attend to the left alone, where config.json has them see both sides.
+
+    transformers 5, vLLM and llama.cpp's converter read is_causal, and TEI does of Qwen 2; of other decoders than
+    Gemma only TEI reads use_bidirectional_attention.
+    """
+    config, kind = repository.text_config, str(repository.model_type)
+    marked = config.get("use_bidirectional_attention") is True
+    if config.get("is_causal") is False:
+        key, blind = "is_causal is false", {"transformers 4", "sentence-transformers 5"}
+        blind |= set() if marked or kind == "qwen2" else {"TEI"}
+    elif marked and not kind.startswith(("gemma", "t5gemma")):
+        key, blind = "use_bidirectional_attention is true", {one.reader for one in readings} - {"TEI"}
+    else:
+        return []
+    readers = tuple(one.reader for one in readings if one.reader in blind and one.not_for is None)
+    detail = f"{key}, which {', '.join(readers)} do not read."
+    return [Finding("attention", repository.file_of("Transformer"), detail, readers)] if readers else []
 
 
 def normalisation(repository: Repository, _: list[Reading]) -> list[Finding]:

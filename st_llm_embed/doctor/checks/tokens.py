@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from st_llm_embed.doctor.probe import ProbeText
+from st_llm_embed.doctor.probe import PROBE_FILE, ProbeText
 from st_llm_embed.doctor.readers import LLAMA_CPP_READS, chat_rendered, llama_cpp_family
 from st_llm_embed.doctor.repository import PROMPTS_FILE, SETTINGS_FILE, Repository
 from st_llm_embed.doctor.traps import Finding, NotCheckedError, Reading
@@ -76,7 +74,7 @@ def eos_cut(repository: Repository, _: list[Reading]) -> list[Finding]:
         tokenizer.no_truncation()
     found = []
     # Where a text of one letter has no EOS either, `eos_missing` says so.
-    if end == repository.token_id("eos") and last != end:
+    if end in {repository.token_id("eos"), *repository.around[1]} and last != end:
         detail = f"A short text ends in {repository.token(end)}, one that is cut in {repository.token(last)!r}."
         found.append(Finding("EOS cut off", "tokenizer.json", detail))
     direction = (repository.tokenizer_json.get("truncation") or {}).get("direction", "Right")
@@ -103,6 +101,9 @@ def prompts(repository: Repository, _: list[Reading]) -> list[Finding]:
         if len(pieces) > len(set(pieces)) or (half and half * 2 == prompt):
             found.append(Finding("prompt doubled", PROMPTS_FILE, f"The prompt {name!r} is {prompt!r}."))
     found += _spelling(saved)
+    if any(saved.values()) and "query" not in saved:
+        detail = f"They are {', '.join(map(repr, saved))}."
+        found.append(Finding("no query prompt", PROMPTS_FILE, detail, ("sentence-transformers",)))
     if not any(saved.values()):
         if repository.recipe:
             detail = "No prompt is saved, and recipe.yaml trained queries with an instruction."
@@ -167,10 +168,7 @@ def rebuilt(repository: Repository, _: list[Reading]) -> list[Finding]:
     if size is not None and max(vocabulary.values()) >= size:
         detail = f"Its ids go up to {max(vocabulary.values())}, and there are {size} embeddings."
         found.append(Finding("too few embeddings", "tokenizer.json", detail))
-    if SENTENCEPIECE_FILE in repository.files:
-        pieces = _read_pieces(repository.folder / SENTENCEPIECE_FILE)
-        if pieces is None:
-            raise NotCheckedError(f"{SENTENCEPIECE_FILE} is not a SentencePiece file")
+    if (pieces := repository.pieces) is not None:
         other = [piece for number, piece in enumerate(pieces) if vocabulary.get(piece) != number]
         if other:
             detail = f"{len(other)} of {len(pieces)} pieces have another id, or none, such as {other[0]!r}."
@@ -185,6 +183,9 @@ def probe_tokens(repository: Repository, _: list[Reading]) -> list[Finding]:
     probe, found = repository.probe, []
     if probe is None:
         raise NotCheckedError("there is no probe.json")
+    if probe.dimension != repository.dimension:
+        detail = f"Its vectors have {probe.dimension} numbers, and those of the model {repository.dimension}."
+        found.append(Finding("probe", PROBE_FILE, detail))
     tokenizer = _tokenizer(repository)
     if probe.max_seq_length != repository.max_seq_length:
         detail = f"It is {repository.max_seq_length} tokens, and probe.json was made at {probe.max_seq_length}."
@@ -241,42 +242,3 @@ def _vocabulary(tokenizer: dict[str, Any]) -> dict[str, int]:
     if isinstance(pieces, list):
         pieces = {piece: number for number, (piece, _) in enumerate(pieces)}
     return pieces | {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
-
-
-def _read_pieces(path: Path) -> list[str] | None:
-    """Read the pieces of a SentencePiece model in the order of their ids; None if it is not such a file.
-
-    The file is a protocol buffer (sentencepiece_model.proto): field 1 is a piece, whose first field is its text.
-    """
-    try:
-        pieces = [value for field, value in _fields(path.read_bytes()) if field == 1]
-        return [next(_fields(piece))[1].decode() for piece in pieces] or None
-    except (IndexError, ValueError, StopIteration):
-        return None
-
-
-def _fields(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield number and content of a message's fields, each of which has to have a length.
-
-    Raises:
-        ValueError: this is not such a message.
-    """
-    place = 0
-    while place < len(content):
-        tag, start = _varint(content, place)
-        size, start = _varint(content, start)
-        place = start + size
-        if tag & 7 != 2 or place > len(content):
-            raise ValueError("this is not a field with a length")
-        yield tag >> 3, content[start:place]
-
-
-def _varint(content: bytes, place: int) -> tuple[int, int]:
-    """Return a number, seven bits a byte, and the place after it."""
-    number = shift = 0
-    while True:
-        byte = content[place]
-        number |= (byte & 127) << shift
-        place, shift = place + 1, shift + 7
-        if byte < 128:
-            return number, place
