@@ -79,6 +79,9 @@ class EmbeddingServer:
                 if self.path == "/tokenize":
                     self.answer(*outer.tokens(body))
                     return
+                if self.path not in (outer.path, "/embed"):
+                    self.answer(404, {}, {})
+                    return
                 if self.path == "/embed":
                     body = {"input": body["inputs"], "model": ""}
                 with lock:
@@ -86,9 +89,7 @@ class EmbeddingServer:
                     outer.requests.append(body["input"])
                     outer.bodies.append(body)
                     outer.keys.add(self.headers["Authorization"].removeprefix("Bearer "))
-                    reply = (self.path not in (outer.path, "/embed") and (404, {}, {})) or outer.fault(
-                        number, body["input"]
-                    )
+                    reply = outer.fault(number, body["input"])
                 if reply == "cut":
                     self.close_connection = True
                     return

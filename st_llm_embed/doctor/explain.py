@@ -38,9 +38,9 @@ def explain(
         found.append(explanation("not normalised", f"Their norms are {min(norms):.4g} to {max(norms):.4g}."))
     if all(one.same for one in batch):
         return found
-    if trap := _batch_trap(batch, minimum_cosine):
-        own = "Alone each text has its own vector." if all(one.same for one in alone) else ""
-        return [*found, explanation(trap, own)]
+    trap = _batch_trap(batch, minimum_cosine)
+    if trap and all(one.same for one in alone):
+        return [*found, explanation(trap, "Alone each text has its own vector.")]
     reference = None if weights is None else Reference.load(weights, probe)
     singles = {one.text.name: one.vector for one in alone}
     nearer = min(minimum_cosine, ROUNDED_COSINE)
@@ -52,6 +52,8 @@ def explain(
     if all(one.same for one in alone):
         return found if moved else [*found, explanation("precision")]
     recomputed = [] if reference is None else reference.mistakes(alone, minimum_cosine)
+    if trap and not recomputed:
+        return [*found, explanation(trap)]
     return [*found, *(recomputed or _explain_texts(probe, alone, minimum_cosine, weights_known=reference is not None))]
 
 
@@ -82,10 +84,12 @@ def _explain_texts(
 ) -> list[Explanation]:
     """Explain texts whose vectors differ although each was embedded alone, by their ids, or else by vectors."""
     differ = [one for one in pairs if not one.same]
-    names = [one.text.name for one in differ]
+    names = {one.text.name for one in differ}
     for trap, change in TEXT_CHANGES:
-        if names == [one.text.name for one in pairs if change(one.text.whole) != one.text.whole]:
-            return [explanation(trap, seen=names)]
+        changed = {one.text.name for one in pairs if change(one.text.whole) != one.text.whole}
+        # Of several, the vector of one may be the same by chance.
+        if names <= changed and len(names) >= len(changed) - (len(changed) > 3):
+            return [explanation(trap, seen=sorted(names))]
     found: dict[str, list[str]] = {}
     for one in differ:
         if one.ids is not None and one.ids != one.text.ids:

@@ -326,7 +326,7 @@ class Repository:
         """The recipe that this project publishes with a model; empty if there is none."""
         try:
             content = yaml.safe_load(self.text("recipe.yaml"))
-        except yaml.YAMLError:
+        except (yaml.YAMLError, RecursionError):
             return {}
         return content if isinstance(content, dict) and {"base", "loss", "training"} <= content.keys() else {}
 

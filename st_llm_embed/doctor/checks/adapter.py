@@ -23,6 +23,8 @@ def applies(repository: Repository, _: list[Reading]) -> list[Finding]:
         return _not_applied(f"{len(strange)} keys have a name that peft does not read, such as {strange[0]}.")
     try:
         loading = load_adapter(repository)
+    except NotCheckedError:
+        raise
     except InputError as error:
         return [Finding("not loaded", ADAPTER_CONFIG, str(error), ("sentence-transformers",))]
     said = ("of its weights are in no file", "keys in the file fit no module of the base", "have another shape")
