@@ -84,12 +84,8 @@ def _explain_texts(
 ) -> list[Explanation]:
     """Explain texts whose vectors differ although each was embedded alone, by their ids, or else by vectors."""
     differ = [one for one in pairs if not one.same]
-    names = {one.text.name for one in differ}
-    for trap, change in TEXT_CHANGES:
-        changed = {one.text.name for one in pairs if change(one.text.whole) != one.text.whole}
-        # Of several, the vector of one may be the same by chance.
-        if names <= changed and len(names) >= len(changed) - (len(changed) > 3):
-            return [explanation(trap, seen=sorted(names))]
+    if (trap := _text_trap(pairs)) is not None:
+        return [explanation(trap, seen=[one.text.name for one in differ])]
     found: dict[str, list[str]] = {}
     for one in differ:
         if one.ids is not None and one.ids != one.text.ids:
@@ -107,6 +103,21 @@ def _explain_texts(
         for one in differ:
             found.setdefault(_vector_trap(probe, one, minimum_cosine), []).append(one.text.name)
     return [explanation(trap, seen=texts) for trap, texts in found.items()]
+
+
+def _text_trap(pairs: list[Pair]) -> str | None:
+    """Name the change of texts that concerns all those which differ, and most of which differ.
+
+    Of several that do it is the one that changes the fewest; the vector of one text may hardly show it.
+    """
+    differ = {one.text.name for one in pairs if not one.same}
+    concerned = [
+        (len(changed), trap)
+        for trap, change in TEXT_CHANGES
+        if (changed := {one.text.name for one in pairs if change(one.text.whole) != one.text.whole}) >= differ
+        and len(changed) < 2 * len(differ)
+    ]
+    return min(concerned)[1] if concerned else None
 
 
 def _id_trap(probe: Probe, text: ProbeText, got: tuple[int, ...]) -> str:

@@ -89,6 +89,8 @@ class Reading:
     max_length: int | None = None
     ends_with: str | None = None
     """The special token after each text; empty for none."""
+    begins_with: str | None = None
+    """The special token before each text; empty for none."""
 
     @property
     def reads(self) -> bool:

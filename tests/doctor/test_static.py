@@ -246,6 +246,26 @@ INJECTIONS: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     "other heads": ("weights of another shape", "", sets("config.json", num_key_value_heads=4)),
     "other vocabulary": ("weights of another shape", "", sets("config.json", vocab_size=4000)),
     "another family": ("weights missing", "", sets("config.json", model_type="qwen3")),
+    "begins by flags": (
+        "missing BOS",
+        "transformers 4",
+        sets("tokenizer_config.json", tokenizer_class="LlamaTokenizer", add_bos_token=False),
+    ),
+    "llama.cpp goes by that flag": ("missing BOS", "llama.cpp", sets("tokenizer_config.json", add_bos_token=False)),
+    "two architectures": ("two architectures", "vLLM", sets("config.json", architectures=["Qwen2ForCausalLM"])),
+    "no Pooling": ("pooling", "", lambda folder: reorder(folder, 0, 2)),
+    "prompts left out of the mean": (
+        "pooling",
+        "TEI",
+        sets(POOLING_FILE, pooling_mode_lasttoken=False, pooling_mode_mean_tokens=True, include_prompt=False),
+    ),
+    "too long for its positions": ("max length", "", sets("sentence_bert_config.json", max_seq_length=4096)),
+    "an unknown setting": ("unreadable files", "sentence-transformers 5", sets("sentence_bert_config.json", other=1)),
+    "no such default": (
+        "unreadable files",
+        "sentence-transformers",
+        sets("config_sentence_transformers.json", default_prompt_name="other"),
+    ),
     "new rope alone": (
         "rotary base",
         "transformers 4",

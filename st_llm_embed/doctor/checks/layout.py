@@ -37,19 +37,9 @@ def pooling(repository: Repository, readings: list[Reading]) -> list[Finding]:
     """Compare the pooling that the readers understand."""
     if not repository.modules:
         return [Finding("no modules.json", "modules.json")]
-    config = repository.pooling_config
-    if config is None:
-        raise NotCheckedError("modules.json has no Pooling")
-    file, modes = repository.file_of("Pooling"), pooling_modes(config)
-    size, stated = repository.text_config.get("hidden_size"), pooling_dimension(config)
-    if stated is None or set(modes) - POOLING_FLAGS.keys():
-        detail = f"It names {'+'.join(modes)} of {stated} dimensions, and sentence-transformers stops."
-        return [Finding("pooling", file, detail)]
-    if len(modes) > 1:
-        detail = f"They are {' and '.join(modes)}, so that a vector has {len(modes)} times {stated} numbers."
-        return [Finding("two poolings", file, detail)]
-    if size is not None and stated != size:
-        return [Finding("pooling", file, f"It is of {stated} dimensions, and a token has {size}.")]
+    file = repository.file_of("Pooling")
+    if (wrong := _ill_stated(repository, file)) is not None:
+        return [wrong]
     # One that refuses the pooling's file is affected as well.
     others = {
         one.reader: one.pooling or one.refuses
@@ -62,6 +52,26 @@ def pooling(repository: Repository, readings: list[Reading]) -> list[Finding]:
     read = ", ".join(f"{reader} ({pooling})" for reader, pooling in others.items())
     detail = f"sentence-transformers 6 reads {repository.pooling}, others do not: {read}."
     return [Finding("pooling", file, detail, tuple(others))]
+
+
+def _ill_stated(repository: Repository, file: str) -> Finding | None:
+    """Return what is wrong with the pooling's configuration whoever reads it."""
+    config = repository.pooling_config
+    if config is None:
+        return Finding("pooling", "modules.json", "It lists no Pooling, so that a text has a vector for each token.")
+    modes, stated, size = pooling_modes(config), pooling_dimension(config), repository.text_config.get("hidden_size")
+    if stated is None or set(modes) - POOLING_FLAGS.keys():
+        detail = f"It names {'+'.join(modes)} of {stated} dimensions, and sentence-transformers stops."
+        return Finding("pooling", file, detail)
+    if len(modes) > 1:
+        detail = f"They are {' and '.join(modes)}, so that a vector has {len(modes)} times {stated} numbers."
+        return Finding("two poolings", file, detail)
+    if size is not None and stated != size:
+        return Finding("pooling", file, f"It is of {stated} dimensions, and a token has {size}.")
+    if config.get("include_prompt") is False and modes != ("lasttoken",):
+        detail = "Without include_prompt sentence-transformers omits the tokens of the prompt, and others do not."
+        return Finding("pooling", file, detail, ("TEI", "vLLM", "llama.cpp"))
+    return None
 
 
 def modules(repository: Repository, readings: list[Reading]) -> list[Finding]:
@@ -95,6 +105,19 @@ def own_code(repository: Repository, _: list[Reading]) -> list[Finding]:
         detail = "auto_map names that of the tokenizer."
         return [Finding("custom code", repository.file_of("Transformer", "tokenizer_config.json"), detail)]
     return []
+
+
+def architecture(repository: Repository, _: list[Reading]) -> list[Finding]:
+    """Compare the two names of the architecture: transformers goes by model_type, vLLM and llama.cpp by the other."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
+
+    kind, named = repository.model_type, next(iter(repository.config.get("architectures") or []), None)
+    both = (*MODEL_MAPPING_NAMES.items(), *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items())
+    kinds = sorted({one for one, names in both if named == names or (isinstance(names, tuple) and named in names)})
+    if not kinds or kind in kinds:
+        return []
+    detail = f"model_type is {kind!r}, and {named} is of type {kinds[0]!r}."
+    return [Finding("two architectures", repository.file_of("Transformer"), detail, ("vLLM", "llama.cpp"))]
 
 
 def attention(repository: Repository, readings: list[Reading]) -> list[Finding]:
@@ -146,6 +169,10 @@ def lengths(repository: Repository, readings: list[Reading]) -> list[Finding]:
     limit = repository.max_seq_length
     if limit is None:
         return [Finding("no max length", SETTINGS_FILE)]
+    positions = repository.text_config.get("max_position_embeddings")
+    if positions is not None and limit > positions:
+        detail = f"Texts are cut at {limit} tokens, and the model has positions for {positions}."
+        return [Finding("max length", SETTINGS_FILE, detail)]
     other = {reader: length for reader, length in stated.items() if length != limit}
     if not other:
         return []

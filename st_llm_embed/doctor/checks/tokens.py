@@ -45,6 +45,20 @@ def eos_missing(repository: Repository, readings: list[Reading]) -> list[Finding
     return []
 
 
+def bos_missing(repository: Repository, readings: list[Reading]) -> list[Finding]:
+    """Compare whether each reader puts a special token before a text."""
+    _tokenizer(repository)
+    begins = {one.reader: one.begins_with for one in readings if one.reads and one.begins_with is not None}
+    without = tuple(reader for reader, token in begins.items() if not token)
+    if not without or len(without) == len(begins):
+        return []
+    detail = (
+        f"The post-processor puts {_shown(repository.around[0], repository)} before a text, and add_bos_token is "
+        f"{repository.tokenizer_config.get('add_bos_token')}: {', '.join(without)} put none."
+    )
+    return [Finding("missing BOS", "tokenizer_config.json", detail, without)]
+
+
 def specials_doubled(repository: Repository, _: list[Reading]) -> list[Finding]:
     """Count the special tokens around a text and within each prompt."""
     tokenizer = _tokenizer(repository)
@@ -89,6 +103,9 @@ def prompts(repository: Repository, _: list[Reading]) -> list[Finding]:
     saved = repository.prompts
     found = []
     default = repository.table(PROMPTS_FILE).get("default_prompt_name")
+    if default and default not in saved:
+        detail = f"sentence-transformers: default_prompt_name is {default!r}, which is not a prompt."
+        found.append(Finding("unreadable files", PROMPTS_FILE, detail, ("sentence-transformers",)))
     if default and saved.get(default):
         detail = f"sentence-transformers puts the default prompt {default!r} before every text given to encode."
         found.append(Finding("prompt on documents", PROMPTS_FILE, detail, ("sentence-transformers",)))
@@ -145,7 +162,7 @@ def _spelling(saved: dict[str, str]) -> list[Finding]:
 def texts_changed(repository: Repository, _: list[Reading]) -> list[Finding]:
     """Look for lower case and stripped edges that only some readers have."""
     found = []
-    if repository.table(SETTINGS_FILE).get("do_lower_case"):
+    if repository.settings.get("do_lower_case"):
         detail = "do_lower_case is true, which TEI, vLLM, llama.cpp and transformers do not read."
         found.append(Finding("lower case", SETTINGS_FILE, detail, ("TEI", "vLLM", "llama.cpp", "transformers")))
     normalizer = repository.tokenizer_json.get("normalizer") or {}
