@@ -6,7 +6,7 @@ converts on loading is not a difference here either.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,8 +46,20 @@ def load_model(repository: Repository) -> Loading:
     shapes: dict[str, list[int]] = {}
     for name in repository.shards:
         if name in repository.files:
-            shapes |= repository.tensors(name)
+            shapes |= shapes_of(repository, name)
     return _loading(_model(repository, shapes)[1])
+
+
+def shapes_of(repository: Repository, name: str) -> dict[str, list[int]]:
+    """Return names and shapes of the tensors in a safetensors file.
+
+    Raises:
+        NotCheckedError: its header cannot be had. Damage of a local file is found before; the Hub may not answer.
+    """
+    try:
+        return repository.tensors(name)
+    except InputError as error:
+        raise NotCheckedError(str(error)) from error
 
 
 def load_adapter(repository: Repository) -> Loading:
@@ -63,13 +75,14 @@ def load_adapter(repository: Repository) -> Loading:
     base = repository if "config.json" in repository.files else repository.base
     if base is None:
         raise NotCheckedError("the base cannot be reached, so its modules are not known")
+    tensors = _on_meta(shapes_of(repository, ADAPTER_WEIGHTS))
+    model, _ = _model(base, {})
     with _quiet():
-        model, _ = _model(base, {})
         try:
             with torch.device("meta"):
                 report = model.load_adapter(
                     peft_config=PeftConfig.from_pretrained(str(repository.folder)),
-                    adapter_state_dict=_on_meta(repository.tensors(ADAPTER_WEIGHTS)),
+                    adapter_state_dict=tensors,
                 )
         except (ValueError, TypeError) as error:
             raise InputError(f"transformers refuses the adapter: {error}") from error
@@ -84,15 +97,19 @@ def _model(repository: Repository, shapes: dict[str, list[int]]) -> tuple[PreTra
 
     if repository.config.get("quantization_config"):
         raise NotCheckedError("the weights are quantised, so their names are not those of the architecture")
-    place = repository.folder / repository.file_of("Transformer")
+    name = repository.file_of("Transformer")
+    if name not in repository.files:
+        raise NotCheckedError(f"{repository.name} has no {name}")
     with _quiet():
         try:
-            config = AutoConfig.from_pretrained(str(place.parent), trust_remote_code=False)
+            config = AutoConfig.from_pretrained(str((repository.folder / name).parent), trust_remote_code=False)
             # Newer than this transformers, or code of the repository's own.
-            kind = MODEL_MAPPING[type(config)]
+            kind: Any = MODEL_MAPPING[type(config)]
         except (KeyError, ValueError) as error:
             raise NotCheckedError("its architecture is not one of the stock ones") from error
-        return kind.from_pretrained(
+        # A few types have two classes, of which the first is the usual one.
+        model = kind[0] if isinstance(kind, tuple) else kind
+        return model.from_pretrained(
             None,
             config=config,
             state_dict=_on_meta(shapes),
@@ -121,7 +138,7 @@ def _on_meta(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Keep transformers from showing progress, and its own table of what is missing."""
     from transformers.utils import logging
 

@@ -382,6 +382,12 @@ class Repository:
         return sorted({self.file_of("Transformer", str(name)) for name in names.values()})
 
     @property
+    def pickles(self) -> list[str]:
+        """Weights of the transformer or the adapter in a format that can run code."""
+        starts = tuple(self.file_of("Transformer", name) for name in ("pytorch_model", "adapter_model.bin"))
+        return sorted(name for name in self.files if name.startswith(starts))
+
+    @property
     def weight_files(self) -> list[str]:
         """The safetensors files that belong to the model: of its transformer, its adapter and its other modules."""
         other = [f"{one['path']}/{WEIGHTS}" for one in self.modules if one.get("path")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from st_llm_embed.doctor.loading import load_adapter
+from st_llm_embed.doctor.loading import load_adapter, shapes_of
 from st_llm_embed.doctor.repository import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Repository
 from st_llm_embed.doctor.traps import Finding, NotCheckedError, Reading
 from st_llm_embed.errors import InputError
@@ -19,7 +19,7 @@ def applies(repository: Repository, _: list[Reading]) -> list[Finding]:
     _need_adapter(repository)
     if ADAPTER_WEIGHTS not in repository.files:
         return [Finding("no weights", ADAPTER_WEIGHTS)]
-    if strange := [key for key in repository.tensors(ADAPTER_WEIGHTS) if ".default" in key]:
+    if strange := [key for key in shapes_of(repository, ADAPTER_WEIGHTS) if ".default" in key]:
         return _not_applied(f"{len(strange)} keys have a name that peft does not read, such as {strange[0]}.")
     try:
         loading = load_adapter(repository)

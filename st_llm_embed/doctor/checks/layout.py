@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from st_llm_embed.doctor.readers import POOLING_FILE
 from st_llm_embed.doctor.repository import SETTINGS_FILE, Repository
 from st_llm_embed.doctor.traps import Finding, NotCheckedError, Reading
@@ -15,8 +13,6 @@ ORDER = ("Transformer", "Pooling", "Dense", "Normalize")
 ABSOLUTE = ("gpt2", "gpt_neo", "gpt_bigcode", "openai-gpt", "ctrl")
 """Model types whose positions are counted from the first column of a batch."""
 
-PICKLES = ("pytorch_model", "adapter_model.bin")
-
 
 def refused(repository: Repository, readings: list[Reading]) -> list[Finding]:
     """Name the libraries that stop with an error, and weights that are pickles alone."""
@@ -24,9 +20,7 @@ def refused(repository: Repository, readings: list[Reading]) -> list[Finding]:
     for one in readings:
         if one.refuses is not None and not _stops_at_pooling(one):
             by_reason.setdefault(one.refuses, []).append(one.reader)
-    pickles = sorted(file for file in repository.files if Path(file).name.startswith(PICKLES))
-    has_weights = any(file.endswith(".safetensors") for file in repository.files)
-    found = [Finding("pickles", pickles[0])] if pickles and not has_weights else []
+    found = [Finding("pickles", repository.pickles[0])] if repository.pickles and not repository.weight_files else []
     for reason, readers in by_reason.items():
         file, _, error = reason.partition(": ")
         found.append(Finding("unreadable files", file, f"{', '.join(readers)}: {error}.", tuple(readers)))

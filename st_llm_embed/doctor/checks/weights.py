@@ -8,8 +8,6 @@ from st_llm_embed.doctor.loading import load_model
 from st_llm_embed.doctor.repository import WEIGHTS, WEIGHTS_INDEX, Repository
 from st_llm_embed.doctor.traps import Finding, NotCheckedError, Reading
 
-OTHER_FORMATS = (".bin", ".pt", ".pth", ".onnx", ".gguf", ".msgpack", ".h5")
-
 IN_LAYER = re.compile(r"\b(?:layers?|h|blocks?)\.\d+\.")
 """A weight of one layer of a decoder; others, such as a head for the next token, an embedder has no use for."""
 
@@ -20,8 +18,8 @@ def complete(repository: Repository, _: list[Reading]) -> list[Finding]:
         raise NotCheckedError("the repository is an adapter, which has no weights of its own")
     file = repository.file_of("Transformer", WEIGHTS)
     if not repository.shards:
-        if any(name.endswith(OTHER_FORMATS) for name in repository.files):
-            raise NotCheckedError("there are no safetensors, whose headers are read")
+        if repository.pickles:
+            raise NotCheckedError("the weights are pickles, whose headers are not read")
         return [Finding("no weights", file)]
     gone = [name for name in repository.shards if name not in repository.files]
     if gone:
