@@ -79,8 +79,9 @@ def diagnose(
         except NotCheckedError as error:
             reason = str(error)
         except InputError as error:
-            diagnosis.findings.append(Finding("damaged file", "*.json", str(error)))
             reason = DAMAGED
+            if not any(finding.trap == "damaged file" for finding in diagnosis.findings):
+                diagnosis.findings.append(Finding("damaged file", "*.json", str(error)))
         diagnosis.checks.append(Check(what, live=False, not_checked=reason))
     if not readable or NEEDED & {finding.trap for finding in diagnosis.findings}:
         diagnosis.checks.append(Check("live checks", live=True, not_checked="files or weights are missing or damaged"))

@@ -123,7 +123,7 @@ def _improve(copy: Path, before: Diagnosis, device: str | None) -> list[str]:
 
 
 def _written(copy: Path, name: str, content: Any, what: str) -> list[str]:
-    if read_json(copy / name) in (None, content):
+    if (read_json(copy / name) or {}) == content:
         return []
     write_json(copy / name, content)
     return [f"{name}: {what}"]

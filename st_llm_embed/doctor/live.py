@@ -36,6 +36,8 @@ from st_llm_embed.errors import InputError, explained
 NOT_LOADED = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.onnx", "*.onnx_data", "*.gguf", "openvino/*"]
 """Pickles, which are never loaded, and formats of other libraries."""
 
+SIXTEEN_BITS = (torch.bfloat16, torch.float16)
+
 CUT_AT = 64
 """Tokens. A text need not fill thousands of tokens to be cut like one that does."""
 
@@ -49,8 +51,7 @@ class LiveModel:
         self.repository = repository
         with explained(f"{repository.name} cannot be loaded by sentence-transformers", ADVICE):
             self.model = SentenceTransformer(str(folder), device=device, model_kwargs={"use_safetensors": True})
-        self.dtype = next(self.model.parameters()).dtype
-        self.sixteen_bits = self.dtype in (torch.bfloat16, torch.float16)
+            self.sixteen_bits = next(iter(self.model.parameters())).dtype in SIXTEEN_BITS
 
     @cached_property
     def vectors(self) -> NDArray[np.float32]:
@@ -191,26 +192,36 @@ def _probe(model: LiveModel) -> list[Finding]:
         return []
     worst = min(wrong, key=lambda name: wrong[name])
     detail = f"{len(wrong)} of {len(probe.texts)} are not reproduced, worst {worst!r}: {wrong[worst]:.5f}."
-    if model.sixteen_bits and wrong[worst] > ROUNDED_COSINE:
-        is_rounding = wrong[worst] >= _rounded_again(model, probe)
-        return [] if is_rounding else [Finding("precision", "model.safetensors", detail)]
+    stored = getattr(torch, model.repository.stored_dtype or "float32")
+    if stored in SIXTEEN_BITS and wrong[worst] >= _rounded_again(model, probe, stored):
+        return []
+    if stored in SIXTEEN_BITS and wrong[worst] > ROUNDED_COSINE:
+        return [Finding("precision", "model.safetensors", detail)]
     if (mode := fitting_pooling(model, probe)) is not None:
         file = model.repository.file_of("Pooling")
         return [Finding("pooling", file, f"{detail} With {mode} pooling all are.")]
     return [Finding("weights", "model.safetensors", detail)]
 
 
-def _rounded_again(model: LiveModel, probe: Probe) -> float:
-    """Return the least cosine that rounding to the 16 bits on disk explains; it leaves the weights moved.
+def _rounded_again(model: LiveModel, probe: Probe, stored: torch.dtype) -> float:
+    """Return the least cosine that rounding to the data type on disk explains; the weights are as they were after it.
 
     Each weight is moved by up to half of its last place, as rounding does; four times what is lost of the cosine
     then, twice in length, is still rounding.
     """
     exact = model.embedded(probe)
-    half, chance = torch.finfo(model.dtype).eps / 2, torch.Generator().manual_seed(0)
-    for weight in model.model.parameters():
-        weight.data *= 1 + half * (2 * torch.rand(weight.shape, generator=chance).to(weight) - 1)
-    return 1 - 4 * float(1 - np.min(cosines(model.embedded(probe), exact)))
+    half, chance = torch.finfo(stored).eps / 2, torch.Generator()
+
+    def moved(back: bool) -> None:
+        chance.manual_seed(0)
+        for weight in model.model.parameters():
+            factor = 1 + half * (2 * torch.rand(weight.shape, generator=chance).to(weight) - 1)
+            weight.data = weight.data / factor if back else weight.data * factor
+
+    moved(back=False)
+    least = float(np.min(cosines(model.embedded(probe), exact)))
+    moved(back=True)
+    return 1 - 4 * (1 - least)
 
 
 def fitting_pooling(model: LiveModel, probe: Probe) -> str | None:

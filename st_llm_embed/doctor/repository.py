@@ -109,7 +109,8 @@ class Repository:
         if not {self.file_of("Transformer"), ADAPTER_CONFIG} & self.files:
             kind = "no decoder" if "modules.json" in self.files else "not a model"
             raise NoDecoderError(
-                f"{self.name} has neither config.json nor {ADAPTER_CONFIG}, so it is {kind}. {ONLY_DECODERS}"
+                f"{self.name} has neither {self.file_of('Transformer')} nor {ADAPTER_CONFIG}, so it is {kind}. "
+                f"{ONLY_DECODERS}"
             )
         if self.model_type in ENCODERS or self.config.get("is_encoder_decoder"):
             raise NoDecoderError(f"{self.name} is of type {self.model_type!r}, an encoder. {ONLY_DECODERS}")
@@ -212,6 +213,15 @@ class Repository:
     def dtype(self) -> str | None:
         """Data type of the weights, as the configuration states it."""
         return self.config.get("dtype") or self.config.get("torch_dtype")
+
+    @cached_property
+    def stored_dtype(self) -> str | None:
+        """Data type of the weights in the files of a folder, by the first of them; None where it is another one."""
+        if not self.local or not self.shards:
+            return None
+        with safe_open(self.folder / self.shards[0], framework="np") as file:
+            stored = file.get_slice(next(iter(file.keys()))).get_dtype()
+        return {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}.get(stored)
 
     @property
     def matryoshka_dimensions(self) -> Any:

@@ -261,6 +261,17 @@ INJECTIONS: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     ),
     "too long for its positions": ("max length", "", sets("sentence_bert_config.json", max_seq_length=4096)),
     "an unknown setting": ("unreadable files", "sentence-transformers 5", sets("sentence_bert_config.json", other=1)),
+    "an option of sentence-transformers 6": (
+        "newer settings",
+        "sentence-transformers 5",
+        sets("sentence_bert_config.json", processing_kwargs={"text": {"split_special_tokens": True}}),
+    ),
+    "special tokens split": (
+        "special tokens in texts",
+        "TEI",
+        sets("tokenizer_config.json", split_special_tokens=True),
+    ),
+    "no Transformer": ("module order", "", lambda folder: reorder(folder, 1, 2)),
     "no such default": (
         "unreadable files",
         "sentence-transformers",

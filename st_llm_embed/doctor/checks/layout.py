@@ -23,7 +23,9 @@ def refused(repository: Repository, readings: list[Reading]) -> list[Finding]:
     found = [Finding("pickles", repository.pickles[0])] if repository.pickles and not repository.weight_files else []
     for reason, readers in by_reason.items():
         file, _, error = reason.partition(": ")
-        found.append(Finding("unreadable files", file, f"{', '.join(readers)}: {error}.", tuple(readers)))
+        # There is no older spelling for what it says, so it is there on purpose.
+        trap = "newer settings" if "'processing_kwargs'" in error else "unreadable files"
+        found.append(Finding(trap, file, f"{', '.join(readers)}: {error}.", tuple(readers)))
     return found
 
 
@@ -75,7 +77,8 @@ def modules(repository: Repository, readings: list[Reading]) -> list[Finding]:
     names = {one.get("name") for one in repository.modules} - {None}
     found = []
     once = all(kinds.count(kind) <= 1 for kind in ("Transformer", "Pooling"))
-    if ranks != sorted(ranks) or not once or len(names) < len(kinds):
+    begins_late = bool(kinds) and kinds[0] in ORDER[1:]
+    if ranks != sorted(ranks) or begins_late or not once or len(names) < len(kinds):
         detail = ", ".join(
             f"{kind} named {one.get('name')!r}" for kind, one in zip(kinds, repository.modules, strict=True)
         )

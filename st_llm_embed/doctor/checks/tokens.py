@@ -165,6 +165,10 @@ def texts_changed(repository: Repository, _: list[Reading]) -> list[Finding]:
     if repository.settings.get("do_lower_case"):
         detail = "do_lower_case is true, which TEI, vLLM, llama.cpp and transformers do not read."
         found.append(Finding("lower case", SETTINGS_FILE, detail, ("TEI", "vLLM", "llama.cpp", "transformers")))
+    if repository.tokenizer_config.get("split_special_tokens"):
+        detail = "split_special_tokens is true, which TEI, llama.cpp and tokenizers do not read."
+        readers = ("TEI", "llama.cpp", "tokenizers")
+        found.append(Finding("special tokens in texts", "tokenizer_config.json", detail, readers))
     normalizer = repository.tokenizer_json.get("normalizer") or {}
     parts = [normalizer, *(normalizer.get("normalizers") or [])]
     if kinds := [part["type"] for part in parts if part.get("type") in EDGES]:

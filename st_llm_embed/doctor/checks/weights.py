@@ -25,7 +25,7 @@ def complete(repository: Repository, _: list[Reading]) -> list[Finding]:
     if gone:
         detail = f"{repository.file_of('Transformer', WEIGHTS_INDEX)} names {gone[0]}, which is not there."
         return [Finding("weights missing", gone[0], detail)]
-    dense = [f"{folder}/{WEIGHTS}" for folder in repository.folders("Dense")]
+    dense = [f"{folder}/{WEIGHTS}" for kind in ("Dense", "LayerNorm") for folder in repository.folders(kind)]
     found = [
         Finding("weights missing", name, f"{name} is not there.")
         for name in dense
