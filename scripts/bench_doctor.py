@@ -1,8 +1,8 @@
-"""Seconds that doctor takes for a repository in the shape of a 7B model without its weights: clock and processor.
+"""Seconds that doctor takes for a repository in the shape of a 7B model: clock and processor.
 
     python scripts/bench_doctor.py [--rounds 3]
 
-The repository has config.json and headers of Mistral-7B (291 tensors in two shards, no weights behind them), and a
+The repository has config.json of Mistral-7B, its 290 tensors in two sparse files, which hold headers alone, and a
 byte-level BPE of 131,072 pieces with as many merges, the size of the largest vocabularies in use. Each round is a
 process of its own.
 """
@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import resource
+import struct
 import subprocess
 import sys
 import tempfile
@@ -66,20 +68,29 @@ def write_repository(folder: Path) -> None:
         "sentence_bert_config.json": {"max_seq_length": 512, "do_lower_case": False},
         "config_sentence_transformers.json": {"prompts": prompts, "default_prompt_name": None},
         "tokenizer_config.json": tokenizer | {"add_bos_token": True, "add_eos_token": True},
-        "model.safetensors.index.json": {"weight_map": weight_map()},
+        "model.safetensors.index.json": {"weight_map": write_shards(folder)},
         "tokenizer.json": tokenizer_json(),
     }
     for name, content in contents.items():
         (folder / name).write_text(json.dumps(content), encoding="utf-8")
 
 
-def weight_map() -> dict[str, str]:
-    """Name the shard of each tensor."""
-    names = [f"layers.{layer}.{name}.weight" for layer in range(32) for name in SHAPES]
-    return {
-        name: f"model-0000{1 + (place > 144)}-of-00002.safetensors"
-        for place, name in enumerate(["embed_tokens.weight", *names, "norm.weight"])
-    }
+def write_shards(folder: Path) -> dict[str, str]:
+    """Write headers, and after them nothing that takes room on a disk; return the shard of each tensor."""
+    shapes = {f"layers.{layer}.{name}.weight": shape for layer in range(32) for name, shape in SHAPES.items()}
+    tensors = list(({"embed_tokens.weight": [CONFIG["vocab_size"], 4096]} | shapes | {"norm.weight": [4096]}).items())
+    shards = {}
+    for number, part in enumerate((tensors[:145], tensors[145:]), start=1):
+        name, header, end = f"model-0000{number}-of-00002.safetensors", {}, 0
+        for key, shape in part:
+            start, end = end, end + 2 * math.prod(shape)
+            header[key] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+            shards[key] = name
+        content = json.dumps(header).encode()
+        with (folder / name).open("wb") as file:
+            file.write(struct.pack("<Q", len(content)) + content)
+            file.truncate(8 + len(content) + end)
+    return shards
 
 
 def tokenizer_json() -> dict[str, object]:
@@ -117,7 +128,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "repository"
         write_repository(folder)
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        size = sum(path.stat().st_size for path in folder.rglob("*.json"))
         print(f"{size / 1e6:.1f} MB of small files")
         for _ in range(rounds):
             start, used = time.perf_counter(), processor_seconds()

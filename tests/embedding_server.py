@@ -31,6 +31,7 @@ class EmbeddingServer:
         base64_vectors: whether vectors come as asked for, or always as lists of numbers.
         tokenize: gives the token ids of a text, or None to refuse it; None for a server without /tokenize.
         dialect: whose form the answer of /tokenize has.
+        path: where texts are posted to, besides /embed.
     """
 
     def __init__(
@@ -41,9 +42,10 @@ class EmbeddingServer:
         base64_vectors: bool = True,
         tokenize: Callable[[str], list[int] | None] | None = None,
         dialect: Literal["vllm", "tei", "llama.cpp"] = "vllm",
+        path: str = "/v1/embeddings",
     ) -> None:
         self.embed, self.fault, self.base64_vectors = embed, fault, base64_vectors
-        self.tokenize, self.dialect = tokenize, dialect
+        self.tokenize, self.dialect, self.path = tokenize, dialect, path
         self.requests: list[list[str]] = []
         """The texts of each request, in the order of arrival."""
         self.bodies: list[dict[str, Any]] = []
@@ -77,6 +79,9 @@ class EmbeddingServer:
                 if self.path == "/tokenize":
                     self.answer(*outer.tokens(body))
                     return
+                if self.path not in (outer.path, "/embed"):
+                    self.answer(404, {}, {})
+                    return
                 if self.path == "/embed":
                     body = {"input": body["inputs"], "model": ""}
                 with lock:
@@ -84,9 +89,7 @@ class EmbeddingServer:
                     outer.requests.append(body["input"])
                     outer.bodies.append(body)
                     outer.keys.add(self.headers["Authorization"].removeprefix("Bearer "))
-                    reply = (self.path not in ("/v1/embeddings", "/embed") and (404, {}, {})) or outer.fault(
-                        number, body["input"]
-                    )
+                    reply = outer.fault(number, body["input"])
                 if reply == "cut":
                     self.close_connection = True
                     return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -39,12 +40,16 @@ class Served:
     loses_end: bool = False
     cuts_end: bool = False
     splits_special: bool = False
+    changed: Callable[[str], str] = str
+    shuffled: bool = False
+    repeated: bool = False
+    extra: int = 0
 
     def but(self, **mistake: Any) -> Served:
         return dataclasses.replace(self, **mistake)
 
     def ids(self, text: str) -> list[int]:
-        text = text.removeprefix(self.removed_prompt)
+        text = self.changed(text.removeprefix(self.removed_prompt))
         if self.stripped:
             text = text.strip()
         if self.documents_prompt and not text.startswith("Instruct: "):
@@ -90,4 +95,10 @@ class Served:
                 place = {"last attended": int(attended.nonzero().max()), "last position": -1, "length": len(row) - 1}
                 vectors.append(states[place[self.read]])
         found = torch.stack(vectors)[:, : self.dimensions]
-        return (torch.nn.functional.normalize(found, dim=1) if self.normalised else found).numpy()
+        if self.normalised:
+            found = torch.nn.functional.normalize(found, dim=1)
+        if self.shuffled:
+            found = found.roll(1, dims=0)
+        if self.repeated:
+            found = found[:1].expand_as(found)
+        return torch.nn.functional.pad(found, (0, self.extra)).numpy()

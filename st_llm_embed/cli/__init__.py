@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 
 import typer
 
@@ -21,9 +22,13 @@ for commands in (run, synthesis, evaluation, check, publish, encode, distill):
 
 
 def main() -> None:
-    """Run the command line; the user's mistakes end with one message and exit code 2."""
+    """Run the command line; the user's mistakes end with one message and exit code 2, ours with 70."""
     try:
         app()
     except InputError as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(2)
+    except Exception as error:
+        # Not 1, which says of doctor and verify that they found something.
+        traceback.print_exc()
+        raise SystemExit(70) from error

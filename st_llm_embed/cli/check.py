@@ -34,22 +34,26 @@ def doctor(
     device: Annotated[str | None, typer.Option(help="For --live: cuda:0, cpu, ...; the best there is.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Find what makes a model return other vectors elsewhere, by name. Exit code 1 if there is anything."""
-    from st_llm_embed.doctor import diagnose
+    """Find what makes a model return other vectors elsewhere, by name.
 
-    diagnosis = diagnose(model, live=live, revision=revision, device=device)
-    output = {"before": diagnosis.to_json()} if fix else diagnosis.to_json()
-    if not as_json:
-        _print_diagnosis(diagnosis)
-    if fix is not None:
+    Exit code 0: nothing was found; 1: something was; 2: the model or an option is not usable; 70: the program failed.
+    """
+    if fix is None:
+        from st_llm_embed.doctor import diagnose
+
+        diagnosis = diagnose(model, live=live, revision=revision, device=device)
+        output = diagnosis.to_json()
+        if not as_json:
+            _print_diagnosis(diagnosis)
+    else:
         from st_llm_embed.doctor.fix import repair
 
-        repaired = repair(model, fix, revision=revision)
-        diagnosis = diagnose(str(fix), live=live, device=device)
-        output |= {"repaired": repaired, "after": diagnosis.to_json()}
+        before, changed, diagnosis = repair(model, fix, live=live, revision=revision, device=device)
+        output = {"before": before.to_json(), "repaired": changed, "after": diagnosis.to_json()}
         if not as_json:
+            _print_diagnosis(before)
             typer.echo(f"\nThe repaired copy is {fix}:")
-            for line in repaired or ["nothing was changed"]:
+            for line in changed or ["nothing was changed"]:
                 typer.echo(f"- {line}")
             if diagnosis.findings:
                 typer.echo("\nThis cannot be repaired by a program:")
@@ -71,17 +75,25 @@ def verify(
     ],
     *,
     minimum_cosine: Annotated[
-        float, typer.Option(help="Least cosine similarity of equal vectors; half precision gives about 0.999.")
-    ] = 0.9999,
+        float | None,
+        typer.Option(
+            help="Least cosine similarity of equal vectors; half precision gives about 0.999.",
+            show_default="what rounding in float32 leaves",
+        ),
+    ] = None,
     served_name: Annotated[
         str | None, typer.Option(help="Name of the model at the server.", show_default="the first it lists")
     ] = None,
     api_key_env: Annotated[str, typer.Option(help="Variable that holds the server's key.")] = "OPENAI_API_KEY",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of a table.")] = False,
 ) -> None:
-    """Compare a model's probe vectors with another runtime's. Exit code 1, and the known cause, if they differ."""
+    """Compare a model's probe vectors with another runtime's, and name the known cause if they differ.
+
+    Exit code 0: they are the same; 1: they differ; 2: the model or the runtime is not usable; 70: the program failed.
+    """
     from transformers.utils import logging as transformers_logging
 
+    from st_llm_embed.doctor.probe import MINIMUM_COSINE
     from st_llm_embed.doctor.server import server_runtime
     from st_llm_embed.doctor.verify import probe_of
     from st_llm_embed.doctor.verify import verify as compare
@@ -92,7 +104,8 @@ def verify(
     if against.startswith(("http://", "https://")):
         limit = probe.max_seq_length
         runtime = server_runtime(against, max_seq_length=limit, served_name=served_name, api_key_env=api_key_env)
-    verification = compare(probe, runtime, minimum_cosine=minimum_cosine, weights=weights)
+    least = MINIMUM_COSINE if minimum_cosine is None else minimum_cosine
+    verification = compare(probe, runtime, minimum_cosine=least, weights=weights)
     if as_json:
         typer.echo(json.dumps({"model": model, "against": against} | verification.to_json(), indent=2))
     else:
@@ -126,10 +139,10 @@ def _print_verification(verification: Verification, against: str) -> None:
     for row in verification.rows:
         cosine = "-" if row.cosine is None else f"{row.cosine:.6f}"
         norm = "-" if row.norm is None else f"{row.norm:.4f}"
-        verdict = "refused" if row.same is None else words[row.same]
+        verdict = "refused" if row.refusal else words[row.same]
         table.add_row(row.name, row.role, words[row.ids_equal], cosine, norm, verdict)
     Console().print(table)
-    for refusal in sorted({row.refusal for row in verification.rows if row.same is None}):
+    for refusal in sorted({row.refusal for row in verification.rows if row.refusal}):
         typer.echo(f"Refused: {refusal}")
     for one in verification.explanations:
         typer.echo(f"{one.trap}: {one.sentence}")

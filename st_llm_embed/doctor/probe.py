@@ -119,12 +119,21 @@ class Probe:
     """By role, query and document."""
     texts: tuple[ProbeText, ...]
 
+    def is_cut(self, text: ProbeText) -> bool:
+        """Return whether a text is as long as the model allows, so that a longer one was cut."""
+        return len(text.ids) == self.max_seq_length
+
 
 def cosines(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.float64]:
     """Return cosine similarities along the last axis of vectors, shape (..., dimension); nan for a zero vector."""
     a, b = one.astype(np.float64), other.astype(np.float64)
     with np.errstate(invalid="ignore"):
         return (a * b).sum(axis=-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
+
+
+def is_same(expected: NDArray[np.float32], got: NDArray[np.float32] | None, minimum_cosine: float) -> bool:
+    """Return whether a vector points where the expected one does."""
+    return got is not None and got.shape == expected.shape and bool(cosines(expected, got) >= minimum_cosine)
 
 
 def make_probe(model: SentenceTransformer, name: str | None = None) -> Probe:
@@ -235,7 +244,7 @@ class _File(BaseModel):
     model: str | None
     max_seq_length: Annotated[int, Field(ge=1)] | None
     dimension: Annotated[int, Field(ge=1)]
-    dtype: str
+    dtype: Literal["float64", "float32", "bfloat16", "float16"]
     prompts: dict[str, str]
     texts: Annotated[list[_Text], Field(min_length=1)]
 

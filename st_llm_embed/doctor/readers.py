@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from st_llm_embed.doctor.repository import SETTINGS_FILE, Repository
 from st_llm_embed.doctor.traps import Reading
-from st_llm_embed.modules.layout import LEGACY_MODULES, NEW_SETTINGS, POOLING_FLAGS
+from st_llm_embed.modules.layout import LEGACY_MODULES, POOLING_FLAGS
 
 POOLING_FILE = "1_Pooling/config.json"
 
@@ -16,6 +16,9 @@ FLAG_CLASSES = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "Coher
 
 FLAG_MODEL_TYPES = ("llama", "mistral", "mixtral", "gemma", "gemma2", "cohere")
 """Model types for which transformers 4 takes one of those classes where no class is named."""
+
+ST_5_SETTINGS = {"max_seq_length", "do_lower_case", "model_args", "tokenizer_args", "config_args"}
+"""Keys of sentence_bert_config.json that are parameters of its Transformer."""
 
 TEI_MODEL_TYPES = ("mistral", "llama", "qwen2", "qwen3", "gemma3_text", "nomic_bert", "gte", "new")
 LLAMA_CPP_POOLS = ("Qwen2", "Qwen3", "Gemma3Text", "Arcee")
@@ -39,6 +42,7 @@ def sentence_transformers_6(repository: Repository) -> Reading:
         pooling=repository.pooling,
         max_length=repository.max_seq_length,
         ends_with=_from_post_processor(repository),
+        begins_with=_from_post_processor(repository, before=True),
     )
 
 
@@ -47,7 +51,7 @@ def sentence_transformers_5(repository: Repository) -> Reading:
     settings = repository.settings
     kinds = (one["type"] for one in repository.modules if not one["type"].startswith(LEGACY_MODULES))
     new = next((kind for kind in kinds if kind.startswith("sentence_transformers.")), None)
-    unknown = sorted(settings.keys() & {*NEW_SETTINGS, "processing_kwargs"})
+    unknown = sorted(settings.keys() - ST_5_SETTINGS)
     refuses = _transformers_4_refuses(repository)
     if new is not None:
         refuses = f"modules.json: No module named {new.rpartition('.')[0]!r}"
@@ -61,6 +65,7 @@ def sentence_transformers_5(repository: Repository) -> Reading:
         pooling=_pooling_of_booleans(repository, mean_by_default=True),
         max_length=settings.get("max_seq_length") or repository.least("model_max_length", "max_position_embeddings"),
         ends_with=_of_transformers_4(repository),
+        begins_with=_of_transformers_4(repository, before=True),
     )
 
 
@@ -68,8 +73,9 @@ def transformers_5(repository: Repository) -> Reading:
     """Transformers 5.23, as plain code uses it: tokenization_utils_tokenizers.py; flags have no effect there."""
     return Reading(
         "transformers 5",
-        max_length=repository.least("model_max_length"),
+        max_length=_of_tokenizer(repository),
         ends_with=_from_post_processor(repository),
+        begins_with=_from_post_processor(repository, before=True),
     )
 
 
@@ -78,8 +84,9 @@ def transformers_4(repository: Repository) -> Reading:
     return Reading(
         "transformers 4",
         refuses=_transformers_4_refuses(repository),
-        max_length=repository.least("model_max_length"),
+        max_length=_of_tokenizer(repository),
         ends_with=_of_transformers_4(repository),
+        begins_with=_of_transformers_4(repository, before=True),
     )
 
 
@@ -95,7 +102,9 @@ def tei(repository: Repository) -> Reading:
     if "architectures" not in repository.config or "max_position_embeddings" not in repository.text_config:
         refuses = "config.json: failed to parse"
     elif pooling is None or not all(
-        isinstance(pooling.get(key), bool) for key in (POOLING_FLAGS["cls"], POOLING_FLAGS["mean"])
+        # Of the others it takes false where they are not written.
+        isinstance(pooling.get(key, None if mode in ("cls", "mean") else False), bool)
+        for mode, key in POOLING_FLAGS.items()
     ):
         refuses = f"{POOLING_FILE}: failed to parse"
     elif SETTINGS_FILE in repository.files and not isinstance(settings.get("max_seq_length"), int):
@@ -108,6 +117,7 @@ def tei(repository: Repository) -> Reading:
         pooling=_pooling_of_booleans(repository),
         max_length=settings.get("max_seq_length") or repository.least("max_position_embeddings"),
         ends_with=_from_post_processor(repository),
+        begins_with=_from_post_processor(repository, before=True),
     )
 
 
@@ -125,6 +135,7 @@ def vllm(repository: Repository) -> Reading:
         pooling=named or "lasttoken",
         max_length=settings["max_seq_length"] if whole else repository.least("max_position_embeddings"),
         ends_with=_from_post_processor(repository),
+        begins_with=_from_post_processor(repository, before=True),
     )
 
 
@@ -135,11 +146,13 @@ def llama_cpp(repository: Repository) -> Reading:
         return Reading("llama.cpp", not_for=f"its converter writes no pooling for {family or 'this architecture'}")
     # The converter's class for Llama and Mistral writes no pooling type, whatever the repository says.
     pooling = repository.pooling if family in LLAMA_CPP_POOLS else None
-    ends_with = _from_post_processor(repository)
-    flag = repository.tokenizer_config.get("add_eos_token")
-    if isinstance(flag, bool) and repository.tokenizer is not None:
-        ends_with = (ends_with or _eos(repository)) if flag else ""
-    return Reading("llama.cpp", pooling=pooling, ends_with=ends_with)
+    around = {}
+    for role, before in (("bos", True), ("eos", False)):
+        around[role] = _from_post_processor(repository, before=before)
+        flag = repository.tokenizer_config.get(f"add_{role}_token")
+        if isinstance(flag, bool) and repository.tokenizer is not None:
+            around[role] = (around[role] or _token(repository, role)) if flag else ""
+    return Reading("llama.cpp", pooling=pooling, ends_with=around["eos"], begins_with=around["bos"])
 
 
 def llama_cpp_family(repository: Repository) -> str:
@@ -160,14 +173,22 @@ def _pooling_of_booleans(repository: Repository, *, mean_by_default: bool = Fals
     config = repository.pooling_config or {}
     if mean_by_default:
         config = {POOLING_FLAGS["mean"]: True} | config
-    return "+".join(name for name, key in POOLING_FLAGS.items() if config.get(key) is True) or None
+    return "+".join(name for name, key in POOLING_FLAGS.items() if config.get(key)) or None
 
 
-def _from_post_processor(repository: Repository) -> str | None:
+def _of_tokenizer(repository: Repository) -> int | None:
+    """Return where the tokenizer cuts a text; a limit above the model's number of positions is that number."""
+    limit = repository.least("model_max_length")
+    return limit and repository.least("model_max_length", "max_position_embeddings")
+
+
+def _from_post_processor(repository: Repository, *, before: bool = False) -> str | None:
+    """Return the token that tokenizer.json puts after a text, or before it; empty for none."""
     if repository.tokenizer is None:
         return None
-    _, after = repository.around
-    return repository.token(after[-1]) if after else ""
+    first, last = repository.around
+    found = first[:1] if before else last[-1:]
+    return repository.token(found[0]) if found else ""
 
 
 def _transformers_4_refuses(repository: Repository) -> str | None:
@@ -179,16 +200,18 @@ def _transformers_4_refuses(repository: Repository) -> str | None:
     return None
 
 
-def _of_transformers_4(repository: Repository) -> str | None:
+def _of_transformers_4(repository: Repository, *, before: bool = False) -> str | None:
     if repository.tokenizer is None:
         return None
-    named = repository.tokenizer_config.get("tokenizer_class")
+    config = repository.tokenizer_config
+    named = config.get("tokenizer_class")
     by_flags = named.removesuffix("Fast") in FLAG_CLASSES if named else repository.model_type in FLAG_MODEL_TYPES
     if not by_flags:
-        return _from_post_processor(repository)
-    return _eos(repository) if repository.tokenizer_config.get("add_eos_token") else ""
+        return _from_post_processor(repository, before=before)
+    role, default = ("bos", True) if before else ("eos", False)
+    return _token(repository, role) if config.get(f"add_{role}_token", default) else ""
 
 
-def _eos(repository: Repository) -> str:
-    number = repository.token_id("eos")
+def _token(repository: Repository, role: str) -> str:
+    number = repository.token_id(role)
     return "" if number is None else repository.token(number)

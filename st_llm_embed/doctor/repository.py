@@ -16,9 +16,10 @@ from huggingface_hub.errors import HFValidationError, HTTPError
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
+from st_llm_embed.doctor.files import damage, files_in, read_json, read_pieces
 from st_llm_embed.doctor.probe import PROBE_FILE, Probe, read_probe
 from st_llm_embed.errors import InputError, explained, hub_reason
-from st_llm_embed.modules.layout import pooling_dimension, pooling_modes, read_json
+from st_llm_embed.modules.layout import SENTENCEPIECE_FILE, pooling_dimension, pooling_modes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +28,8 @@ SETTINGS_FILE = "sentence_bert_config.json"
 PROMPTS_FILE = "config_sentence_transformers.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
 
 SMALL_FILES = (
     "modules.json",
@@ -35,11 +38,11 @@ SMALL_FILES = (
     SETTINGS_FILE,
     "tokenizer_config.json",
     "tokenizer.json",
-    "tokenizer.model",
+    SENTENCEPIECE_FILE,
     "special_tokens_map.json",
     "chat_template.jinja",
     ADAPTER_CONFIG,
-    "model.safetensors.index.json",
+    WEIGHTS_INDEX,
     PROBE_FILE,
     "recipe.yaml",
     "README.md",
@@ -84,9 +87,10 @@ class Repository:
         self.revision = revision
         folder = Path(name_or_path)
         self.local = folder.is_dir()
+        self._read: dict[str, Any] = {}
         if self.local:
             self.folder = folder
-            self.files = frozenset(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+            self.files = frozenset(files_in(folder))
         else:
             try:
                 self.files = frozenset(HfApi().list_repo_files(name_or_path, revision=revision))
@@ -102,10 +106,11 @@ class Repository:
         Raises:
             NoDecoderError: it holds no transformer, or an encoder.
         """
-        if not {"config.json", ADAPTER_CONFIG} & self.files:
+        if not {self.file_of("Transformer"), ADAPTER_CONFIG} & self.files:
             kind = "no decoder" if "modules.json" in self.files else "not a model"
             raise NoDecoderError(
-                f"{self.name} has neither config.json nor {ADAPTER_CONFIG}, so it is {kind}. {ONLY_DECODERS}"
+                f"{self.name} has neither {self.file_of('Transformer')} nor {ADAPTER_CONFIG}, so it is {kind}. "
+                f"{ONLY_DECODERS}"
             )
         if self.model_type in ENCODERS or self.config.get("is_encoder_decoder"):
             raise NoDecoderError(f"{self.name} is of type {self.model_type!r}, an encoder. {ONLY_DECODERS}")
@@ -119,20 +124,38 @@ class Repository:
             return Path(snapshot_download(self.name, revision=self.revision, ignore_patterns=list(without)))
 
     def json(self, name: str) -> Any:
-        """Read a JSON file; None if there is none."""
-        with explained(f"{self.name}: {name} cannot be read as JSON", "Write or download it again."):
-            return read_json(self.folder / name) if name in self.files else None
+        """Read a JSON file, once."""
+        if name not in self._read:
+            with explained(f"{self.name}: {name} cannot be used", "Write or download it again."):
+                self._read[name] = read_json(self.folder / name)
+        return self._read[name]
 
     def table(self, name: str) -> dict[str, Any]:
         """Read a JSON file that has to hold an object; empty if there is none."""
-        content = self.json(name)
-        if content is not None and not isinstance(content, dict):
+        content = self.json(name) if name in self.files else {}
+        if not isinstance(content, dict):
             raise InputError(f"{self.name}: {name} holds a {type(content).__name__}, not a JSON object.")
-        return content or {}
+        return content
 
     def text(self, name: str) -> str:
         """Read a text file; empty if there is none."""
         return (self.folder / name).read_text(encoding="utf-8", errors="replace") if name in self.files else ""
+
+    def damaged(self) -> dict[str, str]:
+        """Return why a file cannot be read, by the name of each damaged one; of weights the headers are read."""
+        tables = {name for name in SMALL_FILES if name.endswith(".json")} - {"modules.json", PROBE_FILE}
+        found = {"modules.json": damage(lambda: self.modules)}
+        if not found["modules.json"]:
+            tables |= {self.file_of(module) for module in self.places}
+            found |= {name: damage(lambda name=name: self.table(name)) for name in sorted(tables)}
+        if not any(found.values()):
+            found["tokenizer.json"] = damage(lambda: self.tokenizer)
+            found[SENTENCEPIECE_FILE] = damage(lambda: self.pieces)
+            found[PROBE_FILE] = damage(lambda: self.probe)
+            found[WEIGHTS_INDEX] = damage(lambda: self.shards)
+        if self.local and not any(found.values()):
+            found |= {name: damage(lambda name=name: self.tensors(name)) for name in self.weight_files}
+        return {name: why for name, why in found.items() if why}
 
     @cached_property
     def probe(self) -> Probe | None:
@@ -142,13 +165,15 @@ class Repository:
     @cached_property
     def modules(self) -> list[dict[str, Any]]:
         """modules.json; empty if there is none."""
+        if "modules.json" not in self.files:
+            return []
         content = self.json("modules.json")
-        if content is not None and not (isinstance(content, list) and all(map(_is_module, content))):
+        if not content or not isinstance(content, list) or not all(map(_is_module, content)):
             raise InputError(
                 f"{self.name}: modules.json has to be a list of modules, each with a type and a path inside the "
                 "repository. Save it again."
             )
-        return content or []
+        return content
 
     @cached_property
     def places(self) -> dict[str, str]:
@@ -158,6 +183,10 @@ class Repository:
     def file_of(self, module: str, name: str = "config.json") -> str:
         """Return the path of a file of a module; that of the repository itself where it has no such module."""
         return f"{self.places.get(module, '')}/{name}".lstrip("/")
+
+    def folders(self, module: str) -> list[str]:
+        """Return the folders of all modules of a class, in their order."""
+        return [one.get("path", "") for one in self.modules if one["type"].rpartition(".")[2] == module]
 
     @property
     def kind(self) -> Literal["transformer", "static"]:
@@ -184,6 +213,15 @@ class Repository:
     def dtype(self) -> str | None:
         """Data type of the weights, as the configuration states it."""
         return self.config.get("dtype") or self.config.get("torch_dtype")
+
+    @cached_property
+    def stored_dtype(self) -> str | None:
+        """Data type of the weights in the files of a folder, by the first of them; None where it is another one."""
+        if not self.local or not self.shards:
+            return None
+        with safe_open(self.folder / self.shards[0], framework="np") as file:
+            stored = file.get_slice(next(iter(file.keys()))).get_dtype()
+        return {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}.get(stored)
 
     @property
     def matryoshka_dimensions(self) -> Any:
@@ -225,8 +263,8 @@ class Repository:
         config = self.pooling_config or {}
         size = pooling_dimension(config)
         size = size and size * len(pooling_modes(config))
-        if "Dense" in self.places:
-            size = self.table(self.file_of("Dense")).get("out_features") or size
+        for folder in self.folders("Dense"):
+            size = self.table(f"{folder}/config.json").get("out_features") or size
         if size is None and "StaticEmbedding" in self.places:
             shapes = self.tensors(self.file_of("StaticEmbedding", "model.safetensors")).values()
             size = next((shape[1] for shape in shapes if len(shape) == 2), None)
@@ -299,7 +337,7 @@ class Repository:
         """The recipe that this project publishes with a model; empty if there is none."""
         try:
             content = yaml.safe_load(self.text("recipe.yaml"))
-        except yaml.YAMLError:
+        except (yaml.YAMLError, RecursionError):
             return {}
         return content if isinstance(content, dict) and {"base", "loss", "training"} <= content.keys() else {}
 
@@ -339,6 +377,34 @@ class Repository:
             metadata = parse_safetensors_file_metadata(self.name, name, revision=self.revision)
             return {key: list(tensor.shape) for key, tensor in metadata.tensors.items()}
 
+    @property
+    def shards(self) -> list[str]:
+        """The files of the transformer's weights, in the order in which transformers looks for them; empty for none.
+
+        Those that an index names are listed whether they are there or not.
+        """
+        single = self.file_of("Transformer", WEIGHTS)
+        index = self.file_of("Transformer", WEIGHTS_INDEX)
+        if single in self.files or index not in self.files:
+            return [single] if single in self.files else []
+        names = self.table(index).get("weight_map")
+        if not isinstance(names, dict) or not names:
+            raise InputError(f"{self.name}: {index} does not say in which file a weight is. Save the model again.")
+        return sorted({self.file_of("Transformer", str(name)) for name in names.values()})
+
+    @property
+    def pickles(self) -> list[str]:
+        """Weights of the transformer or the adapter in a format that can run code."""
+        starts = tuple(self.file_of("Transformer", name) for name in ("pytorch_model", "adapter_model.bin"))
+        return sorted(name for name in self.files if name.startswith(starts))
+
+    @property
+    def weight_files(self) -> list[str]:
+        """The safetensors files that belong to the model: of its transformer, its adapter and its other modules."""
+        other = [f"{one['path']}/{WEIGHTS}" for one in self.modules if one.get("path")]
+        own = [ADAPTER_WEIGHTS] if self.adapter else self.shards
+        return [name for name in (*own, *other) if name in self.files]
+
     def weights(self, name: str) -> Iterator[tuple[str, Tensor]]:
         """Yield the tensors of a local safetensors file, one after the other; imports torch."""
         with safe_open(self.folder / name, framework="pt") as file:
@@ -346,12 +412,9 @@ class Repository:
                 yield key, file.get_tensor(key)
 
     @cached_property
-    def weight_names(self) -> frozenset[str]:
-        """Names of the decoder's weights; empty where no weights are here."""
-        index = self.table("model.safetensors.index.json").get("weight_map", {})
-        if index:
-            return frozenset(index)
-        return frozenset(self.tensors("model.safetensors")) if "model.safetensors" in self.files else frozenset()
+    def pieces(self) -> list[str] | None:
+        """The pieces of tokenizer.model in the order of their ids; None if there is no such file."""
+        return read_pieces(self.folder / SENTENCEPIECE_FILE) if SENTENCEPIECE_FILE in self.files else None
 
 
 def _is_module(entry: object) -> bool:

@@ -29,7 +29,8 @@ def server_runtime(
     """Ask a server for vectors, and for token ids where it has /tokenize (vLLM, TEI, llama.cpp).
 
     Args:
-        url: its address, ending in /v1/embeddings or /v1, or in /embed for TEI's own interface.
+        url: its address: one that ends in /embeddings, or in /embed for TEI's own interface, is used as it is;
+            others are completed to /v1/embeddings.
         max_seq_length: texts of more tokens are cut for their vectors but not by /tokenize, so their ids are omitted.
         served_name: the model's name there; by default the first one that /v1/models names.
         api_key_env: environment variable that holds the key; a server on this machine needs none.
@@ -51,7 +52,7 @@ class _Server:
     def __init__(self, url: str, max_seq_length: int | None, served_name: str | None, api_key_env: str) -> None:
         self._is_tei = url.endswith("/embed")
         self._root = url.removesuffix("/embed").removesuffix("/embeddings").removesuffix("/v1")
-        self._url = url if self._is_tei else f"{self._root}/v1/embeddings"
+        self._url = url if url.endswith(("/embed", "/embeddings")) else f"{self._root}/v1/embeddings"
         self._max_seq_length, self._served_name, self._has_ids = max_seq_length, served_name, True
         self._key = read_api_key(url, api_key_env)
         headers = {"Authorization": f"Bearer {self._key}"}

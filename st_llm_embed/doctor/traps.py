@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
+from st_llm_embed.errors import InputError
+
 Severity = Literal["error", "warning"]
 
 
@@ -61,7 +63,7 @@ class Finding:
         return {name: getattr(self, name) for name in names}
 
 
-class NotCheckedError(Exception):
+class NotCheckedError(InputError):
     """A check that cannot be made of this repository, with the reason."""
 
 
@@ -87,6 +89,8 @@ class Reading:
     max_length: int | None = None
     ends_with: str | None = None
     """The special token after each text; empty for none."""
+    begins_with: str | None = None
+    """The special token before each text; empty for none."""
 
     @property
     def reads(self) -> bool:

@@ -143,7 +143,7 @@ def pooling_modes(config: dict[str, Any]) -> tuple[str, ...]:
     mode = config.get("pooling_mode")
     if mode:
         return (mode,) if isinstance(mode, str) else tuple(mode)
-    return tuple(mode for mode, flag in POOLING_FLAGS.items() if config.get(flag) is True) or ("mean",)
+    return tuple(mode for mode, flag in POOLING_FLAGS.items() if config.get(flag)) or ("mean",)
 
 
 def pooling_dimension(config: dict[str, Any]) -> int | None:

@@ -53,7 +53,7 @@ def test_a_repaired_copy_is_healthy(damage: Callable[[Path], None], broken: Path
 
 
 def test_a_good_repository_is_copied_unchanged(good: Callable[[str], Path], tmp_path: Path) -> None:
-    assert repair(str(good("mistral")), tmp_path / "copy") == []
+    assert repair(str(good("mistral")), tmp_path / "copy").changed == []
     assert contents(tmp_path / "copy") == contents(good("mistral"))
 
 
@@ -89,12 +89,58 @@ def test_a_copy_goes_neither_into_what_is_copied_nor_into_a_folder_that_exists(b
     assert list((tmp_path / "mine").iterdir()) == []
 
 
-def test_a_pooling_that_is_gone_is_not_guessed(broken: Path, tmp_path: Path) -> None:
-    no_probe(broken)
-    (broken / "1_Pooling" / "config.json").unlink()
-    repair(str(broken), tmp_path / "fixed")
-    assert not (tmp_path / "fixed" / "1_Pooling" / "config.json").exists()
-    assert diagnose(str(tmp_path / "fixed"), live=False).findings
+POOLING = "1_Pooling/config.json"
+
+
+@pytest.mark.parametrize("has_probe", [True, False])
+def test_a_pooling_that_is_gone_is_taken_from_the_probe_and_is_not_guessed(
+    has_probe: bool, broken: Path, tmp_path: Path
+) -> None:
+    if not has_probe:
+        no_probe(broken)
+    (broken / POOLING).unlink()
+    repaired = repair(str(broken), tmp_path / "fixed")
+    assert (tmp_path / "fixed" / POOLING).exists() == has_probe
+    assert (repaired.after.findings == []) == has_probe
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], bool]] = {
+    "two poolings": (lambda folder: edit(folder / POOLING, pooling_mode_mean_tokens=True), True),
+    "mean pooling": (
+        lambda folder: edit(folder / POOLING, pooling_mode_mean_tokens=True, pooling_mode_lasttoken=False),
+        True,
+    ),
+    "1 for true": (lambda folder: edit(folder / POOLING, pooling_mode_lasttoken=1), True),
+    "another length": (lambda folder: edit(folder / "sentence_bert_config.json", max_seq_length=32), True),
+    "another prompt": (lambda folder: prompts(folder, query="Find: "), True),
+    "no prompts": (lambda folder: (folder / "config_sentence_transformers.json").write_text("{}"), True),
+    "no EOS": (lambda folder: template(folder, "<s>", "A"), True),
+    "no BOS": (lambda folder: template(folder, "A", "</s>"), True),
+    "another end": (lambda folder: template(folder, "<s>", "A", "<s>"), True),
+    "no pad token": (lambda folder: tokenizer_config(folder, pad_token=None), True),
+    "module order": (lambda folder: edit_list(folder / "modules.json", lambda modules: modules[::-1]), False),
+    "no modules": (lambda folder: (folder / "modules.json").write_text("[]"), False),
+    "layers": (lambda folder: edit(folder / "config.json", num_hidden_layers=5), False),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), False),
+    "own code": (lambda folder: edit(folder / "config.json", auto_map={"AutoModel": "my.Model"}), False),
+    "another tokenizer": (lambda folder: edit(folder / "tokenizer.json", pre_tokenizer=None), False),
+}
+"""By what was done: how, and whether probe.json is enough to bring back what was there."""
+
+
+@pytest.mark.parametrize("done", DAMAGES)
+def test_a_repair_brings_back_the_vectors_of_the_probe_or_changes_nothing_for_the_worse(
+    done: str, broken: Path, tmp_path: Path
+) -> None:
+    damage, is_repaired = DAMAGES[done]
+    damage(broken)
+    repaired = repair(str(broken), tmp_path / "fixed")
+    before, after = ({finding.trap for finding in one.findings} for one in (repaired.before, repaired.after))
+    assert before
+    assert (after == set()) == is_repaired
+    assert after <= before
+    if not is_repaired:
+        assert (tmp_path / "fixed" / "modules.json").read_bytes() == (broken / "modules.json").read_bytes()
 
 
 def test_the_command_tells_healthy_from_ill_from_bad_input(

@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 
 from st_llm_embed import diagnose
 from st_llm_embed.doctor.live import LIVE_CHECKS, LiveModel
-from st_llm_embed.doctor.probe import make_probe, write_probe
+from st_llm_embed.doctor.probe import MINIMUM_COSINE, make_probe, write_probe
 from st_llm_embed.doctor.repository import Repository
 from st_llm_embed.doctor.traps import NotCheckedError
 
@@ -74,9 +74,8 @@ def test_a_trap_shows_in_tokens_or_vectors(trap: str, damage: Callable[[Path], N
 
 
 def test_a_model_that_cannot_be_loaded_is_a_finding(broken: Path) -> None:
-    (broken / "model.safetensors").write_bytes(b"no weights")
-    [finding] = diagnose(str(broken), live=True).findings
-    assert finding.trap == "not loaded"
+    edit(broken / "sentence_bert_config.json", no_such_key=1)
+    [finding] = [one for one in diagnose(str(broken), live=True).findings if one.trap == "not loaded"]
     assert "cannot be loaded by sentence-transformers" in finding.message
 
 
@@ -106,6 +105,20 @@ def test_a_release_in_bfloat16_with_the_probe_of_its_own_weights_is_healthy(brok
     edit(broken / "config.json", dtype="bfloat16")
     exact = SentenceTransformer(str(broken), device="cpu", model_kwargs={"dtype": torch.float32})
     write_probe(make_probe(exact), broken / "probe.json")
+    assert diagnose(str(broken), live=True).findings == []
+
+
+def test_a_merge_that_was_rounded_to_sixteen_bits_once_is_healthy(broken: Path) -> None:
+    """The probe is of the weights before they were rounded: what rounding leaves is no fault."""
+    torch.manual_seed(4)
+    change_weights(broken / "model.safetensors", lambda _, weight: weight + 0.2 * torch.randn_like(weight))
+    write_probe(make_probe(SentenceTransformer(str(broken), device="cpu")), broken / "probe.json")
+    change_weights(broken / "model.safetensors", lambda _, weight: weight.to(torch.bfloat16))
+    edit(broken / "config.json", dtype="bfloat16")
+    model = LiveModel(Repository(str(broken)), broken, "cpu")
+    probe = model.repository.probe
+    assert probe is not None
+    assert model.probed(probe).min() < MINIMUM_COSINE
     assert diagnose(str(broken), live=True).findings == []
 
 

@@ -51,6 +51,7 @@ def test_a_static_model_is_read_and_is_not_a_decoder(good: Callable[[str], Path]
 
 
 def test_a_folder_that_states_no_dimension_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "modules.json").write_text("[]", encoding="utf-8")
+    content = '[{"type": "sentence_transformers.models.Normalize"}]'
+    (tmp_path / "modules.json").write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match="does not say how many numbers a vector has"):
         _ = Repository(str(tmp_path)).dimension

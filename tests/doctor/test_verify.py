@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -87,6 +88,12 @@ MISTAKES: dict[str, dict[str, Any]] = {
     "doubled EOS": {"appended": "</s>"},
     "whitespace": {"stripped": True},
     "dimension": {"dimensions": 16},
+    "extra dimensions": {"extra": 32},
+    "lower case": {"changed": str.lower},
+    "Unicode form": {"changed": lambda text: unicodedata.normalize("NFKC", text)},
+    "line ends": {"changed": lambda text: text.replace("\n", " ")},
+    "order": {"shuffled": True},
+    "one vector for all": {"repeated": True},
 }
 """By the trap that has to be named."""
 
@@ -106,6 +113,15 @@ def test_a_server_that_does_it_right_is_the_same(
     # /tokenize does not cut.
     assert [row.ids_equal for row in verification.rows].count(None) >= 2
     assert verification.explanations == ()
+
+
+def test_an_address_that_ends_in_embeddings_is_used_as_it_is(mistral: Path) -> None:
+    one = served(mistral)
+    with EmbeddingServer(one.embed, path="/api/embeddings") as server:
+        address = server.base_url.removesuffix("/v1") + "/api/embeddings"
+        assert verify(mistral, address).same
+        with pytest.raises(InputError, match="answers with status 404"):
+            verify(mistral, server.base_url)
 
 
 @pytest.mark.parametrize("path", ["/v1", "/embed"])
@@ -154,6 +170,12 @@ def test_the_probe_and_the_servers_ids_are_enough_to_name_it(trap: str, mistral:
         ("mean pooling", "ends, pooling or weights"),
         ("missing EOS", "ends, pooling or weights"),
         ("dimension", "dimension"),
+        ("extra dimensions", "extra dimensions"),
+        ("lower case", "lower case"),
+        ("Unicode form", "Unicode form"),
+        ("line ends", "line ends"),
+        ("order", "order"),
+        ("one vector for all", "one vector for all"),
     ],
 )
 def test_the_vectors_alone_show_what_they_can(trap: str, expected: str, mistral: Path) -> None:
@@ -220,6 +242,12 @@ def test_texts_that_a_server_refuses_are_reported_and_are_not_a_difference(mistr
     refused = {row.name for row in verification.rows if row.same is None}
     assert refused == {"empty", "over-long"}
     assert all("400: " in row.refusal for row in verification.rows if row.same is None)
+    with EmbeddingServer(one.embed, fault=refuses(lambda text: len(text) > 40)) as server:
+        verification = verify(mistral, server.base_url)
+    assert traps(verification) == {"refused"}
+    [refusal] = verification.explanations
+    assert "cyrillic" in refusal.sentence
+    assert "over-long" not in refusal.sentence
     # The others were still asked for as one batch.
     wrong = one.but(read="last position")
     with EmbeddingServer(wrong.embed, fault=refuses(lambda text: not text or TAIL in text)) as server:

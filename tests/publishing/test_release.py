@@ -129,7 +129,7 @@ def test_a_repaired_copy_of_a_release_leaves_the_training_as_it_was(run: Run, tm
     path = tmp_path / "release" / "tokenizer.json"
     tokenizer = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(tokenizer | {"post_processor": None}), encoding="utf-8")
-    assert repair(str(tmp_path / "release"), tmp_path / "fixed")
+    assert repair(str(tmp_path / "release"), tmp_path / "fixed").changed
     assert {path: path.read_bytes() for path in run.training.rglob("*") if path.is_file()} == before
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from st_llm_embed.doctor.readers import POOLING_FILE
 from st_llm_embed.doctor.repository import SETTINGS_FILE, Repository
 from st_llm_embed.doctor.traps import Finding, NotCheckedError, Reading
+from st_llm_embed.modules.layout import POOLING_FLAGS, pooling_dimension, pooling_modes
 
-ABSOLUTE = ("gpt2", "gpt_neo", "opt", "gpt_bigcode", "xglm")
+ORDER = ("Transformer", "Pooling", "Dense", "Normalize")
+"""Modules of a decoder in the order in which they work."""
+
+ABSOLUTE = ("gpt2", "gpt_neo", "gpt_bigcode", "openai-gpt", "ctrl")
 """Model types whose positions are counted from the first column of a batch."""
-
-PICKLES = ("pytorch_model", "adapter_model.bin")
 
 
 def refused(repository: Repository, readings: list[Reading]) -> list[Finding]:
@@ -20,12 +20,12 @@ def refused(repository: Repository, readings: list[Reading]) -> list[Finding]:
     for one in readings:
         if one.refuses is not None and not _stops_at_pooling(one):
             by_reason.setdefault(one.refuses, []).append(one.reader)
-    pickles = sorted(file for file in repository.files if Path(file).name.startswith(PICKLES))
-    has_weights = any(file.endswith(".safetensors") for file in repository.files)
-    found = [Finding("pickles", pickles[0])] if pickles and not has_weights else []
+    found = [Finding("pickles", repository.pickles[0])] if repository.pickles and not repository.weight_files else []
     for reason, readers in by_reason.items():
         file, _, error = reason.partition(": ")
-        found.append(Finding("unreadable files", file, f"{', '.join(readers)}: {error}.", tuple(readers)))
+        # There is no older spelling for what it says, so it is there on purpose.
+        trap = "newer settings" if "'processing_kwargs'" in error else "unreadable files"
+        found.append(Finding(trap, file, f"{', '.join(readers)}: {error}.", tuple(readers)))
     return found
 
 
@@ -33,8 +33,9 @@ def pooling(repository: Repository, readings: list[Reading]) -> list[Finding]:
     """Compare the pooling that the readers understand."""
     if not repository.modules:
         return [Finding("no modules.json", "modules.json")]
-    if repository.pooling_config is None:
-        raise NotCheckedError("modules.json has no Pooling")
+    file = repository.file_of("Pooling")
+    if (wrong := _ill_stated(repository, file)) is not None:
+        return [wrong]
     # One that refuses the pooling's file is affected as well.
     others = {
         one.reader: one.pooling or one.refuses
@@ -46,7 +47,94 @@ def pooling(repository: Repository, readings: list[Reading]) -> list[Finding]:
         return []
     read = ", ".join(f"{reader} ({pooling})" for reader, pooling in others.items())
     detail = f"sentence-transformers 6 reads {repository.pooling}, others do not: {read}."
-    return [Finding("pooling", repository.file_of("Pooling"), detail, tuple(others))]
+    return [Finding("pooling", file, detail, tuple(others))]
+
+
+def _ill_stated(repository: Repository, file: str) -> Finding | None:
+    """Return what is wrong with the pooling's configuration whoever reads it."""
+    config = repository.pooling_config
+    if config is None:
+        return Finding("pooling", "modules.json", "It lists no Pooling, so that a text has a vector for each token.")
+    modes, stated, size = pooling_modes(config), pooling_dimension(config), repository.text_config.get("hidden_size")
+    if stated is None or set(modes) - POOLING_FLAGS.keys():
+        detail = f"It names {'+'.join(modes)} of {stated} dimensions, and sentence-transformers stops."
+        return Finding("pooling", file, detail)
+    if len(modes) > 1:
+        detail = f"They are {' and '.join(modes)}, so that a vector has {len(modes)} times {stated} numbers."
+        return Finding("two poolings", file, detail)
+    if size is not None and stated != size:
+        return Finding("pooling", file, f"It is of {stated} dimensions, and a token has {size}.")
+    if config.get("include_prompt") is False and modes != ("lasttoken",):
+        detail = "Without include_prompt sentence-transformers omits the tokens of the prompt, and others do not."
+        return Finding("pooling", file, detail, ("TEI", "vLLM", "llama.cpp"))
+    return None
+
+
+def modules(repository: Repository, readings: list[Reading]) -> list[Finding]:
+    """Look at the order of the modules, and for Dense ones, which llama.cpp's converter omits."""
+    kinds = [one["type"].rpartition(".")[2] for one in repository.modules]
+    ranks = [ORDER.index(kind) for kind in kinds if kind in ORDER]
+    names = {one.get("name") for one in repository.modules} - {None}
+    found = []
+    once = all(kinds.count(kind) <= 1 for kind in ("Transformer", "Pooling"))
+    begins_late = bool(kinds) and kinds[0] in ORDER[1:]
+    if ranks != sorted(ranks) or begins_late or not once or len(names) < len(kinds):
+        detail = ", ".join(
+            f"{kind} named {one.get('name')!r}" for kind, one in zip(kinds, repository.modules, strict=True)
+        )
+        found.append(Finding("module order", "modules.json", f"They are: {detail}."))
+    if "Dense" in kinds and any(one.reader == "llama.cpp" and one.reads for one in readings):
+        detail = f"There are {kinds.count('Dense')}, which llama.cpp's converter omits."
+        found.append(Finding("dense layers", "modules.json", detail, ("llama.cpp",)))
+    return found
+
+
+def own_code(repository: Repository, _: list[Reading]) -> list[Finding]:
+    """Look for a model or a tokenizer whose code is in the repository."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    kind = repository.model_type
+    if repository.config.get("auto_map"):
+        what = f"takes its own {kind!r}" if kind in CONFIG_MAPPING_NAMES else f"does not know {kind!r}, and stops"
+        detail = f"auto_map names it. Without trust_remote_code transformers {what}."
+        return [Finding("custom code", repository.file_of("Transformer"), detail)]
+    if repository.tokenizer_config.get("auto_map"):
+        detail = "auto_map names that of the tokenizer."
+        return [Finding("custom code", repository.file_of("Transformer", "tokenizer_config.json"), detail)]
+    return []
+
+
+def architecture(repository: Repository, _: list[Reading]) -> list[Finding]:
+    """Compare the two names of the architecture: transformers goes by model_type, vLLM and llama.cpp by the other."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
+
+    kind, named = repository.model_type, next(iter(repository.config.get("architectures") or []), None)
+    both = (*MODEL_MAPPING_NAMES.items(), *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items())
+    kinds = sorted({one for one, names in both if named == names or (isinstance(names, tuple) and named in names)})
+    if not kinds or kind in kinds:
+        return []
+    detail = f"model_type is {kind!r}, and {named} is of type {kinds[0]!r}."
+    return [Finding("two architectures", repository.file_of("Transformer"), detail, ("vLLM", "llama.cpp"))]
+
+
+def attention(repository: Repository, readings: list[Reading]) -> list[Finding]:
+    """Name the readers that let tokens attend to the left alone, where config.json has them see both sides.
+
+    transformers 5, vLLM and llama.cpp's converter read is_causal, and TEI does of Qwen 2; of other decoders than
+    Gemma only TEI reads use_bidirectional_attention.
+    """
+    config, kind = repository.text_config, str(repository.model_type)
+    marked = config.get("use_bidirectional_attention") is True
+    if config.get("is_causal") is False:
+        key, blind = "is_causal is false", {"transformers 4", "sentence-transformers 5"}
+        blind |= set() if marked or kind == "qwen2" else {"TEI"}
+    elif marked and not kind.startswith(("gemma", "t5gemma")):
+        key, blind = "use_bidirectional_attention is true", {one.reader for one in readings} - {"TEI"}
+    else:
+        return []
+    readers = tuple(one.reader for one in readings if one.reader in blind and one.not_for is None)
+    detail = f"{key}, which {', '.join(readers)} do not read."
+    return [Finding("attention", repository.file_of("Transformer"), detail, readers)] if readers else []
 
 
 def normalisation(repository: Repository, _: list[Reading]) -> list[Finding]:
@@ -78,6 +166,10 @@ def lengths(repository: Repository, readings: list[Reading]) -> list[Finding]:
     limit = repository.max_seq_length
     if limit is None:
         return [Finding("no max length", SETTINGS_FILE)]
+    positions = repository.text_config.get("max_position_embeddings")
+    if positions is not None and limit > positions:
+        detail = f"Texts are cut at {limit} tokens, and the model has positions for {positions}."
+        return [Finding("max length", SETTINGS_FILE, detail)]
     other = {reader: length for reader, length in stated.items() if length != limit}
     if not other:
         return []

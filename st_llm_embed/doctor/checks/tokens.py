@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from st_llm_embed.doctor.probe import ProbeText
+from st_llm_embed.doctor.probe import PROBE_FILE, ProbeText
 from st_llm_embed.doctor.readers import LLAMA_CPP_READS, chat_rendered, llama_cpp_family
 from st_llm_embed.doctor.repository import PROMPTS_FILE, SETTINGS_FILE, Repository
 from st_llm_embed.doctor.traps import Finding, NotCheckedError, Reading
@@ -47,6 +45,20 @@ def eos_missing(repository: Repository, readings: list[Reading]) -> list[Finding
     return []
 
 
+def bos_missing(repository: Repository, readings: list[Reading]) -> list[Finding]:
+    """Compare whether each reader puts a special token before a text."""
+    _tokenizer(repository)
+    begins = {one.reader: one.begins_with for one in readings if one.reads and one.begins_with is not None}
+    without = tuple(reader for reader, token in begins.items() if not token)
+    if not without or len(without) == len(begins):
+        return []
+    detail = (
+        f"The post-processor puts {_shown(repository.around[0], repository)} before a text, and add_bos_token is "
+        f"{repository.tokenizer_config.get('add_bos_token')}: {', '.join(without)} put none."
+    )
+    return [Finding("missing BOS", "tokenizer_config.json", detail, without)]
+
+
 def specials_doubled(repository: Repository, _: list[Reading]) -> list[Finding]:
     """Count the special tokens around a text and within each prompt."""
     tokenizer = _tokenizer(repository)
@@ -76,7 +88,7 @@ def eos_cut(repository: Repository, _: list[Reading]) -> list[Finding]:
         tokenizer.no_truncation()
     found = []
     # Where a text of one letter has no EOS either, `eos_missing` says so.
-    if end == repository.token_id("eos") and last != end:
+    if end in {repository.token_id("eos"), *repository.around[1]} and last != end:
         detail = f"A short text ends in {repository.token(end)}, one that is cut in {repository.token(last)!r}."
         found.append(Finding("EOS cut off", "tokenizer.json", detail))
     direction = (repository.tokenizer_json.get("truncation") or {}).get("direction", "Right")
@@ -91,6 +103,9 @@ def prompts(repository: Repository, _: list[Reading]) -> list[Finding]:
     saved = repository.prompts
     found = []
     default = repository.table(PROMPTS_FILE).get("default_prompt_name")
+    if default and default not in saved:
+        detail = f"sentence-transformers: default_prompt_name is {default!r}, which is not a prompt."
+        found.append(Finding("unreadable files", PROMPTS_FILE, detail, ("sentence-transformers",)))
     if default and saved.get(default):
         detail = f"sentence-transformers puts the default prompt {default!r} before every text given to encode."
         found.append(Finding("prompt on documents", PROMPTS_FILE, detail, ("sentence-transformers",)))
@@ -103,6 +118,9 @@ def prompts(repository: Repository, _: list[Reading]) -> list[Finding]:
         if len(pieces) > len(set(pieces)) or (half and half * 2 == prompt):
             found.append(Finding("prompt doubled", PROMPTS_FILE, f"The prompt {name!r} is {prompt!r}."))
     found += _spelling(saved)
+    if any(saved.values()) and "query" not in saved:
+        detail = f"They are {', '.join(map(repr, saved))}."
+        found.append(Finding("no query prompt", PROMPTS_FILE, detail, ("sentence-transformers",)))
     if not any(saved.values()):
         if repository.recipe:
             detail = "No prompt is saved, and recipe.yaml trained queries with an instruction."
@@ -144,9 +162,13 @@ def _spelling(saved: dict[str, str]) -> list[Finding]:
 def texts_changed(repository: Repository, _: list[Reading]) -> list[Finding]:
     """Look for lower case and stripped edges that only some readers have."""
     found = []
-    if repository.table(SETTINGS_FILE).get("do_lower_case"):
+    if repository.settings.get("do_lower_case"):
         detail = "do_lower_case is true, which TEI, vLLM, llama.cpp and transformers do not read."
         found.append(Finding("lower case", SETTINGS_FILE, detail, ("TEI", "vLLM", "llama.cpp", "transformers")))
+    if repository.tokenizer_config.get("split_special_tokens"):
+        detail = "split_special_tokens is true, which TEI, llama.cpp and tokenizers do not read."
+        readers = ("TEI", "llama.cpp", "tokenizers")
+        found.append(Finding("special tokens in texts", "tokenizer_config.json", detail, readers))
     normalizer = repository.tokenizer_json.get("normalizer") or {}
     parts = [normalizer, *(normalizer.get("normalizers") or [])]
     if kinds := [part["type"] for part in parts if part.get("type") in EDGES]:
@@ -167,10 +189,7 @@ def rebuilt(repository: Repository, _: list[Reading]) -> list[Finding]:
     if size is not None and max(vocabulary.values()) >= size:
         detail = f"Its ids go up to {max(vocabulary.values())}, and there are {size} embeddings."
         found.append(Finding("too few embeddings", "tokenizer.json", detail))
-    if SENTENCEPIECE_FILE in repository.files:
-        pieces = _read_pieces(repository.folder / SENTENCEPIECE_FILE)
-        if pieces is None:
-            raise NotCheckedError(f"{SENTENCEPIECE_FILE} is not a SentencePiece file")
+    if (pieces := repository.pieces) is not None:
         other = [piece for number, piece in enumerate(pieces) if vocabulary.get(piece) != number]
         if other:
             detail = f"{len(other)} of {len(pieces)} pieces have another id, or none, such as {other[0]!r}."
@@ -185,6 +204,9 @@ def probe_tokens(repository: Repository, _: list[Reading]) -> list[Finding]:
     probe, found = repository.probe, []
     if probe is None:
         raise NotCheckedError("there is no probe.json")
+    if probe.dimension != repository.dimension:
+        detail = f"Its vectors have {probe.dimension} numbers, and those of the model {repository.dimension}."
+        found.append(Finding("probe", PROBE_FILE, detail))
     tokenizer = _tokenizer(repository)
     if probe.max_seq_length != repository.max_seq_length:
         detail = f"It is {repository.max_seq_length} tokens, and probe.json was made at {probe.max_seq_length}."
@@ -241,42 +263,3 @@ def _vocabulary(tokenizer: dict[str, Any]) -> dict[str, int]:
     if isinstance(pieces, list):
         pieces = {piece: number for number, (piece, _) in enumerate(pieces)}
     return pieces | {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
-
-
-def _read_pieces(path: Path) -> list[str] | None:
-    """Read the pieces of a SentencePiece model in the order of their ids; None if it is not such a file.
-
-    The file is a protocol buffer (sentencepiece_model.proto): field 1 is a piece, whose first field is its text.
-    """
-    try:
-        pieces = [value for field, value in _fields(path.read_bytes()) if field == 1]
-        return [next(_fields(piece))[1].decode() for piece in pieces] or None
-    except (IndexError, ValueError, StopIteration):
-        return None
-
-
-def _fields(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield number and content of a message's fields, each of which has to have a length.
-
-    Raises:
-        ValueError: this is not such a message.
-    """
-    place = 0
-    while place < len(content):
-        tag, start = _varint(content, place)
-        size, start = _varint(content, start)
-        place = start + size
-        if tag & 7 != 2 or place > len(content):
-            raise ValueError("this is not a field with a length")
-        yield tag >> 3, content[start:place]
-
-
-def _varint(content: bytes, place: int) -> tuple[int, int]:
-    """Return a number, seven bits a byte, and the place after it."""
-    number = shift = 0
-    while True:
-        byte = content[place]
-        number |= (byte & 127) << shift
-        place, shift = place + 1, shift + 7
-        if byte < 128:
-            return number, place
