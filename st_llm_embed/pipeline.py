@@ -64,10 +64,9 @@ def check_inputs(recipe: Recipe, before_models: Callable[[], None] = lambda: Non
     if rows is not None:
         trained_on = [name for name, split in rows if split == "train"]
         known = not recipe.data.sources and recipe.data.mining is None
-        for stage, training in zip(recipe.stages or (None,), recipe.trainings(), strict=True):
+        for stage in recipe.stages if known else ():
             with problems.collected():
-                if stage is not None and known:
-                    configurations_of(stage, trained_on)
+                configurations_of(stage, trained_on)
         held_out = {task_type_of(name) for name, split in rows if split == "validation"}
         for training in recipe.trainings():
             with problems.collected():
@@ -122,9 +121,8 @@ def _check_training(
     """Check the training section, or that of a stage, and that it makes batches of the rows."""
     where = "training" if stage is None else f"stages.{stage.name}.training"
     given = sections["training"] | (stage.training if stage is not None else {})
-    batches = (
-        sections.get("batches") is not None if stage is None or stage.batches == {} else stage.batches is not None
-    )
+    own = {} if stage is None else stage.batches
+    batches = own is not None and (bool(own) or sections.get("batches") is not None)
     training = check_training_section(given, where, batches=batches)
     if is_without_gpu() and (problem := half_precision_problem(training, where)):
         raise InputError(problem)

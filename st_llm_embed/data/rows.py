@@ -252,7 +252,7 @@ def _explain(error: ValidationError) -> str:
         return f"it has no {field}; anchor, positive and instruction are needed{hint}"
     if value is None:
         return f"its {field} is null; give a value or omit the field"
-    if isinstance(value, list) and kind == "string_type":
+    if isinstance(value, list) and field in ("anchor", "positive", "negative"):
         return f"its {field} is the list {shown(value)}, and one text is expected; write a row for each"
     problem = first["msg"].removeprefix("Value error, ")
     by_kind = {

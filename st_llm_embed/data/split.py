@@ -103,7 +103,9 @@ class Splitter:
             )
         if hold_out is not None:
             return _divided(hashes, validation_fraction, hold_out)
-        choices: list[HoldOut] = [*(["document"] if named.all() else []), "instruction", "anchor", "positive"]
+        choices: list[HoldOut] = ["instruction", "anchor", "positive"]
+        if named.all():
+            choices.insert(0, "document")
         divided = [_divided(hashes, validation_fraction, choice) for choice in choices]
         good = [parts for parts in divided if _is_good(parts, validation_fraction)]
         some = [parts for parts in divided if parts.held.any() and not (parts.held | parts.omitted).all()]

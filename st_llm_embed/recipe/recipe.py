@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import yaml
 from pydantic import Field, JsonValue, TypeAdapter, ValidationError, model_validator
@@ -243,20 +243,27 @@ def _right_sections(content: Mapping[str, Any], wrong: Collection[str]) -> dict[
 
 
 def _what_to_write(place: tuple[int | str, ...]) -> str:
-    """Return an example of what is missing at a place, of the recipe demo, or else what it is for."""
+    """Return an example of what is missing at a place, of a shipped recipe, or else what it is for."""
+    example: Any = yaml.safe_load(recipe_text(EXAMPLE))
     section: Any = Recipe
     for part in place[:-1]:
-        section = section.model_fields[part].annotation if part in getattr(section, "model_fields", {}) else None
-    example: Any = yaml.safe_load(recipe_text(EXAMPLE))
-    for part in place:
         example = example.get(part) if isinstance(example, dict) else None
-    if isinstance(example, dict):
-        example = {key: value for key, value in example.items() if not isinstance(value, dict | list)}
-    if example is not None or place == ("lora",):
-        written = yaml.safe_dump({str(place[-1]): example}, default_flow_style=True, width=10_000).strip().strip("{}")
-        return f"Write it, such as {written}; for whole sections see st-llm-embed recipes show {EXAMPLE}"
-    field = getattr(section, "model_fields", {}).get(place[-1])
+        if part in section.model_fields:
+            section = _section_in(section.model_fields[part].annotation) or Section
+    if isinstance(example, dict) and place[-1] in example:
+        value = example[place[-1]]
+        if isinstance(value, dict):
+            value = {key: one for key, one in value.items() if not isinstance(one, dict | list)}
+        written = yaml.safe_dump({place[-1]: value}, default_flow_style=True, width=10_000).strip()[1:-1]
+        return f"Write it, such as {written}; whole sections: st-llm-embed recipes show {EXAMPLE}"
+    field = section.model_fields.get(place[-1])
     return f"It is needed: {field.description}" if field and field.description else "It is needed"
+
+
+def _section_in(annotation: Any) -> type[Section] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next(filter(None, map(_section_in, get_args(annotation))), None)
 
 
 def _explain(details: ErrorDetails) -> str:
@@ -267,6 +274,8 @@ def _explain(details: ErrorDetails) -> str:
     match details["type"]:
         case "missing":
             return f"{key} is missing. {_what_to_write(details['loc'])}"
+        case "model_type" if details["input"] is None:
+            return f"{key} is null. {_what_to_write(details['loc'])}"
         case "unknown_key":
             return f"{key}: {message}"
         case "address":

@@ -157,8 +157,8 @@ def _check_matches(adapter: LoraConfig, decoder: PreTrainedModel, where: str) ->
     wrong = [one for one in ([chosen] if isinstance(chosen, int) else chosen or ()) if not 0 <= one < layers]
     if wrong:
         raise InputError(
-            f"{where}.layers_to_transform has {', '.join(map(str, wrong))}, and the base has {layers} layers, numbered "
-            "from 0. Correct the numbers or omit the key."
+            f"{where}.layers_to_transform has {', '.join(map(str, wrong))}, and the base has the layers 0 to "
+            f"{layers - 1}. Correct the numbers or omit the key."
         )
 
 

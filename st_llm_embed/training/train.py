@@ -65,7 +65,7 @@ def train(
         )
     arguments = training_arguments(recipe, output_dir / "checkpoints")
     check_batches(
-        recipe.training | {"per_device_train_batch_size": arguments.per_device_train_batch_size},
+        {name: getattr(arguments, name) for name in ("per_device_train_batch_size", "dataloader_drop_last")},
         {str(name): len(part) for name, part in rows.items()},
         [str(name) for name, part in rows.items() if negative_columns(part.column_names)],
         f"Recipe {recipe.name}: training",
