@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -87,6 +90,44 @@ def test_run_without_a_recipe_says_what_to_do(run_cli: RunCli) -> None:
     refused(run_cli("run"), "st-llm-embed run demo", *shipped_recipes())
 
 
+def test_all_errors_of_all_sections_come_in_one_answer_and_without_large_libraries(
+    tiny_recipe: Path, tmp_path: Path
+) -> None:
+    """In a process of its own, as a user runs it: under three seconds of CPU time."""
+    overrides = {
+        "loss.temperature=-1": "loss.temperature is -1",
+        "data.rows=nowhere.jsonl": "data.rows is 'nowhere.jsonl', and there is no such file",
+        "lora.rank=8": "lora.rank is not an argument of LoraConfig",
+        "training.learning_rat=1": "training.learning_rat is not an argument",
+        "base.name_or_path=./no-model": "'./no-model'",
+        "evaluation.batch_size=0": "evaluation.batch_size is 0",
+        "data.sources.mine={path: ./none.csv, columns: {anchor: q, positive: p}, instruction: i, license: mit}": "none",
+        "data.mining.model=./no-mining-model": "neither modules.json nor config.json",
+    }
+    code = (
+        "import resource, sys; from st_llm_embed import cli\n"
+        "try: cli.main()\n"
+        "finally:\n"
+        "    usage = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "    print(usage.ru_utime + usage.ru_stime, *sys.modules)"
+    )
+    options = [part for override in overrides for part in ("--set", override)]
+    command = [sys.executable, "-c", code, "run", str(tiny_recipe), "--dry-run", *options]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    for said in overrides.values():
+        assert said in done.stderr
+    assert all(line.startswith("Error: ") for line in done.stderr.splitlines())
+    assert len(done.stderr.splitlines()) == len(overrides)
+    seconds, *modules = done.stdout.split()
+    assert not {"torch", "transformers", "datasets", "sentence_transformers", "peft", "mteb"} & set(modules)
+    assert float(seconds) < 3
+
+
+def test_the_version_is_printed(run_cli: RunCli) -> None:
+    assert run_cli("--version").out == f"st_llm_embed {version('st_llm_embed')}\n"
+
+
 def test_a_dry_run_checks_and_prints_and_writes_nothing(run_cli: RunCli, tiny_recipe: Path, tmp_path: Path) -> None:
     outcome = run_cli("run", tiny_recipe, "--dry-run", "--output-dir", tmp_path / "out")
     assert outcome.code == 0
@@ -107,8 +148,26 @@ def test_a_dry_run_checks_and_prints_and_writes_nothing(run_cli: RunCli, tiny_re
         (["training.learning_rate=-1"], ["training section", "Invalid learning rate: -1.0"]),
         (
             ["training.per_device_train_batch_size=0"],
-            ["per_device_train_batch_size is 0", "Both have to be 1 or more"],
+            ["per_device_train_batch_size is 0; the least is 1"],
         ),
+        (
+            ["training.per_device_train_batch_size=1", "training.gradient_accumulation_steps=8"],
+            ["per_device_train_batch_size is 1, and the rows of short-short have no negatives", "its loss is 0"],
+        ),
+        (
+            ["training.per_device_train_batch_size=64", "training.dataloader_drop_last=true", "batches=null"],
+            ["dataloader_drop_last drops what does not fill a batch", "training rows of bitext"],
+        ),
+        (
+            ["training.per_device_train_batch_size=64", "training.dataloader_drop_last=true", "batches={}"],
+            ["dataloader_drop_last drops what does not fill a batch", "training rows of all configurations"],
+        ),
+        (["lora.target_modules=[q_proj, v_porj]"], ["'v_porj'", "did you mean v_proj?", "Its modules are"]),
+        (["lora={target_modules: [q_proj], modules_to_save: [head]}"], ["modules_to_save has 'head'"]),
+        (["lora={target_modules: [q_proj], rank_pattern: {k_proj2: 4}}"], ["rank_pattern has 'k_proj2'"]),
+        (["lora={target_modules: [q_proj], layers_to_transform: [0, 2]}"], ["layers_to_transform has 2", "0 to 1"]),
+        (["training.bf16=true"], ["training.bf16 is true, and there is no GPU", "--set training.bf16=false"]),
+        (["base.adapter=./no-adapter"], ["adapter_config.json", "'./no-adapter'"]),
         (["training.eval_strategy=often"], ["training section", "often"]),
         (["training.save_strategy=best"], ["eval_strategy is no", "steps or epoch"]),
         ([*BEST, "training.eval_steps=1"], ["eval_steps is 1", "save_steps 2", "the same number"]),

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from peft import LoraConfig
 from sentence_transformers import SentenceTransformerTrainingArguments
 
 from st_llm_embed import InputError, Recipe
-from st_llm_embed.recipe import shipped_recipes
+from st_llm_embed.recipe import RecipeError, shipped_recipes
+from st_llm_embed.recipe.upstream import LORA_CONFIG, TRAINING_ARGUMENTS, Upstream, arguments_of
 from st_llm_embed.training.arguments import lora_config, training_arguments
 
 
@@ -68,11 +71,11 @@ def test_overrides_are_yaml_values_at_dotted_keys() -> None:
         ("loss", ["--set 'loss'", "section.key=value"]),
         ("name.first=x", ["--set 'name.first=x'", "not a section"]),
         ("loss.temperature=[", ["not a YAML value"]),
-        ("data=null", ["data is None"]),
+        ("data=null", ["data is null. Write it, such as data: {rows: embedded, validation_fraction: 0.2};"]),
         ("loss.temperature=.inf", ["loss.temperature is inf", "finite"]),
         ("loss.temperature=true", ["loss.temperature is True", "switches only"]),
         (
-            "synthesis.plan.attributes={sts: {formal: {yes: 1, no: 1}}}",
+            "synthesis.plan.attributes={sts: {formal: {yes: 1}}}",
             ["synthesis.plan.attributes.sts.formal", "as switches; put quotes"],
         ),
         ("base.name_or_path=''", ["base.name_or_path is ''", "at least 1 character"]),
@@ -82,10 +85,12 @@ def test_overrides_are_yaml_values_at_dotted_keys() -> None:
         ("seed=2024-13-45", ["not a YAML value: month must be in 1..12"]),
         ("seed=" + "9" * 5000, ["not a YAML value", "5000 digits"]),
         ("seed=" + "[" * 5000, ["not a YAML value", "recursion"]),
-        ("data.mining.range=1", ["data.mining: unknown key range (did you mean range_min?) (allowed here: model, "]),
+        (
+            "data.mining={model: base, range: 1}",
+            ["data.mining: unknown key range (did you mean range_min?) (allowed here: model, "],
+        ),
         ("data.mining={model: base, range_min: 99, num_negatives: 2}", ["at least range_min plus num_negatives"]),
-        ("data.sources.nq.licence=x", ["nq: unknown key licence (did you mean license?) (allowed here: path"]),
-        ("synthesis.budget.prices.gpt.in=1", ["synthesis.budget.prices.gpt: unknown key in"]),
+        ("synthesis.budget.prices={gpt: {input: 1, output: 2, in: 1}}", ["budget.prices.gpt: unknown key in"]),
         ("base.adapter=x", ["Recipe demo: base.adapter continues"]),
     ],
 )
@@ -98,12 +103,60 @@ def test_a_wrong_override_names_what_was_got_and_what_is_allowed(override: str, 
     assert len(str(error.value)) < 1000
 
 
+def test_all_mistakes_are_named_at_once_with_what_to_write(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "name: mine\ndescription: ''\nseed: 1\nbse: {}\nbase: {name_or_path: embedded}\nlora: null\nlos: {}\n"
+        "data: {rows: embedded, validation_fraction: 2, sources: {nq: {licence: x, path: y}}}\n"
+        "loss: {temperature: -1, temprature: 1}\ntraining: {}\npublishing: {license: mit}\n"
+    )
+    with pytest.raises(RecipeError) as error:
+        Recipe.load(str(path))
+    assert len(error.value.problems) == len(str(error.value).splitlines()) == 10
+    for said in (
+        "unknown key bse (did you mean base?)",
+        "unknown key los (did you mean loss?)",
+        "base.max_seq_length is missing. Write it, such as max_seq_length: 96;",
+        "data.validation_fraction is 2",
+        "data.sources.nq: unknown key licence (did you mean license?) (allowed here: path",
+        "data.sources.nq.columns is missing. It is needed: Where the texts are",
+        "data.sources.nq.license is missing. It is needed: What the set's licence is",
+        "loss.temperature is -1",
+        "loss: unknown key temprature",
+        "evaluation is missing. Write it, such as evaluation: {batch_size: 64};",
+    ):
+        assert sum(said in problem for problem in error.value.problems) == 1, said
+    assert sorted(error.value.sections) == ["description", "lora", "name", "publishing", "seed", "training"]
+
+
+@pytest.mark.parametrize(
+    ("upstream", "real"),
+    [(TRAINING_ARGUMENTS, SentenceTransformerTrainingArguments), (LORA_CONFIG, LoraConfig)],
+)
+def test_the_arguments_read_from_source_are_those_of_the_libraries(upstream: Upstream, real: Any) -> None:
+    """A canary: fields and types of the classes that are imported only when a training starts."""
+    own = arguments_of(upstream)
+    assert own.keys() == {field.name for field in dataclasses.fields(real) if field.init}
+    hints = get_type_hints(real)
+    known = {name: kind for name, kind in own.items() if not _is_foreign(kind)}
+    assert len(known) > len(own) / 2
+    assert known == {name: hints[name] for name in known}
+
+
+def _is_foreign(kind: Any) -> bool:
+    return kind is Any or any(map(_is_foreign, get_args(kind)))
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
         ("training.learning_rat=1", ["learning_rat", "did you mean learning_rate"]),
         ("training.learning_rate=fast", ["learning_rate", "'fast'"]),
         ("training.bf16=perhaps", ["bf16", "'perhaps'"]),
+        ("training.bf16=true", ["training.bf16 is true, and there is no GPU", "--set training.bf16=false"]),
+        ("training.fp16=true", ["training.fp16 is true, and there is no GPU"]),
+        ("training.tf32=true", ["training.tf32 is true, and there is no GPU"]),
+        ("training.gradient_accumulation_steps=0", ["gradient_accumulation_steps is 0; the least is 1"]),
         ("training.output_dir=x", ["output_dir", "set by the run"]),
         ("training.prompts={anchor: x}", ["prompts", "set by the run"]),
         ("training.optim=sgdd", ["training", "sgdd"]),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import traceback
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -21,12 +23,28 @@ for commands in (run, synthesis, evaluation, check, publish, encode, distill):
     app.add_typer(commands.app)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"st_llm_embed {version('st_llm_embed')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 def main() -> None:
     """Run the command line; the user's mistakes end with one message and exit code 2, ours with 70."""
     try:
         app()
     except InputError as error:
-        typer.echo(f"Error: {error}", err=True)
+        for problem in str(error).splitlines():
+            typer.echo(f"Error: {problem}", err=True)
         sys.exit(2)
     except Exception as error:
         # Not 1, which says of doctor and verify that they found something.

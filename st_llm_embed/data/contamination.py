@@ -17,10 +17,10 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
-from st_llm_embed.data.files import file_ending, files_in, numbered_values
+from st_llm_embed.data.files import RECORD_FILES, file_ending, files_in, numbered_values
 from st_llm_embed.errors import InputError
 
-ENDINGS = (".txt", ".jsonl", ".json", ".parquet")
+ENDINGS = (".txt", *RECORD_FILES)
 """Of files that evaluation texts are read from, `.gz` omitted."""
 ALLOWED = f"{', '.join(ENDINGS)}, or one of these with .gz"
 

@@ -131,9 +131,10 @@ def test_every_string_of_every_format_is_read(tmp_path: Path) -> None:
     (folder / "e.json").write_text(json.dumps([{"answers": {"text": [text("e")]}}], indent=2), encoding="utf-8")
     table = pa.table({"one": [text("f"), None], "many": [[text("ff")], []], "in": [{"x": text("fff")}, None]})
     pq.write_table(table, folder / "f.parquet")
+    (folder / "g.csv").write_text(f'name,body\n007,"{text("g")}"\n')
     (folder / "README.md").write_text(text("readme"))
     evaluation = EvaluationTexts.read([tmp_path / "sets"])
-    for name in ("a", "aa", "b", "c", "cc", "d", "e", "f", "ff", "fff"):
+    for name in ("a", "aa", "b", "c", "cc", "d", "e", "f", "ff", "fff", "g"):
         match = evaluation.match(text(name).upper())
         assert match is not None, name
         assert match.kind == "exact"
@@ -152,7 +153,7 @@ def test_every_string_of_every_format_is_read(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("missing.txt", None, "no file or folder"),
-        ("texts.csv", "a,b", "is not a file or folder of evaluation texts that end in"),
+        ("texts.zip", "a,b", "is not a file or folder of evaluation texts that end in"),
         ("empty.txt", "\n \n", "holds no text"),
         ("numbers.jsonl", '{"id": 1}\n', "holds no text"),
         ("broken.jsonl", '{"a": "b"}\n{"a": \n', "line 2 is not JSON"),

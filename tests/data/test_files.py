@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset, DatasetDict
 
 from st_llm_embed import InputError
 from st_llm_embed.data.files import numbered_values, read_records, read_texts
@@ -95,6 +98,9 @@ def test_a_json_file_may_hold_one_value_a_line(tmp_path: Path) -> None:
         ("t.json", b"{torn\n", "cannot be read"),
         ("t.csv", b"a,b\n1,2\n1,2,3\n", "line 3 has more cells"),
         ("t.csv", b"a\n1\n\xff\n", "line 3 is not UTF-8"),
+        ("t.csv", b'a,b\n1,"open\n2,3\n', "cannot be read: unexpected end of data"),
+        ("t.csv", b"a,b,a\n1,2,3\n", "two columns of one name"),
+        ("t.arrow", b"ARROW1", "cannot be read"),
         ("t.parquet", b"PAR1", "cannot be read"),
         ("t.jsonl.gz", b'{"a": 1}\n', "cannot be read"),
         ("cut.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 9_999, mtime=0)[:-20], "cannot be read"),
@@ -110,13 +116,65 @@ def test_what_cannot_be_read_is_named_with_its_line(name: str, written: bytes, m
     assert str(path) in str(error.value)
 
 
+def test_only_the_columns_that_are_needed_are_read(tmp_path: Path) -> None:
+    """The reader of one column does not see what is wrong with another: here, one of a type without a text."""
+    table = pa.table({"q": ["007", None], "other": pa.array([b"\xff", b""], pa.large_binary())})
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pa.OSFile(str(tmp_path / "t.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    for name in ("t.parquet", "t.arrow"):
+        read = partial(read_records, str(tmp_path / name))
+        assert list(read(columns=["q"])) == [{"q": "007"}, {"q": None}]
+        assert [list(record) for record in read(columns=["absent"])] == [["q", "other"]] * 2
+
+
+@pytest.mark.parametrize("form", ["dataset", "dict"])
+def test_a_saved_dataset_is_read(form: str, tmp_path: Path) -> None:
+    dataset = Dataset.from_list(RECORDS)
+    saved: Any = dataset if form == "dataset" else DatasetDict({"train": dataset, "test": dataset.select([0])})
+    saved.save_to_disk(str(tmp_path / "saved"), **({"num_shards": 2} if form == "dataset" else {}))
+    assert list(read_records(str(tmp_path / "saved"))) == RECORDS
+    if form == "dict":
+        assert list(read_records(str(tmp_path / "saved"), split="test")) == RECORDS[:1]
+        with pytest.raises(InputError, match="has no split 'dev'; it has train, test"):
+            next(read_records(str(tmp_path / "saved"), split="dev"))
+
+
+def test_a_beir_folder_is_named_with_what_to_do(tmp_path: Path) -> None:
+    for name in ("corpus.jsonl", "queries.jsonl.gz", "qrels/test.tsv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    with pytest.raises(InputError, match=r"is a BEIR folder.* evaluate MODEL --data .*write a \.jsonl file of rows"):
+        next(read_records(str(tmp_path)))
+
+
+def test_a_name_that_is_not_utf8_is_one_message(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    path = write(folder / "t.jsonl")
+    for read in (lambda: next(read_records(str(path))), lambda: next(read_records(str(folder)))):
+        with pytest.raises(InputError, match=r"caf\\udce9.* is not UTF-8\. Rename it") as error:
+            read()
+        assert str(error.value).encode()
+
+
 @pytest.mark.parametrize(
-    "written", ['{"text": "a"}\n{"text": 3}\n', '{"text": "a"}\n{"text": " "}\n', '{"text": "a"}\n"b"\n']
+    ("record", "message"),
+    [
+        ('{"text": " "}', "line 2 holds no text"),
+        ('"b"', "line 2 holds no text"),
+        ('{"other": "a"}', "line 2 holds no text"),
+        ('{"text": null}', "line 2 holds no text"),
+        ('{"text": 3.5}', r"line 2: text is 3\.5, and a text is expected"),
+        ('{"text": true}', "line 2: text is True, and a text is expected"),
+        ('{"text": ["a"]}', r"line 2: text is the list \['a'\].* the first by \{text\[0\]\}"),
+        ('{"text": "half \\ud83d"}', r"line 2: text is 'half \\ud83d', which holds half of a surrogate pair"),
+    ],
 )
-def test_a_record_without_a_text_is_named(written: str, tmp_path: Path) -> None:
+def test_a_record_without_a_text_is_named(record: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
-    path.write_text(written)
-    with pytest.raises(InputError, match="line 2 holds no text"):
+    path.write_text(f'{{"text": "a"}}\n{record}\n')
+    with pytest.raises(InputError, match=message):
         list(read_texts(path))
 
 

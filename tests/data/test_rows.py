@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
 
 from st_llm_embed import InputError
 from st_llm_embed.data.rows import Row, read_rows, rows_file
@@ -92,8 +96,8 @@ def test_edge_whitespace_is_cut_and_missing_fields_are_derived(tmp_path: Path) -
         (GOOD | {"language": None}, "its language is null"),
         (GOOD | {"language": "Klingon"}, "its language is 'Klingon'; allowed are"),
         (GOOD | {"attributes": {"colour": "red"}}, "'attributes.colour' (allowed: query_type, "),
-        (GOOD | {"anchor": ["x" * 9] * 999}, "anchor is ['xxxxxxxxx', "),
-        (json.dumps(GOOD | {"anchor": "half \ud83d"}), "anchor is 'half \\ud83d'"),
+        (GOOD | {"anchor": ["x" * 9] * 999}, "anchor is the list ['xxxxxxxxx', "),
+        (json.dumps(GOOD | {"anchor": "half \ud83d"}), "anchor is 'half \\ud83d', which holds half of a surrogate"),
         (ANSWER | {"attributes": {"language": ["English"]}}, "language is ['English']"),
         (ANSWER | {"attributes": {"language": None}}, "its language is null"),
         (ANSWER | {"attributes": {"language": "Elvish"}}, "its language is 'Elvish'"),
@@ -107,6 +111,71 @@ def test_a_bad_line_is_named_with_its_number(line: object, told: str, tmp_path: 
     assert len(str(error.value)) < 1000
 
 
-def test_a_missing_file_is_refused() -> None:
+TRIPLETS = [
+    {"anchor": "q", "positive": "p", "negative": "n"},
+    {"anchor": "NA", "positive": "007", "negative": None},
+    {"anchor": "null", "positive": "2024-01-01", "negative": None},
+]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv.gz", "parquet", "folder", "saved"])
+def test_rows_are_read_from_every_kind_of_file(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"rows.{kind}"
+    cells = [TRIPLETS[0].keys(), *([value or "" for value in row.values()] for row in TRIPLETS)]
+    match kind:
+        case "jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in TRIPLETS))
+        case "json":
+            path.write_text(json.dumps(TRIPLETS))
+        case "csv":
+            path.write_text("".join(",".join(line) + "\n" for line in cells), encoding="utf-8-sig")
+        case "tsv.gz":
+            path.write_bytes(gzip.compress("".join("\t".join(line) + "\n" for line in cells).encode()))
+        case "saved":
+            Dataset.from_list(TRIPLETS).save_to_disk(str(path))
+        case _:
+            if kind == "folder":
+                path.mkdir()
+            pq.write_table(pa.Table.from_pylist(TRIPLETS), path / "a.parquet" if kind == "folder" else path)
+    rows = list(read_rows(rows_file(str(path)), "Find it."))
+    assert [{name: getattr(row, name) for name in TRIPLETS[0]} for row in rows] == TRIPLETS
+    assert {row.instruction for row in rows} == {"Find it."}
+
+
+def test_lists_of_flag_embedding_become_rows(tmp_path: Path) -> None:
+    lines = [
+        {"query": "q", "pos": ["one", "two", "three"], "neg": ["four", "five"], "pos_scores": [1.0], "prompt": "Own."},
+        {"query": "r", "pos": ["six"], "neg": []},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [(row.anchor, row.positive, row.negative, row.instruction) for row in read_rows(path, "Find it.")] == [
+        ("q", "one", "four", "Own."),
+        ("q", "two", "five", "Own."),
+        ("q", "three", None, "Own."),
+        ("r", "six", None, "Find it."),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ({"query": "q", "pos": []}, "no text in the list pos"),
+        ({"query": "q", "pos": [["a"]]}, "pos is the list"),
+        ({"query": ["q"], "pos": ["p"]}, "query is the list"),
+        ({"query": "q", "pos": ["Paris"], "neg": [" paris"], "prompt": "i"}, "its negative equals its positive"),
+        ({"anchor": "q", "positive": "p"}, "or set data.instruction for all rows"),
+        (GOOD | {"positive": ["p"]}, "its positive is the list ['p'], and one text is expected"),
+    ],
+)
+def test_what_makes_no_row_is_named(line: dict[str, object], told: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="line 1") as error:
+        rows_of(tmp_path, line)
+    assert told in str(error.value)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file in that folder"):
+        rows_file(str(tmp_path))
     with pytest.raises(InputError, match=r"nowhere\.jsonl"):
         rows_file("nowhere.jsonl")

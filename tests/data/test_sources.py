@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 from hub import Hub
@@ -80,6 +82,27 @@ def test_a_set_of_the_paper_is_mapped(name: str, tmp_path: Path) -> None:
     assert {row.instruction for row in rows} == set(TRAINING_SET_INSTRUCTIONS[name])
 
 
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.parquet"])
+def test_texts_are_the_characters_of_the_file(name: str, tmp_path: Path) -> None:
+    texts = ["0012345", "1e5", "NA", "null", "None", "2024-01-01", "TRUE"]
+    match Path(name).suffix:
+        case ".csv":
+            lines = ["q,a,unused", *(f"{text},{text},{'' if text == 'NA' else 1}" for text in texts), "blank,,2"]
+            (tmp_path / name).write_text("\n".join(lines))
+        case ".jsonl":
+            written(tmp_path / name, [{"q": text, "a": text, "unused": None} for text in texts])
+        case _:
+            pq.write_table(pa.table({"q": texts, "a": texts, "unused": pa.nulls(len(texts))}), tmp_path / name)
+    rows = read_source("mine", local(tmp_path / name, columns={"anchor": "q", "positive": "{a}!"}))
+    assert [(row.anchor, row.positive) for row in rows if row.anchor != "blank"] == [(one, one + "!") for one in texts]
+
+
+def test_a_null_in_a_template_is_no_text_and_whole_numbers_are_digits(tmp_path: Path) -> None:
+    path = written(tmp_path / "t.jsonl", [{"q": 7, "title": None, "text": "rain"}])
+    [row] = read_source("mine", local(path, columns={"anchor": "q", "positive": "{title} {text}"}))
+    assert (row.anchor, row.positive) == ("7", "rain")
+
+
 def test_a_larger_ratio_keeps_what_a_smaller_one_had(tmp_path: Path) -> None:
     path = written(tmp_path / "pairs.jsonl", [{"q": f"q {n}", "p": f"p {n}"} for n in range(2_000)])
     some, more = ({row.anchor for row in read_source("pairs", local(path, ratio=r))} for r in (0.1, 0.5))
@@ -95,6 +118,7 @@ def test_records_without_texts_are_omitted_and_negatives_may_be_missing(tmp_path
         {"q": None, "p": "b", "n": "c"},
         {"q": "a", "p": "b", "n": None},
         {"q": "a", "p": "b", "n": "b"},
+        {"q": "a", "p": "New York", "n": " new  york"},
     ]
     path = written(tmp_path / "pairs.jsonl", records)
     columns = {"anchor": "q", "positive": "p", "negative": "n"}
@@ -116,14 +140,22 @@ def test_records_without_texts_are_omitted_and_negatives_may_be_missing(tmp_path
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"columns": {"anchor": "query", "positive": "p"}}, "which a record does not have"),
-        ({"columns": {"anchor": "q", "positive": "{p[text]}"}}, "which a record does not have"),
+        ({"columns": {"anchor": "query", "positive": "p"}}, "which the record does not have"),
+        ({"columns": {"anchor": "q", "positive": "{p[text]}"}}, "which the record does not have"),
         ({"path": "./missing.jsonl"}, "There is no folder or file"),
+        ({"columns": {"anchor": "q", "positive": "{p"}}, "which the record does not have"),
+        ({"columns": {"anchor": "q", "positive": "l"}}, r"record 1: l is the list \['one'\].* \{l\[0\]\}"),
+        ({"columns": {"anchor": "{q} {l}", "positive": "p"}}, r"record 1: l is the list \['one'\].* \{l\[0\]\}"),
+        ({"columns": {"anchor": "q", "positive": "f"}}, r"record 1: f is 100000\.0, and a text is expected"),
+        ({"columns": {"anchor": "h", "positive": "p"}}, "half of a surrogate pair"),
+        ({"language": "Elvish"}, "its language is 'Elvish'; allowed are a BCP-47 code"),
+        ({"language": "en_US"}, "its language is 'en_US'"),
         ({"instruction": None}, "has no instruction"),
     ],
 )
 def test_what_cannot_be_used_is_named(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
-    path = written(tmp_path / "pairs.jsonl", [{"q": "a", "p": "b"}])
+    record = {"q": "a", "p": "b", "l": ["one"], "f": 1e5, "h": "half \ud83d"}
+    path = written(tmp_path / "pairs.jsonl", [record])
     with pytest.raises(InputError, match=message):
         check_source("pairs", local(path, **fields))
 
