@@ -38,7 +38,7 @@ from st_llm_embed.recipe import EMBEDDED, SYNTHESIS, Instructions, Recipe, Train
 from st_llm_embed.training.adapter import decoder_without_weights
 from st_llm_embed.training.arguments import training_arguments
 from st_llm_embed.training.loss import SCORED_ROWS, cut
-from st_llm_embed.training.train import takes
+from st_llm_embed.training.train import FIRST_ROWS, takes
 
 GIB = 2**30
 
@@ -47,9 +47,6 @@ USABLE = 0.9
 
 FLOPS_PER_HOUR = 1e14 * 3600
 """Of a device that sustains 100 TFLOP/s."""
-
-FIRST_ROWS = 500
-"""Rows of each configuration whose texts are counted in tokens."""
 
 NF4_BYTES = 4.127 / 8
 """Bytes of a weight in 4 bits with its share of the constants, quantized as well (arXiv 2305.14314, section 3)."""
