@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import suppress
 
 import typer
 
 from st_llm_embed.cli import check, distill, encode, evaluation, publish, recipes, run, synthesis
-from st_llm_embed.errors import InputError
+from st_llm_embed.errors import InputError, disk_is_full
 
 app = typer.Typer(
     help="Turn a large language model into a text embedding model.",
@@ -20,10 +22,30 @@ for commands in (run, synthesis, evaluation, check, publish, encode, distill):
     app.add_typer(commands.app)
 
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, which Typer sets."""
+
+
 def main() -> None:
-    """Run the command line; the user's mistakes end with one message and exit code 2."""
+    """Run the command line; the user's mistakes, and a full disk, end with one message and exit code 2."""
     try:
-        app()
+        try:
+            app()
+        finally:
+            # Not left to the end of the process, which would show a traceback where the disk is full.
+            sys.stdout.flush()
     except InputError as error:
         typer.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            typer.echo("Interrupted. What is finished is kept; the same command resumes from there.", err=True)
+        raise
+    except Exception as error:
+        if not disk_is_full(error):
+            raise
+        typer.echo(f"Error: There is no room to write: {error}. Make room and run the same command again.", err=True)
+        with suppress(OSError):
+            # What is left to be printed.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -82,16 +83,19 @@ def configure_logging() -> None:
     """Show the package's log in the first process; silence other libraries' bars of loading and saving."""
     if not is_first_process():
         return
+    log_to_stderr()
     import datasets
     from transformers.utils import logging as transformers_logging
 
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
-    log_to_stderr()
 
 
 def log_to_stderr() -> None:
-    """Show the package's log."""
+    """Show the package's log; in a file there are no bars, which would be drawn again and again, line after line."""
+    if not sys.stderr.isatty():
+        # Read when tqdm is imported, here and in the processes of pools.
+        os.environ.setdefault("TQDM_DISABLE", "1")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     package_logger = logging.getLogger("st_llm_embed")

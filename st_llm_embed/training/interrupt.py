@@ -5,12 +5,27 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 logger = logging.getLogger(__name__)
+
+
+def train_from(trainer: Trainer, checkpoint: Path | None) -> None:
+    """Train to the end, from a checkpoint if there is one.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; a checkpoint of the last step was written.
+    """
+    with Interruption(trainer.args) as interruption:
+        trainer.add_callback(interruption)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if interruption.noted:
+        logger.warning("training: stopped with a checkpoint of step %d", trainer.state.global_step)
+        raise KeyboardInterrupt
 
 
 class Interruption(TrainerCallback):

@@ -29,7 +29,7 @@ FOLDERS = {"tensorboard": "TENSORBOARD_LOGGING_DIR", "wandb": "WANDB_DIR"}
 class TrainingLog(TrainerCallback):
     """Logs one line for each record of the trainer, with a bar below them on a terminal."""
 
-    _bar: tqdm[Any] | None = None
+    _bar: tqdm | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

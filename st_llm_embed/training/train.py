@@ -28,7 +28,7 @@ from st_llm_embed.training.check import (
     vectors_of,
     write_reference_vectors,
 )
-from st_llm_embed.training.interrupt import Interruption
+from st_llm_embed.training.interrupt import train_from
 from st_llm_embed.training.reporting import reporting_into
 from st_llm_embed.training.trainer import build_trainer
 
@@ -78,13 +78,7 @@ def train(
     arguments = training_arguments(recipe, output_dir / "checkpoints")
     with reporting_into(output_dir / "logs", arguments):
         trainer = build_trainer(recipe, model, rows, arguments, evaluator)
-        checkpoint = last_complete_checkpoint(output_dir / "checkpoints")
-        with Interruption(arguments) as interruption:
-            trainer.add_callback(interruption)
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if interruption.noted:
-        logger.warning("training: stopped with a checkpoint of step %d", trainer.state.global_step)
-        raise KeyboardInterrupt
+        train_from(trainer, last_complete_checkpoint(output_dir / "checkpoints"))
     if arguments.load_best_model_at_end and trainer.state.best_model_checkpoint is None:
         raise InputError(
             f"Recipe {recipe.name}: the training ended without a score, so that no checkpoint is the best. Lower "

@@ -44,6 +44,10 @@ class EmbedderTrainer(SentenceTransformerTrainer):
         """Build the trainer; arguments as in SentenceTransformerTrainer."""
         super().__init__(model=model, **kwargs)
         self._losses: dict[str, list[Tensor]] = {}
+        self.add_callback(TrainingLog())
+        # They write dictionaries.
+        for stock in (PrinterCallback, DEFAULT_PROGRESS_CALLBACK):
+            self.remove_callback(stock)
         if self.is_fsdp_enabled:
             # sentence-transformers 6.2 names no layers, and then the whole model would be gathered at once.
             plugin: Any = self.accelerator.state.fsdp_plugin
@@ -65,10 +69,11 @@ class EmbedderTrainer(SentenceTransformerTrainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Compute the loss of a batch, and remember of which task type it is; arguments as in the stock trainer."""
-        task_type = inputs.pop(TASK_TYPE)
+        task_type = inputs.pop(TASK_TYPE, None)
         computed = super().compute_loss(model, inputs, *args, **kwargs)
         loss = computed[0] if isinstance(computed, tuple) else computed
-        self._losses.setdefault(task_type, []).append(loss.detach())
+        if task_type is not None:
+            self._losses.setdefault(task_type, []).append(loss.detach())
         return computed
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -166,11 +171,8 @@ def build_trainer(
         train_dataset=rows,
         loss=losses,
         evaluator=evaluator,
-        callbacks=[SetSamplerEpoch(), FindBestCheckpoint(), TrainingLog()],
+        callbacks=[SetSamplerEpoch(), FindBestCheckpoint()],
     )
-    # Stock's write dictionaries.
-    for callback in (PrinterCallback, DEFAULT_PROGRESS_CALLBACK):
-        trainer.remove_callback(callback)
     if trainer.is_sharded() and arguments.eval_strategy != IntervalStrategy.NO:
         raise InputError(
             f"Recipe {recipe.name}: training.eval_strategy is {IntervalStrategy(arguments.eval_strategy).value}, and "
