@@ -27,6 +27,11 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def is_on_terminal() -> bool:
+    """Whether somebody sees bars being drawn; in a file they would be drawn again and again, line after line."""
+    return sys.stderr.isatty()
+
+
 @contextmanager
 def written_beside(path: Path) -> Generator[Path]:
     """Yield a path to write a file or folder to, which is renamed to `path` at the end: a kill leaves nothing half.
@@ -54,7 +59,7 @@ def progress(title: str, total: int, done: int, unit: str) -> Generator[Callable
     Yields:
         What has to be called with the number of those that are newly done.
     """
-    if sys.stderr.isatty():
+    if is_on_terminal():
         from tqdm.auto import tqdm
 
         with tqdm(total=total, initial=done, desc=title, unit=f" {unit}") as bar:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -12,12 +13,16 @@ from typing import Annotated, TypeVar
 import typer
 
 from st_llm_embed.errors import InputError
-from st_llm_embed.processes import is_first_process
+from st_llm_embed.processes import is_first_process, is_on_terminal
 from st_llm_embed.recipe import Recipe, shipped_recipes
 
 Choice = TypeVar("Choice", bound=str)
 
 RecipeArgument = Annotated[str | None, typer.Argument(help="A shipped recipe's name, or the path of a .yaml file.")]
+QUIET = dict.fromkeys(("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY"), "error")
+"""What the libraries beneath warn of is checked, or meant for those who call them."""
+NO_BARS = {"TQDM_DISABLE": "1"}
+
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check recipe, rows and base, print the resolved recipe, write nothing.")
 ]
@@ -92,10 +97,12 @@ def configure_logging() -> None:
 
 
 def log_to_stderr() -> None:
-    """Show the package's log; in a file there are no bars, which would be drawn again and again, line after line."""
-    if not sys.stderr.isatty():
-        # Read when tqdm is imported, here and in the processes of pools.
-        os.environ.setdefault("TQDM_DISABLE", "1")
+    """Show the package's log, and of other libraries what is an error; bars on a terminal alone."""
+    # Read when the libraries are imported, here and in the processes of pools.
+    for name, value in (QUIET if is_on_terminal() else QUIET | NO_BARS).items():
+        os.environ.setdefault(name, value)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     package_logger = logging.getLogger("st_llm_embed")

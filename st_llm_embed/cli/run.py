@@ -194,7 +194,7 @@ def _print_plan(plan: Plan, usd_per_hour: float | None) -> None:
 
 def _duration(hours: float) -> str:
     unit, size = next((one for one in (("h", 1), ("min", 60)) if hours * one[1] >= 1), ("s", 3600))
-    return f"{hours * size:,.1f} {unit}"
+    return f"{hours * size:,.0f} {unit}" if hours * size >= 10 else f"{hours * size:.2g} {unit}"
 
 
 def _print_contents(folder: Path, *names: str) -> None:

@@ -22,6 +22,7 @@ from st_llm_embed.errors import InputError
 from st_llm_embed.evaluation.ranking import Ranked, dot_products, finite, interval, rank
 from st_llm_embed.instructions import format_query, instruction_of
 from st_llm_embed.modules.model import LLMSentenceTransformer
+from st_llm_embed.processes import is_on_terminal
 from st_llm_embed.recipe import TASK_TYPES, Instructions, Recipe
 from st_llm_embed.training.arguments import SCORES, training_arguments
 
@@ -140,7 +141,8 @@ def _ranked(queries: NDArray[np.float32], documents: NDArray[np.float32], positi
 
 def _encode(model: SentenceTransformer, texts: list[str], batch_size: int) -> NDArray[np.float32]:
     # Neither encode_query nor encode_document: the queries carry their own instructions.
-    return finite(model.encode(texts, batch_size=batch_size, normalize_embeddings=True, show_progress_bar=True), texts)
+    options: dict[str, Any] = {"normalize_embeddings": True, "show_progress_bar": is_on_terminal()}
+    return finite(model.encode(texts, batch_size=batch_size, **options), texts)
 
 
 def _retrieval(ranked: Ranked, chosen: NDArray[np.bool_] | slice) -> dict[str, Any]:

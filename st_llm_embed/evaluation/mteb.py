@@ -31,6 +31,7 @@ from st_llm_embed.instructions import TaskPrompt
 from st_llm_embed.modules.eos import check_eos
 from st_llm_embed.modules.lengths import Lengths
 from st_llm_embed.modules.model import LLMSentenceTransformer
+from st_llm_embed.processes import is_on_terminal
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
@@ -229,7 +230,7 @@ def evaluate(
                 without_data[name] = problem
                 logger.warning("%s is skipped: %s", name, problem)
                 continue
-        outcome = _run(model, task, batch_size, bars=True, cache=cache, overwrite_strategy="only-missing")
+        outcome = _run(model, task, batch_size, bars=is_on_terminal(), cache=cache, overwrite_strategy="only-missing")
         results += outcome.task_results
         if name in todo:
             if (lengths := model.usage.get(name)) and lengths.cut:

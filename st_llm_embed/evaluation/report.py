@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import math
 import platform
 import re
@@ -32,6 +33,8 @@ from st_llm_embed.recipe import Recipe
 from st_llm_embed.training.adapter import starting_model
 from st_llm_embed.training.arguments import SCORES
 
+logger = logging.getLogger(__name__)
+
 VERSIONS_SHOWN = ("st_llm_embed", "sentence-transformers", "transformers", "peft", "torch", "datasets")
 
 HEADLINES = {
@@ -49,6 +52,8 @@ EXAMPLES, EXAMPLE_LENGTH = 10, 100
 def write_report(recipe: Recipe, dataset_dir: Path, training_dir: Path, output_dir: Path) -> None:
     """Score the base, then the trained model, on the held-out rows and write the report into `output_dir`."""
     rows = load_held_out(dataset_dir, recipe.base.instructions)
+    texts = f"{len(rows.queries):,} queries and {len(rows.documents):,} documents"
+    logger.info("evaluation: scoring the base, then the trained model, on %s", texts)
     before = evaluate_held_out(starting_model(recipe), rows, batch_size=recipe.evaluation.batch_size)
     gc.collect()  # A SentenceTransformer and its card refer to each other.
     trained = LLMSentenceTransformer(str(training_dir / "model"))

@@ -19,6 +19,7 @@ from st_llm_embed.evaluation.ranking import Ranked, Similarity, dot_products, fi
 from st_llm_embed.instructions import instruction_prompt
 from st_llm_embed.modules.lengths import Lengths, text_lengths
 from st_llm_embed.modules.model import LLMSentenceTransformer
+from st_llm_embed.processes import is_on_terminal
 
 OWN_INSTRUCTIONS = "the row's own instruction"
 """In place of a query prompt, where each query has another one."""
@@ -83,7 +84,7 @@ def search_with_model(
     Raises:
         InputError: a vector is not finite.
     """
-    options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": True}
+    options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": is_on_terminal()}
     queries, corpus = list(rows.queries.values()), list(rows.corpus.values())
     prompt = query_prompt = saved_prompt(model, "query")
     if takes_instructions(model) and instruction is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from importlib import import_module
@@ -17,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations import is_tensorboard_available, is_wandb_available
 
 from st_llm_embed.errors import InputError
+from st_llm_embed.processes import is_on_terminal
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class TrainingLog(TrainerCallback):
         """Draw the bar."""
         del control, kwargs
         if state.is_world_process_zero:
-            hidden = args.disable_tqdm or not sys.stderr.isatty()
+            hidden = args.disable_tqdm or not is_on_terminal()
             start, steps = state.global_step, state.max_steps
             self._bar = tqdm(total=steps, initial=start, desc="training", unit=" steps", disable=hidden)
 

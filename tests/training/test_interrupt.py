@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -96,6 +97,24 @@ def test_a_full_disk_behind_the_output_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert "no room to write" in done.stderr
+
+
+@pytest.mark.integration
+def test_a_log_in_a_file_has_one_line_for_each_event(tiny_recipe: Path, tmp_path: Path) -> None:
+    """No bars, no dictionaries, and nothing from the libraries beneath."""
+    options = ["--set", "training.eval_strategy=steps", "--set", "training.eval_steps=3", "--output-dir", tmp_path]
+    command = [sys.executable, "-m", "st_llm_embed.cli", "run", tiny_recipe, *options]
+    log = tmp_path / "log.txt"
+    with log.open("w", encoding="utf-8") as file:
+        done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=file, text=True, cwd=tmp_path)
+    lines = log.read_bytes().decode().splitlines()
+    assert done.returncode == 0, lines
+    strange = [line for line in lines if not re.match(r"(dataset|training|evaluation|release): [a-z0-9 ]", line)]
+    assert not strange
+    assert len(lines) == len(set(lines))
+    scored = [line for line in lines if line.startswith("training: step 3 of 6: ")]
+    assert [line.count("loss ") for line in scored] == [1, 0]
+    assert "retrieval_ndcg_at_10 " in scored[1]
 
 
 @pytest.mark.parametrize(
