@@ -44,7 +44,8 @@ def main() -> None:
     except Exception as error:
         if not disk_is_full(error):
             raise
-        typer.echo(f"Error: There is no room to write: {error}. Make room and run the same command again.", err=True)
+        full = InputError(f"There is no room to write: {error}. Make room and run the same command again.")
+        typer.echo(f"Error: {full}", err=True)
         with suppress(OSError):
             # What is left to be printed.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

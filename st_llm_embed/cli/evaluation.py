@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -85,13 +84,13 @@ def evaluate(
     if data is not None:
         configure_logging()
         from st_llm_embed.data.beir import read_retrieval_set
-        from st_llm_embed.evaluation.embedders import load_embedder
+        from st_llm_embed.evaluation.embedders import embedder_loader
         from st_llm_embed.evaluation.retrieval import compare
 
-        rows = read_retrieval_set(data, corpus)
         options = {"max_seq_length": max_seq_length, "device": next(iter(device or []), None)}
-        models = {model: partial(load_embedder, model, revision=revision, **options)}
-        models |= {name: partial(load_embedder, name, **options) for name in beside or []}
+        models = {model: embedder_loader(model, revision=revision, **options)}
+        models |= {name: embedder_loader(name, **options) for name in beside or []}
+        rows = read_retrieval_set(data, corpus)
         if dry_run:
             typer.echo(f"{data}: {len(rows.queries):,} queries, {len(rows.corpus):,} documents; nothing is evaluated.")
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -16,10 +17,10 @@ INSTRUCTED = re.compile(".+".join(map(re.escape, INSTRUCTION_TEMPLATE.split("{in
 """A saved prompt which shows that a model takes instructions in our template."""
 
 
-def load_embedder(
+def embedder_loader(
     name_or_path: str, *, revision: str | None = None, max_seq_length: int | None = None, device: str | None = None
-) -> LLMSentenceTransformer:
-    """Load a model by Hub id or from a local folder.
+) -> Callable[[], LLMSentenceTransformer]:
+    """Return what loads a model by Hub id or from a local folder.
 
     Args:
         name_or_path: Hub id or local folder.
@@ -28,7 +29,8 @@ def load_embedder(
         device: where it runs; None for the best there is.
 
     Raises:
-        InputError: there is no such model, it is not an embedder, or it has no room for texts of this length.
+        InputError: there is no such folder; when the model is loaded, also if it is not an embedder, is not on the
+            Hub, or has no room for texts of this length.
     """
     folder = Path(name_or_path)
     if folder.is_dir() and revision is not None:
@@ -37,11 +39,15 @@ def load_embedder(
     # A typing error in a path must not become a question to the Hub.
     if not folder.is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name_or_path):
         raise InputError(f"There is no model folder {name_or_path!r}. {advice}")
-    with explained(f"The model {name_or_path!r} cannot be loaded", advice):
-        model = LLMSentenceTransformer(name_or_path, revision=revision, device=device)
-    if max_seq_length is not None:
-        _shorten(model, max_seq_length)
-    return model
+
+    def load() -> LLMSentenceTransformer:
+        with explained(f"The model {name_or_path!r} cannot be loaded", advice):
+            model = LLMSentenceTransformer(name_or_path, revision=revision, device=device)
+        if max_seq_length is not None:
+            _shorten(model, max_seq_length)
+        return model
+
+    return load
 
 
 def takes_instructions(model: LLMSentenceTransformer) -> bool:

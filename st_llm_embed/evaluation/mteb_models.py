@@ -14,7 +14,7 @@ from mteb.models.model_meta import ScoringFunction
 from mteb.types import Array, PromptType
 
 from st_llm_embed.errors import InputError
-from st_llm_embed.evaluation.embedders import load_embedder, takes_instructions
+from st_llm_embed.evaluation.embedders import embedder_loader, takes_instructions
 from st_llm_embed.instructions import (
     ASYMMETRIC_TYPES,
     PromptMode,
@@ -170,10 +170,10 @@ def load_model(
         devices: where it runs; none for the best there is.
 
     Raises:
-        InputError: as `load_embedder`; or it takes no instructions although the mode is ``paper``.
+        InputError: as `embedder_loader`; or it takes no instructions although the mode is ``paper``.
     """
     device = devices[0] if devices else None
-    model = load_embedder(name_or_path, revision=revision, max_seq_length=max_seq_length, device=device)
+    model = embedder_loader(name_or_path, revision=revision, max_seq_length=max_seq_length, device=device)()
     if prompts == "paper" and not takes_instructions(model):
         raise InputError(
             f"The model {name_or_path!r} takes no instructions: it is not a decoder with last-token pooling, and no "

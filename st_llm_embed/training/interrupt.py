@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 from pathlib import Path
@@ -40,6 +41,7 @@ class Interruption(TrainerCallback):
     def __init__(self, arguments: TrainingArguments) -> None:
         main = threading.current_thread() is threading.main_thread()
         self._former = signal.getsignal(signal.SIGINT) if main and arguments.world_size == 1 else None
+        self._process = os.getpid()
 
     def __enter__(self) -> Self:
         """Install the handler."""
@@ -53,6 +55,9 @@ class Interruption(TrainerCallback):
             signal.signal(signal.SIGINT, self._former)
 
     def _note(self, _number: int, _frame: FrameType | None) -> None:
+        # The processes that read batches inherit the handler, and a terminal's Ctrl-C reaches them, too.
+        if os.getpid() != self._process:
+            return
         self.noted = True
         signal.signal(signal.SIGINT, self._former)
         logger.warning("training: Ctrl-C: a checkpoint is written after this step; a second Ctrl-C breaks off")

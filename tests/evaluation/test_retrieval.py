@@ -127,6 +127,9 @@ def test_a_folder_is_scored_by_bm25_and_models_side_by_side(
     assert "nDCG@10" in table
     assert "texts (" in table.split(str(decoder))[-1]
     assert "2 queries, 4 documents; nothing is evaluated" in run_cli(*command, "--dry-run").out
+    # A name that cannot be one is found before anything is encoded.
+    mistyped = run_cli(*command, "--beside", "no/such/folder", "--dry-run")
+    assert (mistyped.code, "no model folder 'no/such/folder'" in mistyped.err) == (2, True)
 
 
 def test_rows_look_for_their_positives_in_a_corpus(tmp_path: Path, models: tuple[Path, Path]) -> None:
