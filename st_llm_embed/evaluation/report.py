@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +143,8 @@ def _examples(rows: HeldOut, before: Scores, after: Scores, seed: int) -> list[E
         return Example(" ".join(rows.anchors[number].split()), nearest(before, number), nearest(after, number))
 
     order = np.random.default_rng(seed).permutation(len(rows.queries)).tolist()
-    shown = [example(number) for number in order if _is_drawable(example(number))]
-    return shown[:EXAMPLES] if len(shown) >= EXAMPLES else [example(number) for number in order[:EXAMPLES]]
+    shown = list(islice(filter(_is_drawable, map(example, order)), EXAMPLES))
+    return shown if len(shown) == EXAMPLES else list(map(example, order[:EXAMPLES]))
 
 
 def _is_drawable(example: Example) -> bool:
