@@ -17,7 +17,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """No space, no quota, or a file that the file system or a limit does not let grow."""
 
 _FULL_IN_WORDS = re.compile(
-    r"No space left|File too large|os error (28|27|122)\b|[Dd]isk (is full|quota exceeded)|failed writing file"
+    r"No space left|File too large|os error (28|27|122)\b|[Dd]isk (is full|quota exceeded)"
+    # torch.save's, once in writing and once in closing the file.
+    r"|failed writing file|iostream error|unexpected pos \d+ vs \d+"
 )
 
 

@@ -36,7 +36,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
 }
 
-SHOWN = 58
+SHOWN = 66
 """Characters of a document in the picture of examples."""
 
 

@@ -161,7 +161,7 @@ def _markdown(recipe: Recipe, report: dict[str, Any], lengths: str, examples: Se
         f"{after['documents']:,} held-out positives and hard negatives; one document is right for each. "
         "STS triplet accuracy is how often the positive is nearer than the hard negative, which shares words with "
         "the anchor but not its meaning (0.5 is chance); bitext accuracy is how often the nearest translation among "
-        f"the bitext rows is the right one. Of the held-out texts {lengths}.",
+        f"the bitext rows is the right one. Queries and documents: {lengths}.",
         "![nDCG@10 by task type and language, accuracies](before_after.png)",
         f"## {len(examples)} queries, and the documents nearest to them",
         "Drawn at random. The right document is bold.",

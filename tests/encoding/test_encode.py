@@ -84,7 +84,7 @@ def wait_for_progress(run: subprocess.Popen[str]) -> None:
     """Read what the command prints until some shards, and not all, are finished."""
     assert run.stderr is not None
     printed = ""
-    while not re.search(r"encoding: +[1-9]\d?%", printed):
+    while not re.search(r"encoding: [\d,]+ of [\d,]+ texts", printed):
         character = run.stderr.read(1)
         assert character, printed
         printed += character
