@@ -36,6 +36,9 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
 }
 
+SMOOTHED = 5
+"""Least records of the loss that its running mean is over."""
+
 SHOWN = 66
 """Characters of a document in the picture of examples."""
 
@@ -51,11 +54,11 @@ class Example(NamedTuple):
 def plot_loss(log: list[dict[str, Any]], path: Path) -> None:
     """Draw the training loss over steps, from the trainer's log, and its running mean, to a PNG file."""
     steps, losses = zip(*((entry["step"], entry["loss"]) for entry in log if "loss" in entry), strict=True)
-    width = max(1, len(losses) // 10)
+    width = max(SMOOTHED, len(losses) // 10)
     means = [np.mean(losses[max(0, place + 1 - width) : place + 1]) for place in range(len(losses))]
     with figure(path, width=7) as [axes]:
         axes.plot(steps, losses, color=BEFORE, marker="o", markersize=2, linewidth=1, label="each record")
-        axes.plot(steps, means, color=AFTER, linewidth=2, label="mean of the last tenth")
+        axes.plot(steps, means, color=AFTER, linewidth=2, label=f"mean of {width} records")
         axes.set(title="Training loss", ylabel="InfoNCE loss (nats)", ylim=(0, None))
         _steps(axes)
         axes.legend()
