@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -87,7 +87,7 @@ def evaluate(
         from st_llm_embed.evaluation.embedders import embedder_loader
         from st_llm_embed.evaluation.retrieval import compare
 
-        options = {"max_seq_length": max_seq_length, "device": next(iter(device or []), None)}
+        options: dict[str, Any] = {"max_seq_length": max_seq_length, "device": next(iter(device or []), None)}
         models = {model: embedder_loader(model, revision=revision, **options)}
         models |= {name: embedder_loader(name, **options) for name in beside or []}
         rows = read_retrieval_set(data, corpus)
