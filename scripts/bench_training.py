@@ -43,7 +43,7 @@ from transformers import AutoModel, PreTrainedConfig
 
 from st_llm_embed import LLMSentenceTransformer
 from st_llm_embed.training.loss import InfoNCELoss
-from st_llm_embed.training.plan import step_flops
+from st_llm_embed.training.step import step_flops
 
 TEMPERATURE = 0.02
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 import reprlib
 from collections.abc import Generator, Iterable, Sequence
@@ -11,6 +12,15 @@ from pathlib import Path
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 120
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""No space, no quota, or a file that the file system or a limit does not let grow."""
+
+_FULL_IN_WORDS = re.compile(
+    r"No space left|File too large|os error (28|27|122)\b|[Dd]isk (is full|quota exceeded)"
+    # torch.save's, once in writing and once in closing the file.
+    r"|failed writing file|iostream error|unexpected pos \d+ vs \d+"
+)
 
 
 class InputError(ValueError):
@@ -74,6 +84,22 @@ def explained(problem: str, advice: str) -> Generator[None]:
         raise InputError(f"{problem}: {str(error).rstrip('. ') or type(error).__name__}. {advice}") from error
 
 
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error, or what led to it, says that there is no room: libraries say so in words of their own."""
+    return any(
+        (isinstance(cause, OSError) and cause.errno in FULL) or _FULL_IN_WORDS.search(str(cause)) is not None
+        for cause in causes_of(error)
+    )
+
+
+def causes_of(error: BaseException) -> list[BaseException]:
+    """Return an error, what led to it, and so on."""
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    return causes
+
+
 def shown(value: object) -> str:
     """Return a value quoted for a message, shortened if it is long or deep."""
     return _SHORT.repr(value)
@@ -97,9 +123,7 @@ def hub_reason(error: BaseException, repo_id: str, *, writing: bool = False) -> 
     from huggingface_hub import constants, is_offline_mode
     from huggingface_hub import errors as hub
 
-    causes = [error]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
-        causes.append(cause)
+    causes = causes_of(error)
     words = _one_line(causes[-1])
     refusal = next((cause for cause in causes if isinstance(cause, hub.HfHubHTTPError)), None)
     xet_status = re.search(r"HTTP status \w+ error \((\d{3}) .*xet-write-token", words)

@@ -1,10 +1,12 @@
-"""What the processes of a run leave on disk and wait for: torchrun starts several, which train together."""
+"""What the processes of a run leave on disk, wait for and show: torchrun starts several, which train together."""
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
-from collections.abc import Generator
+import sys
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
@@ -14,6 +16,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import distributed
 
+logger = logging.getLogger(__name__)
+
 LONGEST_WAIT = timedelta(days=30)
 """The first process may score a large model while the others wait; torch's own limit is half an hour."""
 
@@ -21,6 +25,11 @@ LONGEST_WAIT = timedelta(days=30)
 def is_first_process() -> bool:
     """Whether this process prints and writes: the only one, or rank 0 of those that torchrun started."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def is_on_terminal() -> bool:
+    """Whether somebody sees bars being drawn; in a file they would be drawn again and again, line after line."""
+    return sys.stderr.isatty()
 
 
 @contextmanager
@@ -35,6 +44,36 @@ def written_beside(path: Path) -> Generator[Path]:
     partial.unlink(missing_ok=True)
     yield partial
     partial.replace(path)
+
+
+@contextmanager
+def progress(title: str, total: int, done: int, unit: str) -> Generator[Callable[[int], object]]:
+    """Show how far a long loop is: by a bar on a terminal, and in a file by a line for each tenth.
+
+    Args:
+        title: of the loop.
+        total: how many there are.
+        done: how many were done before.
+        unit: what they are.
+
+    Yields:
+        What has to be called with the number of those that are newly done.
+    """
+    if is_on_terminal():
+        from tqdm.auto import tqdm
+
+        with tqdm(total=total, initial=done, desc=title, unit=f" {unit}") as bar:
+            yield bar.update
+        return
+
+    def update(count: int) -> None:
+        nonlocal done
+        tenth = 10 * done // max(1, total)
+        done += count
+        if 10 * done // max(1, total) > tenth:
+            logger.info("%s: %s of %s %s", title, f"{done:,}", f"{total:,}", unit)
+
+    yield update
 
 
 def wait_for_all_processes() -> None:

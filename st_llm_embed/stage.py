@@ -12,7 +12,6 @@ is the one file that each run writes again: the recipe as it was resolved.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import itertools
 import json
@@ -29,7 +28,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
-from st_llm_embed.errors import InputError, explained
+from st_llm_embed.errors import InputError, disk_is_full, explained
 from st_llm_embed.processes import is_first_process, wait_for_all_processes, written_beside
 
 logger = logging.getLogger(__name__)
@@ -217,8 +216,7 @@ def full_disk_explained(output_dir: Path) -> Generator[None]:
     try:
         yield
     except Exception as error:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or shutil.disk_usage(output_dir).free < NO_SPACE_BYTES:
+        if disk_is_full(error) or shutil.disk_usage(output_dir).free < NO_SPACE_BYTES:
             raise InputError(
                 f"The disk that holds {output_dir} is full ({error}). Finished stages and complete checkpoints are "
                 "kept: make room and run the same command again, or choose another --output-dir."

@@ -50,7 +50,7 @@ def encode(
     """Encode texts into parquet shards. Run it again to resume; finished shards are not repeated."""
     configure_logging()
     from st_llm_embed.encoding import encode as encoding
-    from st_llm_embed.encoding.shards import Texts, VectorType
+    from st_llm_embed.encoding.shards import Texts, VectorType, read_lengths
 
     job = encoding.Job(
         texts=Texts(dataset, column, id_column, dataset_config, dataset_split),
@@ -67,6 +67,7 @@ def encode(
     made, written = encoding.encode(job, processes=processes, devices=device or (), with_ray=with_ray)
     shards = f"{made.shards} shards; {written} encoded now, {made.shards - written} kept"
     typer.echo(f"{to}  {made.rows:,} vectors of {made.dimension} numbers in {shards}")
+    typer.echo(f"{to}  {read_lengths(to, made.shards)}")
 
 
 @app.command()
@@ -90,13 +91,21 @@ def search(
 
     from st_llm_embed.encoding.search import VectorIndex
 
-    opened = zip([VectorIndex(folder) for folder in indexes], model or [None] * len(indexes), strict=True)
-    found = [index.search(index.embedder(name).encode([query])[0], k) for index, name in opened]
+    opened = [VectorIndex(folder) for folder in indexes]
+    found, notes = [], []
+    for index, name in zip(opened, model or [None] * len(indexes), strict=True):
+        embedder = index.embedder(name)
+        found.append(index.search(embedder.encode([query])[0], k))
+        asked = embedder.lengths([query])
+        notes += [f"{index.folder}: {index.lengths}"] if index.lengths.cut else []
+        notes += [f"The query has {asked.tokens} tokens, of which {asked.read} are read."] if asked.cut else []
     # Folded, not cut: the ends of the folders' names tell them apart.
     table = Table("", *(Column(str(folder), overflow="fold") for folder in indexes), show_lines=True)
     for place, hits in enumerate(zip_longest(*found), start=1):
         table.add_row(str(place), *(Text(_shown(hit)) if hit else "" for hit in hits))
     Console().print(table)
+    for note in notes:
+        typer.echo(note)
 
 
 def _shown(hit: Hit) -> str:

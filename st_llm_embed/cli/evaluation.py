@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from st_llm_embed.cli.options import listed, log_to_stderr, one_of
+from st_llm_embed.cli.options import configure_logging, listed, log_to_stderr, one_of
 from st_llm_embed.errors import InputError
 
 if TYPE_CHECKING:
     from mteb.results import TaskResult
 
+    from st_llm_embed.data.beir import RetrievalSet
     from st_llm_embed.evaluation.mteb import PlannedTask
+    from st_llm_embed.evaluation.retrieval import Found
 
 app = typer.Typer()
 
@@ -30,9 +35,28 @@ def evaluate(
     tasks: Tasks = "",
     *,
     benchmark: Benchmark = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="In place of tasks: a BEIR folder, or a file of rows whose anchors look for positives."),
+    ] = None,
+    corpus: Annotated[Path | None, typer.Option(help="With --data ROWS: a file of further documents.")] = None,
+    beside: Annotated[
+        list[str] | None, typer.Option(metavar="MODEL", help="With --data: another model; may be repeated.")
+    ] = None,
+    instruction: Annotated[
+        str | None,
+        typer.Option(
+            help="With --data: of every query, for models that take one.",
+            show_default="each row's own, or the model's query prompt",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --data: print JSON.")] = False,
     prompts: Annotated[
-        str, typer.Option(metavar="paper|mteb|none", help="The paper's instructions, mteb's, or none.")
-    ] = "mteb",
+        str | None,
+        typer.Option(
+            metavar="paper|mteb|none", help="The paper's instructions, mteb's, or none.", show_default="mteb"
+        ),
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
     max_seq_length: Annotated[int | None, typer.Option(help="Longest text in tokens; the paper's is 512.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts per forward pass or request.")] = 32,
@@ -50,8 +74,33 @@ def evaluate(
         bool, typer.Option("--dry-run", help="Check model and prompts, estimate cost; evaluate nothing.")
     ] = False,
 ) -> None:
-    """Evaluate a model on official mteb tasks. Run it again to resume; finished tasks are not repeated."""
-    mode = one_of(prompts, ("paper", "mteb", "none"), "--prompts")
+    """Evaluate a model on official mteb tasks, or on your own data beside BM25 and other models.
+
+    Run it again to resume; finished mteb tasks are not repeated.
+    """
+    for_tasks = {"--tasks": tasks, "--benchmark": benchmark, "--prompts": prompts, "--base-url": base_url}
+    for_data = {"--corpus": corpus, "--beside": beside, "--instruction": instruction, "--json": as_json}
+    _refuse_others(for_data if data is None else for_tasks, "without" if data is None else "with")
+    if data is not None:
+        configure_logging()
+        from st_llm_embed.data.beir import read_retrieval_set
+        from st_llm_embed.evaluation.embedders import embedder_loader
+        from st_llm_embed.evaluation.retrieval import compare
+
+        options: dict[str, Any] = {"max_seq_length": max_seq_length, "device": next(iter(device or []), None)}
+        models = {model: embedder_loader(model, revision=revision, **options)}
+        models |= {name: embedder_loader(name, **options) for name in beside or []}
+        rows = read_retrieval_set(data, corpus)
+        if dry_run:
+            typer.echo(f"{data}: {len(rows.queries):,} queries, {len(rows.corpus):,} documents; nothing is evaluated.")
+            return
+        found = compare(rows, models, instruction=instruction, batch_size=batch_size)
+        if as_json:
+            typer.echo(_found_json(rows, found))
+        else:
+            _print_found(rows, found)
+        return
+    mode = one_of(prompts or "mteb", ("paper", "mteb", "none"), "--prompts")
     log_to_stderr()
     import st_llm_embed.evaluation.mteb as evaluation
     from st_llm_embed.evaluation.mteb_models import load_model
@@ -123,6 +172,46 @@ def submit(
     folder = prepare_submission(model, results, declared=declared, contamination=contamination)
     typer.echo((folder / "checklist.md").read_text(encoding="utf-8"))
     typer.echo(f"{folder}  the files of the submission")
+
+
+def _refuse_others(options: Mapping[str, object], preposition: str) -> None:
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise InputError(
+            f"{', '.join(given)} cannot be used {preposition} --data. Omit {'it' if len(given) == 1 else 'them'}."
+        )
+
+
+def _print_found(rows: RetrievalSet, found: Mapping[str, Found]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from st_llm_embed.evaluation.ranking import MEASURES, summarized
+
+    title = f"{len(rows.queries):,} queries, {len(rows.corpus):,} documents; 95 % intervals over queries"
+    table = Table("", *MEASURES.values(), "before a query", title=title)
+    for name, one in found.items():
+        scores = summarized(one.ranked.scores).values()
+        cells = (f"{score['mean']:.3f} ({score['low']:.3f} to {score['high']:.3f})" for score in scores)
+        table.add_row(name, *cells, one.query_prompt.strip() or "-")
+    Console().print(table)
+    for name, one in found.items():
+        if one.lengths is not None:
+            typer.echo(f"{name}: {one.lengths}")
+
+
+def _found_json(rows: RetrievalSet, found: Mapping[str, Found]) -> str:
+    from st_llm_embed.evaluation.ranking import summarized
+
+    systems = {
+        name: {
+            "scores": summarized(one.ranked.scores),
+            "query_prompt": one.query_prompt,
+            "lengths": None if one.lengths is None else asdict(one.lengths),
+        }
+        for name, one in found.items()
+    }
+    return json.dumps({"queries": len(rows.queries), "documents": len(rows.corpus), "systems": systems}, indent=2)
 
 
 def _print_preflight(planned: list[PlannedTask], count: int) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -12,12 +14,16 @@ import typer
 
 from st_llm_embed.data.files import check_name
 from st_llm_embed.errors import InputError, Problems
-from st_llm_embed.processes import is_first_process
+from st_llm_embed.processes import is_first_process, is_on_terminal
 from st_llm_embed.recipe import Recipe, RecipeError, shipped_recipes
 
 Choice = TypeVar("Choice", bound=str)
 
 RecipeArgument = Annotated[str | None, typer.Argument(help="A shipped recipe's name, or the path of a .yaml file.")]
+QUIET = dict.fromkeys(("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY"), "error")
+"""What the libraries beneath warn of is checked, or meant for those who call them."""
+NO_BARS = {"TQDM_DISABLE": "1"}
+
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check recipe, rows and base, print the resolved recipe, write nothing.")
 ]
@@ -103,16 +109,21 @@ def configure_logging() -> None:
     """Show the package's log in the first process; silence other libraries' bars of loading and saving."""
     if not is_first_process():
         return
+    log_to_stderr()
     import datasets
     from transformers.utils import logging as transformers_logging
 
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
-    log_to_stderr()
 
 
 def log_to_stderr() -> None:
-    """Show the package's log."""
+    """Show the package's log, and of other libraries what is an error; bars on a terminal alone."""
+    # Read when the libraries are imported, here and in the processes of pools.
+    for name, value in (QUIET if is_on_terminal() else QUIET | NO_BARS).items():
+        os.environ.setdefault(name, value)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     package_logger = logging.getLogger("st_llm_embed")

@@ -166,7 +166,12 @@ def _print_plan(plan: Plan, usd_per_hour: float | None) -> None:
     table.add_row("tokens with padding", f"{plan.padded_tokens_per_step * steps:,.0f} ({padding:.1%} padding)")
     table.add_row("parameters", f"{plan.parameters:,}, {plan.trainable_parameters:,} trained")
     table.add_row("FLOPs", f"{plan.flops_per_step:.3g} a step, {plan.flops_per_step * steps:.3g} in all")
-    table.add_row("hours, all devices together", f"{plan.hours:,.2f} at 100 TFLOP/s sustained")
+    table.add_row("texts that are cut", str(plan.lengths))
+    if plan.cpu_flops is None:
+        table.add_row("hours, all devices together", f"{plan.hours:,.2f} at 100 TFLOP/s sustained")
+    else:
+        rate = f"{plan.cpu_flops / 1e9:,.0f} GFLOP/s in a pass that was timed"
+        table.add_row("time on this CPU", f"{_duration(plan.hours)}, {_duration(plan.hours / steps)} a step ({rate})")
     if usd_per_hour is not None:
         table.add_row("cost", f"{plan.hours * usd_per_hour:,.2f} USD at {usd_per_hour:g} for an hour of one device")
     for name, size in plan.memory.items():
@@ -185,6 +190,11 @@ def _print_plan(plan: Plan, usd_per_hour: float | None) -> None:
             "To take less: lora, base.dtype in 16 bits, base.quantization nf4, training.activation_checkpointing, a "
             "smaller loss.mini_batch_num_tokens, or more devices with --sharded."
         )
+
+
+def _duration(hours: float) -> str:
+    unit, size = next((one for one in (("h", 1), ("min", 60)) if hours * one[1] >= 1), ("s", 3600))
+    return f"{hours * size:,.0f} {unit}" if hours * size >= 10 else f"{hours * size:.2g} {unit}"
 
 
 def _print_contents(folder: Path, *names: str) -> None:

@@ -21,7 +21,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from st_llm_embed.data.check import MINING_ADVICE
 from st_llm_embed.data.dataset import (
@@ -37,6 +36,7 @@ from st_llm_embed.data.rows import content_hash, fold
 from st_llm_embed.data.vectors import VectorFolder
 from st_llm_embed.errors import explained
 from st_llm_embed.modules.model import LLMSentenceTransformer
+from st_llm_embed.processes import progress
 from st_llm_embed.recipe import Mining
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -180,7 +180,7 @@ def _mine(
     chosen = np.full((len(rows.first_of_query), mining.num_negatives), -1, dtype=np.int64)
     last_score = np.empty(len(wanted), dtype=np.float32)
     too_near = 0
-    with tqdm(total=len(wanted), desc=f"{title}: search", unit=" queries") as progress:
+    with progress(f"{title}: search", len(wanted), 0, "queries") as update:
         for start, scores, found in nearest_documents(queries, documents, (query, document), mining.range_max, device):
             part = slice(start, start + len(scores))
             last_score[part] = scores[:, -1]
@@ -192,7 +192,7 @@ def _mine(
             picked = np.where(np.take_along_axis(passed, order, 1), np.take_along_axis(places, order, 1), -1)
             chosen[wanted[part], : picked.shape[1]] = picked
             too_near += int((exists & ~passed).sum())
-            progress.update(len(near))
+            update(len(near))
 
     # Query, as a position in `wanted`, and positive of each row that lacks negatives.
     pairs = np.searchsorted(wanted, rows.queries[lacking]), rows.documents[rows.starts[:-1][lacking]]

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from st_llm_embed.errors import InputError
+from st_llm_embed.processes import progress
 from st_llm_embed.recipe import Mining, Teacher
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class VectorFolder:
         if done < count:
             # Whole pieces, so that texts share their batches with the same ones as without the kill.
             done -= done % TEXTS_AT_ONCE
-        with tqdm(total=count, initial=done, desc=title, unit=" texts") as progress:
+        with progress(title, count, done, "texts") as update:
             for start in range(done, count, TEXTS_AT_ONCE):
                 numbers = range(start, min(start + TEXTS_AT_ONCE, count))
                 texts = [text(number) for number in numbers]
@@ -98,7 +98,7 @@ class VectorFolder:
                     # Over the torn vector that a kill may have left at the end.
                     file.seek(start * vectors.shape[1] * self._dtype.itemsize)
                     file.write(vectors.astype(self._dtype).tobytes())
-                progress.update(len(texts))
+                update(len(texts))
         if path is None:
             return np.empty((0, 1), dtype=self._dtype)
         self._used.add(path)

@@ -32,6 +32,7 @@ from st_llm_embed.modules.model import LLMSentenceTransformer
 from st_llm_embed.recipe import TRAINED, Distillation, DistillationLoss, Instructions, Recipe
 from st_llm_embed.training.arguments import training_arguments
 from st_llm_embed.training.batches import SetSamplerEpoch
+from st_llm_embed.training.interrupt import train_from
 from st_llm_embed.training.loss import known_positives
 from st_llm_embed.training.reporting import check_reporting, reporting_into
 from st_llm_embed.training.train import last_complete_checkpoint, training_set
@@ -290,8 +291,7 @@ def train_student(
         trainer = StudentTrainer(
             model=model, args=arguments, train_dataset=rows, loss=losses, callbacks=[SetSamplerEpoch()]
         )
-        checkpoint = last_complete_checkpoint(output_dir / "checkpoints")
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        train_from(trainer, last_complete_checkpoint(output_dir / "checkpoints"))
     (output_dir / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1), encoding="utf-8")
     if not all(torch.isfinite(weights).all() for weights in model.parameters()):
         raise InputError("The student's training has diverged. Lower distillation.training.learning_rate.")

@@ -23,7 +23,6 @@ import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from sentence_transformers.sentence_transformer.modules import Normalize
-from tqdm.auto import tqdm
 
 from st_llm_embed.encoding.shards import (
     COMPARED,
@@ -34,13 +33,16 @@ from st_llm_embed.encoding.shards import (
     Texts,
     VectorType,
     cut_into_shards,
+    lengths_metadata,
     read_manifest,
     shard_path,
 )
 from st_llm_embed.errors import InputError, explained
+from st_llm_embed.evaluation.embedders import saved_prompt
 from st_llm_embed.modules.layout import model_identity
+from st_llm_embed.modules.lengths import Lengths, text_lengths
 from st_llm_embed.modules.model import LLMSentenceTransformer
-from st_llm_embed.processes import written_beside
+from st_llm_embed.processes import progress, written_beside
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +69,9 @@ class Job:
     batch_size: int = 32
     """Texts per forward pass."""
 
-    def write(self, path: Path, ids: list[str], texts: list[str], vectors: NDArray[np.floating]) -> None:
+    def write(
+        self, path: Path, ids: list[str], texts: list[str], vectors: NDArray[np.floating], lengths: Lengths
+    ) -> None:
         """Write a shard, the whole file or nothing; vectors, shape (number of texts, dimension), must be finite."""
         with np.errstate(over="ignore"):
             stored = vectors.astype(self.dtype)
@@ -87,7 +91,7 @@ class Job:
             written_beside(path) as part,
             part.open("wb") as file,
         ):
-            pq.write_table(pa.table(columns), file, use_dictionary=False)
+            pq.write_table(pa.table(columns, metadata=lengths_metadata(lengths)), file, use_dictionary=False)
             file.flush()
             os.fsync(file.fileno())
 
@@ -130,6 +134,7 @@ class Embedder:
         """
         self.model = PooledModel(model, revision=revision, device=device)
         self._encode = self.model.encode_query if role == "query" else self.model.encode_document
+        self._prompt = saved_prompt(self.model, role)
         self._normalize = any(isinstance(module, Normalize) for module in self.model.modules())
         # Encoded, not asked for: an asymmetric model does not know its dimension by itself.
         size = self.encode(["text"]).shape[1]
@@ -140,6 +145,10 @@ class Embedder:
             )
         self.model.truncate_dim = dimension
         self.dimension = dimension or size
+
+    def lengths(self, texts: list[str]) -> Lengths:
+        """Return how much of texts is read, their prompt included."""
+        return text_lengths(self.model, texts, self._prompt)
 
     def encode(self, texts: list[str], batch_size: int = 32, **options: Any) -> NDArray[np.float32]:
         """Return the vectors of texts, shape (number of texts, dimension)."""
@@ -187,9 +196,9 @@ def encode(
         else:
             targets = [devices[number % len(devices)] if devices else "cpu" for number in range(processes)]
             written = _encode_here(job, embedder, todo, len(shards), targets)
-        with tqdm(total=manifest.rows, initial=manifest.rows - rows, desc="encoding", unit=" texts") as progress:
+        with progress("encoding", manifest.rows, manifest.rows - rows, "texts") as update:
             for count in written:
-                progress.update(count)
+                update(count)
     return manifest, len(todo)
 
 
@@ -218,7 +227,7 @@ def _encode_here(
             start = 0
             for shard, ids, texts in part:
                 path = shard_path(job.folder, shard.number, shards)
-                job.write(path, ids, texts, vectors[start : start + shard.rows])
+                job.write(path, ids, texts, vectors[start : start + shard.rows], embedder.lengths(texts))
                 start += shard.rows
                 yield shard.rows
     finally:
@@ -270,7 +279,8 @@ class _Actor:
         try:
             ids, texts = self._reader.read(shard)
             path = shard_path(self._job.folder, shard.number, self._shards)
-            self._job.write(path, ids, texts, self._embedder.encode(texts, self._job.batch_size))
+            vectors, lengths = self._embedder.encode(texts, self._job.batch_size), self._embedder.lengths(texts)
+            self._job.write(path, ids, texts, vectors, lengths)
         except InputError as error:
             refusal = str(error)
         return {"rows": batch["rows"], "refusal": np.array([refusal])}

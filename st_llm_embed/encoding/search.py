@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sentence_transformers.util import SimilarityFunction, semantic_search
 
 from st_llm_embed.encoding.encode import Embedder
-from st_llm_embed.encoding.shards import MANIFEST, read_manifest, shard_path
+from st_llm_embed.encoding.shards import MANIFEST, read_lengths, read_manifest, shard_path
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.modules.layout import model_identity
 
@@ -51,6 +51,7 @@ class VectorIndex:
                 f"{folder} lacks {missing} of {manifest.shards} shards. Run the encode command that made it again."
             )
         self.folder, self.manifest, self._paths = folder, manifest, paths
+        self.lengths = read_lengths(folder, manifest.shards)
         self._similarity = SimilarityFunction.to_similarity_fn(manifest.similarity)
 
     def search(self, query: NDArray[np.float32], k: int) -> list[Hit]:

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
+from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from st_llm_embed.data.files import ALLOWED, RECORD_FILES, files_in, read_records, read_text
 from st_llm_embed.errors import InputError, explained, shown
+from st_llm_embed.modules.lengths import Lengths
 from st_llm_embed.processes import written_beside
+
+logger = logging.getLogger(__name__)
 
 TEXT_FILES = (".txt", ".md")
 
 MANIFEST = "_manifest.json"
 """The underscore keeps it from being taken for a part of the dataset by pyarrow and others."""
+
+LENGTHS = b"lengths"
+"""Key of a shard's metadata."""
 
 VectorType = Literal["float32", "float16"]
 
@@ -99,14 +111,36 @@ class ShardReader:
 
 
 def cut_into_shards(texts: Texts, size: int) -> list[Shard]:
-    """Read all texts once, check them, and return what each shard holds."""
+    """Read all texts once, check them, and return what each shard holds; ids that several texts have are logged."""
     shards: list[Shard] = []
+    names = array("Q")
     rows = texts.rows()
     while part := list(islice(rows, size)):
         shards.append(Shard(len(shards), len(part), _digest(part)))
+        if texts.id_column is not None:
+            names.extend(_number(name) for name, _ in part)
     if not shards:
         raise InputError(f"{texts.path} holds no texts. {ALLOWED}")
+    _log_repeated(texts, np.frombuffer(names, dtype=np.uint64))
     return shards
+
+
+def _log_repeated(texts: Texts, names: NDArray[np.uint64]) -> None:
+    values, counts = np.unique(names, return_counts=True)
+    repeated = set(values[counts > 1].tolist())
+    if repeated:
+        first = next(name for name, _ in texts.rows() if _number(name) in repeated)
+        logger.warning(
+            "%s texts of %s share %s ids, the first of them %r; all are kept, and a search shows one id for several.",
+            f"{counts[counts > 1].sum():,}",
+            texts.path,
+            f"{len(repeated):,}",
+            first,
+        )
+
+
+def _number(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
 
 
 def _digest(rows: Iterable[tuple[str, str]]) -> str:
@@ -162,6 +196,20 @@ COMPARED = {
 def shard_path(folder: Path, number: int, count: int) -> Path:
     """Return the file of a shard."""
     return folder / f"shard-{number:05d}-of-{count:05d}.parquet"
+
+
+def lengths_metadata(lengths: Lengths) -> dict[bytes, bytes]:
+    """Return what a shard's file says of its texts' lengths."""
+    return {LENGTHS: json.dumps(asdict(lengths)).encode()}
+
+
+def read_lengths(folder: Path, shards: int) -> Lengths:
+    """Return how much of all texts in a folder was read when they were encoded."""
+    found = Lengths()
+    for number in range(shards):
+        metadata = pq.read_schema(shard_path(folder, number, shards)).metadata
+        found += Lengths(**json.loads(metadata[LENGTHS]))
+    return found
 
 
 def read_manifest(folder: Path) -> Manifest | None:

@@ -1,8 +1,7 @@
 """Scores on the held-out rows, before, during and after training: retrieval, STS triplets, and bitext.
 
-Each query has one relevant document. Its rank counts every other document that scores at least as high, so a model
-that gives all texts the same vector scores 0. Ties apart, the scores are those of sentence-transformers'
-`InformationRetrievalEvaluator` and `TripletEvaluator`, which would encode the documents again for each group of rows.
+Each query has one relevant document. The scores are those of sentence-transformers' `InformationRetrievalEvaluator`
+and `TripletEvaluator`, ties apart; those would encode the documents again for each group of rows.
 """
 
 from __future__ import annotations
@@ -20,13 +19,15 @@ from transformers.trainer_utils import IntervalStrategy
 
 from st_llm_embed.data.dataset import load_split, negative_columns
 from st_llm_embed.errors import InputError
+from st_llm_embed.evaluation.ranking import Ranked, dot_products, finite, interval, rank
 from st_llm_embed.instructions import format_query, instruction_of
 from st_llm_embed.modules.model import LLMSentenceTransformer
+from st_llm_embed.processes import is_on_terminal
 from st_llm_embed.recipe import TASK_TYPES, Instructions, Recipe
 from st_llm_embed.training.arguments import SCORES, training_arguments
 
-QUERIES_AT_ONCE = 512
-"""Rows of the similarity matrix in memory at a time."""
+LANGUAGES = ("English", "other languages", "unknown language")
+"""What rows are told apart by: both sides English, one not, or `und`."""
 
 
 class HeldOut(NamedTuple):
@@ -43,8 +44,8 @@ class HeldOut(NamedTuple):
     negative: NDArray[np.int64]
     """Index of each query's first negative in `documents`, -1 where it has none."""
     task_type: NDArray[np.str_]
-    english: NDArray[np.bool_]
-    """Whether both sides are English."""
+    language: NDArray[np.str_]
+    """One of `LANGUAGES`."""
 
 
 class Scores(NamedTuple):
@@ -52,7 +53,10 @@ class Scores(NamedTuple):
 
     summary: dict[str, Any]
     """`retrieval_ndcg_at_10`, `retrieval_recall_at_1`, `sts_triplet_accuracy`, `bitext_accuracy` in 0..1 (None where
-    there are no such rows), and the first two broken down in `by_task_type` and `by_language`."""
+    there are no such rows), and the first two broken down in `by_task_type` and `by_language`, with the interval of
+    the mean over queries that a sample of this size leaves open."""
+    ranked: Ranked
+    """Each query's own scores, and the documents nearest to it."""
     positive_similarity: NDArray[np.float32]
     """Cosine of each query with its positive, shape (number of queries,)."""
     negative_similarity: NDArray[np.float32]
@@ -78,8 +82,14 @@ def load_held_out(dataset_dir: Path, instructions: Instructions = "natural") -> 
         positive=np.array([index[row["positive"]] for row in rows]),
         negative=np.array([-1 if text is None else index[text] for text in negatives]),
         task_type=np.array([row["task_type"] for row in rows]),
-        english=np.array([row["language"] == "en" and row["target_language"] == "en" for row in rows]),
+        language=np.array([_language(row["language"], row["target_language"]) for row in rows]),
     )
+
+
+def _language(source: str, target: str) -> str:
+    if "und" in (source, target):
+        return LANGUAGES[2]
+    return LANGUAGES[0] if source == target == "en" else LANGUAGES[1]
 
 
 def evaluate_held_out(model: SentenceTransformer, rows: HeldOut, *, batch_size: int) -> Scores:
@@ -94,7 +104,7 @@ def evaluate_held_out(model: SentenceTransformer, rows: HeldOut, *, batch_size: 
 
 def score_held_out(rows: HeldOut, queries: NDArray[np.float32], documents: NDArray[np.float32]) -> Scores:
     """Score vectors of the held-out rows: unit length, shapes (queries, dimension) and (documents, dimension)."""
-    ranks = retrieval_ranks(queries, documents, rows.positive)
+    ranked = _ranked(queries, documents, rows.positive)
     positive_similarity = np.sum(queries * documents[rows.positive], axis=1)
     has_negative = rows.negative >= 0
     negative_similarity = np.sum(queries[has_negative] * documents[rows.negative[has_negative]], axis=1)
@@ -108,55 +118,40 @@ def score_held_out(rows: HeldOut, queries: NDArray[np.float32], documents: NDArr
     sts = (rows.task_type[has_negative] == "sts").nonzero()[0]
     bitext = (rows.task_type == "bitext").nonzero()[0]
     # As in mteb's bitext mining: the nearest among the translations of all bitext rows.
-    bitext_ranks = retrieval_ranks(queries[bitext], documents[rows.positive[bitext]], np.arange(len(bitext)))
+    translations = _ranked(queries[bitext], documents[rows.positive[bitext]], np.arange(len(bitext)))
     summary = {
-        **_retrieval(ranks),
+        **_retrieval(ranked, slice(None)),
         "sts_triplet_accuracy": _mean(positive_similarity[has_negative][sts] > negative_similarity[sts]),
-        "bitext_accuracy": _mean(bitext_ranks == 0),
+        "bitext_accuracy": _mean(translations.scores["recall_at_1"]),
         "queries": len(rows.queries),
         "documents": len(rows.documents),
         "by_task_type": {
-            name: _retrieval(ranks[rows.task_type == name]) for name in TASK_TYPES if name in rows.task_type
+            name: _retrieval(ranked, rows.task_type == name) for name in TASK_TYPES if name in rows.task_type
         },
         "by_language": {
-            "English": _retrieval(ranks[rows.english]),
-            "other languages": _retrieval(ranks[~rows.english]),
+            name: _retrieval(ranked, rows.language == name) for name in LANGUAGES if name in rows.language
         },
     }
-    return Scores(summary, positive_similarity, negative_similarity, random_similarity)
+    return Scores(summary, ranked, positive_similarity, negative_similarity, random_similarity)
 
 
-def retrieval_ranks(
-    queries: NDArray[np.float32], documents: NDArray[np.float32], relevant: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Return the rank, from 0, of each query's relevant document by the dot product, some queries at a time."""
-    found = []
-    for start in range(0, max(1, len(queries)), QUERIES_AT_ONCE):
-        rows = slice(start, start + QUERIES_AT_ONCE)
-        similarity = queries[rows] @ documents.T
-        own = np.take_along_axis(similarity, relevant[rows, None], axis=1)
-        found.append((similarity >= own).sum(axis=1) - 1)
-    return np.concatenate(found)
+def _ranked(queries: NDArray[np.float32], documents: NDArray[np.float32], positive: NDArray[np.int64]) -> Ranked:
+    return rank(dot_products(queries, documents), len(documents), [{place: 1} for place in positive.tolist()])
 
 
 def _encode(model: SentenceTransformer, texts: list[str], batch_size: int) -> NDArray[np.float32]:
     # Neither encode_query nor encode_document: the queries carry their own instructions.
-    vectors = model.encode(texts, batch_size=batch_size, normalize_embeddings=True, show_progress_bar=True)
-    broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(broken):
-        raise InputError(
-            f"The vectors of {len(broken)} of {len(texts)} texts are not finite, the first that of "
-            f"{texts[broken[0]][:60]!r}. Training has diverged, or the numbers do not fit into float16: lower "
-            "training.learning_rate, use bf16 instead of fp16, and train again."
-        )
-    return vectors
+    options: dict[str, Any] = {"normalize_embeddings": True, "show_progress_bar": is_on_terminal()}
+    return finite(model.encode(texts, batch_size=batch_size, **options), texts)
 
 
-def _retrieval(ranks: NDArray[np.int64]) -> dict[str, Any]:
+def _retrieval(ranked: Ranked, chosen: NDArray[np.bool_] | slice) -> dict[str, Any]:
+    ndcg, recall = (ranked.scores[name][chosen] for name in ("ndcg_at_10", "recall_at_1"))
     return {
-        "retrieval_ndcg_at_10": _mean(np.where(ranks < 10, 1 / np.log2(ranks + 2), 0)),
-        "retrieval_recall_at_1": _mean(ranks == 0),
-        "retrieval_queries": len(ranks),
+        "retrieval_ndcg_at_10": _mean(ndcg),
+        "retrieval_ndcg_at_10_interval": list(interval(ndcg)) if len(ndcg) else None,
+        "retrieval_recall_at_1": _mean(recall),
+        "retrieval_queries": len(ndcg),
     }
 
 

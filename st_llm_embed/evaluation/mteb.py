@@ -10,7 +10,6 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -26,11 +25,13 @@ from sentence_transformers import SentenceTransformer
 
 from st_llm_embed.doctor.probe import CHECK_TEXTS, SIXTEEN_BIT_COSINE, cosines
 from st_llm_embed.errors import InputError, did_you_mean, explained
-from st_llm_embed.evaluation.mteb_models import LocalModel, Usage
+from st_llm_embed.evaluation.mteb_models import LocalModel
 from st_llm_embed.evaluation.served import ServedModel
 from st_llm_embed.instructions import TaskPrompt
 from st_llm_embed.modules.eos import check_eos
+from st_llm_embed.modules.lengths import Lengths
 from st_llm_embed.modules.model import LLMSentenceTransformer
+from st_llm_embed.processes import is_on_terminal
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
@@ -229,9 +230,11 @@ def evaluate(
                 without_data[name] = problem
                 logger.warning("%s is skipped: %s", name, problem)
                 continue
-        outcome = _run(model, task, batch_size, bars=True, cache=cache, overwrite_strategy="only-missing")
+        outcome = _run(model, task, batch_size, bars=is_on_terminal(), cache=cache, overwrite_strategy="only-missing")
         results += outcome.task_results
         if name in todo:
+            if (lengths := model.usage.get(name)) and lengths.cut:
+                logger.info("%s: %s", name, lengths)
             if not _parts(task):
                 task.unload_data()
             _record(output_dir, model, task, batch_size, round(time.perf_counter() - start, 1))
@@ -270,12 +273,14 @@ def _load(task: AbsTask, without_data: dict[str, str]) -> str | None:
 def _record(output_dir: Path, model: EvaluatedModel, task: AbsTask, batch_size: int, seconds: float | None) -> None:
     """Write what mteb does not keep of a task; what is not known is null."""
     meta, name = model.mteb_model_meta, task.metadata.name
-    usage = model.usage.get(name, Usage()) if seconds is not None else None
+    usage = model.usage.get(name, Lengths()) if seconds is not None else None
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     record = {
         **model.task_prompt(task.metadata)._asdict(),
-        **(asdict(usage) if usage else dict.fromkeys(("texts", "tokens", "truncated"))),
-        "truncation_rate": usage.truncated / usage.texts if usage and usage.texts else None,
+        "texts": usage.texts if usage else None,
+        "tokens": usage.read if usage else None,
+        "truncated": usage.cut if usage else None,
+        "truncation_rate": usage.cut / usage.texts if usage and usage.texts else None,
         "seconds": seconds,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }

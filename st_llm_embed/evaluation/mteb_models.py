@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import mteb
 from mteb.abstasks.abstask import get_abstask_prompt
@@ -16,18 +12,18 @@ from mteb.models import ModelMeta, SentenceTransformerEncoderWrapper
 from mteb.models.abs_encoder import get_prompt_name
 from mteb.models.model_meta import ScoringFunction
 from mteb.types import Array, PromptType
-from transformers import PreTrainedTokenizerBase
 
-from st_llm_embed.errors import InputError, explained
+from st_llm_embed.errors import InputError
+from st_llm_embed.evaluation.embedders import embedder_loader, takes_instructions
 from st_llm_embed.instructions import (
     ASYMMETRIC_TYPES,
-    INSTRUCTION_TEMPLATE,
     PromptMode,
     TaskPrompt,
     mteb_task_prompt,
     saved_mteb_prompts,
 )
 from st_llm_embed.modules.layout import model_identity
+from st_llm_embed.modules.lengths import Lengths, longest_text, text_lengths
 from st_llm_embed.modules.model import LLMSentenceTransformer
 
 if TYPE_CHECKING:
@@ -38,13 +34,8 @@ if TYPE_CHECKING:
 BENCHMARKS = ("MTEB(eng, v1)", "MTEB(eng, v2)", "MTEB(Multilingual, v2)")
 """Whose tasks get a prompt of their own in a saved model where mteb's metadata has an instruction."""
 
-INSTRUCTED = re.compile(".+".join(map(re.escape, INSTRUCTION_TEMPLATE.split("{instruction}"))))
-"""A saved prompt which shows that a model takes instructions in our template."""
-
 POOL_FROM = 1_000
 """Texts in one call from which several devices share them; fewer are encoded on the first."""
-
-TOKENIZED_AT_ONCE = 4_096
 
 
 @cache
@@ -82,17 +73,6 @@ def prompts_by_key(metadata: TaskMetadata, prompt: TaskPrompt) -> dict[str, str]
     return {metadata.name: prompt.query, f"{metadata.name}-document": prompt.document}
 
 
-@dataclass
-class Usage:
-    """What one task had encoded."""
-
-    texts: int = 0
-    tokens: int = 0
-    """Up to max_seq_length of each text, prompts and special tokens included."""
-    truncated: int = 0
-    """Texts that are longer than max_seq_length."""
-
-
 class LocalModel(SentenceTransformerEncoderWrapper):
     """mteb's wrapper of a sentence-transformers model, which also counts tokens and uses several devices."""
 
@@ -108,7 +88,7 @@ class LocalModel(SentenceTransformerEncoderWrapper):
         """
         super().__init__(model)
         self.mteb_model_meta, self.prompt_mode = meta, prompt_mode
-        self.usage: dict[str, Usage] = {}
+        self.usage: dict[str, Lengths] = {}
         self._devices = list(devices)
         self._keeps_its_prompts = prompt_mode == "mteb" and not takes_instructions(model)
         self._pool: Any = None
@@ -126,7 +106,7 @@ class LocalModel(SentenceTransformerEncoderWrapper):
     def settings(self) -> dict[str, Any]:
         """Return length, devices and data type."""
         return {
-            "max_seq_length": self.model.max_seq_length,
+            "max_seq_length": longest_text(self.model),
             "devices": self._devices or [str(self.model.device)],
             "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
         }
@@ -151,7 +131,8 @@ class LocalModel(SentenceTransformerEncoderWrapper):
             self.model_prompts = prompts_by_key(task_metadata, prompt)
         texts = [text for batch in inputs for text in batch["text"]]
         before = prompt.document if prompt_type == PromptType.document else prompt.query
-        self._count(task_metadata.name, texts, before)
+        counted = text_lengths(self.model, texts, before)
+        self.usage[task_metadata.name] = self.usage.get(task_metadata.name, Lengths()) + counted
         if len(self._devices) > 1 and len(texts) >= POOL_FROM:
             # Kept open: every process loads the model, and a task can ask hundreds of times.
             self._pool = self._pool or self.model.start_multi_process_pool(self._devices)
@@ -167,19 +148,6 @@ class LocalModel(SentenceTransformerEncoderWrapper):
             (one for one in defaults if one in saved), own
         )
         return saved.get(name or "") or ""
-
-    def _count(self, task: str, texts: list[str], prompt: str) -> None:
-        usage = self.usage.setdefault(task, Usage())
-        usage.texts += len(texts)
-        tokenizer, longest = self.model.tokenizer, self.model.max_seq_length or math.inf
-        if not isinstance(tokenizer, PreTrainedTokenizerBase):
-            return
-        for start in range(0, len(texts), TOKENIZED_AT_ONCE):
-            some = [prompt + text for text in texts[start : start + TOKENIZED_AT_ONCE]]
-            rows: Any = tokenizer(some, return_attention_mask=False, return_token_type_ids=False, verbose=False)
-            lengths = list(map(len, rows["input_ids"]))
-            usage.tokens += int(sum(min(length, longest) for length in lengths))
-            usage.truncated += sum(length > longest for length in lengths)
 
 
 def load_model(
@@ -202,20 +170,10 @@ def load_model(
         devices: where it runs; none for the best there is.
 
     Raises:
-        InputError: there is no such model, it is not an embedder, it cannot be made to end texts with EOS, it takes
-            no instructions although the mode is ``paper``, or it has no room for texts of this length.
+        InputError: as `embedder_loader`; or it takes no instructions although the mode is ``paper``.
     """
-    folder = Path(name_or_path)
-    if folder.is_dir() and revision is not None:
-        raise InputError(f"{name_or_path} is a local folder, which has no revision {revision!r}. Omit --revision.")
-    advice = "Give the folder or the Hub id of a sentence-transformers model, and a device that is there."
-    # A typing error in a path must not become a question to the Hub.
-    if not folder.is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name_or_path):
-        raise InputError(f"There is no model folder {name_or_path!r}. {advice}")
-    with explained(f"The model {name_or_path!r} cannot be loaded", advice):
-        model = LLMSentenceTransformer(name_or_path, revision=revision, device=devices[0] if devices else None)
-    if max_seq_length is not None:
-        _shorten(model, max_seq_length)
+    device = devices[0] if devices else None
+    model = embedder_loader(name_or_path, revision=revision, max_seq_length=max_seq_length, device=device)()
     if prompts == "paper" and not takes_instructions(model):
         raise InputError(
             f"The model {name_or_path!r} takes no instructions: it is not a decoder with last-token pooling, and no "
@@ -229,7 +187,7 @@ def load_model(
             "revision": commit,
             "n_parameters": sum(weight.numel() for weight in model.parameters()),
             "memory_usage_mb": sum(one.numel() * one.element_size() for one in model.parameters()) / 2**20,
-            "max_tokens": model.max_seq_length,
+            "max_tokens": longest_text(model),
             "embed_dim": model.get_embedding_dimension(),
             "framework": ["Sentence Transformers", "PyTorch"],
             # None for the others: mteb then asks the model itself.
@@ -247,25 +205,3 @@ def experiment(prompts: PromptMode, max_seq_length: int | None) -> dict[str, Any
     if max_seq_length is not None:
         apart["max_seq_length"] = max_seq_length
     return apart or None
-
-
-def takes_instructions(model: LLMSentenceTransformer) -> bool:
-    """Return whether a model is a decoder with last-token pooling, or is saved with a prompt in our template."""
-    return model.reads_last_token or any(INSTRUCTED.fullmatch(prompt or "") for prompt in model.prompts.values())
-
-
-def _shorten(model: LLMSentenceTransformer, max_seq_length: int) -> None:
-    tokenizer = model.tokenizer
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise InputError(
-            f"--max-seq-length is {max_seq_length}, but this model reads texts by a {type(tokenizer).__name__}, which "
-            "cannot cut them. Omit --max-seq-length."
-        )
-    least = tokenizer.num_special_tokens_to_add() + 1
-    most = getattr(cast(Any, model[0]).config.get_text_config(), "max_position_embeddings", None)
-    if max_seq_length < least or (most is not None and max_seq_length > most):
-        raise InputError(
-            f"--max-seq-length is {max_seq_length}. Texts of this model need at least {least} tokens, special ones "
-            f"included, and have room for {most or 'any number of'}."
-        )
-    model.max_seq_length = max_seq_length

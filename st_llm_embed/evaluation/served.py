@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from st_llm_embed.api.budget import Cost, SpendingLimit, shipped_prices, token_count
 from st_llm_embed.api.exchange import read_api_key, read_vectors
 from st_llm_embed.errors import InputError, explained
-from st_llm_embed.evaluation.mteb_models import Usage, experiment, prompts_by_key, task_prompt
+from st_llm_embed.evaluation.mteb_models import experiment, prompts_by_key, task_prompt
 from st_llm_embed.instructions import PromptMode, TaskPrompt
+from st_llm_embed.modules.lengths import Lengths
 from st_llm_embed.recipe import is_plain_address
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class ServedModel(OpenAIAPIEncodeWrapper):
                 "experiment_kwargs": experiment(prompt_mode, max_seq_length),
             }
         )
-        self.prompt_mode, self.usage = prompt_mode, dict[str, Usage]()
+        self.prompt_mode, self.usage = prompt_mode, dict[str, Lengths]()
         self.usd_per_token = price.input / 1e6 if price else 0.0
         self._limits, self._sleep, self._dimension = (max_usd, max_tokens), sleep, 0
         self._kept = VectorStore(output_dir / "served" / "vectors.sqlite", served)
@@ -138,7 +139,8 @@ class ServedModel(OpenAIAPIEncodeWrapper):
             InputError: the limit is reached, or the server does not answer with vectors of the same model as before.
         """
         self.prompts_dict = self.model_prompts = prompts_by_key(task_metadata, self.task_prompt(task_metadata))
-        self.usage.setdefault(task_metadata.name, Usage()).texts += len(inputs.dataset)
+        name, counted = task_metadata.name, Lengths(texts=len(inputs.dataset))
+        self.usage[name] = self.usage.get(name, Lengths()) + counted
         return super().encode(inputs, task_metadata=task_metadata, **kwargs)
 
     def _get_embeddings(self, texts: list[str]) -> NDArray[np.float32]:

@@ -104,6 +104,11 @@ def confidence_in(text: str, code: str) -> float | None:
     return None if probabilities is None else _with_close(probabilities, code)
 
 
+def language_of(text: str) -> str:
+    """Return the code of the most probable language, one of the detector's, of however short a text."""
+    return _identifier().classify(text[:MOST_CHARACTERS])[0]
+
+
 @lru_cache(maxsize=8)
 def _probabilities(text: str, code: str) -> dict[str, float] | None:
     """Return the detector's probability of each language; None for a short text or a language it does not know."""

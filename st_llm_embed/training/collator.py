@@ -7,8 +7,13 @@ from typing import Any
 
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 
-from st_llm_embed.data.dataset import is_text_column
+from st_llm_embed.data.dataset import is_text_column, task_type_of
 from st_llm_embed.instructions import format_query
+
+TASK_TYPE = "task_type"
+"""Key of a batch: what all of its rows are of, or SEVERAL."""
+
+SEVERAL = "several"
 
 
 @dataclass
@@ -26,10 +31,13 @@ class InstructionCollator(SentenceTransformerDataCollator):
         """Make a batch of rows, which hold at least anchor, positive and instruction."""
         columns = [name for name in features[0] if is_text_column(name) and all(name in row for row in features)]
         kept = [name for name in ("dataset_name",) if name in features[0]]
-        return super().__call__(
+        batch = super().__call__(
             [
                 {name: row[name] for name in (*kept, *columns)}
                 | {"anchor": format_query(row["instruction"], row["anchor"])}
                 for row in features
             ]
         )
+        # Rows of several configurations can share a batch, which names the first one's.
+        kinds = {task_type_of(row["dataset_name"]) for row in features if kept}
+        return batch | {TASK_TYPE: kinds.pop() if len(kinds) == 1 else SEVERAL}

@@ -7,9 +7,7 @@ docs/training.md says what is counted, what is estimated, and how far off that i
 from __future__ import annotations
 
 import math
-import weakref
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, cycle, islice
 from pathlib import Path
@@ -20,36 +18,34 @@ import pyarrow.parquet as pq
 import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.training_args import MultiDatasetBatchSamplers
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.trainer_utils import SaveStrategy
 
 from st_llm_embed.data.dataset import negative_columns, write_dataset, write_source
 from st_llm_embed.data.rows import read_rows, rows_file
 from st_llm_embed.data.sources import read_source
-from st_llm_embed.errors import InputError, explained
+from st_llm_embed.errors import InputError
 from st_llm_embed.instructions import format_query, instruction_of
 from st_llm_embed.modules.base import load_tokenizer
+from st_llm_embed.modules.lengths import Lengths
 from st_llm_embed.recipe import EMBEDDED, SYNTHESIS, Instructions, Recipe, TrainingStage
 from st_llm_embed.training.adapter import decoder_without_weights
 from st_llm_embed.training.arguments import training_arguments
 from st_llm_embed.training.loss import SCORED_ROWS, cut
-from st_llm_embed.training.train import takes
+from st_llm_embed.training.step import flops_per_second, step_flops, step_peak
+from st_llm_embed.training.train import FIRST_ROWS, takes
 
 GIB = 2**30
 
 USABLE = 0.9
 """Share of a device's memory that is counted on; the rest is for the driver and for gaps between tensors."""
 
-FLOPS_PER_HOUR = 1e14 * 3600
+GPU_FLOPS = 1e14
 """Of a device that sustains 100 TFLOP/s."""
 
-FIRST_ROWS = 500
-"""Rows of each configuration whose texts are counted in tokens."""
+CPU_STEP, CPU_PASS = 5e12, 5e10
+"""Most FLOPs of a step that is planned for a CPU, where there is no accelerator; and of the pass that is timed."""
 
 NF4_BYTES = 4.127 / 8
 """Bytes of a weight in 4 bits with its share of the constants, quantized as well (arXiv 2305.14314, section 3)."""
@@ -62,15 +58,6 @@ STATES = 2
 
 OF_ANOTHER_MACHINE = ("bf16", "fp16", "tf32", "fsdp", "fsdp_config", "deepspeed", "use_cpu")
 """Keys of the training section that transformers refuses where the machine of the plan lacks what they need."""
-
-
-# FlopCounterMode does not know the CPU's fused attention.
-CPU_ATTENTION: dict[Any, Any] = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop(q, k, v),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-        lambda gradient, q, k, v, *_, **__: sdpa_backward_flop(gradient, q, k, v)
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -91,6 +78,10 @@ class Plan:
     """Without the head that predicts tokens, which an embedder does not have."""
     trainable_parameters: int
     flops_per_step: float
+    cpu_flops: float | None
+    """A second on this machine's CPU, timed; None where the training is for GPUs."""
+    lengths: Lengths
+    """Of the rows that were counted."""
     memory: dict[str, float]
     """Bytes in a step by what holds them; `total` is their peak."""
     device_memory: float | None
@@ -106,8 +97,8 @@ class Plan:
 
     @property
     def hours(self) -> float:
-        """Hours of all devices together, at 100 TFLOP/s sustained."""
-        return self.flops_per_step * self.steps / FLOPS_PER_HOUR
+        """Hours of all devices together, on this CPU or at 100 TFLOP/s sustained."""
+        return self.flops_per_step * self.steps / (self.cpu_flops or GPU_FLOPS) / 3600
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON types, with the sums."""
@@ -116,7 +107,7 @@ class Plan:
             "tokens": self.tokens_per_step * self.steps,
             "padded_tokens": self.padded_tokens_per_step * self.steps,
             "flops": self.flops_per_step * self.steps,
-            "hours_at_100_tflops": self.hours,
+            "hours": self.hours,
             "fits": self.fits,
         }
 
@@ -180,15 +171,18 @@ def _plan(
     batch, rows = arguments.per_device_train_batch_size, sum(part.count for part in known.values())
     steps, rows_per_step = _steps(recipe, arguments, [part.count for part in known.values()], devices)
     real = padded = texts = 0.0
+    lengths = Lengths()
     for part in known.values():
-        # As in training, they are cut off.
-        ids = tokenizer(list(chain(*part.texts)), truncation=True, max_length=longest)["input_ids"]
-        counts = map(len, ids)
-        lengths = [[next(counts) for _ in row] for row in part.texts]
+        whole = list(map(len, tokenizer(list(chain(*part.texts)), truncation=False, verbose=False)["input_ids"]))
+        # As in training, they are cut.
+        read = [min(length, longest) for length in whole]
+        lengths += Lengths(len(whole), sum(length > longest for length in whole), sum(whole), sum(read))
+        counts = iter(read)
+        by_row = [[next(counts) for _ in row] for row in part.texts]
         own_rows = part.count / rows * rows_per_step
-        tokens = own_rows * sum(chain(*lengths)) / len(lengths)
+        tokens = own_rows * sum(read) / len(by_row)
         real += tokens
-        filled = list(islice(cycle(lengths), min(batch, part.count)))
+        filled = list(islice(cycle(by_row), min(batch, part.count)))
         padded += tokens * _padded(filled, budget) / sum(chain(*filled))
         texts += own_rows * len(part.texts[0])
     parameters, trainable = model.num_parameters(), model.num_parameters(only_trainable=True)
@@ -196,7 +190,11 @@ def _plan(
     sharded = (sharded or bool(recipe.training.get("fsdp") or recipe.training.get("deepspeed"))) and devices > 1
     columns = max(len(part.texts[0]) for part in known.values())
     memory = _memory(recipe, model, batch, columns, devices, sharded=sharded)
-    forward, both = step_flops(model, round(padded / texts))
+    width = round(padded / texts)
+    forward, both = step_flops(model, width)
+    flops = (both if budget is None else both + forward) * texts
+    on_cpu = devices == 1 and device_memory is None and not torch.accelerator.is_available() and flops <= CPU_STEP
+    timed_texts = min(batch, max(1, int(CPU_PASS // both)))
     checkpoints = 0 if arguments.save_strategy == SaveStrategy.NO else arguments.save_total_limit
     if checkpoints is None:
         checkpoints = math.ceil(steps / arguments.save_steps) if arguments.save_steps >= 1 else steps
@@ -212,7 +210,9 @@ def _plan(
         padded_tokens_per_step=padded,
         parameters=parameters,
         trainable_parameters=trainable,
-        flops_per_step=(both if budget is None else both + forward) * texts,
+        flops_per_step=flops,
+        cpu_flops=flops_per_second(decoder_without_weights(recipe).train(), timed_texts, width) if on_cpu else None,
+        lengths=lengths,
         memory=memory,
         device_memory=None if device_memory is None else device_memory * GIB,
         # The trained model and the release have all weights; a checkpoint has what is trained, and its states.
@@ -302,94 +302,6 @@ def embedding_bytes(hidden_size: int, texts: int, texts_of_all: int, element_siz
     in float32, four more: the vectors, those of unit length, their gradients, and the documents in one piece.
     """
     return hidden_size * (3 * element_size * texts + 4 * 4 * texts_of_all)
-
-
-def step_peak(model: PreTrainedModel, texts: int, width: int, *, autocast: torch.dtype | None = None) -> int:
-    """Return the peak memory in bytes of one pass forward and back, besides weights and their gradients.
-
-    The model is on the meta device; its own code runs on fake tensors, in seconds and without memory at any size.
-    Kernels are those of a CPU; a GPU's keep as much except for dropout, whose mask is smaller there.
-    """
-    with _fake(model, texts, width) as forward, torch.autocast("cpu", autocast, enabled=autocast is not None):
-        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
-        return peak_bytes(lambda: forward().backward(), [*model.parameters(), *model.buffers(), *gradients])
-
-
-def step_flops(model: PreTrainedModel, width: int) -> tuple[int, int]:
-    """Count the FLOPs of one text, forward and of both passes; a multiplication and an addition are two.
-
-    What activation checkpointing computes again is counted. The model is on the meta device.
-    """
-    counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
-    with _fake(model, 1, width) as forward, counter:
-        result = forward()
-        flops = counter.get_total_flops()
-        result.backward()
-        return flops, counter.get_total_flops()
-
-
-@contextmanager
-def _fake(model: PreTrainedModel, texts: int, width: int) -> Generator[Callable[[], Tensor]]:
-    """Replace a model's parameters and buffers by fake tensors (shapes only), with gradients.
-
-    Yields:
-        A pass forward, which returns a number to go back from.
-
-    Raises:
-        InputError: the model's code does not run on fake tensors.
-    """
-    with (
-        explained(
-            f"A base of type {model.config.model_type!r} cannot be planned: its code does not run on fake tensors",
-            "This is so for mixtures of experts. Train it without a plan, with training.max_steps=2 first.",
-        ),
-        FakeTensorMode(allow_non_fake_inputs=True),
-    ):
-        for module in model.modules():
-            for name, weight in list(module.named_parameters(recurse=False)):
-                fake = nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype), weight.requires_grad)
-                fake.grad = torch.empty_like(fake) if weight.requires_grad else None
-                setattr(module, name, fake)
-            for name, buffer in list(module.named_buffers(recurse=False)):
-                setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
-        ids = torch.empty(texts, width, dtype=torch.long)
-        mask = torch.ones(texts, width, dtype=torch.long)
-
-        def forward() -> Tensor:
-            hidden = model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-            return hidden[:, -1].float().sum()
-
-        yield forward
-
-
-def peak_bytes(call: Callable[[], object], known: Iterable[Tensor]) -> int:
-    """Call, and return the most bytes of tensors that were alive at once and are not among those known before."""
-    with _Allocations(known) as allocations:
-        call()
-    return allocations.peak
-
-
-class _Allocations(TorchDispatchMode):
-    """Follows every piece of memory that an operation returns until it is freed."""
-
-    def __init__(self, known: Iterable[Tensor]) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known = [tensor.untyped_storage() for tensor in known]
-        self._seen = weakref.WeakSet(self._known)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(given):
-            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._seen:
-                self._seen.add(storage)
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._freed, storage.nbytes())
-        return given
-
-    def _freed(self, size: int) -> None:
-        self.now -= size
 
 
 def _known_rows(recipe: Recipe, output_dir: Path, notes: list[str]) -> tuple[dict[str, _Rows], list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import cast
@@ -12,7 +13,8 @@ from sentence_transformers.sentence_transformer.evaluation import SentenceEvalua
 
 from st_llm_embed.data.dataset import load_split, negative_columns, to_training
 from st_llm_embed.errors import InputError
-from st_llm_embed.instructions import instruction_of
+from st_llm_embed.instructions import format_query, instruction_of
+from st_llm_embed.modules.lengths import Lengths, longest_text, text_lengths
 from st_llm_embed.modules.model import LLMSentenceTransformer
 from st_llm_embed.modules.transformer import DecoderTransformer
 from st_llm_embed.processes import is_first_process
@@ -26,9 +28,15 @@ from st_llm_embed.training.check import (
     vectors_of,
     write_reference_vectors,
 )
+from st_llm_embed.training.interrupt import train_from
 from st_llm_embed.training.reporting import reporting_into
 from st_llm_embed.training.sections import check_batches
 from st_llm_embed.training.trainer import build_trainer
+
+logger = logging.getLogger(__name__)
+
+FIRST_ROWS = 500
+"""Rows of each configuration whose texts are counted in tokens."""
 
 
 def train(
@@ -57,6 +65,7 @@ def train(
 
     Raises:
         InputError: a row lacks a text, rows cannot fill a batch, or the trained model is broken.
+        KeyboardInterrupt: Ctrl-C; a checkpoint of the last step was written.
     """
     rows = training_set(dataset_dirs, configurations, recipe.base.instructions)
     if not hard_negatives:
@@ -73,12 +82,12 @@ def train(
         processes=arguments.world_size,
     )
     model = starting_model(recipe)
+    _log_lengths(model, rows)
     before = vectors_of(model)
     adapted = prepare_adapter(model, recipe)
     with reporting_into(output_dir / "logs", arguments):
         trainer = build_trainer(recipe, model, rows, arguments, evaluator)
-        checkpoint = last_complete_checkpoint(output_dir / "checkpoints")
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        train_from(trainer, last_complete_checkpoint(output_dir / "checkpoints"))
     if arguments.load_best_model_at_end and trainer.state.best_model_checkpoint is None:
         raise InputError(
             f"Recipe {recipe.name}: the training ended without a score, so that no checkpoint is the best. Lower "
@@ -112,6 +121,17 @@ def train(
     _write_dimensions(model, recipe.loss.matryoshka_dims)
     model.save_pretrained(str(output_dir / "model"), create_model_card=False)
     write_reference_vectors(vectors, output_dir)
+
+
+def _log_lengths(model: LLMSentenceTransformer, rows: DatasetDict) -> None:
+    """Say what share of the texts is cut, by the first rows of each configuration."""
+    lengths = Lengths()
+    for part in rows.values():
+        first = part.select(range(min(FIRST_ROWS, len(part))))
+        lengths += text_lengths(model, list(map(format_query, first["instruction"], first["anchor"])))
+        for column in ("positive", *negative_columns(part.column_names)):
+            lengths += text_lengths(model, list(first[column]))
+    logger.info("training: at most %s tokens a text: %s", longest_text(model), lengths)
 
 
 def _write_dimensions(model: LLMSentenceTransformer, dimensions: Sequence[int]) -> None:

@@ -17,8 +17,9 @@ from sentence_transformers import (
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 from sentence_transformers.sentence_transformer.modules import Transformer
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import unset_hf_deepspeed_config
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import IntervalStrategy
 
 from st_llm_embed.data.dataset import is_text_column
@@ -26,8 +27,9 @@ from st_llm_embed.errors import InputError, explained
 from st_llm_embed.modules.model import LLMSentenceTransformer
 from st_llm_embed.recipe import Recipe
 from st_llm_embed.training.batches import SetSamplerEpoch, TaskBatchSampler
-from st_llm_embed.training.collator import InstructionCollator
+from st_llm_embed.training.collator import TASK_TYPE, InstructionCollator
 from st_llm_embed.training.loss import build_losses
+from st_llm_embed.training.reporting import TrainingLog
 
 
 class EmbedderTrainer(SentenceTransformerTrainer):
@@ -41,6 +43,11 @@ class EmbedderTrainer(SentenceTransformerTrainer):
     def __init__(self, model: SentenceTransformer, **kwargs: Any) -> None:
         """Build the trainer; arguments as in SentenceTransformerTrainer."""
         super().__init__(model=model, **kwargs)
+        self._losses: dict[str, list[Tensor]] = {}
+        self.add_callback(TrainingLog())
+        # They write dictionaries.
+        for stock in (PrinterCallback, DEFAULT_PROGRESS_CALLBACK):
+            self.remove_callback(stock)
         if self.is_fsdp_enabled:
             # sentence-transformers 6.2 names no layers, and then the whole model would be gathered at once.
             plugin: Any = self.accelerator.state.fsdp_plugin
@@ -59,6 +66,22 @@ class EmbedderTrainer(SentenceTransformerTrainer):
     def gathered_weights(self) -> dict[str, Tensor]:
         """Return the state that is spread over processes, on the CPU; all call this, and the first gets all of it."""
         return self.accelerator.get_state_dict(self.model_wrapped)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Compute the loss of a batch, and remember of which task type it is; arguments as in the stock trainer."""
+        task_type = inputs.pop(TASK_TYPE, None)
+        computed = super().compute_loss(model, inputs, *args, **kwargs)
+        loss = computed[0] if isinstance(computed, tuple) else computed
+        if task_type is not None:
+            self._losses.setdefault(task_type, []).append(loss.detach())
+        return computed
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the mean loss of each task type since the last record, of this process's batches."""
+        if "loss" in logs:
+            means = {f"loss_{name}": torch.stack(losses).mean().item() for name, losses in self._losses.items()}
+            logs, self._losses = logs | means, {}
+        super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Score the model; arguments as in the stock trainer."""

@@ -84,7 +84,7 @@ def wait_for_progress(run: subprocess.Popen[str]) -> None:
     """Read what the command prints until some shards, and not all, are finished."""
     assert run.stderr is not None
     printed = ""
-    while not re.search(r"encoding: +[1-9]\d?%", printed):
+    while not re.search(r"encoding: [\d,]+ of [\d,]+ texts", printed):
         character = run.stderr.read(1)
         assert character, printed
         printed += character
@@ -194,6 +194,27 @@ def test_without_ray_the_message_says_how_to_install_it(tiny_model: Path, tmp_pa
     refused = run_cli("encode", tmp_path, "--model", tiny_model, "--to", tmp_path / "to", "--ray")
     assert (refused.code, "pip install 'st_llm_embed[ray]'" in refused.err) == (2, True)
     assert not (tmp_path / "to").exists()
+
+
+def test_cut_texts_and_repeated_ids_are_counted(tiny_model: Path, tmp_path: Path, run_cli: Cli) -> None:
+    """Over a resume, too, and said by what searches."""
+    texts = ["short"] * 6 + ["a long text " * 100] * 2
+    path = tmp_path / "texts.jsonl"
+    lines = (json.dumps({"text": text, "name": f"n{place % 6}"}) for place, text in enumerate(texts))
+    path.write_text("\n".join(lines), encoding="utf-8")
+    out = tmp_path / "out"
+    command = ["encode", path, "--model", tiny_model, "--to", out, "--id", "name", "--shard-size", 3]
+    first = run_cli(*map(str, command))
+    assert first.code == 0, first.err
+    assert "4 texts of" in first.err
+    assert "share 2 ids, the first of them 'n0'" in first.err
+    [said] = [line for line in first.out.splitlines() if "are cut" in line]
+    assert "2 of 8 texts (25.0%) are cut; " in said
+    (out / "shard-00001-of-00003.parquet").unlink()
+    assert said in run_cli(*map(str, command)).out
+    found = run_cli("search", out, "short " * 400)
+    assert said.split("  ")[1] in found.out
+    assert re.search(r"The query has \d+ tokens, of which \d+ are read", found.out)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from st_llm_embed.encoding.encode import Embedder, Job
 from st_llm_embed.encoding.search import VectorIndex
 from st_llm_embed.encoding.shards import Manifest, Texts, VectorType, shard_path
 from st_llm_embed.modules.layout import model_identity
+from st_llm_embed.modules.lengths import Lengths
 
 Cli = Callable[..., Outcome]
 
@@ -49,7 +50,7 @@ def write_index(
     for number in range(3):
         places = range(number * size, min((number + 1) * size, len(vectors)))
         ids, texts = [f"id {place}" for place in places], [f"text {place}" for place in places]
-        job.write(shard_path(folder, number, 3), ids, texts, vectors[places.start : places.stop])
+        job.write(shard_path(folder, number, 3), ids, texts, vectors[places.start : places.stop], Lengths())
     return folder
 
 

@@ -12,7 +12,7 @@ from sentence_transformers.sentence_transformer.evaluation import InformationRet
 from st_llm_embed import InputError, LLMSentenceTransformer
 from st_llm_embed.data.dataset import write_dataset
 from st_llm_embed.data.rows import Row
-from st_llm_embed.evaluation.held_out import HeldOut, evaluate_held_out, load_held_out, retrieval_ranks
+from st_llm_embed.evaluation.held_out import HeldOut, evaluate_held_out, load_held_out
 
 
 @pytest.fixture(scope="module")
@@ -67,16 +67,6 @@ def test_parts_weigh_up_to_the_whole(model: SentenceTransformer, rows: HeldOut) 
     assert summary["by_language"]["other languages"]["retrieval_queries"] == np.sum(rows.task_type == "bitext")
 
 
-def test_a_model_that_gives_every_text_one_vector_ranks_its_documents_last() -> None:
-    queries, documents = np.ones((3, 1), dtype=np.float32), np.ones((20, 1), dtype=np.float32)
-    assert retrieval_ranks(queries, documents, np.array([0, 7, 19])).tolist() == [19, 19, 19]
-
-
-def test_ranks_count_from_the_best() -> None:
-    similarity = np.array([[0.1, 0.9, 0.5], [0.3, 0.2, 0.1]], dtype=np.float32)
-    assert retrieval_ranks(similarity, np.eye(3, dtype=np.float32), np.array([2, 0])).tolist() == [1, 0]
-
-
 def test_a_model_that_training_broke_is_refused(tiny_base: Path, rows: HeldOut) -> None:
     broken = LLMSentenceTransformer.from_base(str(tiny_base), max_seq_length=64, device="cpu")
     with torch.no_grad():
@@ -100,7 +90,7 @@ def test_random_pairs_are_never_a_query_and_its_own_document() -> None:
             positive=np.arange(count),
             negative=np.full(count, -1),
             task_type=np.array(["sts"] * count),
-            english=np.ones(count, dtype=bool),
+            language=np.array(["English"] * count),
         )
         scores = evaluate_held_out(Directions(), rows, batch_size=4)
         assert scores.positive_similarity.tolist() == [1.0] * count

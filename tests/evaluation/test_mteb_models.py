@@ -20,8 +20,9 @@ from small_tasks import SmallSTS
 from tokenizers import Tokenizer
 
 from st_llm_embed import InputError, LLMSentenceTransformer
-from st_llm_embed.evaluation.mteb import evaluate
+from st_llm_embed.evaluation.mteb import evaluate, preflight
 from st_llm_embed.evaluation.mteb_models import load_model
+from st_llm_embed.evaluation.mteb_report import write_mteb_report
 from st_llm_embed.modules.layout import model_hash
 
 
@@ -151,11 +152,20 @@ def test_several_devices_give_the_vectors_of_one(saved: Path, monkeypatch: pytes
     assert not multiprocessing.active_children()
 
 
-def test_no_length_is_set_where_texts_cannot_be_cut(tiny_base: Path, tmp_path: Path) -> None:
+def test_static_embeddings_have_scores_and_no_length(tiny_base: Path, tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_file(str(tiny_base / "tokenizer.json"))
-    SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)], device="cpu").save(str(tmp_path))
+    folder, out = tmp_path / "static", tmp_path / "out"
+    SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)], device="cpu").save(str(folder))
     with pytest.raises(InputError, match=r"--max-seq-length is 16.*by a Tokenizer.*Omit --max-seq-length"):
-        load_model(str(tmp_path), prompts="none", max_seq_length=16)
+        load_model(str(folder), prompts="none", max_seq_length=16)
+    model = load_model(str(folder), prompts="none")
+    preflight(model, [SmallSTS()])
+    evaluate(model, [SmallSTS()], out)
+    report = write_mteb_report(out)
+    assert report["max_seq_length"] is None
+    assert list(report["tasks"]) == ["SmallSTS"]
+    for path in out.rglob("*.json"):
+        assert json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail)
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_nothing_but_texts_that_all_rows_have_reaches_the_model(tiny_base: Path)
     collator = InstructionCollator(preprocess_fn=model.preprocess)
     rows = rows_of(["a", "b"])
     batch = collator(rows)
-    assert batch.pop("dataset_name") == "sts"
+    assert (batch.pop("dataset_name"), batch.pop("task_type")) == ("sts", "sts")
     assert {name.split("_")[0] for name in batch} == {"anchor", "positive", "negative"}
 
     several = [{**row, "negative_1": "x", "negative_2": "y", "positive_id": 3} for row in rows]

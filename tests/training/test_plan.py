@@ -25,17 +25,8 @@ from st_llm_embed.data.rows import read_rows
 from st_llm_embed.training.adapter import starting_model
 from st_llm_embed.training.arguments import training_arguments
 from st_llm_embed.training.loss import InfoNCELoss, _Batch
-from st_llm_embed.training.plan import (
-    CPU_ATTENTION,
-    SCORE_COPIES,
-    USABLE,
-    Plan,
-    embedding_bytes,
-    peak_bytes,
-    plan_trainings,
-    step_flops,
-    step_peak,
-)
+from st_llm_embed.training.plan import SCORE_COPIES, USABLE, Plan, embedding_bytes, plan_trainings
+from st_llm_embed.training.step import CPU_ATTENTION, peak_bytes, step_flops, step_peak
 from st_llm_embed.training.train import training_set
 from st_llm_embed.training.trainer import build_trainer
 
@@ -220,6 +211,17 @@ def test_json_has_the_numbers_and_nothing_is_written(run_cli: RunCli, tiny_recip
     assert plan["padded_tokens"] >= plan["tokens"]
     assert plan["fits"]
     assert sorted(tmp_path.rglob("*")) == before
+    # Memory is a GPU's; without it, and without a GPU here, a pass is timed on the CPU.
+    assert plan["cpu_flops"] is None
+    assert plan["hours"] == pytest.approx(plan["flops"] / 1e14 / 3600)
+    here = ("--output-dir", tmp_path / "out", "--set", "base.max_seq_length=24")
+    timed = json.loads(run_cli("plan", tiny_recipe, "--json", *here).out)
+    assert timed["hours"] == pytest.approx(timed["flops"] / timed["cpu_flops"] / 3600)
+    assert 0 < timed["lengths"]["cut"] < timed["lengths"]["texts"]
+    assert timed["lengths"]["read"] < timed["lengths"]["tokens"]
+    table = run_cli("plan", tiny_recipe, *here).out
+    assert "time on this CPU" in table
+    assert "TFLOP/s" not in table
     options = ("--device-memory", "1", "--usd-per-hour", "3")
     table = run_cli("plan", tiny_recipe, "--output-dir", tmp_path / "out", *options).out
     assert "The recipe fits 1 GiB" in table
