@@ -51,6 +51,8 @@ def onnx_graph(model: LLMSentenceTransformer) -> onnx.ModelProto:
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     dynamic = {0: "batch", 1: "sequence"}
     module = _Graph(model).eval()
+    # Of a graph that it cannot export, torch would print all to stdout.
+    torch._C._jit_set_onnx_log_enabled(False)
     kind = "static" if is_static(model) else cast(Any, model[0]).model.config.model_type
     with (
         explained(

@@ -29,12 +29,17 @@ class Publishing(Section):
     """Hub name in the card's examples, such as `org/e5-mistral`; None: the folder's path."""
     license: str
     """Licence of the released weights, as the Hub spells it (`apache-2.0`, `cc-by-nc-4.0`, ...)."""
+    base_model: str | None = Field(default=None, pattern=r"^[\w-][\w.-]*(/[\w.-]+)?$")
+    """Hub id of the base, for the card, where `base.name_or_path` is a folder; nothing is trained again for it."""
+    query_instruction: str | None = None
+    """What `encode_query` of the released model takes for granted; null: the most frequent instruction of the rows."""
     limitations: tuple[str, ...] = ()
     """What users have to know before relying on the model; printed in the card and the report."""
     dataset_repo_id: str | None = None
     """Hub name in the dataset card's example."""
     dataset_license: str | None = None
-    """Licence of the rows, needed to push them; check the terms of the LLM that wrote them."""
+    """Licence of the rows, needed to push them and to show some on a card; check the terms of the LLM that wrote
+    them."""
 
 
 class Recipe(Section):
@@ -76,6 +81,8 @@ class Recipe(Section):
             raise ValueError("base.quantization is for training an adapter; set lora or base.adapter, or omit it")
         if self.base.random_init and adapted:
             raise ValueError("an adapter needs a base that others can load; set base.random_init to false")
+        if self.publishing.query_instruction is not None and self.base.instructions != "natural":
+            raise ValueError("publishing.query_instruction is for base.instructions natural; omit one of them")
         return self
 
     @model_validator(mode="after")

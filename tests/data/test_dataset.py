@@ -9,7 +9,7 @@ from datasets import Dataset, load_dataset
 from st_llm_embed import InputError, Recipe
 from st_llm_embed.data.dataset import check_rows, load_split, split_of, to_training, write_dataset
 from st_llm_embed.data.rows import Row, read_rows, rows_file
-from st_llm_embed.publishing.cards import dataset_card
+from st_llm_embed.publishing.dataset_card import dataset_card
 
 
 def test_embedded_rows_are_split_by_instruction_with_nothing_lost(tmp_path: Path) -> None:
