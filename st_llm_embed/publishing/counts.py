@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import pyarrow.parquet as pq
 
@@ -14,7 +14,7 @@ from st_llm_embed.instructions import RETRIEVAL_INSTRUCTION, instruction_of, ins
 from st_llm_embed.languages import LANGUAGE_CODES
 from st_llm_embed.modules.layout import read_json
 from st_llm_embed.publishing.leak_check import looks_private
-from st_llm_embed.recipe import EMBEDDED, Recipe
+from st_llm_embed.recipe import EMBEDDED, TASK_TYPES, Recipe, TaskType
 
 SYMMETRIC = ("sts", "bitext")
 """Task types whose rows have no query: either text could be the anchor."""
@@ -67,7 +67,7 @@ def query_prompt(recipe: Recipe, data: Sequence[Path]) -> str:
         recipe: all choices.
         data: the folders that were trained on.
     """
-    if recipe.publishing.query_instruction is not None:
+    if recipe.base.instructions == "natural" and recipe.publishing.query_instruction is not None:
         return instruction_prompt(recipe.publishing.query_instruction)
     rows = counted(data, ("task_type", "instruction"), "train")
     rows = Counter({key: count for key, count in rows.items() if key[0] not in SYMMETRIC}) or rows
@@ -167,6 +167,7 @@ def _instruction(recipe: Recipe, row: dict[str, str]) -> str:
     return instruction_of(recipe.base.instructions, row["instruction"], row["task_type"])
 
 
-def _oddness(row: dict[str, str]) -> tuple[bool, bool, str]:
+def _oddness(row: dict[str, str]) -> tuple[bool, int, str]:
     """Order rows by how little they look like a question and its answer, then in a fixed order."""
-    return row["task_type"] in SYMMETRIC, row["language"] not in ("en", UNKNOWN_LANGUAGE), row["key"]
+    foreign = row["language"] not in ("en", UNKNOWN_LANGUAGE)
+    return foreign, TASK_TYPES.index(cast(TaskType, row["task_type"])), row["key"]

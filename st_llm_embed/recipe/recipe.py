@@ -32,7 +32,8 @@ class Publishing(Section):
     base_model: str | None = Field(default=None, pattern=r"^[\w-][\w.-]*(/[\w.-]+)?$")
     """Hub id of the base, for the card, where `base.name_or_path` is a folder; nothing is trained again for it."""
     query_instruction: str | None = None
-    """What `encode_query` of the released model takes for granted; null: the most frequent instruction of the rows."""
+    """Instruction of `encode_query` of the released model, if `base.instructions` is natural; null: the most
+    frequent one of the rows, or a general one where none is frequent."""
     limitations: tuple[str, ...] = ()
     """What users have to know before relying on the model; printed in the card and the report."""
     dataset_repo_id: str | None = None
@@ -81,8 +82,6 @@ class Recipe(Section):
             raise ValueError("base.quantization is for training an adapter; set lora or base.adapter, or omit it")
         if self.base.random_init and adapted:
             raise ValueError("an adapter needs a base that others can load; set base.random_init to false")
-        if self.publishing.query_instruction is not None and self.base.instructions != "natural":
-            raise ValueError("publishing.query_instruction is for base.instructions natural; omit one of them")
         return self
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -109,7 +110,7 @@ def test_a_users_file_is_not_written_by_an_llm_and_private_rows_are_not_shown(
     card = make_card([dataset], "publishing.base_model=org/base", "publishing.dataset_license=null", "description=''")
     assert (card.data.base_model, card.data.base_model_relation) == ("org/base", "finetune")
     assert f"The prompt is `Instruct: {ONE}\\nQuery: `." in card.text
-    for wrong in ("LLM", "written by", "question 3 about thing", "database", "tram", "other instructions"):
+    for wrong in ("an LLM", "written by", "about thing", "database", "tram", "For another task"):
         assert wrong not in card.text
     assert card.data.to_dict().get("widget") is None
     assert "- the passages that answer a query (100 % of the rows)" in card.text
@@ -126,9 +127,9 @@ def test_rows_that_may_be_published_are_the_examples_and_their_authors_are_named
     assert example["source_sentence"] in held_out
     assert card.text.count(f"encode_query([{json.dumps(example['source_sentence'])}])") == 1
     assert json.dumps(example["sentences"][0]) in card.text
-    assert "24 rows written by gpt (" in card.text
+    assert re.search(r"\n\d+ rows written by gpt \(\d+ of them\), ", card.text)
     assert "/home/ada" not in str(card)
-    assert 'model.encode(["question' in card.text.partition("It was trained on other instructions")[2]
+    assert 'model.encode(["question' in card.text.partition("For another task, say what is looked for")[2]
 
 
 def test_many_languages_are_folded_and_have_the_hubs_codes(
