@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from st_llm_embed.doctor import diagnose
+from st_llm_embed.doctor.probe import PROBE_FILE
 from st_llm_embed.doctor.repository import NoDecoderError
 from st_llm_embed.errors import InputError
-from st_llm_embed.publishing.card_parts import Link, updated_card, updated_dataset_card
-from st_llm_embed.publishing.cards import adapter_card, folder_card
+from st_llm_embed.publishing.card_parts import INVARIANCE_FILE, Link, updated_card, updated_dataset_card
+from st_llm_embed.publishing.cards import PICTURE, adapter_card, folder_card
 from st_llm_embed.publishing.leak_check import published_files
 from st_llm_embed.publishing.push import Destination, check_push, check_tag, destination, push_folder, tag_commit
 from st_llm_embed.publishing.release import has_public_base, write_adapter_release
@@ -22,7 +23,10 @@ What = Literal["dataset", "adapter", "model"]
 REPLACED = {
     "dataset": ("*.parquet",),
     "adapter": ("*.safetensors",),
-    "model": ("*.safetensors", "*.safetensors.index.json", "*.gguf", "onnx/*", "openvino/*", "probe.json"),
+    "model": (
+        *("*.safetensors", "*.safetensors.index.json", "*.gguf", "onnx/*", "openvino/*"),
+        *(PROBE_FILE, INVARIANCE_FILE, PICTURE),
+    ),
 }
 """Files of an earlier version that would be wrong beside this one."""
 
