@@ -92,7 +92,7 @@ def run_stage(stage: str, folder: Path) -> None:
     shutil.rmtree(folder / "export", ignore_errors=True)
     stages: dict[str, Callable[[], object]] = {
         "evaluation": lambda: write_report(recipe, dataset, training, evaluation),
-        "release": lambda: write_release(recipe, dataset, training, evaluation, release),
+        "release": lambda: write_release(recipe, [dataset], training, evaluation, release),
         "doctor": lambda: diagnose(str(release), live=True),
         "verify": lambda: verify(release, release),
         "export onnx": lambda: export_model(release, ["onnx"], folder / "export"),

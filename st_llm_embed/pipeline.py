@@ -156,7 +156,8 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
 
     check_inputs(recipe)
     with run_in(output_dir, recipe):
-        training_dir, trained = _train(recipe, output_dir, build_data(recipe, output_dir))
+        data = build_data(recipe, output_dir)
+        training_dir, trained = _train(recipe, output_dir, data)
         dataset_dir = output_dir / "dataset"
         evaluation_dir, release_dir = output_dir / "evaluation", output_dir / "release"
         evaluated = build_stage(
@@ -174,7 +175,7 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
         build_stage(
             release_dir,
             {"evaluation": evaluated, "recipe": recipe.model_dump(mode="json")},
-            lambda folder: write_release(recipe, dataset_dir, training_dir, evaluation_dir, folder),
+            lambda folder: write_release(recipe, data, training_dir, evaluation_dir, folder),
         )
         return json.loads((evaluation_dir / "report.json").read_text(encoding="utf-8"))
 
@@ -253,7 +254,7 @@ def run_distillation(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
         build_stage(
             output_dir / "student-release",
             {"report": reported, "recipe": recipe.model_dump(mode="json")},
-            lambda folder: write_student_release(recipe, dataset_dir, student_dir, report_dir, folder),
+            lambda folder: write_student_release(recipe, data, student_dir, report_dir, folder),
         )
         return json.loads((report_dir / "report.json").read_text(encoding="utf-8"))
 
@@ -397,7 +398,7 @@ def _build_dataset(recipe: Recipe, output_dir: Path, selection: Selection | None
         inputs["rows"] = _files_hash(rows_file(data.rows))
 
     def build(folder: Path) -> None:
-        from st_llm_embed.publishing.cards import dataset_card
+        from st_llm_embed.publishing.dataset_card import dataset_card
 
         if data.rows == SYNTHESIS:
             synthesis = synthesis_of(recipe)

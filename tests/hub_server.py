@@ -250,6 +250,18 @@ class Hub(HubConnection):
         ]
         self._send(200, {"count": len(found), "start": 0, "discussions": found})
 
+    @route("POST", rf"{REPO}/discussions")
+    def open_discussion(self, repo: Repo) -> None:
+        asked = json.loads(self._body())
+        discussion = self.storage.open_pull_request(repo, asked["title"], self._namespaces()[0])
+        self._send(200, {"num": discussion.num})
+
+    @route("GET", rf"{REPO}/discussions/(?P<num>\d+)")
+    def discussion(self, repo: Repo, num: str) -> None:
+        discussion = repo.discussions[int(num) - 1]
+        details = {"events": [], "changes": {"base": "refs/heads/main"}, "filesWithConflicts": []}
+        self._send(200, self._discussion(repo, discussion) | details)
+
     # --- forms of answers ---
 
     def _url(self, kind: Kind, repo_id: str) -> str:

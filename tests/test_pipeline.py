@@ -192,8 +192,8 @@ def test_a_stage_that_died_is_done_again_and_nothing_else(
 @pytest.mark.parametrize(
     ("override", "prompt", "told"),
     [
-        ("base.instructions=none", "", "trained without instructions"),
-        ("base.instructions=task_type", "Instruct: short-long\nQuery: ", "names of task types as instructions"),
+        ("base.instructions=none", "", "Queries and documents are encoded as they are."),
+        ("base.instructions=task_type", "Instruct: short-long\nQuery: ", "A query carries the name of its task type"),
         ("base.pooling_mode=mean", None, "the mean of the hidden states of all tokens"),
     ],
 )
@@ -213,4 +213,4 @@ def test_what_is_compared_is_trained_scored_saved_and_said_on_the_card(
         assert next(module for module in released if hasattr(module, "pooling_mode")).pooling_mode == "mean"
     card = (out / "release" / "README.md").read_text(encoding="utf-8")
     assert told in card
-    assert ("Given a claim" in card) == (prompt != "")
+    assert ("For another task" in card) == (prompt is None)

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, cast
+from unicodedata import category
 
 import torch
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
@@ -22,6 +23,7 @@ from st_llm_embed.doctor.repository import UNLIMITED
 from st_llm_embed.doctor.verify import Verification, verify
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.export.gguf import write_gguf
+from st_llm_embed.export.gguf_tokenizer import CAPITALS
 from st_llm_embed.export.onnx import (
     OPSET,
     graph_tokenizer,
@@ -32,8 +34,8 @@ from st_llm_embed.export.onnx import (
     save_onnx,
 )
 from st_llm_embed.export.readme import render
+from st_llm_embed.modules.base import is_decoder_only
 from st_llm_embed.modules.model import LLMSentenceTransformer
-from st_llm_embed.modules.transformer import DecoderTransformer, LastTokenPooling
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +102,7 @@ def export_model(
                 settings["differences"] = differences
                 if differences:
                     end = source.tokenizer.eos_token
-                    plain = (one for one in probe.texts if not (one.whole.startswith(" ") or end in one.whole))
+                    plain = (one for one in probe.texts if not _is_read_otherwise(one.whole, end, differences))
                     probe = replace(probe, texts=tuple(plain))
             del source
             gc.collect()  # A SentenceTransformer and its card refer to each other.
@@ -184,12 +186,26 @@ def _problem(embedder: LLMSentenceTransformer, to: Sequence[str]) -> str | None:
     if pooled and getattr(first.model, "_hf_peft_config_loaded", False):
         return "is an adapter beside its base. Export the merged model: that is the release folder of a run."
     of_decoders = [form for form in to if form != "onnx"]
-    if of_decoders and not (types == [DecoderTransformer, LastTokenPooling, Normalize] and embedder.reads_last_token):
+    if of_decoders and (reason := _no_last_token(embedder)) is not None:
         return (
-            f"is not a decoder whose embedding is the last token's hidden state, as {', '.join(of_decoders)} needs. "
+            f"{reason}; {', '.join(of_decoders)} needs a decoder whose embedding is the last token's hidden state. "
             "Export it with --to onnx."
         )
     return None
+
+
+def _no_last_token(embedder: LLMSentenceTransformer) -> str | None:
+    """Return what keeps a model's embedding from being a decoder's last hidden state; None if nothing does."""
+    first, *behind = cast(list[Any], list(embedder))
+    if is_static(embedder):
+        return "is a static model"
+    if not is_decoder_only(first.model.config):
+        return f"is an encoder of type {first.model.config.model_type!r}"
+    if behind[0].pooling_mode != "lasttoken":
+        return f"pools by {behind[0].pooling_mode}"
+    if len(behind) > 2:
+        return f"has {', '.join(type(one).__name__ for one in behind[1:-1])} behind its pooling"
+    return None if embedder.reads_last_token else "does not end texts in one token that its pooling could read"
 
 
 def _saved_dtype(model: str) -> torch.dtype:
@@ -221,6 +237,12 @@ def _write_ggufs(
     if differences:
         logger.warning("llama.cpp tokenizes these texts otherwise than the model: %s.", "; ".join(differences))
     return paths.pop(full), paths, differences
+
+
+def _is_read_otherwise(text: str, end: str, differences: Sequence[str]) -> bool:
+    """Whether a text of the probe is of those that llama.cpp is known to tokenize otherwise."""
+    marks = CAPITALS[0] in differences and any(category(letter).startswith("M") for letter in text)
+    return text.startswith(" ") or end in text or marks
 
 
 def _compare(form: str, probe: Probe, path: Path, weights: str) -> Verification | None:

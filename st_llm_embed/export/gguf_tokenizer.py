@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import json
 import re
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import yaml
 
 from st_llm_embed.errors import InputError
 from st_llm_embed.modules.eos import end_token_id
@@ -21,17 +24,25 @@ if TYPE_CHECKING:
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """Token types of the GGUF format."""
 
-CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
-PRE_TOKENIZERS = {
-    ("", False): "gpt-2",
-    (CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + REST, False): "qwen2",
-    (CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + REST, True): "llama-bpe",
-    (CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + REST, False): "smaug-bpe",
-}
-"""llama.cpp's name of a pre-tokenizer (src/llama-vocab.cpp), by its pattern, empty for GPT-2's own, and by whether
-whole words that are pieces are taken without merging."""
+class PreTokenizer(NamedTuple):
+    """A way of llama.cpp to split texts before byte-level BPE; the fields are explained in pre_tokenizers.yaml."""
+
+    name: str
+    ignore_merges: bool
+    capitals: bool
+    patterns: list[str]
+
+
+PRE_TOKENIZERS = [
+    PreTokenizer(**entry)
+    for entry in yaml.safe_load((files("st_llm_embed") / "export" / "pre_tokenizers.yaml").read_text(encoding="utf-8"))
+]
+
+GPT2 = PRE_TOKENIZERS[0]
+
+CAPITALS = ("words with capitals other than A to Z inside, and letters with combining marks, as in Hindi",)
+"""What llama.cpp splits otherwise where a pattern tells capitals from small letters."""
 
 CUTTING = {"Punctuation", "Digits"}
 """Pre-tokenizers after Metaspace without which llama.cpp cuts nearly all texts alike."""
@@ -68,7 +79,7 @@ def read_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int) -> GGUFTokeniz
     """
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     if content["model"]["type"] != "BPE":
-        raise _refusal(f"a {content['model']['type']} model, which llama.cpp's greedy merging cuts into other pieces")
+        raise _refusal(f"a {content['model']['type']} model, which llama.cpp does not have for decoders")
     added = {token["id"]: token for token in content["added_tokens"]}
     by_id = {number: piece for piece, number in content["model"]["vocab"].items()}
     # A token that a tokenizer class has added behind the matrix, such as Qwen's pad token, has no embedding anywhere.
@@ -135,8 +146,8 @@ def write_tokenizer(writer: GGUFWriter, tokenizer: GGUFTokenizer) -> None:
 def _refusal(what: str) -> InputError:
     return InputError(
         f"The tokenizer has {what}: the vectors would be silently wrong. Allowed for gguf are byte-level BPE with the "
-        "pre-tokenizers of GPT-2, Qwen 2 and Llama 3, and BPE with byte fallback as in Mistral and Llama 2. Export "
-        "to onnx instead."
+        f"pre-tokenizers {', '.join(one.name for one in PRE_TOKENIZERS)}, and BPE with byte fallback as in Mistral "
+        "and Llama 2. Export to onnx instead."
     )
 
 
@@ -152,19 +163,33 @@ def _byte_level(content: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
     normalizers = [one["type"] for one in _parts(content["normalizer"], "normalizers")]
     if normalizers not in ([], ["NFC"]):
         raise _refusal(f"the normalizers {', '.join(normalizers)}, and llama.cpp has none")
-    pattern = None
-    match _parts(content["pre_tokenizer"], "pretokenizers"):
-        case [{"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}]:
-            pattern = ""
-        case [
-            {"type": "Split", "behavior": "Isolated", "invert": False, "pattern": {"Regex": regex}},
-            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
-        ]:
-            pattern = regex
-    name = PRE_TOKENIZERS.get((pattern, bool(content["model"].get("ignore_merges"))))
-    if name is None:
-        raise _refusal(f"the pre-tokenizer {json.dumps(content['pre_tokenizer'])[:200]}, which llama.cpp lacks")
-    return name, NOT_NFC if normalizers else ()
+    steps = _parts(content["pre_tokenizer"], "pretokenizers")
+    patterns = [pattern for step in steps for pattern in _split_at(step)]
+    whole = bool(content["model"].get("ignore_merges"))
+    known = [one for one in PRE_TOKENIZERS if one.patterns == patterns]
+    if not known:
+        raise _refusal(f"a pre-tokenizer that splits at {' then '.join(patterns) or 'nothing'}, which llama.cpp lacks")
+    found = next((one for one in known if one.ignore_merges == whole), None)
+    if found is None:
+        raise _refusal(
+            f"ignore_merges {str(whole).lower()}, and llama.cpp's pre-tokenizer {known[0].name} has "
+            f"{str(not whole).lower()}"
+        )
+    return found.name, (*(CAPITALS if found.capitals else ()), *(NOT_NFC if normalizers else ()))
+
+
+def _split_at(step: dict[str, Any]) -> list[str]:
+    """Return the patterns that one step of a byte-level pre-tokenizer splits at."""
+    match step:
+        case {"type": "ByteLevel", "add_prefix_space": True}:
+            raise _refusal("a space put in front of each text (add_prefix_space), which llama.cpp does not put there")
+        case {"type": "ByteLevel", "use_regex": use_regex}:
+            return GPT2.patterns if use_regex else []
+        case {"type": "Digits", "individual_digits": True}:
+            return [r"\p{N}"]
+        case {"type": "Split", "behavior": "Isolated", "invert": False, "pattern": {"Regex": regex}}:
+            return [regex.replace("\r", r"\r").replace("\n", r"\n")]
+    raise _refusal(f"the pre-tokenizer {json.dumps(step, ensure_ascii=False)[:200]}, which llama.cpp lacks")
 
 
 def _sentencepiece_differences(content: dict[str, Any]) -> tuple[str, ...]:

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
+import sys
 import warnings
 from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
@@ -58,6 +62,7 @@ def onnx_graph(model: LLMSentenceTransformer) -> onnx.ModelProto:
             "docs/publishing.md names the architectures that can.",
         ),
         warnings.catch_warnings(),
+        _stdout_discarded(),
         TemporaryDirectory() as scratch,
     ):
         # The other exporter needs onnxscript, takes four times as long, and has the same numbers. Traced control
@@ -81,6 +86,21 @@ def onnx_graph(model: LLMSentenceTransformer) -> onnx.ModelProto:
     written.graph.output[0].type.tensor_type.shape.dim[1].dim_value = model.get_embedding_dimension() or 0
     _add_weights(written.graph, module.state_dict())
     return written
+
+
+@contextmanager
+def _stdout_discarded() -> Generator[None]:
+    """Discard what is written to stdout, also by C++: of a graph that it cannot export, torch prints every line."""
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def _add_weights(graph: onnx.GraphProto, weights: dict[str, Tensor]) -> None:

@@ -61,6 +61,11 @@ def check_nothing_private(folder: Path, namespace: str, token: str) -> None:
         )
 
 
+def looks_private(text: str) -> bool:
+    """Whether a text holds what looks like a path or a key; a card with it would not be published."""
+    return PATHS.search(text) is not None or TOKENS.search(text) is not None
+
+
 def published_files(folder: Path) -> list[str]:
     """Return the paths in a folder of all files that are published, sorted."""
     files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

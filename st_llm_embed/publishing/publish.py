@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from st_llm_embed.doctor import diagnose
+from st_llm_embed.doctor.probe import PROBE_FILE
 from st_llm_embed.doctor.repository import NoDecoderError
 from st_llm_embed.errors import InputError
-from st_llm_embed.publishing.cards import Link, adapter_card, folder_card, updated_card, updated_dataset_card
+from st_llm_embed.publishing.card_parts import INVARIANCE_FILE, Link, updated_card, updated_dataset_card
+from st_llm_embed.publishing.cards import PICTURE, adapter_card, folder_card
 from st_llm_embed.publishing.leak_check import published_files
 from st_llm_embed.publishing.push import Destination, check_push, check_tag, destination, push_folder, tag_commit
 from st_llm_embed.publishing.release import has_public_base, write_adapter_release
@@ -21,7 +23,10 @@ What = Literal["dataset", "adapter", "model"]
 REPLACED = {
     "dataset": ("*.parquet",),
     "adapter": ("*.safetensors",),
-    "model": ("*.safetensors", "*.safetensors.index.json", "*.gguf", "onnx/*", "openvino/*", "probe.json"),
+    "model": (
+        *("*.safetensors", "*.safetensors.index.json", "*.gguf", "onnx/*", "openvino/*"),
+        *(PROBE_FILE, INVARIANCE_FILE, PICTURE),
+    ),
 }
 """Files of an earlier version that would be wrong beside this one."""
 
@@ -82,13 +87,16 @@ def publish(
             check_push(part.folder, target)
             if part.what == "model":
                 _check_health(part.folder)
-            if tag is not None:
-                check_tag(target, tag)
-        published: list[Published] = []
+        staged = []
         for part, target in zip(parts, targets, strict=True):
             links = [Link(other.what, other.repo_id) for other in parts if other is not part]
+            staged.append(_staged(part, _card(part, recipe, links, to), Path(scratch) / f"{part.what}-staged"))
+            if tag is not None:
+                check_tag(staged[-1], target, tag, REPLACED[part.what])
+        published: list[Published] = []
+        for part, files, target in zip(parts, staged, targets, strict=True):
             try:
-                published.append(_push(part, target, _card(part, recipe, links, to), create_pr=create_pr, tag=tag))
+                published.append(_push(part.what, files, target, create_pr=create_pr, tag=tag))
             except InputError as error:
                 done = ", ".join(one.address for one in published)
                 raise InputError(f"{error} Published before it: {done}." if done else str(error)) from error
@@ -155,24 +163,27 @@ def _card(part: Part, recipe: Recipe | None, links: Sequence[Link], merged: str)
     return updated_card(card, part.folder, part.repo_id, links)
 
 
-def _push(part: Part, to: Destination, card: str, *, create_pr: bool, tag: str | None) -> Published:
-    """Push a part with the card under the published names; the folder on disk is not changed."""
-    with tempfile.TemporaryDirectory() as staged:
-        for path in published_files(part.folder):
-            link = Path(staged) / path
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to((part.folder / path).resolve())
-        (Path(staged) / "README.md").unlink(missing_ok=True)
-        (Path(staged) / "README.md").write_text(card, encoding="utf-8")
-        pushed = push_folder(
-            Path(staged),
-            part.repo_id,
-            repo_type=to.repo_type,
-            private=to.private,
-            create_pr=create_pr,
-            commit_message=f"Publish the {part.what}",
-            replaced=REPLACED[part.what],
-        )
+def _staged(part: Part, card: str, folder: Path) -> Path:
+    """Make a folder of links to a part's files with the card under the published names; those are not changed."""
+    for path in published_files(part.folder):
+        link = folder / path
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to((part.folder / path).resolve())
+    (folder / "README.md").unlink(missing_ok=True)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return folder
+
+
+def _push(what: What, folder: Path, to: Destination, *, create_pr: bool, tag: str | None) -> Published:
+    pushed = push_folder(
+        folder,
+        to.repo_id,
+        repo_type=to.repo_type,
+        private=to.private,
+        create_pr=create_pr,
+        commit_message=f"Publish the {what}",
+        replaced=REPLACED[what],
+    )
     if tag is not None:
         tag_commit(to, tag, pushed.commit)
-    return Published(part.what, pushed.address, pushed.commit)
+    return Published(what, pushed.address, pushed.commit)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import re
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 from datasets.data_files import resolve_pattern, sanitize_patterns
-from huggingface_hub import HfApi, RepoCard, get_token
+from huggingface_hub import HfApi, RepoCard, RepoFile, get_token
 from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
+from st_llm_embed.doctor.repository import Repository
 from st_llm_embed.errors import InputError, explained, hub_reason
-from st_llm_embed.publishing.leak_check import NEVER_SENT, check_nothing_private
+from st_llm_embed.publishing.leak_check import NEVER_SENT, check_nothing_private, published_files
+
+logger = logging.getLogger(__name__)
 
 RepoType = Literal["model", "dataset"]
 
@@ -55,7 +60,8 @@ def push_folder(
 
     Everything that can be checked is checked before the repository is created. `upload_folder` commits hundreds of
     files in parts and resumes by itself; a folder that the Hub has already makes no second commit. With `create_pr`
-    this user's pull request of the same title is continued, if one is still open.
+    this user's pull request of the same title is continued, if one is still open; none is opened for a folder that
+    the main branch has already.
 
     Args:
         folder: a dataset whose `README.md` names the data files, or a saved sentence-transformers model.
@@ -75,28 +81,61 @@ def push_folder(
     if not exists:
         with _hub_explained(to, "nothing was sent yet"):
             api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
+    address, revision = f"{api.endpoint}/{'datasets/' if repo_type == 'dataset' else ''}{repo_id}", None
+    if create_pr and _differs(folder, to, replaced):
+        with _hub_explained(to, "nothing was sent yet"):
+            number = _pull_request(api, to, commit_message)
+        address, revision = f"{address}/discussions/{number}", f"refs/pr/{number}"
+    elif create_pr:
+        logger.warning("%s has all of this on its main branch already; there is nothing to propose.", repo_id)
     with _hub_explained(to, "what was uploaded is kept and is not sent twice"):
-        pull_request = None
-        if create_pr:
-            # That of an earlier, perhaps interrupted push.
-            proposed = api.get_repo_discussions(
-                repo_id, repo_type=repo_type, author=api.whoami()["name"], discussion_type="pull_request"
-            )
-            ours = (one.num for one in proposed if one.title == commit_message and one.status in ("open", "draft"))
-            pull_request = next(ours, None)
         commit = api.upload_folder(
             repo_id=repo_id,
             repo_type=repo_type,
             folder_path=folder,
             commit_message=commit_message,
-            revision=None if pull_request is None else f"refs/pr/{pull_request}",
-            create_pr=create_pr and pull_request is None,
+            revision=revision,
             ignore_patterns=list(NEVER_SENT),
             delete_patterns=list(replaced) or None,
         )
-    address = f"{api.endpoint}/{'datasets/' if repo_type == 'dataset' else ''}{repo_id}"
-    address = commit.pr_url or (address if pull_request is None else f"{address}/discussions/{pull_request}")
     return Pushed(address, commit.oid)
+
+
+def _pull_request(api: HfApi, to: Destination, title: str) -> int:
+    """Return the number of this user's open pull request of a title, that of an earlier push or a new one.
+
+    It is opened before the upload and not by it: the client opens one at another moment with Xet than without, and
+    reports none where it resumes.
+    """
+    proposed = api.get_repo_discussions(
+        to.repo_id, repo_type=to.repo_type, author=api.whoami()["name"], discussion_type="pull_request"
+    )
+    ours = (one.num for one in proposed if one.title == title and one.status in ("open", "draft"))
+    return next(ours, None) or api.create_pull_request(to.repo_id, title=title, repo_type=to.repo_type).num
+
+
+def _differs(folder: Path, to: Destination, replaced: Sequence[str]) -> bool:
+    """Whether a push of a folder would change the main branch of a repository."""
+    with _hub_explained(to, "nothing was sent yet"):
+        try:
+            tree = HfApi(token=to.token).list_repo_tree(to.repo_id, repo_type=to.repo_type, recursive=True)
+            there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+        except RepositoryNotFoundError:
+            return True
+    here = published_files(folder)
+    removed = filter_repo_objects(there.keys() - set(here), allow_patterns=list(replaced))
+    return any(removed) or any(name not in there or not _is_same(folder / name, there[name]) for name in here)
+
+
+def _is_same(path: Path, there: RepoFile) -> bool:
+    """Compare a file with one on the Hub, of which git's hash is known, or the content's where it went by LFS."""
+    size = path.stat().st_size
+    if size != there.size:
+        return False
+    with path.open("rb") as file:
+        if there.lfs is not None:
+            return hashlib.file_digest(file, "sha256").hexdigest() == there.lfs.sha256
+        return hashlib.sha1(b"blob %d\0" % size + file.read()).hexdigest() == there.blob_id  # noqa: S324
 
 
 def destination(repo_id: str, repo_type: RepoType, *, private: bool) -> Destination:
@@ -199,11 +238,33 @@ def check_model(folder: Path) -> RepoCard | None:
             f"{folder} holds {', '.join(pickled)}: files that can run code when they are loaded. Only safetensors "
             "are published; save the model again and remove them."
         )
+    _check_weights(folder)
     return _read_card(folder)
 
 
-def check_tag(to: Destination, tag: str) -> None:
-    """Check that a tag is a name, and is free or that of what the repository's main branch holds now."""
+def _check_weights(folder: Path) -> None:
+    """Check that a model's weights are there, in whole files; doctor compares a decoder's with its configuration."""
+    repository = Repository(str(folder))
+    own = sorted(name for name in repository.files if name.endswith(".safetensors"))
+    shards = {
+        (PurePosixPath(name).parent / shard).as_posix()
+        for name in repository.files
+        if name.endswith(".safetensors.index.json")
+        for shard in repository.table(name).get("weight_map", {}).values()
+    }
+    if missing := sorted(shards - repository.files) or ([] if own else ["model.safetensors"]):
+        raise InputError(
+            f"{folder} has no weights to publish: it lacks {', '.join(missing)}. Save the model again, as safetensors."
+        )
+    for name in own:
+        repository.tensors(name)
+
+
+def check_tag(folder: Path, to: Destination, tag: str, replaced: Sequence[str] = ()) -> None:
+    """Check that a tag is a name, and is free or that of the commit that a push of the folder leaves at the head.
+
+    `replaced` as for `push_folder`; files are compared only where the tag exists.
+    """
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", tag) or tag.endswith((".", ".lock")) or ".." in tag:
         raise InputError(
             f"--tag {tag!r} is not a name of a tag. Allowed are letters, digits, '-', '_' and '.', a letter or digit "
@@ -211,8 +272,9 @@ def check_tag(to: Destination, tag: str) -> None:
         )
     api = HfApi(token=to.token)
     with _hub_explained(to, "nothing was sent yet"), suppress(RepositoryNotFoundError):
-        head = api.repo_info(to.repo_id, repo_type=to.repo_type).sha
-        _is_tagged(api, to, tag, str(head), "Nothing was sent.")
+        head = str(api.repo_info(to.repo_id, repo_type=to.repo_type).sha)
+        if _is_tagged(api, to, tag, head, "Nothing was sent.") and _differs(folder, to, replaced):
+            raise _taken(to, tag, head, "Nothing was sent.")
 
 
 def tag_commit(to: Destination, tag: str, commit: str) -> None:
@@ -228,11 +290,15 @@ def _is_tagged(api: HfApi, to: Destination, tag: str, commit: str, outcome: str)
     refs = api.list_repo_refs(to.repo_id, repo_type=to.repo_type)
     known = next((ref.target_commit for ref in refs.tags if ref.name == tag), commit)
     if known != commit:
-        raise InputError(
-            f"{to.repo_id} has a tag {tag} already, for commit {known[:12]} with other files, and tags are never "
-            f"moved. Choose another tag, or delete this one on the Hub. {outcome}"
-        )
+        raise _taken(to, tag, known, outcome)
     return any(ref.name == tag for ref in refs.tags)
+
+
+def _taken(to: Destination, tag: str, commit: str, outcome: str) -> InputError:
+    return InputError(
+        f"{to.repo_id} has a tag {tag} already, for commit {commit[:12]} with other files, and tags are never moved. "
+        f"Choose another tag, or delete this one on the Hub. {outcome}"
+    )
 
 
 def _check_existing(api: HfApi, to: Destination) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from ipaddress import ip_address
+from itertools import cycle, islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
@@ -12,20 +14,26 @@ from urllib.parse import urlsplit, urlunsplit
 import numpy as np
 import yaml
 from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from st_llm_embed.distillation import distillation_of
 from st_llm_embed.doctor.checks.adapter import COMMIT, HUB_ID
 from st_llm_embed.doctor.fix import link_weights
 from st_llm_embed.doctor.probe import MINIMUM_COSINE, PROBE_FILE, cosines, make_probe, write_probe
-from st_llm_embed.doctor.repository import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Repository
+from st_llm_embed.doctor.repository import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PROMPTS_FILE, Repository
 from st_llm_embed.doctor.runtimes import load_stock
 from st_llm_embed.errors import InputError
 from st_llm_embed.modules.eos import check_eos
 from st_llm_embed.modules.layout import make_portable
-from st_llm_embed.publishing.cards import model_card, student_card
+from st_llm_embed.publishing.card_parts import INVARIANCE_FILE
+from st_llm_embed.publishing.cards import PICTURE, model_card, student_card
+from st_llm_embed.publishing.counts import query_prompt
 from st_llm_embed.recipe import Recipe
 from st_llm_embed.training.check import LEAST_COSINE, read_reference_vectors
+
+BATCH = 32
+"""Texts that are encoded together, to compare their vectors with those of single texts."""
 
 SHARED_WITH_ADAPTER = (
     "modules.json",
@@ -42,51 +50,80 @@ SHARED_WITH_ADAPTER = (
 
 
 def write_release(
-    recipe: Recipe, dataset_dir: Path, training_dir: Path, evaluation_dir: Path, output_dir: Path
+    recipe: Recipe, data: Sequence[Path], training_dir: Path, evaluation_dir: Path, output_dir: Path
 ) -> None:
-    """Release the trained model: its own files with prompts for MTEB tasks, probe, card and recipe.
+    """Release the trained model: its own files with its prompts, probe, card and recipe.
 
     Its weights are hard-linked, so that they are on disk once. Stock sentence-transformers loads the release once, in
-    float32 on the CPU, for the probe and to compare its vectors with those that the training left.
+    float32 on the CPU, for the probe, to compare its vectors with those that the training left, and to measure how
+    far they depend on the batch. `data` are the folders that were trained on, the dataset first.
 
     Raises:
         RuntimeError: they differ by more than rounding in the recipe's dtype.
     """
     shutil.copytree(training_dir / "model", output_dir, copy_function=link_weights, dirs_exist_ok=True)
+    prompts = {"query": query_prompt(recipe, data)}
     if recipe.base.instructions == "natural":
-        path = output_dir / "config_sentence_transformers.json"
         # Importing mteb takes seconds.
         from st_llm_embed.evaluation.mteb_models import model_prompts
 
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config["prompts"] |= model_prompts()
-        path.write_text(json.dumps(config, indent=2), encoding="utf-8")
+        prompts |= model_prompts()
+    _add_prompts(output_dir, prompts)
+    picture = evaluation_dir / PICTURE
+    if picture.is_file() and recipe.publishing.dataset_license is not None:
+        shutil.copyfile(picture, output_dir / PICTURE)
     released = load_stock(output_dir)
     check_eos(released)
     texts, trained = read_reference_vectors(training_dir)
     vectors = released.encode(texts, prompt="", batch_size=1, show_progress_bar=False)
     _check_cosine(cosines(vectors, trained), LEAST_COSINE[recipe.base.dtype], output_dir)
+    _measure_invariance(released, texts, vectors, output_dir)
     write_probe(make_probe(released, recipe.publishing.repo_id), output_dir / PROBE_FILE)
     (output_dir / "recipe.yaml").write_text(without_local_places(recipe), encoding="utf-8")
-    card = model_card(recipe, output_dir, dataset_dir, evaluation_dir)
+    card = model_card(recipe, output_dir, data, evaluation_dir)
     (output_dir / "README.md").write_text(card, encoding="utf-8")
 
 
 def write_student_release(
-    recipe: Recipe, dataset_dir: Path, student_dir: Path, report_dir: Path, output_dir: Path
+    recipe: Recipe, data: Sequence[Path], student_dir: Path, report_dir: Path, output_dir: Path
 ) -> None:
-    """Release the student: its own files with card and recipe; RuntimeError where its vectors changed."""
+    """Release the student: its own files with prompts, card and recipe; RuntimeError where its vectors changed.
+
+    `data` as for `write_release`.
+    """
     shutil.copytree(student_dir / "model", output_dir, copy_function=link_weights, dirs_exist_ok=True)
     if distillation_of(recipe).student.kind == "encoder":
         tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(output_dir))
         make_portable(output_dir, tokenizer, None)
     trained = make_probe(load_stock(student_dir / "model"))
-    released = make_probe(load_stock(output_dir))
-    pairs = zip(trained.texts, released.texts, strict=True)
-    _check_cosine(np.array([one.vector @ other.vector for one, other in pairs]), MINIMUM_COSINE, output_dir)
+    released = load_stock(output_dir)
+    texts, vectors = [one.whole for one in trained.texts], np.array([one.vector for one in trained.texts])
+    alone = released.encode(texts, prompt="", batch_size=1, show_progress_bar=False)
+    _check_cosine(cosines(alone, vectors), MINIMUM_COSINE, output_dir)
+    _measure_invariance(released, texts, alone, output_dir)
+    if distillation_of(recipe).student.instructions:
+        _add_prompts(output_dir, {"query": query_prompt(recipe, data)})
     (output_dir / "recipe.yaml").write_text(without_local_places(recipe), encoding="utf-8")
-    card = student_card(recipe, output_dir, dataset_dir, report_dir)
+    card = student_card(recipe, output_dir, data[0], report_dir)
     (output_dir / "README.md").write_text(card, encoding="utf-8")
+
+
+def _add_prompts(folder: Path, prompts: dict[str, str]) -> None:
+    """Write prompts into a saved model, in place of those of the same names."""
+    path = folder / PROMPTS_FILE
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["prompts"] |= prompts
+    path.write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def _measure_invariance(
+    model: SentenceTransformer, texts: Sequence[str], alone: NDArray[np.floating], folder: Path
+) -> None:
+    """Write the lowest cosine of texts' vectors in one batch with their vectors when encoded alone."""
+    whole = list(islice(cycle(texts), max(BATCH, len(texts))))
+    found = model.encode(whole, prompt="", batch_size=len(whole), show_progress_bar=False)[: len(texts)]
+    report = {"batch_size": len(whole), "texts": len(texts), "lowest_cosine": float(cosines(found, alone).min())}
+    (folder / INVARIANCE_FILE).write_text(json.dumps(report, indent=2), encoding="utf-8")
 
 
 def _check_cosine(found: NDArray[np.floating], least: float, folder: Path) -> None:

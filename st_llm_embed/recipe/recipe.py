@@ -32,12 +32,18 @@ class Publishing(Section):
     """Hub name in the card's examples, such as `org/e5-mistral`; None: the folder's path."""
     license: str
     """Licence of the released weights, as the Hub spells it (`apache-2.0`, `cc-by-nc-4.0`, ...)."""
+    base_model: str | None = Field(default=None, pattern=r"^[\w-][\w.-]*(/[\w.-]+)?$")
+    """Hub id of the base, for the card, where `base.name_or_path` is a folder; nothing is trained again for it."""
+    query_instruction: str | None = None
+    """Instruction of `encode_query` of the released model, if `base.instructions` is natural; null: the most
+    frequent one of the rows, or a general one where none is frequent."""
     limitations: tuple[str, ...] = ()
     """What users have to know before relying on the model; printed in the card and the report."""
     dataset_repo_id: str | None = None
     """Hub name in the dataset card's example."""
     dataset_license: str | None = None
-    """Licence of the rows, needed to push them; check the terms of the LLM that wrote them."""
+    """Licence of the rows, needed to push them and to show some on a card; check the terms of the LLM that wrote
+    them."""
 
 
 class RecipeError(InputErrors):

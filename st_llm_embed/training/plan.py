@@ -87,7 +87,7 @@ class Plan:
     device_memory: float | None
     """Bytes; None where it was not given."""
     disk: float
-    """Bytes of checkpoints, model and release."""
+    """Bytes of checkpoints and model, whose weights the release has as links."""
     notes: list[str]
 
     @property
@@ -215,8 +215,8 @@ def _plan(
         lengths=lengths,
         memory=memory,
         device_memory=None if device_memory is None else device_memory * GIB,
-        # The trained model and the release have all weights; a checkpoint has what is trained, and its states.
-        disk=2 * parameters * model.dtype.itemsize
+        # The release links the trained model's weights; a checkpoint has what is trained, and its states.
+        disk=parameters * model.dtype.itemsize
         + (trainable_bytes if trainable < parameters else 0)
         + checkpoints * (1 + STATES) * trainable_bytes,
         notes=notes,

@@ -12,6 +12,7 @@ from families import save_embedder
 from hub import Hub, Pusher
 from sentence_transformers import SentenceTransformer
 
+from st_llm_embed.export.readme import DOCUMENTS, QUERY
 from st_llm_embed.publishing.cards import folder_card
 
 PYTHON = Path(__file__).parents[2] / ".venv-compat" / "bin" / "python"
@@ -35,10 +36,8 @@ def test_a_published_model_loads_by_name(family: str, hub: Hub, tmp_path: Path) 
     pusher.publish(folder, name)
     pusher.close()
     model = SentenceTransformer(str(folder), device="cpu")
-    queries = model.encode_query(["how to fix a slow database query"])
-    documents = model.encode_document(
-        ["An index on the filtered column spares the server from reading the whole table."]
-    )
+    queries = model.encode_query([QUERY])
+    documents = model.encode_document([DOCUMENTS[0]])
     blocks = re.findall(r"```python\n(.*?)```", folder_card(folder, name), flags=re.DOTALL)
     for library in ("from sentence_transformers", "import AutoModel"):
         [code] = [block for block in blocks if library in block]

@@ -14,7 +14,7 @@ from st_llm_embed import InputError, Recipe
 from st_llm_embed.data.dataset import check_rows, load_split, to_training, write_dataset
 from st_llm_embed.data.rows import Row, fold, read_rows, rows_file
 from st_llm_embed.data.split import HOLD_OUTS, Split, Splitter
-from st_llm_embed.publishing.cards import dataset_card
+from st_llm_embed.publishing.dataset_card import dataset_card
 from st_llm_embed.recipe import Data, HoldOut
 
 SPLITS: tuple[Split, ...] = ("train", "validation")

@@ -9,12 +9,12 @@ from typing import Any
 import gguf
 import pytest
 from families import byte_level_bpe, save_base
-from tokenizers import Regex, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from st_llm_embed import InputError, LLMSentenceTransformer
 from st_llm_embed.export.gguf import write_gguf
-from st_llm_embed.export.gguf_tokenizer import PRE_TOKENIZERS, read_tokenizer
+from st_llm_embed.export.gguf_tokenizer import CAPITALS, PRE_TOKENIZERS, PreTokenizer, read_tokenizer
 from st_llm_embed.modules.eos import append_eos
 
 
@@ -71,30 +71,61 @@ def test_pieces_score_in_the_order_of_merges(tmp_path: Path) -> None:
     assert [kind[piece] for piece in ("<unk>", "</s>", "<0x0A>", "▁the")] == [2, 3, 6, 1]
 
 
-@pytest.mark.parametrize(("pattern", "whole"), [key for key in PRE_TOKENIZERS if key[0]])
-def test_pre_tokenizers_are_recognized_by_their_pattern(pattern: str, whole: bool) -> None:
-    backend = byte_level_bpe()
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(pattern), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    backend.model.ignore_merges = whole
+def split_like(known: PreTokenizer, backend: Tokenizer | None = None) -> PreTrainedTokenizerFast:
+    """Make a tokenizer that splits texts as one that llama.cpp knows."""
+    backend = backend or byte_level_bpe()
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in known.patterns]
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
+    backend.model.ignore_merges = known.ignore_merges
     fast = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    fast.model_max_length = 256
     append_eos(fast)
+    return fast
+
+
+@pytest.mark.parametrize("known", PRE_TOKENIZERS, ids=lambda known: known.name)
+def test_pre_tokenizers_are_recognized_by_their_patterns(known: PreTokenizer) -> None:
+    fast = split_like(known)
     found = read_tokenizer(fast, len(fast))
-    assert found.pre == PRE_TOKENIZERS[pattern, whole]
-    assert found.differences == ()
-    backend = fast.backend_tokenizer
-    backend.normalizer = normalizers.NFC()
-    assert "NFC" in read_tokenizer(fast, len(fast)).differences[0]
-    backend.normalizer = normalizers.Lowercase()
-    with pytest.raises(InputError, match="normalizers Lowercase"):
+    assert found.pre == known.name
+    assert found.differences == (CAPITALS if known.capitals else ())
+    if not any(one is not known and one.patterns == known.patterns for one in PRE_TOKENIZERS):
+        fast.backend_tokenizer.model.ignore_merges = not known.ignore_merges
+        with pytest.raises(InputError, match=f"ignore_merges .* pre-tokenizer {known.name} has"):
+            read_tokenizer(fast, len(fast))
+
+
+@pytest.mark.parametrize(
+    ("steps", "reason"),
+    [
+        ([pre_tokenizers.ByteLevel(add_prefix_space=True)], "a space put in front of each text"),
+        ([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)], "Whitespace"),
+        ([pre_tokenizers.Split(Regex("x+"), "isolated")], r"splits at x\+, which llama\.cpp lacks"),
+        ([pre_tokenizers.Split(Regex("x+"), "removed")], '"behavior": "Removed"'),
+        ([pre_tokenizers.Digits(individual_digits=False)], "Digits"),
+        ([pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)], "splits at nothing"),
+    ],
+)
+def test_the_reason_why_a_pre_tokenizer_is_refused_is_the_true_one(
+    steps: list[pre_tokenizers.PreTokenizer], reason: str
+) -> None:
+    fast = split_like(PRE_TOKENIZERS[0])
+    fast.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    with pytest.raises(InputError, match=reason):
         read_tokenizer(fast, len(fast))
-    backend.normalizer = None
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    with pytest.raises(InputError, match=r"which llama\.cpp lacks"):
+
+
+def test_normalizers_are_known_or_refused() -> None:
+    fast = split_like(PRE_TOKENIZERS[0])
+    fast.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    assert read_tokenizer(fast, len(fast)).pre == "smollm"
+    fast.backend_tokenizer.normalizer = normalizers.NFC()
+    assert "NFC" in read_tokenizer(fast, len(fast)).differences[0]
+    fast.backend_tokenizer.normalizer = normalizers.Lowercase()
+    with pytest.raises(InputError, match="normalizers Lowercase"):
         read_tokenizer(fast, len(fast))
 
 

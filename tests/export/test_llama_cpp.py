@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import save_base
+from export.test_gguf import split_like
+from families import MODELS, byte_level_bpe, save_base
+from tokenizers import Tokenizer, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM
 
 from st_llm_embed import LLMSentenceTransformer
 from st_llm_embed.data.rows import read_rows, rows_file
 from st_llm_embed.doctor.probe import DOCUMENTS
 from st_llm_embed.export.gguf import write_gguf
+from st_llm_embed.export.gguf_tokenizer import PRE_TOKENIZERS, PreTokenizer
 
 ENVIRONMENT = Path(__file__).parents[2] / ".venv-llamacpp"
 
@@ -30,6 +35,22 @@ pytestmark = [
 LONGEST = 200
 
 TEXTS = [*DOCUMENTS.values(), "x </s> y", "</s>", "<s>a</s>"]
+
+SPLIT_TEXTS = [
+    *TEXTS,
+    "It's We'LL DON'T 12345 1234567 x9y",
+    "HelloWORLD camelCaseText iPhone",
+    "ÄÖÜber ÉCOLE éCole",
+    "e\u0301cole cafe\u0301s",
+    "漢字かな交じりカタカナ한국어 文123",
+    "\r\n\r\n a  b\t\tc \n",
+    "a/b//c...\n\n",
+    "<html>!x [y]_z `q` $5 +3=8 ~^|",
+    "   lots   of   spaces   ",
+    "नमस्ते दुनिया ไทยภาษา",
+]
+OTHERWISE = re.compile("[À-ÖØ-Þ\u0301\u093f\u0902\u0941\u094b\u094d]")
+"""Capitals other than A to Z, and the marks of the texts above."""
 
 # Special tokens inside a text are read as such, as llama-server does.
 PROGRAM = """
@@ -116,6 +137,32 @@ def test_llama_cpp_gives_the_same_ids_and_vectors(
     for kind in ("F32", "F16"):
         write_gguf(model, tmp_path / f"{kind}.gguf", kind, "model")
         check(model, tmp_path / f"{kind}.gguf", TEXTS)
+
+
+@pytest.mark.parametrize("known", PRE_TOKENIZERS, ids=lambda known: known.name)
+def test_llama_cpp_splits_texts_alike(known: PreTokenizer, tmp_path: Path) -> None:
+    fast = split_like(known, merged_over_all_splits())
+    fast.save_pretrained(tmp_path / "base")
+    AutoModelForCausalLM.from_config(MODELS["llama"](len(fast))).save_pretrained(tmp_path / "base")
+    model = LLMSentenceTransformer.from_base(str(tmp_path / "base"), max_seq_length=LONGEST, device="cpu")
+    write_gguf(model, tmp_path / "model.gguf", "F32", "model")
+    texts = [text for text in SPLIT_TEXTS if not known.capitals or not OTHERWISE.search(text)]
+    assert ask_llama_cpp(tmp_path / "model.gguf", texts, "ids") == [
+        model.tokenizer(text)["input_ids"] for text in texts
+    ]
+
+
+def merged_over_all_splits() -> Tokenizer:
+    """Make a tokenizer whose pieces reach over every place at which a text may be split: there the ids show it."""
+    backend = byte_level_bpe()
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=3000, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(SPLIT_TEXTS * 3, trainer)
+    return backend
 
 
 def test_the_packaged_base_has_the_same_ids_for_real_texts(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from st_llm_embed import InputError, LLMSentenceTransformer, export_model
 from st_llm_embed.export import load_source
 from st_llm_embed.export import onnx as onnx_export
 from st_llm_embed.export.onnx import OPSET, onnx_graph, save_onnx
+from st_llm_embed.export.readme import QUERY
 
 TEXTS = ["", " ", "a", "two words", "the quick brown fox and one more", "Ünïcödé 文字 🎈", "x </s> y", "long " * 80]
 
@@ -46,6 +47,14 @@ ENCODERS: dict[str, PreTrainedConfig] = {
     "mpnet": MPNetConfig(**SMALL, **SPECIAL),
     "xlm-r": XLMRobertaConfig(**SMALL, **SPECIAL),
     "modernbert": ModernBertConfig(**SMALL, **SPECIAL, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2),
+}
+
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 4,
+    "long_factor": [4.0, 6.0, 8.0, 10.0],
+    "original_max_position_embeddings": 48,
 }
 
 Run = Callable[[dict[str, NDArray[np.int64]]], NDArray[np.float32]]
@@ -79,6 +88,17 @@ def check(model: Path, run: Run) -> None:
 def test_onnx_has_stocks_vectors(family: str, is_causal: bool, tmp_path: Path) -> None:
     model = save_embedder(tmp_path, family, is_causal=is_causal)
     check(model, onnx_run(save_onnx(onnx_graph(load_source(str(model))), tmp_path)))
+
+
+def test_a_graph_that_cannot_be_made_is_not_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Positions that depend on the length of a text cannot be traced."""
+    folder = save_embedder(tmp_path, "phi3")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config |= {"original_max_position_embeddings": 48, "rope_parameters": LONGROPE, "rope_scaling": None}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(InputError, match="'phi3' cannot be exported to ONNX"):
+        export_model(folder, ["onnx"], tmp_path / "out")
+    assert capfd.readouterr().out == ""
 
 
 def test_openvino_reads_the_graph(tmp_path: Path) -> None:
@@ -150,7 +170,7 @@ def check_export(model: Path, folder: Path) -> dict[str, Any]:
     made: dict[str, Any] = {}
     with contextlib.chdir(one.folder):
         exec(code, made)  # noqa: S102
-    wanted = stock.encode_query(["how to fix a slow database query"])
+    wanted = stock.encode_query([QUERY])
     np.testing.assert_allclose(made["queries"], wanted, atol=1e-5, rtol=0)
     np.testing.assert_allclose(made["embed"](TEXTS[2:]), stock.encode(TEXTS[2:]), atol=1e-5, rtol=0)
     return json.loads((one.folder / "export.json").read_text(encoding="utf-8"))

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import save_file
 
 from st_llm_embed import InputError
 from st_llm_embed.publishing.push import check_dataset, check_model
@@ -66,8 +69,32 @@ def test_pickles_are_refused_by_any_of_their_names(name: str, tmp_path: Path) ->
         check_model(tmp_path)
 
 
+def saved_model(folder: Path) -> Path:
+    (folder / "modules.json").write_text("[]")
+    (folder / "config.json").write_text("{}")
+    save_file({"weight": np.zeros((2, 2), np.float32)}, folder / "model.safetensors")
+    return folder
+
+
 def test_the_weights_of_openvino_are_not_a_pickle(tmp_path: Path) -> None:
     (tmp_path / "openvino").mkdir()
-    for file in ("modules.json", "config.json", "openvino/openvino_model.xml", "openvino/openvino_model.bin"):
+    for file in ("openvino/openvino_model.xml", "openvino/openvino_model.bin"):
         (tmp_path / file).write_text("[]")
-    assert check_model(tmp_path) is None
+    assert check_model(saved_model(tmp_path)) is None
+
+
+def test_weights_that_are_not_there_or_not_whole_are_named(tmp_path: Path) -> None:
+    weights = saved_model(tmp_path) / "model.safetensors"
+    whole = weights.read_bytes()
+    for content in (b"", whole[:20], b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"):
+        weights.write_bytes(content)
+        with pytest.raises(InputError, match=r"model\.safetensors"):
+            check_model(tmp_path)
+    weights.unlink()
+    with pytest.raises(InputError, match=r"no weights to publish: it lacks model\.safetensors"):
+        check_model(tmp_path)
+    shards = {"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(shards))
+    (tmp_path / "model-1-of-2.safetensors").write_bytes(whole)
+    with pytest.raises(InputError, match=r"it lacks model-2-of-2\.safetensors"):
+        check_model(tmp_path)

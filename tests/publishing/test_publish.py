@@ -147,7 +147,9 @@ def test_a_new_version_is_one_commit_without_the_files_of_the_old(hub: Hub, push
     (release / ".eval_results" / "STSBenchmark.yaml").write_text(
         "- dataset: {id: mteb/stsbenchmark-sts, task_id: STSBenchmark}\n  value: 81.25\n  notes: mteb 2.26\n"
     )
+    hub.fail()
     assert "has a tag v1 already" in pusher.publish(changed, "lab/next", tag="v1")
+    assert not hub.requests("POST", "/commit/") + hub.requests("PUT")
     pusher.publish(changed, "lab/next", tag="v2")
     assert hub.commits("models/lab/next") == ["Publish the model", "Publish the model", "initial commit"]
     assert hub.commits("models/lab/next-lora") == ["Publish the adapter", "initial commit"]

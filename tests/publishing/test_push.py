@@ -15,7 +15,7 @@ from huggingface_hub import DatasetCard
 from st_llm_embed import InputError, Recipe
 from st_llm_embed.data.dataset import write_dataset
 from st_llm_embed.data.rows import Row, read_rows, rows_file
-from st_llm_embed.publishing.cards import dataset_card
+from st_llm_embed.publishing.dataset_card import dataset_card
 from st_llm_embed.publishing.push import push_folder
 
 AGAIN = "run the same command again"
@@ -96,6 +96,24 @@ def test_a_pull_request_leaves_main_alone_and_is_opened_once(hub: Hub, pusher: P
     assert [one["title"] for one in hub.get("/api/datasets/lab/proposed/discussions")["discussions"]] == ["Add notes"]
     proposed = hub.get("/api/datasets/lab/proposed/commits/refs%2Fpr%2F1")
     assert [commit["title"] for commit in proposed] == ["Add notes", "Add notes", "Add the dataset", "initial commit"]
+
+
+@pytest.mark.integration
+def test_a_pull_request_is_opened_with_xet_as_without(hub: Hub, tmp_path: Path) -> None:
+    """The client opens pull requests otherwise where it may upload by Xet, which this Hub does not have."""
+    (tmp_path / "sts").mkdir()
+    (tmp_path / "sts" / "train.csv").write_text("anchor,positive\na,b\n", encoding="utf-8")
+    configs = "configs: [{config_name: sts, data_files: sts/train.csv}]"
+    (tmp_path / "README.md").write_text(f"---\nlicense: mit\n{configs}\n---\n", encoding="utf-8")
+    pusher = Pusher(hub, xet=True)
+    url = f"{hub.endpoint}/datasets/lab/xet-pr"
+    for _ in range(2):
+        assert pusher.push(tmp_path, "lab/xet-pr", create_pr=True) == f"{url}/discussions/1"
+    assert "sts/train.csv" in hub.files("datasets/lab/xet-pr", "refs%2Fpr%2F1")
+    pusher.push(tmp_path, "lab/xet-pr")
+    assert pusher.push(tmp_path, "lab/xet-pr", create_pr=True, commit_message="Once more") == url
+    pusher.close()
+    assert len(hub.get("/api/datasets/lab/xet-pr/discussions")["discussions"]) == 1
 
 
 def large(folder: Path, *names: str) -> None:

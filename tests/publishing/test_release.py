@@ -57,7 +57,7 @@ def run(
         train(recipe, [run.dataset], run.training)
         run.evaluation.mkdir()
         write_report(recipe, run.dataset, run.training, run.evaluation)
-        write_release(recipe, run.dataset, run.training, run.evaluation, run.release)
+        write_release(recipe, [run.dataset], run.training, run.evaluation, run.release)
         yield run
 
 
@@ -108,7 +108,7 @@ def test_across_file_systems_weights_are_copied(run: Run, tmp_path: Path, monkey
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "link", refuse)
-    write_release(run.recipe, run.dataset, run.training, run.evaluation, tmp_path / "copied")
+    write_release(run.recipe, [run.dataset], run.training, run.evaluation, tmp_path / "copied")
     weights, copied = run.training / "model" / "model.safetensors", tmp_path / "copied" / "model.safetensors"
     assert copied.read_bytes() == weights.read_bytes()
     assert not copied.samefile(weights)
@@ -120,12 +120,12 @@ def test_a_release_with_other_vectors_than_the_trained_model_is_refused(changed:
     flags |= {"pooling_mode_lasttoken": False, "pooling_mode_mean_tokens": True}
     path.write_text(json.dumps(flags), encoding="utf-8")
     with pytest.raises(RuntimeError, match="must not be published: its vectors are not"):
-        write_release(changed.recipe, changed.dataset, changed.training, changed.evaluation, tmp_path / "other")
+        write_release(changed.recipe, [changed.dataset], changed.training, changed.evaluation, tmp_path / "other")
 
 
 def test_a_repaired_copy_of_a_release_leaves_the_training_as_it_was(run: Run, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in run.training.rglob("*") if path.is_file()}
-    write_release(run.recipe, run.dataset, run.training, run.evaluation, tmp_path / "release")
+    write_release(run.recipe, [run.dataset], run.training, run.evaluation, tmp_path / "release")
     path = tmp_path / "release" / "tokenizer.json"
     tokenizer = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(tokenizer | {"post_processor": None}), encoding="utf-8")

@@ -19,7 +19,7 @@ from st_llm_embed import InputError, Recipe
 from st_llm_embed.data.dataset import load_split
 from st_llm_embed.data.rows import Row
 from st_llm_embed.modules.model import LLMSentenceTransformer
-from st_llm_embed.publishing.cards import dataset_card
+from st_llm_embed.publishing.dataset_card import dataset_card
 from st_llm_embed.recipe import TASK_TYPES
 from st_llm_embed.synthesis.generate import tasks_file
 from st_llm_embed.synthesis.journal import Journal, request_record
