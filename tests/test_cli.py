@@ -101,7 +101,7 @@ def test_all_errors_of_all_sections_come_in_one_answer_and_without_large_librari
         "training.learning_rat=1": "training.learning_rat is not an argument",
         "base.name_or_path=./no-model": "'./no-model'",
         "evaluation.batch_size=0": "evaluation.batch_size is 0",
-        "data.sources.mine={path: ./none.csv, columns: {anchor: q, positive: p}, instruction: i, license: mit}": "none",
+        "data.sources.m={path: ./no.csv, columns: {anchor: q, positive: p}, instruction: i, license: mit}": "no.csv",
         "data.mining.model=./no-mining-model": "neither modules.json nor config.json",
     }
     code = (
