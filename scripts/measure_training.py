@@ -124,7 +124,9 @@ def datasets(recipe: Recipe, output_dir: Path) -> list[Path]:
     """Write the recipe's rows and sources as a run does, unless they are there."""
     folder, partial = output_dir / "data", output_dir / f"data.{os.getpid()}"
     if not folder.exists():
-        write_dataset(read_rows(rows_file(recipe.data.rows)), partial / "dataset", recipe.data.validation_fraction)
+        data = recipe.data
+        rows = read_rows(rows_file(data.rows), data.instruction)
+        write_dataset(rows, partial / "dataset", data.validation_fraction, data.hold_out)
         for name, source in recipe.data.sources.items():
             rows = read_source(name, source)
             write_source(rows, partial / "sources", name, with_negatives="negative" in source.columns)

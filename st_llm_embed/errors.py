@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import reprlib
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,8 +21,40 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        # It may contain another library's message of several lines.
-        super().__init__(" ".join(line.strip() for line in message.splitlines() if line.strip()))
+        # It may contain another library's message of several lines, and names of files that no terminal can show.
+        shown_text = message.encode(errors="backslashreplace").decode()
+        super().__init__(" ".join(line.strip() for line in shown_text.splitlines() if line.strip()))
+
+
+class InputErrors(InputError):  # noqa: N818 - several
+    """Several mistakes, each a paragraph of its own in `problems`."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__(problems[0])
+        self.problems = tuple(problems)
+        self.args = ("\n".join(problems),)
+
+
+class Problems:
+    """Collects the user's mistakes, so that all of them are reported at once."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    @contextmanager
+    def collected(self) -> Generator[None]:
+        """Keep an InputError of the block, and continue after it."""
+        try:
+            yield
+        except InputErrors as error:
+            self.found += error.problems
+        except InputError as error:
+            self.found.append(str(error))
+
+    def report(self) -> None:
+        """Raise what was found as one InputError, each mistake once; do nothing if there is none."""
+        if found := list(dict.fromkeys(self.found)):
+            raise InputErrors(found) if len(found) > 1 else InputError(found[0])
 
 
 @contextmanager

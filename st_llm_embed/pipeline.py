@@ -9,76 +9,133 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from st_llm_embed.data.dataset import Split, check_rows, task_type_of, write_dataset, write_source
+from st_llm_embed.data.check import check_data_section
+from st_llm_embed.data.dataset import task_type_of, write_dataset, write_source
+from st_llm_embed.data.files import record_files
 from st_llm_embed.data.rows import Row, read_rows, rows_file
-from st_llm_embed.data.sources import check_source, read_source
-from st_llm_embed.errors import InputError, explained
+from st_llm_embed.data.sources import read_source
+from st_llm_embed.data.split import Split, has_negatives
+from st_llm_embed.errors import InputError, Problems, explained
 from st_llm_embed.modules.layout import model_fingerprint
 from st_llm_embed.processes import is_first_process, wait_for_all_processes
-from st_llm_embed.recipe import BASE, SYNTHESIS, TRAINED, Mining, Recipe, Synthesis
+from st_llm_embed.recipe import BASE, SYNTHESIS, TRAINED, Mining, Recipe, Synthesis, TrainingStage
+from st_llm_embed.recipe.upstream import LORA_CONFIG, check_arguments, check_training_section, half_precision_problem
 from st_llm_embed.stage import TRAINING_STAGE, build_stage, file_hash, full_disk_explained, owned_folder
 from st_llm_embed.synthesis.generate import Projection, check_synthesis, estimate, generate
 from st_llm_embed.synthesis.output import write_synthetic_dataset
 from st_llm_embed.synthesis.selection import Selection, Similarities
+from st_llm_embed.training.sections import check_base, check_batches, is_without_gpu
 
 logger = logging.getLogger(__name__)
 
 
-def check_inputs(recipe: Recipe) -> None:
+def check_inputs(recipe: Recipe, before_models: Callable[[], None] = lambda: None) -> None:
     """Check everything a run needs that can be checked in seconds, before anything is written.
+
+    What needs no large library is checked first, and all that is wrong there is reported; then, after a call of
+    `before_models`, the rest.
 
     Raises:
         InputError: rows, base model or a section of the recipe cannot be used.
     """
+    rows = check_sections(dict(recipe))
+    before_models()
     from st_llm_embed.evaluation.held_out import check_best_score
     from st_llm_embed.training.check import check_training
     from st_llm_embed.training.train import configurations_of
 
-    check_training(recipe)
-    rows = check_data(recipe)
+    problems = Problems()
+    with problems.collected():
+        check_training(recipe)
     if recipe.evaluation.tasks:
         # Importing mteb takes seconds.
         from st_llm_embed.evaluation.mteb import scored_task
 
         for name in recipe.evaluation.tasks:
-            scored_task(name)
+            with problems.collected():
+                scored_task(name)
+    problems.report()
     if rows is not None:
-        if not recipe.data.sources and recipe.data.mining is None:
-            for stage in recipe.stages:
-                configurations_of(stage, [name for name, split in rows if split == "train"])
+        trained_on = [name for name, split in rows if split == "train"]
+        known = not recipe.data.sources and recipe.data.mining is None
+        for stage, training in zip(recipe.stages or (None,), recipe.trainings(), strict=True):
+            with problems.collected():
+                if stage is not None and known:
+                    configurations_of(stage, trained_on)
         held_out = {task_type_of(name) for name, split in rows if split == "validation"}
         for training in recipe.trainings():
-            check_best_score(training, held_out)
+            with problems.collected():
+                check_best_score(training, held_out)
+    problems.report()
 
 
-def check_data(recipe: Recipe) -> Counter[tuple[str, Split]] | None:
-    """Check the rows, or what is needed to have an LLM write them.
+def check_sections(sections: Mapping[str, Any]) -> Counter[tuple[str, Split]] | None:
+    """Check sections of a recipe, some or all, as far as no large library is needed.
+
+    Args:
+        sections: the values of fields of `Recipe`, by name.
 
     Returns:
         The rows by (configuration, split); None where they are not written yet.
 
     Raises:
-        InputError: they cannot be used.
+        InputError: something cannot be used; all of it is named.
     """
-    if recipe.data.mining is not None and recipe.data.mining.model != BASE:
-        # Importing torch takes seconds.
-        from st_llm_embed.data.mining import check_mining
-
-        check_mining(recipe.data.mining)
-    rows = None
-    if recipe.data.rows == SYNTHESIS:
-        check_synthesis(synthesis_of(recipe))
-    else:
-        rows = check_rows(rows_file(recipe.data.rows), recipe.data.validation_fraction)
-    for name, source in recipe.data.sources.items():
-        check_source(name, source)
+    problems, rows = Problems(), None
+    if "data" in sections:
+        with problems.collected():
+            rows = check_data_section(sections["data"])
+        if sections["data"].rows == SYNTHESIS and sections.get("synthesis") is not None:
+            with problems.collected():
+                check_synthesis(sections["synthesis"])
+    if "base" in sections:
+        with problems.collected():
+            check_base(sections["base"])
+    if sections.get("lora") is not None:
+        with problems.collected():
+            check_arguments(LORA_CONFIG, sections["lora"], "lora")
+    if "training" in sections:
+        for stage in sections.get("stages") or (None,):
+            with problems.collected():
+                _check_training(sections, stage, rows)
+    if sections.get("distillation") is not None:
+        with problems.collected():
+            check_training_section(sections["distillation"].training, "distillation.training", batches=False)
+    problems.report()
     return rows
+
+
+def check_data(recipe: Recipe) -> Counter[tuple[str, Split]] | None:
+    """Check the rows, or what is needed to have an LLM write them; as `check_sections`."""
+    return check_sections({"data": recipe.data, "synthesis": recipe.synthesis})
+
+
+def _check_training(
+    sections: Mapping[str, Any], stage: TrainingStage | None, rows: Counter[tuple[str, Split]] | None
+) -> None:
+    """Check the training section, or that of a stage, and that it makes batches of the rows."""
+    where = "training" if stage is None else f"stages.{stage.name}.training"
+    given = sections["training"] | (stage.training if stage is not None else {})
+    batches = (
+        sections.get("batches") is not None if stage is None or stage.batches == {} else stage.batches is not None
+    )
+    training = check_training_section(given, where, batches=batches)
+    if is_without_gpu() and (problem := half_precision_problem(training, where)):
+        raise InputError(problem)
+    data = sections.get("data")
+    if rows is None or data is None or data.sources or data.mining is not None:
+        return
+    sizes = {name: count for (name, split), count in rows.items() if split == "train"}
+    if stage is not None:
+        sizes = {name: count for name, count in sizes.items() if name.startswith(stage.configurations or "")}
+    with_negatives = {name for name in sizes if has_negatives(name) and (stage is None or stage.hard_negatives)}
+    check_batches(training, sizes, with_negatives, where, batches=batches)
 
 
 def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
@@ -124,13 +181,19 @@ def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
         return json.loads((evaluation_dir / "report.json").read_text(encoding="utf-8"))
 
 
-def check_student_inputs(recipe: Recipe) -> None:
+def check_student_inputs(recipe: Recipe, before_models: Callable[[], None] = lambda: None) -> None:
     """Check what a distillation needs as `check_inputs` does for a run."""
+    check_data(recipe)
+    before_models()
     from st_llm_embed.distillation import check_distillation, distillation_of
 
-    check_distillation(recipe)
-    trains_the_teacher = distillation_of(recipe).teacher.name_or_path == TRAINED
-    (check_inputs if trains_the_teacher else check_data)(recipe)
+    problems = Problems()
+    with problems.collected():
+        check_distillation(recipe)
+    with problems.collected():
+        if distillation_of(recipe).teacher.name_or_path == TRAINED:
+            check_inputs(recipe)
+    problems.report()
 
 
 def run_distillation(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
@@ -333,7 +396,7 @@ def _build_dataset(recipe: Recipe, output_dir: Path, selection: Selection | None
         inputs["journal"] = {path.name: file_hash(path) for path in sorted(journal.glob("*.jsonl"))}
         inputs |= synthesis_of(recipe).model_dump(mode="json", include={"plan", "filters"})
     else:
-        inputs["rows"] = file_hash(rows_file(data.rows))
+        inputs["rows"] = _files_hash(rows_file(data.rows))
 
     def build(folder: Path) -> None:
         from st_llm_embed.publishing.cards import dataset_card
@@ -342,9 +405,12 @@ def _build_dataset(recipe: Recipe, output_dir: Path, selection: Selection | None
             synthesis = synthesis_of(recipe)
             similarities = _similarities(synthesis)
             fraction = data.validation_fraction
-            counts = write_synthetic_dataset(synthesis, journal, folder, fraction, similarities, selection=selection)
+            counts = write_synthetic_dataset(
+                *(synthesis, journal, folder, fraction, similarities), hold_out=data.hold_out, selection=selection
+            )
         else:
-            counts = write_dataset(read_rows(rows_file(data.rows)), folder, data.validation_fraction)
+            rows = read_rows(rows_file(data.rows), data.instruction)
+            counts = write_dataset(rows, folder, data.validation_fraction, data.hold_out)
         if data.mining is not None:
             counts = _mined(recipe, data.mining, output_dir, folder)
         (folder / "README.md").write_text(dataset_card(recipe, folder, counts), encoding="utf-8")
@@ -363,11 +429,16 @@ def _build_sources(recipe: Recipe, output_dir: Path) -> Path:
 
     inputs = {
         name: source.model_dump(mode="json")
-        | ({"content": file_hash(Path(source.path))} if Path(source.path).is_file() else {})
+        | ({"content": _files_hash(Path(source.path))} if Path(source.path).exists() else {})
         for name, source in sources.items()
     }
     build_stage(folder, inputs, build)
     return folder
+
+
+def _files_hash(path: Path) -> str | list[str]:
+    """Hash a file, or each file of a folder of records."""
+    return [file_hash(file) for file in record_files(path)] if path.is_dir() else file_hash(path)
 
 
 def content_hash(folder: Path, configurations: Collection[str] | None = None) -> str:

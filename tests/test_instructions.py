@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from st_llm_embed.data.dataset import split_of
 from st_llm_embed.data.rows import Row
+from st_llm_embed.data.split import Splitter
 from st_llm_embed.instructions import (
     ONE_STEP_INSTRUCTIONS,
     PUBLISHED_PROMPTS,
@@ -27,10 +27,12 @@ def test_published_prompts_leave_documents_bare_and_carry_the_paper_wordings() -
 def test_wordings_of_the_one_step_types_are_distinct_and_fall_on_both_sides_of_the_demo_split() -> None:
     for task_type, wordings in ONE_STEP_INSTRUCTIONS.items():
         assert len(set(wordings)) == len(wordings)
-        rows = [Row(anchor="a", positive="b", instruction=wording, task_type=task_type) for wording in wordings]
-        splits = [split_of(row, 0.2) for row in rows]
-        assert splits[0] == "train", "the published prompt has to be one that was trained on"
-        assert splits.count("validation") >= 2
+        splitter = Splitter()
+        for place, wording in enumerate(wordings):
+            splitter.add(Row(anchor=f"a{place}", positive=f"b{place}", instruction=wording, task_type=task_type))
+        held = splitter.parts(0.2, "instruction").held
+        assert not held[0], "the published prompt has to be one that was trained on"
+        assert held.sum() >= 2
 
 
 def test_the_papers_thirteen_public_sets_have_instructions() -> None:

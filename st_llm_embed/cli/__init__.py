@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -20,10 +22,26 @@ for commands in (run, synthesis, evaluation, check, publish, encode, distill):
     app.add_typer(commands.app)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"st_llm_embed {version('st_llm_embed')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 def main() -> None:
     """Run the command line; the user's mistakes end with one message and exit code 2."""
     try:
         app()
     except InputError as error:
-        typer.echo(f"Error: {error}", err=True)
+        for problem in str(error).splitlines():
+            typer.echo(f"Error: {problem}", err=True)
         sys.exit(2)

@@ -37,16 +37,17 @@ def distill(
 ) -> None:
     """Make a small student of a teacher and its rows, with a report. Run it again to resume."""
     resolved, folder = load_recipe("distill", recipe, overrides, output_dir, example="demo-distill")
+    from st_llm_embed.pipeline import check_student_inputs, run_distillation
+
+    if dry_run:
+        check_and_print(resolved, lambda one: check_student_inputs(one, configure_logging))
+        return
     configure_logging()
     from rich.console import Console
     from rich.table import Table
 
     from st_llm_embed.distillation.report import cost_rows, quality_rows
-    from st_llm_embed.pipeline import check_student_inputs, run_distillation
 
-    if dry_run:
-        check_and_print(resolved, check_student_inputs)
-        return
     report = run_distillation(resolved, folder)
     for title, models, rows in (
         ("what the student keeps", report["scores"], quality_rows(report)),

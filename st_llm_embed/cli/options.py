@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
 
-from st_llm_embed.errors import InputError
+from st_llm_embed.data.files import check_name
+from st_llm_embed.errors import InputError, Problems
 from st_llm_embed.processes import is_first_process
-from st_llm_embed.recipe import Recipe, shipped_recipes
+from st_llm_embed.recipe import Recipe, RecipeError, shipped_recipes
 
 Choice = TypeVar("Choice", bound=str)
 
@@ -30,10 +31,30 @@ OutputDir = Annotated[
 
 
 def load_recipe(
-    command: str, recipe: str | None, overrides: list[str] | None, output_dir: Path | None, *, example: str = "demo"
+    command: str,
+    recipe: str | None,
+    overrides: list[str] | None,
+    output_dir: Path | None,
+    *,
+    example: str = "demo",
+    needs: Collection[str] = Recipe.model_fields,
 ) -> tuple[Recipe, Path]:
-    """Return the recipe that a command was given, and the folder of its run."""
-    resolved = Recipe.load(required(recipe, command, example), overrides or [])
+    """Return the recipe that a command was given, and the folder of its run.
+
+    Raises:
+        InputError: what is wrong with the recipe, and, of the sections that the command needs, with what they name.
+    """
+    problems = Problems()
+    try:
+        resolved = Recipe.load(required(recipe, command, example), overrides or [])
+    except RecipeError as error:
+        from st_llm_embed.pipeline import check_sections
+
+        problems.found += error.problems
+        with problems.collected():
+            check_sections({name: section for name, section in error.sections.items() if name in needs})
+        problems.report()
+        raise
     return resolved, run_folder(resolved.name, output_dir)
 
 
@@ -75,7 +96,7 @@ def listed(names: str | None) -> list[str]:
 
 def run_folder(name: str, output_dir: Path | None) -> Path:
     """Return the folder of a run: that of --output-dir, or one named after the recipe."""
-    return output_dir or Path("runs") / name
+    return check_name(output_dir or Path("runs") / name)
 
 
 def configure_logging() -> None:

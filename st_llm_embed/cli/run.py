@@ -48,13 +48,13 @@ def run(
 ) -> None:
     """Run every stage of a recipe: dataset, training, evaluation, release. Rerun the command to resume."""
     resolved, folder = load_recipe("run", recipe, overrides, output_dir)
-    configure_logging()
     from st_llm_embed.pipeline import check_inputs, run_pipeline, training_folders
     from st_llm_embed.processes import is_first_process
 
     if dry_run:
-        check_and_print(resolved, check_inputs)
+        check_and_print(resolved, lambda one: check_inputs(one, configure_logging))
         return
+    configure_logging()
     report = run_pipeline(resolved, folder)
     if not is_first_process():
         return
@@ -81,13 +81,13 @@ def build_data(
     ] = False,
 ) -> None:
     """Run a recipe up to training: rows of an LLM, mining, dataset, sources. `train` and `run` continue from there."""
-    resolved, folder = load_recipe("build-data", recipe, overrides, output_dir)
-    configure_logging()
+    resolved, folder = load_recipe("build-data", recipe, overrides, output_dir, needs=("data", "synthesis"))
     from st_llm_embed.pipeline import check_data, run_build_data
 
     if dry_run:
         check_and_print(resolved, check_data)
         return
+    configure_logging()
     run_build_data(resolved, folder)
     _print_contents(folder, "dataset", "sources", "journal")
 
@@ -102,13 +102,13 @@ def train(
 ) -> None:
     """Run a recipe up to and including training, building data that is missing; `run` continues from there."""
     resolved, folder = load_recipe("train", recipe, overrides, output_dir)
-    configure_logging()
     from st_llm_embed.pipeline import check_inputs, run_training, training_folders
     from st_llm_embed.processes import is_first_process
 
     if dry_run:
-        check_and_print(resolved, check_inputs)
+        check_and_print(resolved, lambda one: check_inputs(one, configure_logging))
         return
+    configure_logging()
     run_training(resolved, folder)
     if is_first_process():
         *former, last = training_folders(resolved)

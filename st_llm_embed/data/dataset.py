@@ -1,29 +1,40 @@
-"""The dataset on disk: parquet files with one configuration per task type, split by instruction.
+"""The dataset on disk: parquet files with one configuration per task type, split into two parts.
 
 The folder is a Hub dataset repository: ``datasets.load_dataset(folder, "sts", split="validation")`` reads it.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, Self
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset
 
-from st_llm_embed.data.rows import RESPONSE_KEYS, Attributes, Quality, Row, content_hash, read_rows
+from st_llm_embed.data.rows import Attributes, Quality, Row, read_rows
+from st_llm_embed.data.split import Parts, Split, Splitter, configuration
 from st_llm_embed.errors import InputError
+from st_llm_embed.recipe import Data, HoldOut
 
-Split = Literal["train", "validation"]
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
 
 ROWS_PER_GROUP = 2_000
 
 MINING_REPORT = "mining.json"
 """What mining hard negatives dropped and why, beside the rows."""
+
+SPLIT_REPORT = "split.json"
+"""What was held out and what was omitted for it, beside the rows."""
+
 TEXT_COLUMN = re.compile(r"anchor|positive|negative(_\d+)?")
 
 METADATA_SCHEMA = pa.schema(
@@ -32,30 +43,10 @@ METADATA_SCHEMA = pa.schema(
         *((name, pa.string()) for name in ("generator", "prompt_version")),
         ("attributes", pa.struct([(name, pa.string()) for name in Attributes.model_fields])),
         ("quality", pa.struct([(name, pa.float32()) for name in Quality.model_fields])),
+        ("document", pa.string()),
         ("key", pa.string()),
     ]
 )
-
-
-def split_of(row: Row, validation_fraction: float) -> Split:
-    """Return the split of a row, which depends on task type and instruction alone.
-
-    No instruction of a task type is in both splits; rows of another type with the same instruction may be.
-    """
-    words = " ".join(row.instruction.casefold().split())
-    position = int(content_hash(f"{row.task_type}\n{words}"), 16) / 2**64
-    return "validation" if position < validation_fraction else "train"
-
-
-def config_of(row: Row) -> str:
-    """Return the configuration of a row: its task type.
-
-    Rows with a negative more or less than their type has go to ``<task type>-triplets`` or ``<task type>-pairs``: no
-    text column ever holds a null.
-    """
-    if (row.negative is not None) == (len(RESPONSE_KEYS[row.task_type]) == 3):
-        return row.task_type
-    return f"{row.task_type}-{'pairs' if row.negative is None else 'triplets'}"
 
 
 def task_type_of(configuration: str) -> str:
@@ -63,15 +54,18 @@ def task_type_of(configuration: str) -> str:
     return configuration.removesuffix("-pairs").removesuffix("-triplets")
 
 
-def check_rows(path: Path, validation_fraction: float) -> Counter[tuple[str, Split]]:
+def check_rows(path: Path, data: Data) -> Counter[tuple[str, Split]]:
     """Read a file of rows once without keeping it, and return their number by (configuration, split).
 
     Raises:
         InputError: the file is empty, a line is not a row, nothing is left to train on, or nothing is held out.
     """
-    sizes = Counter((config_of(row), split_of(row, validation_fraction)) for row in read_rows(path))
-    check_sizes(sizes, validation_fraction, str(path))
-    return sizes
+    splitter = Splitter()
+    for row in read_rows(path, data.instruction):
+        splitter.add(row)
+    counts = splitter.counts(splitter.parts(data.validation_fraction, data.hold_out))
+    check_sizes(counts, data.validation_fraction, str(path))
+    return counts
 
 
 def check_sizes(counts: Counter[tuple[str, Split]], validation_fraction: float, source: str) -> None:
@@ -81,14 +75,49 @@ def check_sizes(counts: Counter[tuple[str, Split]], validation_fraction: float, 
         raise InputError(f"There are no rows in {source}. Its report or statistics.json says what was rejected.")
     if len(splits) < 2:
         raise InputError(
-            f"data.validation_fraction {validation_fraction} puts all {counts.total()} rows of {source} into the "
-            f"{splits.pop()} part: whole instructions are held out. Give more distinct instructions, or another share."
+            f"data.validation_fraction {validation_fraction} puts all {counts.total():,} rows of {source} into the "
+            f"{splits.pop()} part. Give rows with more different anchors and positives, another share, or another "
+            "data.hold_out: instruction, anchor, positive or document."
         )
 
 
-def write_dataset(rows: Iterable[Row], directory: Path, validation_fraction: float) -> Counter[tuple[str, Split]]:
-    """Write rows to ``<directory>/<configuration>/<split>.parquet``; return their number by (configuration, split)."""
-    return _write(((row, (config_of(row), split_of(row, validation_fraction))) for row in rows), directory)
+def write_dataset(
+    rows: Iterable[Row], directory: Path, validation_fraction: float, hold_out: HoldOut | None = None
+) -> Counter[tuple[str, Split]]:
+    """Write rows to ``<directory>/<configuration>/<split>.parquet``, and split.json beside them.
+
+    Rows are read once and kept on disk until all are known, because no text may be in both parts (`Splitter`).
+
+    Returns:
+        The number of rows by (configuration, split).
+    """
+    splitter = Splitter()
+    directory.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile("w+", encoding="utf-8", dir=directory) as kept:
+        for row in rows:
+            splitter.add(row)
+            kept.write(json.dumps(_record(row)) + "\n")
+        parts = splitter.parts(validation_fraction, hold_out)
+        kept.seek(0)
+        counts = _write(_divided_rows(kept, parts), directory)
+    omitted = {"rows": int(parts.omitted.sum()), "negatives": int(parts.negative_omitted.sum())}
+    if any(omitted.values()):
+        logger.info(
+            "dataset: held out by %s; %d training rows that repeat a held-out text and %d negatives are omitted",
+            *(parts.hold_out, omitted["rows"], omitted["negatives"]),
+        )
+    report = {"hold_out": parts.hold_out, "held_out": int(parts.held.sum()), "omitted": omitted}
+    (directory / SPLIT_REPORT).write_text(json.dumps(report, indent=2), encoding="utf-8")
+    return counts
+
+
+def _divided_rows(lines: Iterable[str], parts: Parts) -> Iterator[tuple[tuple[str, Split], dict[str, Any]]]:
+    for place, line in enumerate(lines):
+        if (split := parts.split(place)) is not None:
+            record = json.loads(line)
+            if parts.negative_omitted[place]:
+                del record["negative"]
+            yield (configuration(record["task_type"], with_negative="negative" in record), split), record
 
 
 def write_source(
@@ -99,11 +128,14 @@ def write_source(
     With negatives, rows that lack one go to ``<name>-pairs``, so that no text column ever holds a null.
     """
     parts = {True: f"{name}-pairs" if with_negatives else name, False: name}
-    return _write(((row, (parts[row.negative is None], "train")) for row in rows), directory)
+    return _write((((parts[row.negative is None], "train"), _record(row)) for row in rows), directory)
 
 
 def load_split(directory: Path, split: Split) -> dict[str, Dataset]:
     """Load one split of a written dataset, by configuration, in a fixed order."""
+    # Importing datasets takes a second.
+    from datasets import Dataset
+
     paths = sorted(directory.glob(f"*/{split}.parquet"))
     return {path.parent.name: Dataset.from_parquet(str(path)) for path in paths}
 
@@ -185,9 +217,14 @@ class DatasetWriter:
                 writer.close()
 
 
-def _write(rows: Iterable[tuple[Row, tuple[str, Split]]], directory: Path) -> Counter[tuple[str, Split]]:
+def _record(row: Row) -> dict[str, Any]:
+    """Return what is written of a row."""
+    structs = {"attributes": row.attributes.model_dump(), "quality": row.quality.model_dump()}
+    return row.model_dump(exclude_none=True) | structs
+
+
+def _write(rows: Iterable[tuple[tuple[str, Split], dict[str, Any]]], directory: Path) -> Counter[tuple[str, Split]]:
     with DatasetWriter(directory) as writer:
-        for row, part in rows:
-            structs = {"attributes": row.attributes.model_dump(), "quality": row.quality.model_dump()}
-            writer.add(part, row.model_dump(exclude_none=True) | structs)
+        for part, record in rows:
+            writer.add(part, record)
     return writer.counts

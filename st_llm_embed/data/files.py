@@ -1,6 +1,7 @@
-"""The one reader of .txt, .jsonl, .csv and .parquet files and of Hub datasets, streamed.
+"""The one reader of .txt, .jsonl, .csv, .parquet and .arrow files, saved datasets and Hub datasets, streamed.
 
-Local files are read with the standard library and pyarrow: `datasets` guesses types, so that a text 007 becomes 7.
+Texts stay the characters that are in the file. Local files are read with the standard library and pyarrow: `datasets`
+guesses types, so that a text 007 becomes 7.
 """
 
 from __future__ import annotations
@@ -8,16 +9,20 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
 from st_llm_embed.errors import InputError, explained, shown
 
-RECORD_FILES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
+RECORD_FILES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".arrow")
 """Endings of files of records, `.gz` omitted."""
 
-ALLOWED = f"Give a {', '.join(RECORD_FILES)} file, also with .gz, a folder of one of these kinds, or a Hub dataset."
+ALLOWED = (
+    f"Give a {', '.join(RECORD_FILES)} file, also with .gz, a folder of one of these kinds or of save_to_disk, or a "
+    "Hub dataset."
+)
 
 RECORDS_AT_ONCE = 1_000
 """Records of a parquet file in memory at a time."""
@@ -25,29 +30,25 @@ RECORDS_AT_ONCE = 1_000
 csv.field_size_limit(2**31 - 1)  # by default a cell of more than 128 KiB is refused
 
 
-def numbered_values(path: Path) -> Iterator[tuple[int, Any]]:
+def numbered_values(path: Path, columns: Collection[str] | None = None) -> Iterator[tuple[int, Any]]:
     """Yield what a local file holds, each with the number of its line, or of its record in a parquet file, from 1 on.
 
-    A .txt file holds lines; .json values, one a line, or one array, whose items are yielded; .csv, .tsv and .parquet
-    records. Cells of .csv are texts.
+    A .txt file holds lines; .json values, one a line, or one array, whose items are yielded; .csv, .tsv, .parquet and
+    .arrow records. Cells of .csv are texts.
+
+    Args:
+        path: the file.
+        columns: of a .parquet or .arrow file, those that are read; None, or where one is not there: all.
 
     Raises:
         InputError: the file cannot be read as what its name says; the line is named.
     """
     ending = file_ending(path)
     with explained(f"{path} cannot be read", "Give a file that is what its name says, and that you may read."):
-        if ending == ".parquet":
-            import pyarrow.parquet as pq
-
-            with _opened(path) as file, pq.ParquetFile(cast(Any, file)) as table:
-                batches = table.iter_batches(batch_size=RECORDS_AT_ONCE)
-                yield from enumerate((record for batch in batches for record in batch.to_pylist()), start=1)
+        if ending in (".parquet", ".arrow"):
+            yield from enumerate(_table_records(path, ending, columns), start=1)
         elif ending in (".csv", ".tsv"):
-            reader = csv.DictReader(_lines(path), delimiter="\t" if ending == ".tsv" else ",")
-            for record in reader:
-                if None in record:
-                    raise InputError(f"{path}, line {reader.line_num} has more cells than the first line has names.")
-                yield reader.line_num, record
+            yield from _cells(path, "\t" if ending == ".tsv" else ",")
         elif ending in (".json", ".jsonl"):
             yield from _json_values(path, may_be_whole=ending == ".json")
         elif ending == ".txt":
@@ -57,31 +58,40 @@ def numbered_values(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def read_records(
-    path: str, *, config: str | None = None, file: str | None = None, split: str = "train", revision: str | None = None
+    path: str,
+    *,
+    config: str | None = None,
+    file: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    columns: Collection[str] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield the records of a local file, of a folder's files, or of a Hub dataset; each time in the same order.
 
     Args:
-        path: a file, a folder of files of one kind, or the id of a dataset on the Hub.
+        path: a file, a folder of files of one kind or of `save_to_disk`, or the id of a dataset on the Hub.
         config: configuration of a Hub dataset.
         file: file of a Hub dataset, or a pattern of several, in place of `config` and `split`.
-        split: split of a Hub dataset.
+        split: split of a Hub dataset, or of one that `save_to_disk` wrote.
         revision: branch, tag or commit of a Hub dataset.
+        columns: those that are needed; others may be omitted.
 
     Raises:
         InputError: there is no such file or dataset, or it holds something else than records; the line is named.
     """
     local = Path(path)
     if local.exists():
-        files = files_in(local, RECORD_FILES) if local.is_dir() else [local]
+        files = record_files(local, split)
     elif path.startswith(("/", ".")) or path.count("/") > 1 or file_ending(local) in RECORD_FILES:
         raise InputError(f"There is no folder or file {path}. {ALLOWED}")
     elif file is None:
         from datasets import load_dataset
 
         with explained(f"The dataset {path!r} cannot be loaded", ALLOWED):
-            loaded = load_dataset(path, config, split=split, revision=revision)
-        yield from cast(Iterator[dict[str, Any]], loaded)
+            loaded: Any = load_dataset(path, config, split=split, revision=revision)
+            if columns is not None and set(columns) <= set(loaded.column_names):
+                loaded = loaded.select_columns(list(columns))
+        yield from loaded
         return
     else:
         files = _repository_files(path, file, revision)
@@ -89,10 +99,64 @@ def read_records(
     if len(endings) != 1 or not endings <= set(RECORD_FILES):
         raise InputError(f"{path} holds no files of records, or files of several kinds. {ALLOWED}")
     for one in files:
-        for number, value in numbered_values(one):
+        for number, value in numbered_values(one, columns):
             if not isinstance(value, dict):
                 raise InputError(f"{one}, line {number} is {shown(value)}. Write one JSON object a line.")
             yield value
+
+
+def record_files(path: Path, split: str = "train") -> list[Path]:
+    """Return the files of records of a local file or folder, in a fixed order.
+
+    Raises:
+        InputError: it is a BEIR folder, or a saved dataset without this split.
+    """
+    if not path.is_dir():
+        return [path]
+    if {"corpus", "queries"} <= {one.name.split(".")[0] for one in files_in(path, (".jsonl",))}:
+        raise InputError(
+            f"{path} is a BEIR folder: documents, queries and judgements. Evaluate a model on it with st-llm-embed "
+            f"evaluate MODEL --data {path}. To train on it, write a .jsonl file of rows, for each judgement "
+            '{"anchor": QUERY, "positive": DOCUMENT, "instruction": "..."}. To encode it, give its file corpus.jsonl.'
+        )
+    with explained(f"{path} cannot be read", "Save the dataset again with save_to_disk."):
+        if (path / "dataset_dict.json").is_file():
+            splits = json.loads(read_text(path / "dataset_dict.json"))["splits"]
+            if split not in splits:
+                raise InputError(f"{path} has no split {split!r}; it has {', '.join(splits)}. Give the folder of one.")
+            path /= split
+        if (path / "state.json").is_file():
+            return [path / part["filename"] for part in json.loads(read_text(path / "state.json"))["_data_files"]]
+    return files_in(path, RECORD_FILES)
+
+
+def text_of(value: object, where: str, column: str) -> str:
+    """Return a value that has to be a text; of a whole number its digits, of null an empty text.
+
+    Args:
+        value: what was read.
+        where: names the record in errors.
+        column: the column it is from.
+
+    Raises:
+        InputError: it is something else, or no Unicode.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, list):
+        raise InputError(
+            f"{where}: {column} is the list {shown(value)}, and one text is expected. Name one of its items, such as "
+            f"the first by {{{column}[0]}}, or write one record for each."
+        )
+    if not isinstance(value, str):
+        raise InputError(f"{where}: {column} is {shown(value)}, and a text is expected. Write it in quotes.")
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise InputError(
+            f"{where}: {column} is {shown(value)}, which holds half of a surrogate pair and is not Unicode. Remove it."
+        )
+    return value
 
 
 def read_texts(path: Path) -> Iterator[str]:
@@ -101,12 +165,13 @@ def read_texts(path: Path) -> Iterator[str]:
     Raises:
         InputError: the file cannot be read, or a record has no text; the line is named.
     """
-    for number, value in numbered_values(path):
-        text = value.get("text") if isinstance(value, dict) else value if file_ending(path) == ".txt" else None
-        if isinstance(text, str) and text.strip():
-            yield text.strip()
+    for number, value in numbered_values(path, ["text"]):
+        where = f"{path}, line {number}"
+        found = value if file_ending(path) == ".txt" else value.get("text") if isinstance(value, dict) else None
+        if text := text_of(found, where, "text").strip():
+            yield text
         elif file_ending(path) != ".txt":
-            raise InputError(f'{path}, line {number} holds no text. Write {{"text": "..."}}, one object a line.')
+            raise InputError(f'{where} holds no text. Write {{"text": "..."}}, one object a line.')
 
 
 def read_text(path: Path) -> str:
@@ -133,7 +198,50 @@ def files_in(folder: Path, endings: tuple[str, ...]) -> list[Path]:
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
+    for path in found:
+        check_name(path)
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def check_name(path: Path) -> Path:
+    """Return a path, which is written into records and reports; raise an InputError if its name is not UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"The name of {path} is not UTF-8. Rename it.") from error
+    return path
+
+
+def _table_records(path: Path, ending: str, columns: Collection[str] | None) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with _opened(path) as file:
+        if ending == ".parquet":
+            table = pq.ParquetFile(cast(Any, file))
+            names, batches = table.schema_arrow.names, partial(table.iter_batches, batch_size=RECORDS_AT_ONCE)
+        else:
+            reader = pa.ipc.open_stream(file)
+            names = reader.schema.names
+
+            def batches(columns: Collection[str]) -> Iterator[pa.RecordBatch]:
+                return (batch.select(columns) for batch in reader)
+
+        wanted = names if columns is None or not set(columns) <= set(names) else list(columns)
+        for batch in batches(columns=wanted):
+            yield from batch.to_pylist()
+
+
+def _cells(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, str | None]]]:
+    # Without strict a quote that is not closed takes the rest of the file into one cell.
+    reader = csv.DictReader(_lines(path), delimiter=delimiter, strict=True)
+    names = list(reader.fieldnames or ())
+    if len(set(names)) < len(names):
+        raise InputError(f"{path} has two columns of one name in its first line, {shown(names)}. Rename one.")
+    for record in reader:
+        if None in record:
+            raise InputError(f"{path}, line {reader.line_num} has more cells than the first line has names.")
+        yield reader.line_num, record
 
 
 def _json_values(path: Path, *, may_be_whole: bool) -> Iterator[tuple[int, Any]]:
@@ -170,6 +278,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _opened(path: Path) -> IO[bytes]:
+    check_name(path)
     return cast(IO[bytes], gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
 
 

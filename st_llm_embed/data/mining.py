@@ -21,9 +21,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from sentence_transformers.util import load_file_path
 from tqdm.auto import tqdm
 
+from st_llm_embed.data.check import MINING_ADVICE
 from st_llm_embed.data.dataset import (
     MINING_REPORT,
     ROWS_PER_GROUP,
@@ -35,38 +35,16 @@ from st_llm_embed.data.dataset import (
 from st_llm_embed.data.nearest import nearest_documents, pair_scores
 from st_llm_embed.data.rows import content_hash, fold
 from st_llm_embed.data.vectors import VectorFolder
-from st_llm_embed.errors import InputError, explained, shown
+from st_llm_embed.errors import explained
 from st_llm_embed.modules.model import LLMSentenceTransformer
-from st_llm_embed.recipe import BASE, Mining
+from st_llm_embed.recipe import Mining
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
-
-MODEL_ADVICE = (
-    f"Allowed are {BASE!r}, the recipe's base before training, and the Hub id or folder of a sentence-transformers "
-    "model. Set it with --set data.mining.model=..."
-)
-
-
-def check_mining(mining: Mining) -> None:
-    """Check that there is a mining model, without loading it.
-
-    Raises:
-        InputError: there is none.
-    """
-    if mining.model == BASE:
-        return
-    files = ("modules.json", "config.json")
-    with explained(f"The mining model {shown(mining.model)} cannot be loaded", MODEL_ADVICE):
-        if not any(load_file_path(mining.model, name, revision=mining.revision) for name in files):
-            raise InputError(
-                f"data.mining.model is {shown(mining.model)}, and there is no such model: neither "
-                f"{' nor '.join(files)} is found there. {MODEL_ADVICE}"
-            )
 
 
 def mining_model(mining: Mining) -> LLMSentenceTransformer:
     """Load the mining model, where it is not the recipe's base; raise an InputError where that fails."""
-    with explained(f"The mining model {mining.model!r} cannot be loaded", MODEL_ADVICE):
+    with explained(f"The mining model {mining.model!r} cannot be loaded", MINING_ADVICE):
         return LLMSentenceTransformer(mining.model, revision=mining.revision)
 
 

@@ -1,7 +1,8 @@
 """Rows: one training example each, and the LLM answers they are made of.
 
-A file holds one JSON object a line, either a row (the fields of `Row`) or an LLM's answer to a request of the
-paper's recipe: ``{"task_type", "instruction", "attributes", "response"}``.
+A record of a file is a row (the fields of `Row`), an LLM's answer to a request of the paper's recipe
+(``{"task_type", "instruction", "attributes", "response"}``), or FlagEmbedding's ``{"query", "pos", "neg", "prompt"}``,
+with lists of texts, of which each positive makes a row.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints, ValidationError, model_validator
 
-from st_llm_embed.data.files import numbered_values
+from st_llm_embed.data.files import RECORD_FILES, file_ending, numbered_values, record_files, text_of
 from st_llm_embed.errors import InputError, explained, shown
 from st_llm_embed.instructions import ONE_STEP_INSTRUCTIONS
 from st_llm_embed.languages import LANGUAGE_CODES
@@ -92,6 +93,8 @@ class Row(BaseModel):
     prompt_version: str = "unknown"
     attributes: Attributes = Attributes()
     quality: Quality = Quality()
+    document: str | None = None
+    """Names the document that the row is from, for `data.hold_out: document`."""
     key: str = ""
     """Names the row: a hash of its content unless the file has one."""
 
@@ -117,37 +120,71 @@ class Row(BaseModel):
 
 
 def rows_file(name_or_path: str) -> Path:
-    """Return the file of rows that a recipe names.
+    """Return the file or folder of rows that a recipe names.
 
     Raises:
-        InputError: there is no such file.
+        InputError: there is nothing of that name, or no file of records in it.
     """
     if name_or_path == EMBEDDED:
         return Path(str(files("st_llm_embed") / "data" / "sample" / "open.jsonl"))
     path = Path(name_or_path)
     with explained(f"data.rows is {shown(name_or_path)}, which cannot be read", "Give a file that you may read."):
-        if path.is_file():
+        if path.is_file() or (path.is_dir() and record_files(path)):
             return path
+        there = "and there is no such file" if not path.is_dir() else "and there is no such file in that folder"
     raise InputError(
-        f"data.rows is {shown(name_or_path)}, and there is no such file. Allowed are the path of a .jsonl file "
-        f"and {EMBEDDED!r}, the rows inside the package. Set it with --set data.rows=PATH."
+        f"data.rows is {shown(name_or_path)}, {there}. Allowed are the path of a {', '.join(RECORD_FILES)} file, a "
+        f"folder of them or of save_to_disk, and {EMBEDDED!r}, the rows inside the package. Set it with --set "
+        "data.rows=PATH."
     )
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """Read a .jsonl file of rows or answers, one at a time.
+def read_rows(path: Path, instruction: str | None = None) -> Iterator[Row]:
+    """Read a file or a folder of rows or answers, one at a time.
+
+    Args:
+        path: what `rows_file` returned.
+        instruction: of rows that have none.
 
     Raises:
-        InputError: a line is neither a row nor an answer, or the file has no rows; names the line.
+        InputError: a line is neither a row nor an answer, or there are no rows; names the line.
     """
-    number = 0
-    for number, record in numbered_values(path):
-        where = f"{path}, line {number}"
-        if not isinstance(record, dict):
-            raise InputError(f"{where} is {type(record).__name__}, a row is a JSON object. Write one a line.")
-        yield row_of_answer(record, where) if "response" in record else _checked(record, where)
-    if number == 0:
-        raise InputError(f"{path} holds no rows. Give a .jsonl file with one row a line.")
+    empty = True
+    for file in record_files(path):
+        for number, record in numbered_values(file):
+            where, empty = f"{file}, line {number}", False
+            if not isinstance(record, dict):
+                raise InputError(f"{where} is {type(record).__name__}, a row is a JSON object. Write one a line.")
+            # Tables have a cell for every column; a blank one of .csv is read as an empty text.
+            blank = () if file_ending(file) in (".json", ".jsonl") else (None, "")
+            fields = {name: value for name, value in record.items() if value not in blank}
+            if "response" in fields:
+                yield row_of_answer(fields, where)
+            else:
+                own = {} if instruction is None else {"instruction": instruction}
+                yield from (checked_row(own | example, where) for example in _examples(fields, where))
+    if empty:
+        raise InputError(f"{path} holds no rows. Give a file with one row a line.")
+
+
+def _examples(record: dict[str, Any], where: str) -> list[dict[str, Any]]:
+    """Return the fields of a record's rows: the record as it is, or those of FlagEmbedding's lists."""
+    if "query" not in record or "pos" not in record:
+        return [record]
+    lists = []
+    for name in ("pos", "neg"):
+        texts = record.get(name) or []
+        lists.append([text_of(text, where, name) for text in (texts if isinstance(texts, list) else [texts])])
+    positives, negatives = lists
+    if not positives:
+        raise InputError(f"{where} has no text in the list pos. Give one, or remove the line.")
+    shared = {"anchor": text_of(record["query"], where, "query")}
+    if record.get("prompt"):
+        shared["instruction"] = text_of(record["prompt"], where, "prompt")
+    return [
+        shared | {"positive": positive} | ({"negative": negatives[place]} if place < len(negatives) else {})
+        for place, positive in enumerate(positives)
+    ]
 
 
 def row_of_answer(answer: dict[str, Any], where: str) -> Row:
@@ -182,7 +219,7 @@ def row_of_answer(answer: dict[str, Any], where: str) -> Row:
         "prompt_version": answer.get("prompt_version", "unknown"),
         "attributes": attributes,
     }
-    return _checked(texts | fields, where)
+    return checked_row(texts | fields, where)
 
 
 def content_hash(*texts: str) -> str:
@@ -191,7 +228,8 @@ def content_hash(*texts: str) -> str:
     return hashlib.blake2b("\x1f".join(texts).encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 
-def _checked(fields: dict[str, Any], where: str) -> Row:
+def checked_row(fields: dict[str, Any], where: str) -> Row:
+    """Make a row of its fields; `where` names it in the InputError that says what is wrong."""
     try:
         return Row.model_validate(fields)
     except ValidationError as error:
@@ -205,17 +243,22 @@ def fold(text: str) -> str:
 
 def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
-    field, value = ".".join(str(part) for part in first["loc"]), first["input"]
-    if first["type"] == "extra_forbidden":
+    field, value, kind = ".".join(str(part) for part in first["loc"]), first["input"], first["type"]
+    if kind == "extra_forbidden":
         allowed = Attributes if first["loc"][0] == "attributes" else Row
         return f"unknown field {shown(field)} (allowed: {', '.join(allowed.model_fields)})"
-    if first["type"] == "missing" or (value is None and Row.model_fields[field].is_required()):
-        return f"it has no {field}; anchor, positive and instruction are needed"
+    if kind == "missing" or (value is None and Row.model_fields[field].is_required()):
+        hint = ", or set data.instruction for all rows" if field == "instruction" else ""
+        return f"it has no {field}; anchor, positive and instruction are needed{hint}"
     if value is None:
         return f"its {field} is null; give a value or omit the field"
-    if first["type"] == "string_too_short":
-        return f"its {field} is empty"
-    if first["type"] == "string_pattern_mismatch":
-        return f"its {field} is {shown(value)}; allowed are a BCP-47 code such as zh-Hant, und, and English names"
+    if isinstance(value, list) and kind == "string_type":
+        return f"its {field} is the list {shown(value)}, and one text is expected; write a row for each"
     problem = first["msg"].removeprefix("Value error, ")
-    return f"{field} is {shown(value)}: {problem}" if field else problem
+    by_kind = {
+        "string_too_short": f"its {field} is empty",
+        "string_unicode": f"its {field} is {shown(value)}, which holds half of a surrogate pair and is not Unicode",
+        "string_pattern_mismatch": f"its {field} is {shown(value)}; allowed are a BCP-47 code such as zh-Hant, und, "
+        "and English names",
+    }
+    return by_kind.get(kind) or (f"{field} is {shown(value)}: {problem}" if field else problem)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
-from st_llm_embed.data.files import read_records
-from st_llm_embed.data.rows import Row, content_hash
+from st_llm_embed.data.files import read_records, text_of
+from st_llm_embed.data.rows import Row, checked_row, content_hash, fold
 from st_llm_embed.errors import InputError, shown
 from st_llm_embed.instructions import TRAINING_SET_INSTRUCTIONS
 from st_llm_embed.recipe import TASK_TYPES, Source
@@ -17,8 +19,9 @@ logger = logging.getLogger(__name__)
 
 
 def read_source(name: str, source: Source) -> Iterator[Row]:
-    """Yield the rows of one source; a record without an anchor or a positive is omitted.
+    """Yield the rows of one source.
 
+    A record without an anchor or a positive, or whose negative equals its positive up to case and spacing, is omitted.
     Whether a record is sampled depends on its place in the source alone, so a larger ratio keeps what a smaller had.
 
     Raises:
@@ -28,31 +31,36 @@ def read_source(name: str, source: Source) -> Iterator[Row]:
     if wordings is None:
         known = ", ".join(TRAINING_SET_INSTRUCTIONS)
         raise InputError(f"data.sources.{name} has no instruction. Give one; only {known} have one by their names.")
-    if Path(source.path).is_dir():
-        raise InputError(f"data.sources.{name}.path is the folder {source.path}. Give a file, or a Hub dataset.")
     count = omitted = 0
     records = read_records(
-        source.path, config=source.config, file=source.file, split=source.split, revision=source.revision
+        source.path,
+        config=source.config,
+        file=source.file,
+        split=source.split,
+        revision=source.revision,
+        columns={part for column in source.columns.values() for part in _columns_in(column)},
     )
     for place, record in enumerate(records):
         key = content_hash(name, str(place))
         if int(key, 16) >= source.ratio * 2**64:
             continue
-        texts = {side: _text(record, column, name, side) for side, column in source.columns.items()}
-        if not texts["anchor"] or not texts["positive"] or texts.get("negative") == texts["positive"]:
+        where = f"data.sources.{name}, record {place + 1}"
+        texts = {side: _text(record, column, where, side) for side, column in source.columns.items()}
+        if not texts["anchor"] or not texts["positive"] or fold(texts.get("negative", "")) == fold(texts["positive"]):
             omitted += 1
             continue
         count += 1
-        yield Row(
-            anchor=texts["anchor"],
-            positive=texts["positive"],
-            negative=texts.get("negative") or None,
-            instruction=wordings[int(key[::-1], 16) % len(wordings)],
-            task_type=source.task_type,
-            language=source.language,
-            generator=source.path,
-            key=key,
-        )
+        fields = {
+            "anchor": texts["anchor"],
+            "positive": texts["positive"],
+            "negative": texts.get("negative") or None,
+            "instruction": wordings[int(key[::-1], 16) % len(wordings)],
+            "task_type": source.task_type,
+            "language": source.language,
+            "generator": source.path,
+            "key": key,
+        }
+        yield checked_row(fields, where)
     if count == 0:
         raise InputError(
             f"data.sources.{name} has no rows: {omitted} records lack anchor or positive. Check its columns."
@@ -72,16 +80,43 @@ def check_source(name: str, source: Source) -> None:
         next(read_source(name, source))
 
 
-def _text(record: dict[str, Any], column: str, name: str, side: str) -> str:
+def _columns_in(column: str) -> set[str]:
+    """Return the columns that the name of one, or a template, names."""
+    if "{" not in column:
+        return {column}
+    try:
+        return {re.split(r"[.\[]", field)[0] for _, field, _, _ in Formatter().parse(column) if field}
+    except ValueError:  # not a template, as the first record will show
+        return {column}
+
+
+class _Template(Formatter):
+    """Fills in texts as they are, and nothing that is not a text."""
+
+    def __init__(self, where: str) -> None:
+        self._where, self._field = where, ""
+
+    def get_field(self, field_name: str, args: Any, kwargs: Any) -> Any:
+        self._field = field_name
+        return super().get_field(field_name, args, kwargs)
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        return format(text_of(value, self._where, self._field), format_spec)
+
+
+def _text(record: dict[str, Any], column: str, where: str, side: str) -> str:
     """Return one text of a record: a column, or a template of columns such as ``{title} {text}`` or ``{pos[0]}``."""
     try:
-        value = column.format_map(record) if "{" in column else record[column]
+        if "{" not in column:
+            return text_of(record[column], where, column).strip()
+        return _Template(where).vformat(column, (), record).strip()
     except IndexError:  # an empty list of passages
         return ""
+    except InputError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            f"data.sources.{name}.columns.{side} is {column!r}, which a record does not have ({error}); it has "
+            f"{where}: columns.{side} is {column!r}, which the record does not have ({error}); it has "
             f"{shown(list(record))}. Give the name of a column, or a template such as '{{title}} {{text}}' or "
             "'{passages[0][text]}'."
         ) from error
-    return "" if value is None else str(value).strip()

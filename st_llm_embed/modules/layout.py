@@ -12,6 +12,7 @@ import json
 import logging
 import re
 import shutil
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -217,6 +218,21 @@ def sentencepiece_file(name_or_path: str, revision: str | None = None) -> Path |
         return None
     except (RemoteEntryNotFoundError, RepositoryNotFoundError, HFValidationError):
         return None
+
+
+def has_file(name_or_path: str, files: Sequence[str], *, revision: str | None = None) -> bool:
+    """Whether a model, in a folder or on the Hub, has one of some files, the first of which is downloaded."""
+    folder = Path(base_path(name_or_path))
+    if folder.exists():
+        return any((folder / file).is_file() for file in files)
+    for file in files:
+        try:
+            return bool(hf_hub_download(name_or_path, file, revision=revision))
+        except (LocalEntryNotFoundError, RemoteEntryNotFoundError):
+            continue
+        except (RepositoryNotFoundError, HFValidationError):
+            return False
+    return False
 
 
 def hub_snapshot(name_or_path: str, revision: str | None = None) -> Path | None:

@@ -1,14 +1,13 @@
 """A recipe: every choice of one run, typed, in one YAML file.
 
-The sections ``lora`` and ``training`` hold keyword arguments of peft and sentence-transformers. They are checked where
-they are used (``st_llm_embed.training.arguments``), because importing these libraries takes seconds.
+The sections ``lora`` and ``training`` hold keyword arguments of peft and sentence-transformers (``recipe.upstream``).
 """
 
 from __future__ import annotations
 
-from st_llm_embed.recipe.data import Mining, Source
+from st_llm_embed.recipe.data import Data, HoldOut, Mining, Source
 from st_llm_embed.recipe.distillation import Distillation, DistillationLoss, Student, Teacher
-from st_llm_embed.recipe.recipe import Recipe, recipe_text, recipe_to_start_from, shipped_recipes
+from st_llm_embed.recipe.recipe import Recipe, RecipeError, recipe_text, recipe_to_start_from, shipped_recipes
 from st_llm_embed.recipe.section import (
     BASE,
     EMBEDDED,
@@ -23,7 +22,7 @@ from st_llm_embed.recipe.section import (
     TaskType,
 )
 from st_llm_embed.recipe.synthesis import Endpoint, Plan, Price, Synthesis, is_plain_address
-from st_llm_embed.recipe.training import Batches, Loss, TrainingStage
+from st_llm_embed.recipe.training import Base, Batches, Loss, TrainingStage
 
 __all__ = [
     "BASE",
@@ -32,12 +31,15 @@ __all__ = [
     "SYNTHESIS",
     "TASK_TYPES",
     "TRAINED",
+    "Base",
     "Batches",
+    "Data",
     "Direction",
     "Distillation",
     "DistillationLoss",
     "Dtype",
     "Endpoint",
+    "HoldOut",
     "Instructions",
     "Loss",
     "Mining",
@@ -45,6 +47,7 @@ __all__ = [
     "PoolingMode",
     "Price",
     "Recipe",
+    "RecipeError",
     "Source",
     "Student",
     "Synthesis",

@@ -75,16 +75,25 @@ class Mining(Section):
         return self
 
 
+HoldOut = Literal["instruction", "anchor", "positive", "document"]
+
+
 class Data(Section):
     """The rows to train on and to hold out."""
 
     rows: str
-    """A .jsonl file of rows or of LLM answers; `synthesis`: what an LLM writes by that section; or `embedded`, the
+    """A file or folder of rows or of LLM answers; `synthesis`: what an LLM writes by that section; or `embedded`, the
     rows inside the package."""
+    instruction: str | None = Field(default=None, min_length=1)
+    """Put before the anchors of rows that have no instruction of their own."""
     sources: dict[Annotated[str, Field(pattern=NAME_PATTERN)], Source] = {}
     """Sets of pairs to train on besides, by a name of yours; each has batches of its own."""
     validation_fraction: float = Field(gt=0, lt=1)
-    """Share of instructions held out, by hash: no instruction of a task type is in both parts. sts and bitext have
-    twelve instructions each; bitext rows are held out from 0.07 on, sts rows from 0.12 (docs/decisions.md)."""
+    """Share held out, by hash. sts and bitext have twelve instructions each; bitext rows are held out from 0.07 on,
+    sts rows from 0.12 (docs/decisions.md)."""
+    hold_out: HoldOut | None = None
+    """What is held out as a whole, so that nothing of it is trained on; `instruction` counts by task type, `document`
+    is a column of the rows. null: document where all rows have one, else instruction, where that comes near the
+    share, else anchor or positive. No text is in both parts but labels (docs/decisions.md)."""
     mining: Mining | None = None
     """Mines hard negatives for rows that lack them; null: those rows have in-batch negatives only."""

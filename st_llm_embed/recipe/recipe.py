@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, LiteralString, Self, cast
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field, JsonValue, ValidationError, model_validator
-from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+from pydantic import Field, JsonValue, TypeAdapter, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
-from st_llm_embed.errors import InputError, did_you_mean, explained, shown
+from st_llm_embed.errors import InputError, InputErrors, did_you_mean, explained, shown
 from st_llm_embed.recipe.data import Data
 from st_llm_embed.recipe.distillation import Distillation
-from st_llm_embed.recipe.section import NAME_PATTERN, SYNTHESIS, Section
+from st_llm_embed.recipe.section import NAME_PATTERN, SYNTHESIS, Section, reworded
 from st_llm_embed.recipe.synthesis import Synthesis
 from st_llm_embed.recipe.training import Base, Batches, Evaluation, Loss, TrainingStage
+
+EXAMPLE = "demo-real"
+"""The shipped recipe that shows what is missing in another."""
 
 RECIPE_SUFFIXES = (".yaml", ".yml")
 
@@ -35,6 +38,14 @@ class Publishing(Section):
     """Hub name in the dataset card's example."""
     dataset_license: str | None = None
     """Licence of the rows, needed to push them; check the terms of the LLM that wrote them."""
+
+
+class RecipeError(InputErrors):
+    """A recipe has keys or values that are not allowed; `sections` are the others, by name."""
+
+    def __init__(self, problems: Sequence[str], sections: Mapping[str, Any]) -> None:
+        super().__init__(problems)
+        self.sections = sections
 
 
 class Recipe(Section):
@@ -116,15 +127,8 @@ class Recipe(Section):
             kept = {} if section is None else section.model_dump(exclude_unset=True)
             return type(section or Batches()).model_validate(kept | own)
         except ValidationError as error:
-            problems = [
-                InitErrorDetails(
-                    type=PydanticCustomError(cast(LiteralString, details["type"]), "{text}", {"text": details["msg"]}),
-                    loc=("stages", number, key, *details["loc"]),
-                    input=details["input"],
-                )
-                for details in error.errors(include_url=False)
-            ]
-            raise ValidationError.from_exception_data(error.title, problems, hide_input=True) from error
+            place = ("stages", number, key)
+            raise reworded(error, lambda one: (one["type"], one["msg"], (*place, *one["loc"]))) from error
 
     @classmethod
     def load(cls, name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -135,7 +139,8 @@ class Recipe(Section):
             overrides: `section.key=value` each, with the value in YAML, set over what the file says.
 
         Raises:
-            InputError: there is no such recipe, the file is not a recipe, or a key or value is not allowed.
+            InputError: there is no such recipe, or the file is not a recipe.
+            RecipeError: keys or values are not allowed; all of them are named.
         """
         text = recipe_text(name_or_path)
         with explained(f"The recipe {name_or_path} is not a YAML file", "Fix the line it names and run again."):
@@ -150,8 +155,12 @@ class Recipe(Section):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            problems = "; ".join(_explain(details) for details in error.errors())
-            raise InputError(f"Recipe {name_or_path}: {problems}. Fix the file or the --set option.") from error
+            wrong = {str(details["loc"][0]) for details in error.errors() if details["loc"]}
+            problems = [
+                f"Recipe {name_or_path}: {_explain(details)}. Fix the file or the --set option."
+                for details in error.errors()
+            ]
+            raise RecipeError(problems, _right_sections(content, wrong)) from error
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML with every default written out."""
@@ -224,6 +233,32 @@ def _set(content: dict[str, Any], override: str) -> None:
     target[keys[-1]] = value
 
 
+def _right_sections(content: Mapping[str, Any], wrong: Collection[str]) -> dict[str, Any]:
+    """Return the sections of a wrong recipe that are right on their own."""
+    right = {}
+    for name, field in Recipe.model_fields.items():
+        if name in content and name not in wrong:
+            right[name] = TypeAdapter(field.rebuild_annotation()).validate_python(content[name])
+    return right
+
+
+def _what_to_write(place: tuple[int | str, ...]) -> str:
+    """Return an example of what is missing at a place, of the recipe demo, or else what it is for."""
+    section: Any = Recipe
+    for part in place[:-1]:
+        section = section.model_fields[part].annotation if part in getattr(section, "model_fields", {}) else None
+    example: Any = yaml.safe_load(recipe_text(EXAMPLE))
+    for part in place:
+        example = example.get(part) if isinstance(example, dict) else None
+    if isinstance(example, dict):
+        example = {key: value for key, value in example.items() if not isinstance(value, dict | list)}
+    if example is not None or place == ("lora",):
+        written = yaml.safe_dump({str(place[-1]): example}, default_flow_style=True, width=10_000).strip().strip("{}")
+        return f"Write it, such as {written}; for whole sections see st-llm-embed recipes show {EXAMPLE}"
+    field = getattr(section, "model_fields", {}).get(place[-1])
+    return f"It is needed: {field.description}" if field and field.description else "It is needed"
+
+
 def _explain(details: ErrorDetails) -> str:
     key, message = ".".join(map(str, details["loc"])), details["msg"].removeprefix("Value error, ")
     # An error of several sections has no key, and the whole recipe for its input; an address may hold a secret.
@@ -231,7 +266,7 @@ def _explain(details: ErrorDetails) -> str:
         return message
     match details["type"]:
         case "missing":
-            return f"{key} is missing"
+            return f"{key} is missing. {_what_to_write(details['loc'])}"
         case "unknown_key":
             return f"{key}: {message}"
         case "address":

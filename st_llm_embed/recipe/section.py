@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, LiteralString, Self, cast, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from st_llm_embed.errors import did_you_mean
 
@@ -50,20 +60,39 @@ Label = Annotated[str, BeforeValidator(_as_text)]
 """A word for a prompt or a table; YAML reads some as numbers."""
 
 
+def reworded(
+    error: ValidationError, words: Callable[[ErrorDetails], tuple[str, str, tuple[int | str, ...]]]
+) -> ValidationError:
+    """Return the same errors with the type, message and place that `words` returns for each."""
+    problems = []
+    for details in error.errors(include_url=False):
+        kind, message, place = words(details)
+        custom = PydanticCustomError(cast(LiteralString, kind), "{text}", {"text": message})
+        problems.append(InitErrorDetails(type=custom, loc=place, input=details["input"]))
+    return ValidationError.from_exception_data(error.title, problems, hide_input=True)
+
+
 class Section(BaseModel):
     """Common to all parts of a recipe: immutable, unknown keys refused, docstrings as help."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _keys_are_known(cls, values: Any) -> Any:
+    def _unknown_keys_are_explained(cls, values: Any, check: ModelWrapValidatorHandler[Self]) -> Self:
         allowed = list(cls.model_fields)
-        if isinstance(values, dict) and (unknown := [str(key) for key in values if key not in allowed]):
-            keys = ", ".join(key + did_you_mean(key, allowed) for key in unknown)
-            message = f"unknown key {keys} (allowed here: {', '.join(allowed)})"
-            raise PydanticCustomError("unknown_key", "{message}", {"message": message})
-        return values
+
+        def explained(details: ErrorDetails) -> tuple[str, str, tuple[int | str, ...]]:
+            if details["type"] != "extra_forbidden" or len(details["loc"]) > 1:
+                return details["type"], details["msg"], details["loc"]
+            key = str(details["loc"][0])
+            message = f"unknown key {key}{did_you_mean(key, allowed)} (allowed here: {', '.join(allowed)})"
+            return "unknown_key", message, ()
+
+        try:
+            return check(values)
+        except ValidationError as error:
+            raise reworded(error, explained) from error
 
     @field_validator("*", mode="before")
     @classmethod

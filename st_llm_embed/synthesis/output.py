@@ -14,7 +14,7 @@ import pyarrow as pa
 from st_llm_embed.data.dataset import DatasetWriter, Split, check_sizes, write_dataset
 from st_llm_embed.data.rows import Row, content_hash
 from st_llm_embed.errors import InputError
-from st_llm_embed.recipe import Synthesis
+from st_llm_embed.recipe import HoldOut, Synthesis
 from st_llm_embed.synthesis.generate import tasks_file
 from st_llm_embed.synthesis.journal import read_journal
 from st_llm_embed.synthesis.plan import RequestPlan
@@ -37,6 +37,7 @@ def write_synthetic_dataset(
     validation_fraction: float,
     similarities: Similarities | None,
     *,
+    hold_out: HoldOut | None = None,
     selection: Selection | None = None,
 ) -> Counter[tuple[str, Split]]:
     """Make a dataset of the journal's answers; nothing is sent and nothing is paid.
@@ -46,8 +47,9 @@ def write_synthetic_dataset(
         journal_folder: what `generate` wrote.
         folder: an existing folder; gets a folder of parquet files for each task type, tasks/, rejected/ and
             statistics.json.
-        validation_fraction: share of instructions held out.
+        validation_fraction: share held out.
         similarities: of the consistency filter; None omits it.
+        hold_out: what is held out as a whole; None for the default.
         selection: of the same recipe and journal, if `generate` returned one, so that nothing is parsed again.
 
     Returns:
@@ -68,7 +70,7 @@ def write_synthetic_dataset(
         selection = Selection(synthesis, plan, tasks, journal, similarities, workspace=folder)
     statistics = Statistics()
     with DatasetWriter(folder, REJECTED_SCHEMA) as rejected:
-        counts = write_dataset(_accepted(selection, statistics, rejected), folder, validation_fraction)
+        counts = write_dataset(_accepted(selection, statistics, rejected), folder, validation_fraction, hold_out)
     if not counts:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in statistics.rejected_by_reason().items())
         raise InputError(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -13,21 +15,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from sentence_transformers.sentence_transformer.modules import Transformer
 from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, PreTrainedModel, set_seed
 
-from st_llm_embed.errors import InputError, explained
+from st_llm_embed.errors import InputError, did_you_mean, explained
 from st_llm_embed.instructions import published_prompts
 from st_llm_embed.modules.layout import base_path, hub_snapshot
 from st_llm_embed.modules.model import LLMSentenceTransformer
 from st_llm_embed.recipe import EMBEDDED, Dtype, Recipe
 from st_llm_embed.training.arguments import lora_config
-
-BASE_ADVICE = (
-    f"Allowed are {EMBEDDED!r} and the Hub id or local folder of a decoder-only transformers model, complete with its "
-    "weights and tokenizer. Set it with --set base.name_or_path=..."
-)
-
-ADAPTER_ADVICE = (
-    "Give the Hub id or folder of a LoRA adapter that was trained on this base, or set base.adapter to null."
-)
+from st_llm_embed.training.sections import ADAPTER_ADVICE, BASE_ADVICE
 
 
 def starting_model(recipe: Recipe) -> LLMSentenceTransformer:
@@ -138,7 +132,40 @@ def decoder_without_weights(recipe: Recipe) -> PreTrainedModel:
         adapter.init_lora_weights = True
         with explained(f"Recipe {recipe.name}: the {section} is refused", "Change what the message names."):
             decoder.add_adapter(adapter)
+        _check_matches(adapter, decoder, f"Recipe {recipe.name}: {section.removesuffix(' section')}")
     return decoder
+
+
+def _check_matches(adapter: LoraConfig, decoder: PreTrainedModel, where: str) -> None:
+    """Refuse names of modules and layers of which one matches nothing; peft refuses only if all of them do."""
+    modules = {name.replace(".base_layer", "") for name, _ in decoder.named_modules()}
+    ends = sorted({name.rpartition(".")[2] for name in modules if name})
+    layers = decoder.config.get_text_config().num_hidden_layers
+    for key in ("target_modules", "modules_to_save", "exclude_modules", "rank_pattern", "alpha_pattern"):
+        given = getattr(adapter, key)
+        names = [given] if isinstance(given, str) else list(given or ())
+        # One text is a regular expression for whole names; keys of patterns are expressions for their ends.
+        whole, is_expression = isinstance(given, str), isinstance(given, str | dict)
+        for name in names:
+            if name == "all-linear" or _matches(name, modules, whole=whole, expression=is_expression):
+                continue
+            raise InputError(
+                f"{where}.{key} has {name!r}, which matches no module of the base{did_you_mean(name, ends)}. Its "
+                f"modules are {', '.join(end for end in ends if not end.isdecimal())}. Correct the name or omit it."
+            )
+    chosen = adapter.layers_to_transform
+    wrong = [one for one in ([chosen] if isinstance(chosen, int) else chosen or ()) if not 0 <= one < layers]
+    if wrong:
+        raise InputError(
+            f"{where}.layers_to_transform has {', '.join(map(str, wrong))}, and the base has {layers} layers, numbered "
+            "from 0. Correct the numbers or omit the key."
+        )
+
+
+def _matches(name: str, modules: Collection[str], *, whole: bool, expression: bool) -> bool:
+    """Whether peft would find a module by a name."""
+    pattern = name if expression else re.escape(name)
+    return any(re.fullmatch(pattern if whole else rf"(.*\.)?({pattern})", module) for module in modules)
 
 
 def save_adapter(model: LLMSentenceTransformer, recipe: Recipe, folder: Path) -> None:

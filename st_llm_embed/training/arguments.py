@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
-from typing import Any, get_type_hints
 
 import torch
 from peft import LoraConfig
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 from sentence_transformers import SentenceTransformerTrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from st_llm_embed.errors import InputError, did_you_mean, explained, shown
+from st_llm_embed.errors import InputError, explained, shown
 from st_llm_embed.recipe import Recipe
-
-SET_BY_THE_RUN = ("output_dir", "seed", "prompts")
+from st_llm_embed.recipe.upstream import LORA_CONFIG, check_arguments, check_training_section, half_precision_problem
 
 SCORES = ("retrieval_ndcg_at_10", "retrieval_recall_at_1", "sts_triplet_accuracy", "bitext_accuracy")
 """What the held-out rows are scored by, the higher the better. The first, which any rows have, chooses the best
@@ -30,19 +26,10 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> SentenceTransformerT
         InputError: a key is unknown or set by the run itself, a value has the wrong type, transformers refuses it, a
             batch has no row, or it would be open which checkpoint is the best.
     """
-    for key in SET_BY_THE_RUN:
-        if key in recipe.training:
-            raise InputError(
-                f"Recipe {recipe.name}: training.{key} is set by the run itself (output_dir by --output-dir, seed by "
-                "the recipe's seed, prompts by each row's instruction). Remove it."
-            )
-    for key in ("batch_sampler", "multi_dataset_batch_sampler"):
-        if recipe.batches is not None and key in recipe.training:
-            raise InputError(
-                f"Recipe {recipe.name}: training.{key} and the batches section both say what a batch is made of. "
-                "Remove one of them."
-            )
-    checked = _checked(SentenceTransformerTrainingArguments, recipe.training, f"Recipe {recipe.name}: training")
+    where = f"Recipe {recipe.name}: training"
+    checked = check_training_section(recipe.training, where, batches=recipe.batches is not None)
+    if not torch.accelerator.is_available() and (problem := half_precision_problem(checked, where)):
+        raise InputError(problem)
     # The trainer's own default pins memory, and warns where there is no GPU to pin it for.
     checked.setdefault("dataloader_pin_memory", torch.cuda.is_available())
     # accelerate joins the processes of a torchrun only if they have GPUs or were set to use the CPU.
@@ -55,12 +42,6 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> SentenceTransformerT
         # transformers would take the loss, which is not computed for rows that are held out.
         arguments.metric_for_best_model = SCORES[0]
         arguments.greater_is_better = checked.get("greater_is_better", True)
-    if arguments.per_device_train_batch_size < 1 or arguments.gradient_accumulation_steps < 1:
-        raise InputError(
-            f"Recipe {recipe.name}: training.per_device_train_batch_size is {arguments.per_device_train_batch_size} "
-            f"and training.gradient_accumulation_steps {arguments.gradient_accumulation_steps}. Both have to be 1 or "
-            "more."
-        )
     if needs_a_best:
         _check_best(recipe, arguments)
     return arguments
@@ -74,7 +55,7 @@ def lora_config(recipe: Recipe) -> LoraConfig | None:
     """
     if recipe.lora is None:
         return None
-    checked = _checked(LoraConfig, recipe.lora, f"Recipe {recipe.name}: lora")
+    checked = check_arguments(LORA_CONFIG, recipe.lora, f"Recipe {recipe.name}: lora")
     with explained(f"Recipe {recipe.name}: the lora section is refused", "Change what the message names."):
         return LoraConfig(**checked)
 
@@ -105,25 +86,3 @@ def _check_best(recipe: Recipe, arguments: SentenceTransformerTrainingArguments)
             f"{where}.eval_steps is {arguments.eval_steps:g} and save_steps {arguments.save_steps:g}: the best step "
             "could be one that no checkpoint was saved at. With load_best_model_at_end give both the same number."
         )
-
-
-def _checked(upstream: type, given: dict[str, Any], where: str) -> dict[str, Any]:
-    """Validate keyword arguments against the fields of an upstream dataclass; YAML's `1e-4` becomes a number."""
-    fields = {field.name for field in dataclasses.fields(upstream) if field.init}  # ty: ignore[invalid-argument-type]
-    hints = get_type_hints(upstream)
-    checked = {}
-    for key, value in given.items():
-        if key not in fields:
-            raise InputError(
-                f"{where}.{key} is not an argument of {upstream.__name__}{did_you_mean(key, fields)}. Its "
-                "documentation lists what is allowed."
-            )
-        try:
-            adapter = TypeAdapter(hints[key], config=ConfigDict(arbitrary_types_allowed=True))
-            checked[key] = adapter.validate_python(value)
-        except ValidationError as error:
-            problem = error.errors()[0]["msg"]
-            raise InputError(
-                f"{where}.{key} is {shown(value)}: {problem}. Give it the type that {upstream.__name__} documents."
-            ) from error
-    return checked

@@ -21,15 +21,16 @@ from transformers import AutoModel
 from transformers.trainer_utils import IntervalStrategy
 
 from st_llm_embed.doctor.probe import DOCUMENTS, MINIMUM_COSINE, OTHER_INSTRUCTION, QUESTION, SIXTEEN_BIT_COSINE
-from st_llm_embed.errors import InputError, explained
+from st_llm_embed.errors import InputError, Problems, explained
 from st_llm_embed.instructions import instruction_prompt
 from st_llm_embed.modules.base import load_tokenizer
 from st_llm_embed.modules.layout import base_path
 from st_llm_embed.modules.model import LLMSentenceTransformer
 from st_llm_embed.recipe import EMBEDDED, Dtype, Recipe
-from st_llm_embed.training.adapter import BASE_ADVICE, decoder_without_weights, quantization_config
+from st_llm_embed.training.adapter import decoder_without_weights, quantization_config
 from st_llm_embed.training.arguments import training_arguments
 from st_llm_embed.training.reporting import check_reporting
+from st_llm_embed.training.sections import BASE_ADVICE
 from st_llm_embed.training.trainer import build_trainer
 
 TEXTS = (*DOCUMENTS.values(), instruction_prompt(OTHER_INSTRUCTION) + QUESTION)
@@ -52,10 +53,18 @@ def check_training(recipe: Recipe) -> None:
     Raises:
         InputError: the base, its tokenizer, or the lora or training section cannot be used.
     """
-    quantization_config(recipe)
-    trainings = recipe.trainings()
-    for training in trainings:
-        _rehearse_trainer(training)
+    problems = Problems()
+    with problems.collected():
+        quantization_config(recipe)
+    for training in recipe.trainings():
+        with problems.collected():
+            _rehearse_trainer(training)
+    with problems.collected():
+        _check_base(recipe)
+    problems.report()
+
+
+def _check_base(recipe: Recipe) -> None:
     name = recipe.base.name_or_path
     with explained(f"The base model {name!r} cannot be loaded", BASE_ADVICE):
         tokenizer = load_tokenizer(name, revision=recipe.base.revision, max_seq_length=recipe.base.max_seq_length)
@@ -70,7 +79,7 @@ def check_training(recipe: Recipe) -> None:
             "model that belong together."
         )
     dimensions = decoder.config.get_text_config().hidden_size
-    for training in trainings:
+    for training in recipe.trainings():
         if training.loss.matryoshka_dims and max(training.loss.matryoshka_dims) != dimensions:
             raise InputError(
                 f"loss.matryoshka_dims is {list(training.loss.matryoshka_dims)}, and the vectors of the base model "

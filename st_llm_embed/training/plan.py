@@ -404,10 +404,10 @@ def _known_rows(recipe: Recipe, output_dir: Path, notes: list[str]) -> tuple[dic
         if not written:
             dataset = Path(folder) / "dataset"
             file = rows_file(EMBEDDED if data.rows == SYNTHESIS else data.rows)
-            write_dataset(read_rows(file), dataset, data.validation_fraction)
+            write_dataset(read_rows(file, data.instruction), dataset, data.validation_fraction, data.hold_out)
         if not sources.is_dir():
             sources = Path(folder) / "sources"
-            unread = [name for name, source in data.sources.items() if not Path(source.path).is_file()]
+            unread = [name for name, source in data.sources.items() if not Path(source.path).exists()]
             for name, source in data.sources.items():
                 if name not in unread:
                     rows = read_source(name, source)

@@ -27,6 +27,7 @@ from st_llm_embed.training.check import (
     write_reference_vectors,
 )
 from st_llm_embed.training.reporting import reporting_into
+from st_llm_embed.training.sections import check_batches
 from st_llm_embed.training.trainer import build_trainer
 
 
@@ -62,10 +63,18 @@ def train(
         rows = DatasetDict(
             {name: part.remove_columns(negative_columns(part.column_names)) for name, part in rows.items()}
         )
+    arguments = training_arguments(recipe, output_dir / "checkpoints")
+    check_batches(
+        recipe.training | {"per_device_train_batch_size": arguments.per_device_train_batch_size},
+        {str(name): len(part) for name, part in rows.items()},
+        [str(name) for name, part in rows.items() if negative_columns(part.column_names)],
+        f"Recipe {recipe.name}: training",
+        batches=recipe.batches is not None,
+        processes=arguments.world_size,
+    )
     model = starting_model(recipe)
     before = vectors_of(model)
     adapted = prepare_adapter(model, recipe)
-    arguments = training_arguments(recipe, output_dir / "checkpoints")
     with reporting_into(output_dir / "logs", arguments):
         trainer = build_trainer(recipe, model, rows, arguments, evaluator)
         checkpoint = last_complete_checkpoint(output_dir / "checkpoints")
