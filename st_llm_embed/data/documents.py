@@ -87,8 +87,8 @@ def read_documents(path: str) -> Iterator[Document]:
         seen.add(document.id)
         if word := next(_LONG_WORD.finditer(document.text), None):
             raise InputError(
-                f"{path}: the document {shown(document.id)} is not a text: it holds {len(word[0]):,} characters without "
-                f"a blank, {shown(word[0])}. Move it away, or cut it."
+                f"{path}: the document {shown(document.id)} is not a text: it holds {len(word[0]):,} characters with "
+                f"no blank, {shown(word[0])}. Move it away, or cut it."
             )
         if document.text.strip():
             yield document
@@ -290,7 +290,7 @@ def _html_as_markdown(path: Path) -> str:
 
 def _converted(path: Path) -> str:
     try:
-        from markitdown import MarkItDown
+        from markitdown import MarkItDown  # ty: ignore[unresolved-import]
     except ImportError as error:
         raise InputError(f"{path} needs the extra pdf: pip install 'st_llm_embed[pdf]'. Or move it away.") from error
     with explained(f"{path} cannot be read", "Save it again, convert it to text, or move it away."):

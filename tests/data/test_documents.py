@@ -83,7 +83,7 @@ def test_of_a_beir_folder_its_corpus_is_read(tmp_path: Path) -> None:
         ({"a__bin": b"\1"}, "holds no documents"),
         ({"a__txt": b"caf\xe9"}, r"a\.txt, line 1 is not UTF-8"),
         ({"a__md": b"a\0b"}, r"a\.md is not a text: it holds zero bytes"),
-        ({"a__txt": b"word " * 20 + b"x" * 50_000}, "50,000 characters without a blank, 'xxx"),
+        ({"a__txt": b"word " * 20 + b"x" * 50_000}, "50,000 characters with no blank, 'xxx"),
         ({"a__jsonl": '{"_id": "1", "text": "a"}\n{"_id": 1, "text": "b"}\n'}, "two documents with the id '1'"),
         ({"a__jsonl": '{"body": "a"}\n'}, "record 1 has no text, only body"),
         ({"a__jsonl": '{"text": ["a"]}\n'}, "text is the list"),
