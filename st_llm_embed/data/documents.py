@@ -290,7 +290,7 @@ def _html_as_markdown(path: Path) -> str:
 
 def _converted(path: Path) -> str:
     try:
-        from markitdown import MarkItDown  # ty: ignore[unresolved-import]
+        from markitdown import MarkItDown  # ty: ignore[import-not-found]
     except ImportError as error:
         raise InputError(f"{path} needs the extra pdf: pip install 'st_llm_embed[pdf]'. Or move it away.") from error
     with explained(f"{path} cannot be read", "Save it again, convert it to text, or move it away."):
