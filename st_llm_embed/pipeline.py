@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from st_llm_embed.data.check import check_data_section
 from st_llm_embed.data.dataset import task_type_of, write_dataset, write_source
@@ -21,7 +21,7 @@ from st_llm_embed.data.files import record_files
 from st_llm_embed.data.rows import Row, read_rows, rows_file
 from st_llm_embed.data.sources import read_source
 from st_llm_embed.data.split import Split, has_negatives
-from st_llm_embed.errors import InputError, Problems, explained
+from st_llm_embed.errors import InputError, Problems
 from st_llm_embed.modules.layout import model_fingerprint
 from st_llm_embed.processes import is_first_process, wait_for_all_processes
 from st_llm_embed.recipe import BASE, SYNTHESIS, TRAINED, Mining, Recipe, Synthesis, TrainingStage
@@ -31,6 +31,9 @@ from st_llm_embed.synthesis.generate import Projection, check_synthesis, estimat
 from st_llm_embed.synthesis.output import write_synthetic_dataset
 from st_llm_embed.synthesis.selection import Selection, Similarities
 from st_llm_embed.training.sections import check_base, check_batches, is_without_gpu
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
 
@@ -456,12 +459,13 @@ def _similarities(synthesis: Synthesis) -> Similarities | None:
     name = synthesis.filters.consistency_model
     if name is None:
         return None
-    from sentence_transformers import SentenceTransformer
+    from st_llm_embed.modules.stock import load_stock
 
     @cache
     def model() -> SentenceTransformer:
-        with explained(f"The consistency model {name!r} cannot be loaded", "Give a Hub id or a folder."):
-            return SentenceTransformer(name)
+        return load_stock(
+            name, "consistency model", "Give a Hub id or a folder as synthesis.filters.consistency_model."
+        )
 
     def similarities(rows: Sequence[Row]) -> list[tuple[float, float]]:
         anchors = model().encode_query([row.anchor for row in rows], convert_to_tensor=True)
