@@ -93,7 +93,8 @@ class Plan(Section):
     languages: dict[str, Annotated[float, Field(ge=0)]] = {}
     """Custom: English names of languages and their weights."""
     topics: tuple[Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)], ...] = ()
-    """Custom: subjects, one of which is drawn for each brainstorm, sts and bitext request: your domain."""
+    """Custom: subjects, one of which is drawn for each brainstorm, sts and bitext request: your domain. Without any,
+    sts and bitext requests draw one of st_llm_embed/synthesis/subjects.txt."""
 
     @model_validator(mode="after")
     def _paper_means_paper(self) -> Self:

@@ -17,6 +17,7 @@ from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import REPLAY, Synthesis
 from st_llm_embed.synthesis.batch import BatchClient
 from st_llm_embed.synthesis.chat import ChatService, Progress, max_answer_tokens, model_prices, shown_progress
+from st_llm_embed.synthesis.flaws import flaw_of
 from st_llm_embed.synthesis.journal import Journal, read_answers
 from st_llm_embed.synthesis.parsing import Rejection, parse_completion
 from st_llm_embed.synthesis.plan import BRAINSTORM_SCHEMA, EXAMPLE_SCHEMAS, Request, RequestPlan, Step
@@ -200,7 +201,7 @@ def _instructions(body: str) -> Iterator[str]:
     answer = parse_completion(json_object(body), BRAINSTORM_SCHEMA)
     if isinstance(answer, Rejection):
         return
-    for instruction in answer["tasks"]:
+    for instruction in (text for text in answer["tasks"] if flaw_of(text) is None):
         words = instruction.split()
         if len(words) >= MIN_INSTRUCTION_WORDS and len(instruction) <= MAX_INSTRUCTION_CHARACTERS:
             yield " ".join(words)
