@@ -124,6 +124,8 @@ def _check_training(
     own = {} if stage is None else stage.batches
     batches = own is not None and (bool(own) or sections.get("batches") is not None)
     training = check_training_section(given, where, batches=batches)
+    if training.get("learning_rate", 1) <= 0:
+        raise InputError(f"{where}.learning_rate is {training['learning_rate']:g}, and nothing is learnt. Give more.")
     if is_without_gpu() and (problem := half_precision_problem(training, where)):
         raise InputError(problem)
     data = sections.get("data")
