@@ -164,7 +164,7 @@ def test_a_dry_run_checks_and_prints_and_writes_nothing(run_cli: RunCli, tiny_re
             ["dataloader_drop_last drops what does not fill a batch", "training rows of bitext"],
         ),
         (
-            ["training.per_device_train_batch_size=64", "training.dataloader_drop_last=true", "batches={}"],
+            ["training={per_device_train_batch_size: 64, dataloader_drop_last: true}", "batches={}"],
             ["dataloader_drop_last drops what does not fill a batch", "training rows of all configurations"],
         ),
         (["lora.target_modules=[q_proj, v_porj]"], ["'v_porj'", "did you mean v_proj?", "Its modules are"]),
