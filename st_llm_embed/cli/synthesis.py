@@ -31,7 +31,7 @@ def synthesize(
     ] = False,
 ) -> None:
     """Have an LLM write the rows: requests, journal, filters, dataset. Run it again to resume."""
-    resolved, folder = load_recipe("synthesize", recipe, overrides, output_dir)
+    resolved, folder = load_recipe("synthesize", recipe, overrides, output_dir, needs=("data", "synthesis"))
     if estimate is not None and (estimate < 1 or dry_run):
         raise InputError(
             f"--estimate is {estimate}{' beside --dry-run' if dry_run else ''}; it takes the number of requests to "
