@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
 
+from st_llm_embed.api.budget import Cost
 from st_llm_embed.api.client import Client
 from st_llm_embed.api.exchange import json_object, read_api_key
 from st_llm_embed.data.rows import fold
@@ -19,11 +25,14 @@ from st_llm_embed.synthesis.batch import BatchClient
 from st_llm_embed.synthesis.chat import ChatService, Progress, max_answer_tokens, model_prices, shown_progress
 from st_llm_embed.synthesis.journal import Journal, read_answers
 from st_llm_embed.synthesis.parsing import Rejection, parse_completion
-from st_llm_embed.synthesis.plan import BRAINSTORM_SCHEMA, EXAMPLE_SCHEMAS, Request, RequestPlan, Step
+from st_llm_embed.synthesis.plan import BRAINSTORM_SCHEMA, Request, RequestPlan, Step
 from st_llm_embed.synthesis.recorded import recorded_answers
 from st_llm_embed.synthesis.selection import Selection, Similarities
 from st_llm_embed.synthesis.tasks import TaskFile, tasks_path
 
+logger = logging.getLogger(__name__)
+
+STAND_IN = "(an instruction that is brainstormed first)"
 MIN_INSTRUCTION_WORDS, MAX_INSTRUCTION_CHARACTERS = 3, 400
 
 
@@ -42,10 +51,17 @@ def check_synthesis(synthesis: Synthesis) -> None:
 
 
 def planned_prompts(synthesis: Synthesis) -> list[str]:
-    """Return the first prompt that can be known before anything is answered; none where nothing is brainstormed."""
-    plan, tasks = RequestPlan(synthesis.plan, synthesis.endpoint), synthesis.plan.tasks
-    requests = plan.brainstorms() if tasks is None else plan.examples(TaskFile(tasks_path(tasks)))
-    return [request.messages[0]["content"] for request in islice(requests, 1)]
+    """Return the first prompt of each step, with a stand-in for the instruction that is not brainstormed yet."""
+    plan = RequestPlan(synthesis.plan, synthesis.endpoint)
+    if synthesis.plan.tasks is not None:
+        first = [*islice(plan.examples(TaskFile(tasks_path(synthesis.plan.tasks))), 1)]
+    else:
+        with NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8") as file:
+            for task_type in plan.brainstormed_types:
+                file.write(json.dumps({"task_type": task_type, "instruction": STAND_IN}) + "\n")
+            file.flush()
+            first = [*islice(plan.brainstorms(), 1), *islice(plan.examples(TaskFile(Path(file.name))), 1)]
+    return [request.messages[0]["content"] for request in first]
 
 
 def generate(synthesis: Synthesis, folder: Path, similarities: Similarities | None = None) -> Selection | None:
@@ -65,19 +81,22 @@ def generate(synthesis: Synthesis, folder: Path, similarities: Similarities | No
     with _open_run(synthesis, folder) as run:
         plan, path = run.plan, tasks_file(synthesis, run.plan, folder)
         if not path.is_file():
+            run.announce("brainstorms", plan.brainstorms)
             run.ask("brainstorms", synthesis.plan.brainstorm_requests, plan.brainstorms)
             _write_tasks(plan, path, run.journal.path)
         tasks = TaskFile(path)
+        run.announce("examples", lambda: plan.examples(tasks))
         run.ask("examples", synthesis.plan.requests, lambda: plan.examples(tasks))
         model = synthesis.filters.judge_model
         if model is None:
             return None
         selection = Selection(synthesis, plan, tasks, run.journal.path, similarities, workspace=folder)
-        run.ask(
-            "judgements",
-            sum(1 for _ in selection.candidates()),
-            lambda: (plan.judge(index, row, str(model)) for index, row in selection.candidates()),
-        )
+
+        def judgements(model: str = model) -> Iterator[Request]:
+            return (plan.judge(index, row, model) for index, row in selection.candidates())
+
+        run.announce("judgements", judgements)
+        run.ask("judgements", sum(1 for _ in selection.candidates()), judgements)
         return selection
 
 
@@ -88,32 +107,39 @@ class Projection:
     step: str
     requests: int
     usable: float
-    """Share of the answers that hold what was asked for."""
+    """Share of the answers that hold what was asked for; of examples, those that the filters keep."""
     tokens: float
     usd: float
-    hours: float
+    minutes: float
 
 
 def estimate(synthesis: Synthesis, folder: Path, requests: int) -> list[Projection]:
-    """Send `requests` of each step and project what all of them will take.
+    """Send `requests` of each step, spread over the task types, and project what all of them will take.
 
     Answers go to the journal and are used by the run itself, except examples of tasks that are only brainstormed for
-    the estimate.
+    the estimate, and grades of rows that later ones make duplicates.
     """
     with _open_run(synthesis, folder) as run:
         plan, path, projections = run.plan, tasks_file(synthesis, run.plan, folder), []
+        journal, model = run.journal.path, synthesis.filters.judge_model
         if not path.is_file():
-            count = min(max(requests, len(plan.brainstormed_types)), synthesis.plan.brainstorm_requests)
-            run.ask("brainstorms", count, lambda: islice(plan.brainstorms(), count))
-            planned, sent = synthesis.plan.brainstorm_requests, islice(plan.brainstorms(), count)
-            projections.append(_projected(synthesis, "brainstorm", planned, run.journal.path, sent))
+            planned, sent = _spread(plan.brainstorms, requests)
+            run.ask("brainstorms", len(sent), lambda: iter(sent))
+            projections.append(_projected(synthesis, "brainstorm", planned, sent, journal))
             path = folder / "tasks-of-the-estimate.jsonl"
-            _write_tasks(plan, path, run.journal.path)
+            _write_tasks(plan, path, journal)
         tasks = TaskFile(path)
-        count = min(requests, synthesis.plan.requests)
-        run.ask("examples", count, lambda: islice(plan.examples(tasks), count))
-        planned, sent = synthesis.plan.requests, islice(plan.examples(tasks), count)
-        return [*projections, _projected(synthesis, "example", planned, run.journal.path, sent)]
+        planned, asked = _spread(lambda: plan.examples(tasks), requests)
+        run.ask("examples", len(asked), lambda: iter(asked))
+        rows = dict(Selection(synthesis, plan, tasks, journal, None, workspace=folder).candidates())
+        kept = {request.key for request in asked if request.index in rows}
+        projections.append(_projected(synthesis, "example", planned, asked, journal, kept))
+        if model is not None:
+            graded = [plan.judge(index, rows[index], model) for index in islice(rows, requests)]
+            run.ask("judgements", len(graded), lambda: iter(graded))
+            planned = Counter({"": round(planned.total() * projections[-1].usable)})
+            projections.append(_projected(synthesis, "judge", planned, graded, journal))
+        return projections
 
 
 def tasks_file(synthesis: Synthesis, plan: RequestPlan, folder: Path) -> Path:
@@ -136,6 +162,26 @@ class _Run:
     chat: ChatService
     client: Client[Request]
     batch: BatchClient | None
+
+    def announce(self, step: str, requests: Callable[[], Iterator[Request]]) -> None:
+        """Log in one line what is asked, what is not, and the most it can cost; nothing if all is there."""
+        answered, missing, worst, name = 0, 0, Cost(0, 0.0), ""
+        for request in requests():
+            name = request.step
+            if self.journal.has(request):
+                answered += 1
+            else:
+                missing += 1
+                one = self.chat.worst_case(request)
+                worst = Cost(worst.tokens + one.tokens, worst.usd + one.usd)
+        if missing:
+            aside = self.journal.answers(name) - answered
+            said = (
+                f"{step}: {missing:,} to ask, {answered:,} answered already, {aside:,} answers set aside because "
+                f"settings changed; at most ${worst.usd:,.2f} and {worst.tokens:,} tokens, besides what is spent: "
+                f"{self.chat.limit.describe()}"
+            )
+            logger.info("%s", said)
 
     def ask(self, step: str, planned: int, requests: Callable[[], Iterator[Request]]) -> None:
         """Have the requests of one step answered."""
@@ -176,6 +222,12 @@ def _open_run(synthesis: Synthesis, folder: Path) -> Generator[_Run]:
         yield _Run(plan, journal, (*endpoint.models,), chat, client, batch)
 
 
+def ask_again(folder: Path) -> int:
+    """Have the next run ask again for what the server refused; return how many requests that are."""
+    with Journal(folder) as journal:
+        return journal.ask_again()
+
+
 def _write_tasks(plan: RequestPlan, path: Path, journal: Path) -> None:
     """Freeze the brainstormed tasks: example requests name them, so a later parser must not change them."""
     seen, lines = set(), []
@@ -206,20 +258,57 @@ def _instructions(body: str) -> Iterator[str]:
             yield " ".join(words)
 
 
-def _projected(synthesis: Synthesis, step: Step, planned: int, journal: Path, sent: Iterator[Request]) -> Projection:
-    """Project what all planned requests of a step will take from the answers to the first ones."""
+def _spread(requests: Callable[[], Iterator[Request]], count: int) -> tuple[Counter[str], list[Request]]:
+    """Return how many requests each task type has, and the first of each, `count` altogether but at least one each."""
+    planned = Counter(_task_type(request) for request in requests())
+    share, rest = divmod(count, max(1, len(planned)))
+    wanted = {task_type: max(1, share + (place < rest)) for place, task_type in enumerate(planned)}
+    first = []
+    for request in requests():
+        if wanted[_task_type(request)]:
+            wanted[_task_type(request)] -= 1
+            first.append(request)
+    return planned, first
+
+
+def _projected(  # noqa: PLR0917
+    synthesis: Synthesis,
+    step: Step,
+    planned: Counter[str],
+    sent: list[Request],
+    journal: Path,
+    kept: set[str] | None = None,
+) -> Projection:
+    """Project what the planned requests of a step, counted by task type, will take from the answers to some.
+
+    `kept` names those that became rows; without it an answer is usable that can be parsed.
+    """
     records = list(read_answers(journal, step, sent))
-    count = max(1, len(records))
-    tokens, usd = (sum(record[name] for record in records) / count * planned for name in ("tokens", "usd"))
-    endpoint = synthesis.endpoint
-    seconds = sum(record.get("seconds", 0.0) for record in records) / count
-    minutes = [planned * seconds / endpoint.concurrency / 60]
+    schemas = {request.key: request.schema for request in sent}
+
+    def mean(of: Callable[[dict[str, Any]], float]) -> float:
+        """Return the mean over all planned requests, task types weighed as they are planned."""
+        total = 0.0
+        for task_type, count in planned.items():
+            values = [of(one) for one in records if one["about"].get("task_type", "") == task_type]
+            values = values or [of(one) for one in records]
+            total += count * sum(values) / max(1, len(values))
+        return total / max(1, planned.total())
+
+    def usable(record: dict[str, Any]) -> float:
+        if kept is not None:
+            return record["key"] in kept
+        return not isinstance(parse_completion(json_object(record["body"]), schemas[record["key"]]), Rejection)
+
+    requests, endpoint = planned.total(), synthesis.endpoint
+    tokens, usd = (requests * mean(itemgetter(name)) for name in ("tokens", "usd"))
+    minutes = [requests * mean(lambda record: record.get("seconds", 0.0)) / endpoint.concurrency / 60]
     if endpoint.requests_per_minute:
-        minutes.append(planned / endpoint.requests_per_minute)
+        minutes.append(requests / endpoint.requests_per_minute)
     if endpoint.tokens_per_minute:
         minutes.append(tokens / endpoint.tokens_per_minute)
-    usable = 0
-    for record in records:
-        schema = BRAINSTORM_SCHEMA if record["step"] == "brainstorm" else EXAMPLE_SCHEMAS[record["about"]["task_type"]]
-        usable += not isinstance(parse_completion(json_object(record["body"]), schema), Rejection)
-    return Projection(step, planned, usable / count, tokens, usd, max(minutes) / 60)
+    return Projection(step, requests, mean(usable), tokens, usd, max(minutes))
+
+
+def _task_type(request: Request) -> str:
+    return request.about.get("task_type", "")
