@@ -4,7 +4,7 @@
 
 The replay server of the tests runs in a process of its own, answers after 0.2 s, and keeps a ledger of what it bills;
 64 requests are in flight. The run is a process that is killed with SIGKILL at a moment drawn from its first seconds,
-and then is left to end. What the server does:
+after its first request, and then is left to end. What the server does:
 
 - honest: bills what it reports, and keeps to max_completion_tokens
 - zeros: reports a usage of zeros
@@ -68,9 +68,6 @@ def main() -> None:
 
 def run(url: str, folder: Path, requests: int) -> None:
     """Run once, in the process that is killed."""
-    import httpx2  # noqa: F401
-
-    print("everything is imported", flush=True)
     try:
         generate(recipe(url, requests), folder)
     except InputError as error:
@@ -87,14 +84,14 @@ def kill_and_count(name: str, url: str, folder: Path, log: Path, arguments: argp
     before = b""
     for _ in range(arguments.kills):
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
-            if child.stdout:
-                child.stdout.readline()
-            time.sleep(generator.uniform(0.0, 2.5))
+            while child.poll() is None and b'"sent"' not in added(path, len(before)):
+                time.sleep(0.02)
+            time.sleep(generator.uniform(0.0, 2.0))
             killed += child.poll() is None
             child.kill()
         now = path.read_bytes() if path.exists() else b""
         lost += not now.startswith(before)
-        torn += not now.endswith(b"\n")
+        torn += not now.endswith(b"\n") and bool(now)
         before = now[: now.rfind(b"\n") + 1]
         in_flight.append(unsettled(before))
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -106,14 +103,24 @@ def kill_and_count(name: str, url: str, folder: Path, log: Path, arguments: argp
     planned = {request.key for request in plan.examples(TaskFile(tasks_path("embedded")))}
     bills = [sum(json.loads(line)[f"{kind}_tokens"] for kind in ("prompt", "completion")) / 1e6 for line in log.open()]
     counted = sum(one.get("usd", 0.0) for one in records)
-    print(f"{name}: {killed} of {arguments.kills} kills hit a running process, at most {max(in_flight)} in flight")
+    mean = sum(in_flight) / len(in_flight)
+    print(f"{name}: {killed} of {arguments.kills} kills hit a running process, {mean:.0f} in flight on average")
     print(f"  {lost} journals lost a record, {torn} had a torn last line, {len(got) - len(set(got))} answered twice")
     print(f"  billed ${sum(bills):.4f}, counted ${counted:.4f}, cap ${CAP_USD:.2f}, dearest answer ${max(bills):.4f}")
-    print(f"  {len(set(got) & planned):,} of {len(planned):,} answered; the last run: {done.stdout.splitlines()[1:]}")
+    print(f"  {len(set(got) & planned):,} of {len(planned):,} answered; the last run: {done.stdout.strip()}")
     if sum(bills) > CAP_USD + (max(bills) if name == "unlimited" else 0.0):
         sys.exit("the cap was passed")
     if lost or len(got) > len(set(got)) or not set(got) <= planned:
         sys.exit("answers were lost, or asked for more than once")
+
+
+def added(path: Path, size: int) -> bytes:
+    """Return what a journal has beyond a size."""
+    if not path.exists():
+        return b""
+    with path.open("rb") as file:
+        file.seek(size)
+        return file.read()
 
 
 def unsettled(journal: bytes) -> int:

@@ -199,7 +199,7 @@ class Client(Generic[R]):
         """Send nothing more; wait for the answers in flight unless everything is to end at once."""
         self._stopping = self._stopping or message or "an error"
         for task in self._workers:
-            if at_once or task not in self._sending:
+            if at_once or task not in {*self._sending, asyncio.current_task()}:
                 task.cancel()
 
     async def _work(self, pending: Iterator[R]) -> None:
@@ -257,9 +257,10 @@ class Client(Generic[R]):
                 self._share += SHARE_LEARNT * (min(1.0, cost.tokens / worst.tokens) - self._share)
             service.record(request, outcome, cost or Cost(0, 0.0), time.monotonic() - started)
             self._pacer.spent(departure, cost.tokens if cost else 0)
-            if outcome.kind == "hopeless":
-                raise InputError(self._hopeless(outcome))
             self._apply_rate_limits(outcome, departure)
+        except InputError as error:
+            self._stop(str(error))  # before another worker sends in its place
+            raise
         finally:
             service.limit.settle(worst, cost)
             self._settled.set()
@@ -305,7 +306,9 @@ class Client(Generic[R]):
         return f"{self._base_url} {advice}"
 
     def _apply_rate_limits(self, outcome: Outcome, departure: Departure) -> None:
-        """Adapt to what the server says about its limits."""
+        """Adapt to what the server says about its limits; raise an InputError if no request can succeed."""
+        if outcome.kind == "hopeless":
+            raise InputError(self._hopeless(outcome))
         retry_after = retry_after_seconds(outcome.headers)
         if outcome.kind == "too many" or (outcome.kind in ("failed", "maybe paid") and retry_after):
             self._pacer.refused(departure, retry_after)

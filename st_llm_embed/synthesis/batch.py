@@ -292,8 +292,8 @@ def _outcome(path: Path, offset: int) -> Outcome:
         return Outcome("maybe paid", body=text)
     response = line.get("response")
     if not isinstance(response, dict):
-        response = {"status_code": 0, "body": {"error": line.get("error")}}
-    return classify(Response(int(response.get("status_code", 0)), json.dumps(response.get("body"))), heard=True)
+        return classify(Response(0, json.dumps({"error": line.get("error")})), heard=True)
+    return classify(Response(response["status_code"], json.dumps(response.get("body"))), heard=True)
 
 
 class _BatchFile:

@@ -180,10 +180,10 @@ class ChatService:
             self._count(request, outcome)
         if cost.per(worst) > 1:
             raise InputError(
-                f"{self._endpoint.base_url} billed {cost.tokens:,} tokens for one answer of {self._bound(request)}, "
-                f"where {worst.tokens:,} are the most, the prompt included: the server ignores that limit. Set "
-                "max_tokens in synthesis.endpoint.parameters, which more servers read; or run the same command again, "
-                f"which then allows for answers that cost {cost.per(worst):.1f} times as much."
+                f"{self._endpoint.base_url} billed {cost.tokens:,} tokens (${cost.usd:.4f}) for one answer of "
+                f"{self._bound(request)}, where {worst.tokens:,} (${worst.usd:.4f}) are the most, prompt included: "
+                "the server ignores that limit. Set max_tokens in synthesis.endpoint.parameters, which more servers "
+                f"read; or run the same command again: it expects answers to cost {cost.per(worst):.1f} times as much."
             )
         if status == "answered" and request.step != "probe":
             self._latest.add(request, outcome.answer)

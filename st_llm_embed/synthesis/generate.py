@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -25,7 +25,7 @@ from st_llm_embed.synthesis.batch import BatchClient
 from st_llm_embed.synthesis.chat import ChatService, Progress, max_answer_tokens, model_prices, shown_progress
 from st_llm_embed.synthesis.journal import Journal, read_answers
 from st_llm_embed.synthesis.parsing import Rejection, parse_completion
-from st_llm_embed.synthesis.plan import BRAINSTORM_SCHEMA, Request, RequestPlan, Step
+from st_llm_embed.synthesis.plan import BRAINSTORM_SCHEMA, Request, RequestPlan
 from st_llm_embed.synthesis.recorded import recorded_answers
 from st_llm_embed.synthesis.selection import Selection, Similarities
 from st_llm_embed.synthesis.tasks import TaskFile, tasks_path
@@ -60,7 +60,11 @@ def planned_prompts(synthesis: Synthesis) -> list[str]:
             for task_type in plan.brainstormed_types:
                 file.write(json.dumps({"task_type": task_type, "instruction": STAND_IN}) + "\n")
             file.flush()
-            first = [*islice(plan.brainstorms(), 1), *islice(plan.examples(TaskFile(Path(file.name))), 1)]
+            examples = islice(plan.examples(TaskFile(Path(file.name))), 100)
+            first = [
+                *islice(plan.brainstorms(), 1),
+                max(examples, key=lambda one: one.about["instruction"] is not None),
+            ]
     return [request.messages[0]["content"] for request in first]
 
 
@@ -125,20 +129,24 @@ def estimate(synthesis: Synthesis, folder: Path, requests: int) -> list[Projecti
         if not path.is_file():
             planned, sent = _spread(plan.brainstorms, requests)
             run.ask("brainstorms", len(sent), lambda: iter(sent))
-            projections.append(_projected(synthesis, "brainstorm", planned, sent, journal))
+            types = {request.key: _task_type(request) for request in sent}
+            projections.append(_projected(synthesis, planned, sent, journal, types))
             path = folder / "tasks-of-the-estimate.jsonl"
             _write_tasks(plan, path, journal)
         tasks = TaskFile(path)
         planned, asked = _spread(lambda: plan.examples(tasks), requests)
         run.ask("examples", len(asked), lambda: iter(asked))
         rows = dict(Selection(synthesis, plan, tasks, journal, None, workspace=folder).candidates())
+        types = {request.key: _task_type(request) for request in asked}
         kept = {request.key for request in asked if request.index in rows}
-        projections.append(_projected(synthesis, "example", planned, asked, journal, kept))
-        if model is not None:
-            graded = [plan.judge(index, rows[index], model) for index in islice(rows, requests)]
-            run.ask("judgements", len(graded), lambda: iter(graded))
-            planned = Counter({"": round(planned.total() * projections[-1].usable)})
-            projections.append(_projected(synthesis, "judge", planned, graded, journal))
+        projections.append(_projected(synthesis, planned, asked, journal, types, kept))
+        if model is not None and rows:
+            graded = dict(islice(rows.items(), requests))
+            judged = [plan.judge(index, row, model) for index, row in graded.items()]
+            run.ask("judgements", len(judged), lambda: iter(judged))
+            types = {request.key: graded[request.index].task_type for request in judged}
+            planned = Counter({name: round(count * projections[-1].usable) for name, count in planned.items()})
+            projections.append(_projected(synthesis, planned, judged, journal, types))
         return projections
 
 
@@ -261,8 +269,13 @@ def _instructions(body: str) -> Iterator[str]:
 def _spread(requests: Callable[[], Iterator[Request]], count: int) -> tuple[Counter[str], list[Request]]:
     """Return how many requests each task type has, and the first of each, `count` altogether but at least one each."""
     planned = Counter(_task_type(request) for request in requests())
-    share, rest = divmod(count, max(1, len(planned)))
-    wanted = {task_type: max(1, share + (place < rest)) for place, task_type in enumerate(planned)}
+    wanted: Counter[str] = Counter()
+    while wanted.total() < min(max(count, len(planned)), planned.total()):
+        least = min(
+            (task_type for task_type in planned if wanted[task_type] < planned[task_type]),
+            key=lambda task_type: wanted[task_type],
+        )
+        wanted[least] += 1
     first = []
     for request in requests():
         if wanted[_task_type(request)]:
@@ -273,16 +286,18 @@ def _spread(requests: Callable[[], Iterator[Request]], count: int) -> tuple[Coun
 
 def _projected(  # noqa: PLR0917
     synthesis: Synthesis,
-    step: Step,
     planned: Counter[str],
     sent: list[Request],
     journal: Path,
+    types: Mapping[str, str],
     kept: set[str] | None = None,
 ) -> Projection:
     """Project what the planned requests of a step, counted by task type, will take from the answers to some.
 
-    `kept` names those that became rows; without it an answer is usable that can be parsed.
+    `types` has the task type of each that was sent, `kept` those that became rows, by key; without `kept` an answer is
+    usable that can be parsed.
     """
+    step = sent[0].step
     records = list(read_answers(journal, step, sent))
     schemas = {request.key: request.schema for request in sent}
 
@@ -290,7 +305,7 @@ def _projected(  # noqa: PLR0917
         """Return the mean over all planned requests, task types weighed as they are planned."""
         total = 0.0
         for task_type, count in planned.items():
-            values = [of(one) for one in records if one["about"].get("task_type", "") == task_type]
+            values = [of(one) for one in records if types[one["key"]] == task_type]
             values = values or [of(one) for one in records]
             total += count * sum(values) / max(1, len(values))
         return total / max(1, planned.total())

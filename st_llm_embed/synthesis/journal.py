@@ -22,6 +22,9 @@ from st_llm_embed.errors import InputError
 from st_llm_embed.synthesis.plan import Request
 from st_llm_embed.synthesis.prompts import PROMPT_VERSION
 
+HEADROOM = 1.5
+"""Of what is expected beyond the dearest answer of a server that does not keep to a worst case."""
+
 _BODY = b',"body":"'
 """Begins the last field of a record; within a JSON string the quotes would be escaped."""
 
@@ -46,7 +49,7 @@ class Journal:
         self._sent: dict[str, dict[str, Any]] = {}
         """The records of requests in flight, by key."""
         self.excess: dict[str, float] = {}
-        """By what bounds an answer, how many times its worst case an answer has cost, at least 1."""
+        """By what bounds an answer, how many times its worst case to expect where one has cost more, with headroom."""
         self._syncing = threading.Lock()
         self.unsynced = 0
         """Records appended since the last `sync`."""
@@ -157,8 +160,10 @@ class Journal:
         self.tokens += record.get("tokens", 0)
         sent = self._sent.pop(record.get("key", ""), None)
         if sent and "tokens" in record:
-            times = sent["times"] * Cost(record["tokens"], record["usd"]).per(Cost(*sent["at_most"]))
-            self.excess[sent["bound"]] = max(times, self.excess.get(sent["bound"], 1.0))
+            times = Cost(record["tokens"], record["usd"]).per(Cost(*sent["at_most"]))
+            if times > 1:
+                times *= sent["times"] * HEADROOM
+                self.excess[sent["bound"]] = max(times, self.excess.get(sent["bound"], 1.0))
         if status == "answered":
             self._answered[record["key"]] = record["step"]
             if record.get("refused"):

@@ -37,10 +37,10 @@ class LatestAnswers:
         if reasons.total() >= MOST_UNUSABLE:
             counted = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
             raise InputError(
-                f"{reasons.total()} of the latest {len(self._problems)} answers cannot be used ({counted}), so no more are asked "
-                "for. Look at the last ones in journal/answers.jsonl, and fix synthesis.endpoint: its parameters (a "
-                "larger max_completion_tokens where answers are truncated), its models, or the server. The same "
-                "command resumes."
+                f"{reasons.total()} of the latest {len(self._problems)} answers cannot be used ({counted}), so no "
+                "more are asked for. Look at the last ones in journal/answers.jsonl, and fix synthesis.endpoint: its "
+                "parameters (a larger max_completion_tokens where answers are truncated), its models, or the server. "
+                "The same command resumes."
             )
         if len(self._problems) == LATEST and not reasons:
             self._passed_over = LOOKED_AT - 1

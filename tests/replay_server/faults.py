@@ -49,7 +49,8 @@ class Faults:
         reject_response_format: response_format types that get 400.
         ignore_response_format: answer as if none had been given.
         batch_polls: status polls from creation to the end of a batch.
-        batch_outcomes: how the first, second, ... batch ends; all others are completed.
+        batch_outcomes: how the first, second, ... batch ends; all others are completed. A damaged one is completed,
+            with a line of its output cut and another one lost.
         batch_error_share: share of a batch's lines that fail with 500, in the error file.
     """
 
@@ -65,7 +66,7 @@ class Faults:
     reject_response_format: tuple[str, ...] = ()
     ignore_response_format: bool = False
     batch_polls: int = 2
-    batch_outcomes: tuple[Literal["completed", "expired", "failed"], ...] = ()
+    batch_outcomes: tuple[Literal["completed", "expired", "failed", "damaged"], ...] = ()
     batch_error_share: float = 0.0
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,8 +25,10 @@ from synthesis.running import (
 )
 
 from st_llm_embed.errors import InputError
+from st_llm_embed.synthesis.generate import ask_again
 from st_llm_embed.synthesis.journal import Journal
 
+USAGE = {"prompt_tokens": 300, "completion_tokens": 300}
 KEY = "sk-recognisable-0123456789"
 
 
@@ -277,6 +280,66 @@ def test_the_bill_never_passes_the_limit_whatever_is_in_flight_and_resumed(
         recipe = synthesis(server, 300, concurrency=64, budget={"usd": 10})
         answer_all(recipe, tmp_path)
     assert sorted(answered(tmp_path)) == planned_keys(recipe)
+
+
+def test_a_server_that_ignores_the_limit_of_an_answer_is_stopped_at_its_first_answer(tmp_path: Path) -> None:
+    log = tmp_path / "ledger.jsonl"
+    with ReplayServer(made_up_answer, faults=Faults(thoughts=3000), log=log) as server:
+        recipe = without_probes(synthesis(server, 300, concurrency=64, budget={"usd": 0.2}), tmp_path)
+        message = refusal(recipe, tmp_path)
+        assert server.stats()["received"] == 1, "the first answer is waited for"
+        assert re.search(r"m with max_completion_tokens 300, where 1,\d+ .* are the most.* Set max_tokens in", message)
+        assert "The limit is reached" in refusal(recipe, tmp_path)
+        assert server.stats()["received"] > 10, "the next run allows for it"
+    assert 0.15 < billed(log) <= 0.2
+
+
+@pytest.mark.parametrize(
+    ("content", "finish_reason", "reason"),
+    [("Here is what I think:", "stop", "not JSON"), ('{"user_query": "a', "length", "truncated")],
+)
+def test_answers_that_cannot_be_used_are_not_paid_to_the_end(
+    content: str, finish_reason: str, reason: str, tmp_path: Path
+) -> None:
+    asked: list[int] = []
+
+    def mostly(body: dict[str, Any]) -> str | Reply:
+        asked.append(1)
+        if len(asked) % 25 == 3:
+            return made_up_answer(body)
+        choice = {"message": {"content": content}, "finish_reason": finish_reason}
+        return Reply(200, json.dumps({"choices": [choice], "usage": USAGE}).encode())
+
+    with ReplayServer(mostly) as server:
+        recipe = without_probes(synthesis(server, 300), tmp_path)
+        message = refusal(recipe, tmp_path)
+        assert re.search(rf"48 of the latest \d+ answers cannot be used \({reason} 4\d", message)
+        assert 50 <= len(answered(tmp_path)) == len(asked) < 50 + recipe.endpoint.concurrency
+
+
+def test_one_prompt_that_is_refused_ends_nothing_and_is_asked_again_on_request(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def moderated(body: dict[str, Any]) -> str | Reply:
+        asked.append(1)
+        return Reply(403, b"Forbidden") if len(asked) in (5, 9) else made_up_answer(body)
+
+    with ReplayServer(moderated) as server:
+        recipe = without_probes(synthesis(server), tmp_path)
+        for sent in (40, 40):
+            assert answer_all(recipe, tmp_path).done == 40
+            assert len(asked) == sent
+        assert (ask_again(tmp_path), ask_again(tmp_path)) == (2, 0)
+        answer_all(recipe, tmp_path)
+        assert len(asked) == 42
+    assert sorted(set(answered(tmp_path))) == planned_keys(recipe)
+
+
+def test_waiting_for_our_own_limits_is_not_the_silence_of_the_server(tmp_path: Path) -> None:
+    hours = Hours()
+    with ReplayServer(made_up_answer) as server:
+        recipe = synthesis(server, 6, requests_per_minute=1, give_up_after_minutes=0.5)
+        assert answer_all(without_probes(recipe, tmp_path), tmp_path, hours).done == 6
 
 
 def billed(log: Path) -> float:
