@@ -23,7 +23,8 @@ from st_llm_embed.modules.layout import model_fingerprint
 from st_llm_embed.processes import is_first_process, wait_for_all_processes
 from st_llm_embed.recipe import BASE, SYNTHESIS, TRAINED, Mining, Recipe, Synthesis
 from st_llm_embed.stage import TRAINING_STAGE, build_stage, file_hash, full_disk_explained, owned_folder
-from st_llm_embed.synthesis.generate import Projection, check_synthesis, estimate, generate
+from st_llm_embed.synthesis.estimate import Projection, estimate
+from st_llm_embed.synthesis.generate import check_synthesis, generate
 from st_llm_embed.synthesis.output import write_synthetic_dataset
 from st_llm_embed.synthesis.selection import Selection, Similarities
 

@@ -85,9 +85,11 @@ def classify(response: Response, *, heard: bool) -> Outcome:
     elif error is None:
         kind = _completed(answer, choice) if choice else "maybe paid"
     else:
-        status = _named_status(error) if status == OK else status
         names = " ".join(str(error.get(name) or "") for name in ("code", "type", "status", "reason")).lower()
-        kind = _refused(status, names, json.dumps(error).lower(), heard=heard)
+        # Not all of the error: some repeat the prompt.
+        words = f"{names} {error.get('message') or error.get('msg')}".lower()
+        status = _named_status(error, words) if status == OK else status
+        kind = _refused(status, names, words, heard=heard)
         if kind != "hopeless" and (bytes_said(answer) or _counted(answer, "total_tokens")):
             kind = "answered" if kind == "rejected" else "maybe paid"
         if _JSON_MODE_FAILED in names:
@@ -141,7 +143,8 @@ def _error(answer: dict[str, Any], choice: dict[str, Any], status: int) -> dict[
     if not error and choice.get("finish_reason") == "error":
         error = "finish_reason is error"
     if not error and (not choice or status != OK):
-        error = answer.get("errors") or answer.get("detail") or answer.get("message")
+        message = answer.get("message")
+        error = answer.get("errors") or answer.get("detail") or (message if isinstance(message, str) else None)
     if isinstance(error, list):
         error = error[0] if error else None
     if not error:
@@ -150,18 +153,17 @@ def _error(answer: dict[str, Any], choice: dict[str, Any], status: int) -> dict[
     return {name: answer[name] for name in ("code", "type", "status") if name in answer} | own
 
 
-def _named_status(error: dict[str, Any]) -> int:
+def _named_status(error: dict[str, Any], words: str) -> int:
     """Return the status that an error within a response of status 200 has."""
     for name in ("code", "status", "status_code"):
         number = str(error.get(name))
         if re.fullmatch(r"[45]\d\d", number):
             return int(number)
-    words = json.dumps(error).lower()
     return next((status for pattern, status in _NAMED if pattern.search(words)), 500)
 
 
 def _refused(status: int, names: str, words: str, *, heard: bool) -> Kind:  # noqa: PLR0911
-    """Return what an error means: `names` are its codes and types, `words` all of it; both in lower case."""
+    """Return what an error means: `names` are its codes and types, `words` its message, too; both in lower case."""
     if status == PAYMENT_REQUIRED or _NO_CREDIT.search(names) or (status < 500 and _NO_CREDIT_WORDS.search(words)):
         return "hopeless"
     if _FILTERED.search(names) or (status in _FILTERS_SAY and _FILTERED.search(words)):

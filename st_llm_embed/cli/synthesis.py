@@ -11,7 +11,7 @@ from st_llm_embed.cli.options import OutputDir, Overrides, RecipeArgument, load_
 from st_llm_embed.errors import InputError
 
 if TYPE_CHECKING:
-    from st_llm_embed.synthesis.generate import Projection
+    from st_llm_embed.synthesis.estimate import Projection
 
 app = typer.Typer()
 

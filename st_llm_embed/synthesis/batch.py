@@ -293,7 +293,8 @@ def _outcome(path: Path, offset: int) -> Outcome:
     response = line.get("response")
     if not isinstance(response, dict):
         return classify(Response(0, json.dumps({"error": line.get("error")})), heard=True)
-    return classify(Response(response["status_code"], json.dumps(response.get("body"))), heard=True)
+    status = response.get("status_code")
+    return classify(Response(status if isinstance(status, int) else 0, json.dumps(response.get("body"))), heard=True)
 
 
 class _BatchFile:
