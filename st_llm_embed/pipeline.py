@@ -27,7 +27,8 @@ from st_llm_embed.processes import is_first_process, wait_for_all_processes
 from st_llm_embed.recipe import BASE, SYNTHESIS, TRAINED, Mining, Recipe, Synthesis, TrainingStage
 from st_llm_embed.recipe.upstream import LORA_CONFIG, check_arguments, check_training_section, half_precision_problem
 from st_llm_embed.stage import TRAINING_STAGE, build_stage, file_hash, full_disk_explained, owned_folder
-from st_llm_embed.synthesis.generate import Projection, check_synthesis, estimate, generate
+from st_llm_embed.synthesis.estimate import Projection, estimate
+from st_llm_embed.synthesis.generate import check_synthesis, generate
 from st_llm_embed.synthesis.output import write_synthetic_dataset
 from st_llm_embed.synthesis.selection import Selection, Similarities
 from st_llm_embed.training.sections import check_base, check_batches, is_without_gpu
