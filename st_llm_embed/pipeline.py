@@ -27,7 +27,8 @@ from st_llm_embed.processes import is_first_process, wait_for_all_processes
 from st_llm_embed.recipe import BASE, SYNTHESIS, TRAINED, Mining, Recipe, Synthesis, TrainingStage
 from st_llm_embed.recipe.upstream import LORA_CONFIG, check_arguments, check_training_section, half_precision_problem
 from st_llm_embed.stage import TRAINING_STAGE, build_stage, file_hash, full_disk_explained, owned_folder
-from st_llm_embed.synthesis.generate import Projection, check_synthesis, estimate, generate
+from st_llm_embed.synthesis.estimate import Projection, estimate
+from st_llm_embed.synthesis.generate import check_synthesis, generate
 from st_llm_embed.synthesis.output import write_synthetic_dataset
 from st_llm_embed.synthesis.selection import Selection, Similarities
 from st_llm_embed.training.sections import check_base, check_batches, is_without_gpu
@@ -101,14 +102,15 @@ def check_sections(sections: Mapping[str, Any]) -> Counter[tuple[str, Split]] | 
             check_base(sections["base"])
     if sections.get("lora") is not None:
         with problems.collected():
-            check_arguments(LORA_CONFIG, sections["lora"], "lora")
+            check_arguments(LORA_CONFIG, sections["lora"], _named(sections, "lora"))
     if "training" in sections:
         for stage in sections.get("stages") or (None,):
             with problems.collected():
                 _check_training(sections, stage, rows)
     if sections.get("distillation") is not None:
         with problems.collected():
-            check_training_section(sections["distillation"].training, "distillation.training", batches=False)
+            where = _named(sections, "distillation.training")
+            check_training_section(sections["distillation"].training, where, batches=False)
     problems.report()
     return rows
 
@@ -118,15 +120,23 @@ def check_data(recipe: Recipe) -> Counter[tuple[str, Split]] | None:
     return check_sections({"data": recipe.data, "synthesis": recipe.synthesis})
 
 
+def _named(sections: Mapping[str, Any], section: str) -> str:
+    """Name a section in messages as the checks of a whole recipe do."""
+    between = ", " if section.startswith("stage ") else ": "
+    return f"Recipe {sections['name']}{between}{section}" if "name" in sections else section
+
+
 def _check_training(
     sections: Mapping[str, Any], stage: TrainingStage | None, rows: Counter[tuple[str, Split]] | None
 ) -> None:
     """Check the training section, or that of a stage, and that it makes batches of the rows."""
-    where = "training" if stage is None else f"stages.{stage.name}.training"
+    where = _named(sections, "training" if stage is None else f"stage {stage.name}: training")
     given = sections["training"] | (stage.training if stage is not None else {})
     own = {} if stage is None else stage.batches
     batches = own is not None and (bool(own) or sections.get("batches") is not None)
     training = check_training_section(given, where, batches=batches)
+    if training.get("learning_rate", 1) <= 0:
+        raise InputError(f"{where}.learning_rate is {training['learning_rate']:g}, and nothing is learnt. Give more.")
     if is_without_gpu() and (problem := half_precision_problem(training, where)):
         raise InputError(problem)
     data = sections.get("data")

@@ -285,7 +285,7 @@ def test_one_broken_answer_spoils_nothing(tmp_path: Path) -> None:
     counts = write(section, tmp_path / "j", tmp_path / "dataset")
     assert counts.total() == 36
     rejected = pq.read_table(tmp_path / "dataset" / "rejected" / "rejected.parquet").to_pylist()
-    assert Counter(row["reason"] for row in rejected) == {"broken characters": 1, "not JSON": 1, "empty text": 2}
+    assert Counter(row["reason"] for row in rejected) == {"broken characters": 3, "not JSON": 1}
 
 
 def test_no_rows_at_all_say_why(tmp_path: Path) -> None:
