@@ -20,10 +20,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from sentence_transformers.sentence_transformer.modules import Normalize
 
+from st_llm_embed.data.vectors import check_vectors
 from st_llm_embed.encoding.shards import (
     COMPARED,
     MANIFEST,
@@ -42,7 +42,7 @@ from st_llm_embed.evaluation.embedders import saved_prompt
 from st_llm_embed.modules.layout import model_identity
 from st_llm_embed.modules.lengths import Lengths, text_lengths
 from st_llm_embed.modules.model import LLMSentenceTransformer
-from st_llm_embed.processes import progress, written_beside
+from st_llm_embed.processes import held_alone, progress, written_beside
 
 logger = logging.getLogger(__name__)
 
@@ -75,13 +75,8 @@ class Job:
         """Write a shard, the whole file or nothing; vectors, shape (number of texts, dimension), must be finite."""
         with np.errstate(over="ignore"):
             stored = vectors.astype(self.dtype)
-        broken = np.flatnonzero(~np.isfinite(stored).all(axis=1))
-        if len(broken):
-            raise InputError(
-                f"{self.model!r} returns a vector that is not finite in {self.dtype} for {len(broken)} of "
-                f"{len(texts)} texts, the first of them {texts[broken[0]][:60]!r}. Encode with --dtype float32 into "
-                "another folder, or choose another model."
-            )
+        advice = "Encode with --dtype float32 into another folder, or choose another model."
+        check_vectors(stored, texts, f"The vectors of {self.model!r} in {self.dtype}", advice)
         vector = pa.FixedSizeListArray.from_arrays(pa.array(stored.reshape(-1)), stored.shape[1])
         columns = {"id": pa.array(ids, pa.string()), "vector": vector}
         if self.keep_text:
@@ -305,14 +300,7 @@ def _owned(folder: Path, manifest: Manifest) -> Generator[None]:
             f"{folder} holds vectors of something else: {', '.join(differing)} differ from what its {MANIFEST} says. "
             "Nothing was changed. Give the same command as before to resume, or choose another --to."
         )
-    lock = FileLock(folder / ".lock")
-    with explained(f"{folder} cannot be written to", "Choose another folder with --to, or fix this one."):
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise InputError(f"Another process encodes into {folder}. Wait for it, or choose another --to.") from None
-    with lock:
+    with held_alone(folder, "choose another --to"):
         if earlier is None:
             manifest.write(folder)
         yield

@@ -11,14 +11,14 @@ import json
 import os
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-from filelock import FileLock, Timeout
-
 from st_llm_embed.api.budget import Cost
 from st_llm_embed.errors import InputError
+from st_llm_embed.processes import held_alone
 from st_llm_embed.synthesis.plan import Request
 from st_llm_embed.synthesis.prompts import PROMPT_VERSION
 
@@ -42,7 +42,8 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         """Name the folder; nothing is read or written before the context is entered."""
         self.path = folder / "answers.jsonl"
-        self._lock = FileLock(folder / ".lock", timeout=0)
+        self._held = ExitStack()
+        """The folder's lock and the open file, while the context is entered."""
         self._answered: dict[str, str] = {}
         """The step of each request that has an answer, by its key."""
         self._refused: set[str] = set()
@@ -69,15 +70,10 @@ class Journal:
         Raises:
             InputError: another process has the journal, or a line inside it is damaged.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire()
-        except Timeout as error:
-            raise InputError(
-                f"Another process is writing to {self.path.parent}. Wait for it to end, or choose another folder."
-            ) from error
-        try:
+        with ExitStack() as held:
+            held.enter_context(held_alone(self.path.parent, "choose another folder"))
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            held.callback(os.close, self._fd)
             end = 0
             for record, size in read_journal(self.path):
                 self._note(record)
@@ -89,16 +85,14 @@ class Journal:
                 killed = {name: sent[name] for name in ("step", "index", "model")}
                 killed |= dict(zip(("tokens", "usd"), sent["at_most"], strict=True))
                 self.append({"status": "maybe paid", "key": key, **killed, "body": "the process was killed"})
-        except BaseException:
-            self._lock.release()
-            raise
+            # Until the context is left; what goes wrong before gives all back.
+            self._held = held.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Write everything to the disk and release the lock."""
-        self.sync()
-        os.close(self._fd)
-        self._lock.release()
+        with self._held:
+            self.sync()
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one record; when this returns, a kill of the process cannot lose it.

@@ -265,7 +265,7 @@ def test_vectors_that_are_not_finite_are_refused_and_the_rows_stay(tmp_path: Pat
     def broken(texts: list[str], instructions: list[str] | None) -> np.ndarray:
         return directions(texts, instructions) * np.nan
 
-    with pytest.raises(InputError, match=r"for 3 of 3 texts a vector that is not finite.*'p 10'") as error:
+    with pytest.raises(InputError, match=r"are not finite for 3 of 3 texts.*'p 10'") as error:
         mined([pair("a 0", "p 10"), pair("b 0", "p 11"), pair("c 0", "p 12")], tmp_path, broken)
     assert len(str(error.value).splitlines()) == 1
     assert load_split(tmp_path / "dataset", "train")["short-short"]["positive"][:] == ["p 10", "p 11", "p 12"]

@@ -293,7 +293,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused(
 def test_two_runs_never_write_into_one_folder(encoded: Path, same_job: tuple[Path | str, ...], run_cli: Cli) -> None:
     with FileLock(encoded / ".lock"):
         refused = run_cli("encode", *same_job)
-    assert (refused.code, "Another process encodes into" in refused.err) == (2, True)
+    assert (refused.code, "Another process is writing to" in refused.err) == (2, True)
 
 
 @pytest.mark.parametrize(("dtype", "factor"), [("float16", 1e6), ("float32", float("nan"))])
@@ -305,6 +305,6 @@ def test_a_vector_that_is_not_finite_is_refused(
     torch.nn.init.constant_(scale.linear.weight, factor)
     modules = [module for module in model.children() if not isinstance(module, Normalize)]
     SentenceTransformer(modules=[*modules, scale]).save_pretrained(str(tmp_path / "model"))
-    with pytest.raises(InputError, match=f"not finite in {dtype} for 50 of 50 texts, the first of them 'text 0"):
+    with pytest.raises(InputError, match=f"in {dtype} are not finite for 50 of 50 texts, the first of them 'text 0"):
         encode(Job(Texts(str(texts)), str(tmp_path / "model"), tmp_path / "to", dtype=dtype), devices=["cpu"])
     assert not list((tmp_path / "to").glob("shard-*"))
