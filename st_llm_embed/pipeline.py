@@ -23,7 +23,7 @@ from st_llm_embed.data.sources import read_source
 from st_llm_embed.data.split import Split, has_negatives
 from st_llm_embed.errors import InputError, Problems
 from st_llm_embed.modules.layout import model_fingerprint
-from st_llm_embed.processes import is_first_process, wait_for_all_processes
+from st_llm_embed.processes import is_first_process, process_count, wait_for_all_processes
 from st_llm_embed.recipe import BASE, SYNTHESIS, TRAINED, Mining, Recipe, Synthesis, TrainingStage
 from st_llm_embed.recipe.upstream import LORA_CONFIG, check_arguments, check_training_section, half_precision_problem
 from st_llm_embed.stage import TRAINING_STAGE, build_stage, file_hash, full_disk_explained, owned_folder
@@ -145,8 +145,9 @@ def _check_training(
     sizes = {name: count for (name, split), count in rows.items() if split == "train"}
     if stage is not None:
         sizes = {name: count for name, count in sizes.items() if name.startswith(stage.configurations or "")}
-    with_negatives = {name for name in sizes if has_negatives(name) and (stage is None or stage.hard_negatives)}
-    check_batches(training, sizes, with_negatives, where, batches=batches)
+    used = stage is None or stage.hard_negatives
+    negatives = {name: int(used and has_negatives(name)) for name in sizes}
+    check_batches(training, sizes, negatives, where, batches=batches, processes=process_count())
 
 
 def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:

@@ -29,6 +29,11 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def process_count() -> int:
+    """Return how many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def is_on_terminal() -> bool:
     """Whether somebody sees bars being drawn; in a file they would be drawn again and again, line after line."""
     return sys.stderr.isatty()
