@@ -10,13 +10,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel
+from tokenizers import Tokenizer
 
+from st_llm_embed.data.documents import Chunker, all_chunks, read_documents
 from st_llm_embed.data.files import ALLOWED, RECORD_FILES, files_in, read_records, read_text
 from st_llm_embed.errors import InputError, explained, shown
 from st_llm_embed.modules.lengths import Lengths
@@ -78,6 +80,35 @@ class Texts:
 
 
 @dataclass(frozen=True)
+class Passages:
+    """Documents, read any number of times and cut into passages."""
+
+    path: str
+    """A folder, a file, or the id of a dataset on the Hub, as `read_documents` takes it."""
+    tokens: int
+    """Most of a passage, the titles it is under included."""
+    tokenizer: str
+    """What counts them: the content of a tokenizer.json."""
+    id_column: ClassVar[None] = None
+    """No two passages share an id."""
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """Yield `document#offset`, the offset in characters, and the text of each passage, always in the same order.
+
+        Raises:
+            InputError: there is nothing to read, a document is not a text, or passages are too short.
+        """
+        chunker = Chunker(Tokenizer.from_str(self.tokenizer), self.tokens)
+        for chunk in all_chunks(read_documents(self.path), chunker):
+            yield chunk.id, chunk.text
+
+
+def document_of(passage: str) -> str:
+    """Return the id of the document that a passage's id names."""
+    return passage.rpartition("#")[0]
+
+
+@dataclass(frozen=True)
 class Shard:
     """Consecutive texts whose vectors make one file."""
 
@@ -90,7 +121,7 @@ class Shard:
 class ShardReader:
     """Reads the texts of shards; starts again at the first text for a shard before the last one that was read."""
 
-    def __init__(self, texts: Texts, shard_size: int) -> None:
+    def __init__(self, texts: Texts | Passages, shard_size: int) -> None:
         self._texts, self._shard_size = texts, shard_size
         self._rows: Iterator[tuple[str, str]] = iter(())
         self._next = 0
@@ -110,7 +141,7 @@ class ShardReader:
         return [name for name, _ in rows], [text for _, text in rows]
 
 
-def cut_into_shards(texts: Texts, size: int) -> list[Shard]:
+def cut_into_shards(texts: Texts | Passages, size: int) -> list[Shard]:
     """Read all texts once, check them, and return what each shard holds; ids that several texts have are logged."""
     shards: list[Shard] = []
     names = array("Q")
@@ -125,7 +156,7 @@ def cut_into_shards(texts: Texts, size: int) -> list[Shard]:
     return shards
 
 
-def _log_repeated(texts: Texts, names: NDArray[np.uint64]) -> None:
+def _log_repeated(texts: Texts | Passages, names: NDArray[np.uint64]) -> None:
     values, counts = np.unique(names, return_counts=True)
     repeated = set(values[counts > 1].tolist())
     if repeated:
@@ -173,6 +204,8 @@ class Manifest(BaseModel):
     dtype: VectorType
     shard_size: int
     keep_text: bool
+    chunk_tokens: int | None = None
+    """Most tokens of a passage; None where whole texts were encoded."""
     versions: dict[str, str]
 
     def write(self, folder: Path) -> None:
@@ -189,6 +222,7 @@ COMPARED = {
     "dtype": "--dtype",
     "shard_size": "--shard-size",
     "keep_text": "--no-text",
+    "chunk_tokens": "--chunk or --chunk-tokens",
 }
 """What all shards of a folder have in common, in the words of the command line."""
 
