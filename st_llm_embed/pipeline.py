@@ -247,7 +247,7 @@ def run_distillation(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
         trained = build_stage(
             student_dir,
             {
-                **{folder.name: content_hash(folder) for folder in data if distillation.rows},
+                **{folder.name: rows_hash(folder) for folder in data if distillation.rows},
                 "texts": [file_hash(Path(name)) for name in distillation.texts],
                 "teacher": teacher[1],
                 "distillation": distillation.model_dump(
@@ -261,7 +261,7 @@ def run_distillation(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
         )
         reported = build_stage(
             report_dir,
-            {"student": trained, "rows": content_hash(dataset_dir), "name": recipe.name}
+            {"student": trained, "rows": rows_hash(dataset_dir), "name": recipe.name}
             | recipe.evaluation.model_dump(include={"batch_size"}),
             lambda folder: write_student_report(recipe, dataset_dir, path, student_dir, folder),
         )
@@ -359,7 +359,7 @@ def _train(recipe: Recipe, output_dir: Path, data: Sequence[Path]) -> tuple[Path
     stages, trainings, folders = recipe.stages or (None,), recipe.trainings(), training_folders(recipe)
     done: list[tuple[Path, str]] = []
     for stage, resolved, name, configurations in zip(stages, trainings, folders, chosen, strict=True):
-        inputs: dict[str, Any] = {folder.name: content_hash(folder, configurations) for folder in data}
+        inputs: dict[str, Any] = {folder.name: rows_hash(folder, configurations) for folder in data}
         inputs |= {"base": _base_fingerprint(resolved)}
         inputs |= resolved.model_dump(include={"lora", "loss", "batches", "training", "seed"})
         start = resolved
@@ -454,7 +454,7 @@ def _files_hash(path: Path) -> str | list[str]:
     return [file_hash(file) for file in record_files(path)] if path.is_dir() else file_hash(path)
 
 
-def content_hash(folder: Path, configurations: Collection[str] | None = None) -> str:
+def rows_hash(folder: Path, configurations: Collection[str] | None = None) -> str:
     """Hash the rows of a folder, or of some of its configurations: the same rows need no other training."""
     parts = sorted(
         path
@@ -492,13 +492,13 @@ def _similarities(synthesis: Synthesis) -> Similarities | None:
 def _mined(recipe: Recipe, mining: Mining, output_dir: Path, folder: Path) -> Counter[tuple[str, Split]]:
     """Mine negatives for the rows in a folder; vectors/ keeps what was encoded."""
     from st_llm_embed.data.mining import mine_dataset, mining_model
-    from st_llm_embed.data.vectors import VectorFolder, encoding
+    from st_llm_embed.data.vectors import VectorFolder, encoder_with_prompts
     from st_llm_embed.training.adapter import starting_model
 
     embedder = starting_model(recipe) if mining.model == BASE else mining_model(mining)
     model = json.dumps(_mining_model(recipe, mining), sort_keys=True)
     encoder = f"{model}\n{mining.query_prompt!r}\n{mining.document_prompt!r}"
-    vectors = VectorFolder(output_dir / "vectors", encoding(embedder, mining), encoder)
+    vectors = VectorFolder(output_dir / "vectors", encoder_with_prompts(embedder, mining), encoder)
     return mine_dataset(folder, mining, vectors, str(embedder.device))
 
 

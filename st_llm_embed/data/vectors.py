@@ -28,7 +28,7 @@ Encode = Callable[[list[str], list[str] | None], NDArray[np.float32]]
 """Encodes queries, each under its own instruction, or, with None, documents: unit vectors, (texts, dimension)."""
 
 
-def encoding(embedder: LLMSentenceTransformer, prompts: Mining | Teacher) -> Encode:
+def encoder_with_prompts(embedder: LLMSentenceTransformer, prompts: Mining | Teacher) -> Encode:
     """Return what encodes queries, each under its own instruction or under the prompt given, and documents."""
     options: dict[str, Any] = {
         "batch_size": prompts.batch_size,
