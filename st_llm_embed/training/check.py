@@ -198,7 +198,8 @@ def check_same_vectors(name: str, vectors: Tensor, other_name: str, others: Tens
     if not least > ROUNDING_COSINE[dtype]:
         raise InputError(
             f"The vectors of {name} differ from those of {other_name}: cosine similarity {least:.6f}, where rounding "
-            f"in {dtype} leaves at least {ROUNDING_COSINE[dtype]}. The model is not saved. Train with base.dtype float32."
+            f"in {dtype} leaves at least {ROUNDING_COSINE[dtype]}. The model is not saved. Train with base.dtype "
+            "float32."
         )
 
 
