@@ -33,8 +33,8 @@ READ_FILES = (".json", ".safetensors", ".bin", ".model")
 NOT_READ = re.compile(
     r"(^|\.)(pooler|lm_head|ranknum|(randlora|vera)_[AB])\.|\.(inv_freq|masked_bias|attn\.bias|attention\.bias)$"
 )
-"""Weights that no embedding depends on, those that some adapters draw from a seed, and what is computed: old checkpoints
-hold masks and rotary frequencies."""
+"""Weights that no embedding depends on, those that some adapters draw from a seed, and what is computed: old
+checkpoints hold masks and rotary frequencies."""
 
 MAGNITUDE = "lora_magnitude_vector"
 """DoRA's magnitudes. peft saves them under this name alone, where transformers only finds them under its `.weight`."""
