@@ -117,7 +117,7 @@ def test_each_answer_is_parsed_once_and_each_row_embedded_once(mode: str, tiny_b
     contents = Counter(json.loads(record["body"])["choices"][0]["message"]["content"] for record in answered)
     assert len(answered) == 2 * ROWS
     # While they come, live answers are looked at once more, so as not to pay for useless ones to the end.
-    assert counts["parsed"] == {content: count * (2 if mode == "live" else 1) for content, count in contents.items()}
+    assert contents <= counts["parsed"] <= (contents + contents if mode == "live" else contents)
     anchors = [
         row["anchor"]
         for split in ("train", "validation")
