@@ -1,10 +1,10 @@
 """Kill a run of the synthesis client at random moments, resume it each time, and count what was lost or paid too much.
 
-    python scripts/kill_synthesis.py [honest|zeros|thoughts|unlimited|gateway ...] [--kills 30] [--requests 20000] [--cap 8]
+    python scripts/kill_synthesis.py [SERVER ...] [--kills 30] [--requests 20000] [--cap 8]
 
 The replay server of the tests runs in a process of its own, answers after 0.2 s, and keeps a ledger of what it bills;
 64 requests are in flight. The run is a process that is killed with SIGKILL at a moment drawn from its first seconds,
-after its first request, and then is left to end. What the server does:
+after its first request, and then is left to end. The servers:
 
 - honest: bills what it reports, and keeps to max_completion_tokens
 - zeros: reports a usage of zeros
@@ -109,7 +109,7 @@ def kill_and_count(name: str, url: str, folder: Path, log: Path, arguments: argp
     print(f"{name}: {killed} of {arguments.kills} kills hit a running process, {mean:.0f} in flight on average")
     print(f"  {lost} journals lost a record, {torn} had a torn last line, {len(got) - len(set(got))} answered twice")
     print(
-        f"  billed ${sum(bills):.4f}, counted ${counted:.4f}, cap ${arguments.cap:.2f}, dearest answer ${max(bills):.4f}"
+        f"  billed ${sum(bills):.4f}, counted ${counted:.4f}, cap ${arguments.cap:g}, dearest answer ${max(bills):.4f}"
     )
     print(f"  {len(set(got) & planned):,} of {len(planned):,} answered; the last run: {done.stdout.strip()}")
     if sum(bills) > arguments.cap + (max(bills) if name == "unlimited" else 0.0):
