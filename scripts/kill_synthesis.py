@@ -1,10 +1,10 @@
 """Kill a run of the synthesis client at random moments, resume it each time, and count what was lost or paid too much.
 
-    python scripts/kill_synthesis.py [honest|zeros|thoughts|unlimited|gateway ...] [--kills 30] [--requests 20000]
+    python scripts/kill_synthesis.py [SERVER ...] [--kills 30] [--requests 20000] [--cap 8]
 
 The replay server of the tests runs in a process of its own, answers after 0.2 s, and keeps a ledger of what it bills;
 64 requests are in flight. The run is a process that is killed with SIGKILL at a moment drawn from its first seconds,
-after its first request, and then is left to end. What the server does:
+after its first request, and then is left to end. The servers:
 
 - honest: bills what it reports, and keeps to max_completion_tokens
 - zeros: reports a usage of zeros
@@ -30,7 +30,7 @@ from st_llm_embed.synthesis.generate import generate
 from st_llm_embed.synthesis.plan import RequestPlan
 from st_llm_embed.synthesis.tasks import TaskFile, tasks_path
 
-CONCURRENCY, CAP_USD = 64, 8.0
+CONCURRENCY = 64
 SERVERS = {
     "honest": {},
     "zeros": {"zero_usage": True},
@@ -46,11 +46,12 @@ def main() -> None:
     parser.add_argument("servers", nargs="*", default=list(SERVERS), metavar="SERVER", help=", ".join(SERVERS))
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--requests", type=int, default=20000)
+    parser.add_argument("--cap", type=float, default=8.0, help="USD, of synthesis.budget.usd")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--run", nargs=2, metavar=("URL", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run:
-        run(arguments.run[0], Path(arguments.run[1]), arguments.requests)
+        run(arguments.run[0], Path(arguments.run[1]), arguments)
         return
     tests = Path(__file__).parents[1] / "tests"
     for name in arguments.servers:
@@ -66,17 +67,18 @@ def main() -> None:
                     server.terminate()
 
 
-def run(url: str, folder: Path, requests: int) -> None:
+def run(url: str, folder: Path, arguments: argparse.Namespace) -> None:
     """Run once, in the process that is killed."""
     try:
-        generate(recipe(url, requests), folder)
+        generate(recipe(url, arguments), folder)
     except InputError as error:
         print(error)
 
 
 def kill_and_count(name: str, url: str, folder: Path, log: Path, arguments: argparse.Namespace) -> None:
     """Run, kill, compare; then run to the end."""
-    command = [sys.executable, __file__, "--requests", str(arguments.requests), "--run", url, str(folder)]
+    options = ["--requests", str(arguments.requests), "--cap", str(arguments.cap)]
+    command = [sys.executable, __file__, *options, "--run", url, str(folder)]
     generator = random.Random(arguments.seed)  # noqa: S311
     path = folder / "answers.jsonl"
     lost = torn = killed = 0
@@ -98,7 +100,7 @@ def kill_and_count(name: str, url: str, folder: Path, log: Path, arguments: argp
     lost += not path.read_bytes().startswith(before)
     records = [json.loads(line) for line in path.read_bytes().splitlines()]
     got = [one["key"] for one in records if one["status"] == "answered" and one["step"] == "example"]
-    asked = recipe(url, arguments.requests)
+    asked = recipe(url, arguments)
     plan = RequestPlan(asked.plan, asked.endpoint)
     planned = {request.key for request in plan.examples(TaskFile(tasks_path("embedded")))}
     bills = [sum(json.loads(line)[f"{kind}_tokens"] for kind in ("prompt", "completion")) / 1e6 for line in log.open()]
@@ -106,9 +108,11 @@ def kill_and_count(name: str, url: str, folder: Path, log: Path, arguments: argp
     mean = sum(in_flight) / len(in_flight)
     print(f"{name}: {killed} of {arguments.kills} kills hit a running process, {mean:.0f} in flight on average")
     print(f"  {lost} journals lost a record, {torn} had a torn last line, {len(got) - len(set(got))} answered twice")
-    print(f"  billed ${sum(bills):.4f}, counted ${counted:.4f}, cap ${CAP_USD:.2f}, dearest answer ${max(bills):.4f}")
+    print(
+        f"  billed ${sum(bills):.4f}, counted ${counted:.4f}, cap ${arguments.cap:g}, dearest answer ${max(bills):.4f}"
+    )
     print(f"  {len(set(got) & planned):,} of {len(planned):,} answered; the last run: {done.stdout.strip()}")
-    if sum(bills) > CAP_USD + (max(bills) if name == "unlimited" else 0.0):
+    if sum(bills) > arguments.cap + (max(bills) if name == "unlimited" else 0.0):
         sys.exit("the cap was passed")
     if lost or len(got) > len(set(got)) or not set(got) <= planned:
         sys.exit("answers were lost, or asked for more than once")
@@ -134,7 +138,7 @@ def unsettled(journal: bytes) -> int:
     return len(sent)
 
 
-def recipe(url: str, requests: int) -> Synthesis:
+def recipe(url: str, arguments: argparse.Namespace) -> Synthesis:
     """The section of a recipe for the replay server."""
     return Synthesis.model_validate(
         {
@@ -144,8 +148,8 @@ def recipe(url: str, requests: int) -> Synthesis:
                 "concurrency": CONCURRENCY,
                 "parameters": {"max_completion_tokens": 300},
             },
-            "plan": {"seed": 1, "requests": requests, "tasks": "embedded"},
-            "budget": {"usd": CAP_USD, "prices": {"m": {"input": 1, "output": 1}}},
+            "plan": {"seed": 1, "requests": arguments.requests, "tasks": "embedded"},
+            "budget": {"usd": arguments.cap, "prices": {"m": {"input": 1, "output": 1}}},
             "filters": {"languages": False},
         }
     )

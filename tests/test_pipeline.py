@@ -193,7 +193,7 @@ def test_a_stage_that_died_is_done_again_and_nothing_else(
     ("override", "prompt", "told"),
     [
         ("base.instructions=none", "", "Queries and documents are encoded as they are."),
-        ("base.instructions=task_type", "Instruct: short-long\nQuery: ", "A query carries the name of its task type"),
+        ("base.instructions=task_type", "Instruct: short-short\nQuery: ", "A query carries the name of its task type"),
         ("base.pooling_mode=mean", None, "the mean of the hidden states of all tokens"),
     ],
 )
