@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from sentence_transformers.util import SimilarityFunction, semantic_search
 
 from st_llm_embed.encoding.encode import Embedder
-from st_llm_embed.encoding.shards import MANIFEST, document_of, read_lengths, read_manifest, shard_path
-from st_llm_embed.errors import InputError, explained
+from st_llm_embed.encoding.shards import MANIFEST, document_of, read_lengths, read_manifest, reading_shard, shard_path
+from st_llm_embed.errors import InputError
 from st_llm_embed.modules.layout import model_identity
 
 VECTORS_AT_ONCE = 65_536
@@ -66,8 +66,7 @@ class VectorIndex:
         chunked = self.manifest.chunk_tokens is not None
         best: list[Hit] = []
         for path in self._paths:
-            advice = f"Remove {path.name} and run the encode command that made {self.folder} again."
-            with explained(f"{path} cannot be read", advice), pq.ParquetFile(path) as file:
+            with reading_shard(path), pq.ParquetFile(path) as file:
                 for batch in file.iter_batches(VECTORS_AT_ONCE, columns=columns):
                     vectors = batch.column("vector").flatten().to_numpy().reshape(len(batch), -1)
                     [found] = semantic_search(

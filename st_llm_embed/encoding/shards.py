@@ -7,6 +7,7 @@ import json
 import logging
 from array import array
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -232,6 +233,12 @@ def shard_path(folder: Path, number: int, count: int) -> Path:
     return folder / f"shard-{number:05d}-of-{count:05d}.parquet"
 
 
+def reading_shard(path: Path) -> AbstractContextManager[None]:
+    """Re-raise what goes wrong while a shard is read as an InputError."""
+    advice = f"Remove {path.name} and run the encode command that made {path.parent} again."
+    return explained(f"{path} cannot be read", advice)
+
+
 def lengths_metadata(lengths: Lengths) -> dict[bytes, bytes]:
     """Return what a shard's file says of its texts' lengths."""
     return {LENGTHS: json.dumps(asdict(lengths)).encode()}
@@ -241,8 +248,9 @@ def read_lengths(folder: Path, shards: int) -> Lengths:
     """Return how much of all texts in a folder was read when they were encoded."""
     found = Lengths()
     for number in range(shards):
-        metadata = pq.read_schema(shard_path(folder, number, shards)).metadata
-        found += Lengths(**json.loads(metadata[LENGTHS]))
+        path = shard_path(folder, number, shards)
+        with reading_shard(path):
+            found += Lengths(**json.loads(pq.read_schema(path).metadata[LENGTHS]))
     return found
 
 

@@ -243,7 +243,7 @@ def test_documents_are_cut_into_passages_that_are_read_whole(tiny_model: Path, t
     assert np.abs(vectors_of(out) - vectors).max() < 1e-5
 
     before = {path.name: path.read_bytes() for path in out.glob("shard-*")}
-    (out / "shard-00001-of-00003.parquet").unlink(missing_ok=True)
+    (out / sorted(before)[1]).unlink()
     assert "1 encoded now" in " ".join(run_cli(*command).out.split())
     assert {path.name: path.read_bytes() for path in out.glob("shard-*")} == before
     found = run_cli("search", out, "slow query", "-k", "2")
