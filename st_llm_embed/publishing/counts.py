@@ -10,7 +10,7 @@ from typing import NamedTuple, cast
 import pyarrow.parquet as pq
 
 from st_llm_embed.data.dataset import Split
-from st_llm_embed.instructions import RETRIEVAL_INSTRUCTION, instruction_prompt, published_prompts
+from st_llm_embed.instructions import RETRIEVAL_INSTRUCTION, instruction_of, instruction_prompt, published_prompts
 from st_llm_embed.languages import LANGUAGE_CODES
 from st_llm_embed.modules.layout import read_json
 from st_llm_embed.publishing.leak_check import looks_private
