@@ -336,6 +336,22 @@ def test_train_builds_the_data_that_is_not_there_and_scores_go_into_the_report(
     assert report["after"]["retrieval_ndcg_at_10"] == pytest.approx(score, abs=1e-6)
 
 
+def test_triplets_with_one_instruction_train_and_are_scored(
+    run_cli: RunCli, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    rows = [{"anchor": f"question {n}", "positive": f"answer {n}", "negative": f"answer {n + 1}"} for n in range(200)]
+    path = write_rows(tmp_path / "triplets.jsonl", rows)
+    options = [f"data.rows={path}", "data.instruction=Find the answer.", "training.max_steps=2"]
+    settings = [part for option in options for part in ("--set", option)]
+    outcome = run_cli("run", tiny_recipe, *settings, "--output-dir", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    report = json.loads((tmp_path / "out" / "evaluation" / "report.json").read_text(encoding="utf-8"))
+    assert 40 < report["after"]["queries"] < 120
+    split = json.loads((tmp_path / "out" / "dataset" / "split.json").read_text(encoding="utf-8"))
+    assert (split["hold_out"], split["omitted"]["rows"]) == ("anchor", 0)
+    assert split["omitted"]["negatives"] > 0
+
+
 @pytest.mark.parametrize("command", ["build-data", "train"])
 def test_the_steps_of_a_run_refuse_and_rehearse_as_run_does(
     command: str, run_cli: RunCli, tiny_recipe: Path, tmp_path: Path

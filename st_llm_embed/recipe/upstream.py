@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -51,13 +51,6 @@ LORA_CONFIG = Upstream(
 )
 
 
-class _Names(dict[str, Any]):
-    """What annotations name: types of Python itself; a type of another library may be anything."""
-
-    def __missing__(self, name: str) -> Any:
-        return getattr(builtins, name, getattr(typing, name, Any))
-
-
 @cache
 def arguments_of(upstream: Upstream) -> Mapping[str, Any]:
     """Return the types of the fields that its constructor takes, `Any` for those that only importing would show."""
@@ -69,7 +62,7 @@ def arguments_of(upstream: Upstream) -> Mapping[str, Any]:
         [body] = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
         for node in body:
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and not _is_set_later(node.value):
-                found[node.target.id] = _type(ast.unparse(node.annotation))
+                found[node.target.id] = _type(node.annotation)
     return {name: kind for name, kind in found.items() if kind is not typing.ClassVar}
 
 
@@ -142,8 +135,24 @@ def _is_set_later(value: ast.expr | None) -> bool:
     return any(one.arg == "init" and getattr(one.value, "value", True) is False for one in keywords)
 
 
-def _type(annotation: str) -> Any:
-    try:
-        return eval(annotation, {"__builtins__": {}}, _Names())  # noqa: S307 - of an installed library
-    except (AttributeError, TypeError):
-        return Any
+def _type(annotation: ast.expr) -> Any:  # noqa: PLR0911 - one for each form
+    """Return the type that an annotation names; `Any` for one of another library, or of a form that is not read."""
+    match annotation:
+        case ast.Constant(value=None):
+            return None
+        case ast.Constant(value=str() as quoted):
+            return _type(ast.parse(quoted, mode="eval").body)
+        case ast.Name(id=name):
+            return getattr(builtins, name, getattr(typing, name, Any))
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return typing.Union[_type(left), _type(right)]  # noqa: UP007 - not of types that are written here
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=values):
+            constants = values.elts if isinstance(values, ast.Tuple) else [values]
+            return Literal[tuple(getattr(one, "value", None) for one in constants)]
+        case ast.Subscript(value=outer, slice=inner):
+            inside = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+            try:
+                return _type(outer)[tuple(map(_type, inside))]
+            except TypeError:
+                return Any
+    return Any
