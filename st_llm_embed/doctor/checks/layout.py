@@ -10,6 +10,12 @@ from st_llm_embed.modules.layout import POOLING_FLAGS, pooling_dimension, poolin
 ORDER = ("Transformer", "Pooling", "Dense", "Normalize")
 """Modules of a decoder in the order in which they work."""
 
+OPTIONS = ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs")
+"""What sentence-transformers hands to transformers when it loads a model, under its older and newer names."""
+
+HARMLESS_OPTIONS = ("attn_implementation", "device_map", "low_cpu_mem_usage", "trust_remote_code", "use_safetensors")
+"""Options that change no vector, but for rounding."""
+
 ABSOLUTE = ("gpt2", "gpt_neo", "gpt_bigcode", "openai-gpt", "ctrl")
 """Model types whose positions are counted from the first column of a batch."""
 
@@ -76,11 +82,14 @@ def modules(repository: Repository, readings: list[Reading]) -> list[Finding]:
     ranks = [ORDER.index(kind) for kind in kinds if kind in ORDER]
     names = {one.get("name") for one in repository.modules} - {None}
     found = []
+    numbers = [one.get("idx") for one in repository.modules]
+    numbered = None in numbers or numbers == list(range(len(kinds)))
     once = all(kinds.count(kind) <= 1 for kind in ("Transformer", "Pooling"))
     begins_late = bool(kinds) and kinds[0] in ORDER[1:]
-    if ranks != sorted(ranks) or begins_late or not once or len(names) < len(kinds):
+    if ranks != sorted(ranks) or begins_late or not once or not numbered or len(names) < len(kinds):
         detail = ", ".join(
-            f"{kind} named {one.get('name')!r}" for kind, one in zip(kinds, repository.modules, strict=True)
+            f"{kind} named {one.get('name')!r} with idx {one.get('idx')}"
+            for kind, one in zip(kinds, repository.modules, strict=True)
         )
         found.append(Finding("module order", "modules.json", f"They are: {detail}."))
     if "Dense" in kinds and any(one.reader == "llama.cpp" and one.reads for one in readings):
@@ -89,8 +98,24 @@ def modules(repository: Repository, readings: list[Reading]) -> list[Finding]:
     return found
 
 
+def own_settings(repository: Repository, _: list[Reading]) -> list[Finding]:
+    """Look for options in sentence_bert_config.json that change what config.json and tokenizer_config.json say."""
+    options = {
+        f"{key}.{name}": value
+        for key in OPTIONS
+        for name, value in (repository.settings.get(key) or {}).items()
+        if name not in HARMLESS_OPTIONS
+    }
+    if not options:
+        return []
+    readers = ("TEI", "vLLM", "llama.cpp", "transformers")
+    detail = f"They are {', '.join(f'{name} = {value!r}' for name, value in options.items())}."
+    return [Finding("settings of one library", SETTINGS_FILE, detail, readers)]
+
+
 def own_code(repository: Repository, _: list[Reading]) -> list[Finding]:
     """Look for a model or a tokenizer whose code is in the repository."""
+    import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     kind = repository.model_type
@@ -98,6 +123,9 @@ def own_code(repository: Repository, _: list[Reading]) -> list[Finding]:
         what = f"takes its own {kind!r}" if kind in CONFIG_MAPPING_NAMES else f"does not know {kind!r}, and stops"
         detail = f"auto_map names it. Without trust_remote_code transformers {what}."
         return [Finding("custom code", repository.file_of("Transformer"), detail)]
+    if repository.config and kind not in CONFIG_MAPPING_NAMES:
+        detail = f"transformers {transformers.__version__} does not know model_type {kind!r}."
+        return [Finding("not loaded", repository.file_of("Transformer"), detail, ("sentence-transformers",))]
     if repository.tokenizer_config.get("auto_map"):
         detail = "auto_map names that of the tokenizer."
         return [Finding("custom code", repository.file_of("Transformer", "tokenizer_config.json"), detail)]
@@ -191,7 +219,9 @@ def padding(repository: Repository, _: list[Reading]) -> list[Finding]:
         found.append(Finding("no attention mask", file, f"model_input_names is {names}."))
     if side == "left" and repository.model_type in ABSOLUTE:
         found.append(Finding("left padding of absolute positions", file, f"It is a {repository.model_type}."))
-    if stored is not None and stored.lower() != side:
+    if side not in ("left", "right"):
+        found.append(Finding("two padding sides", file, f"padding_side is {side!r}, which is neither left nor right."))
+    elif stored is not None and stored.lower() != side:
         found.append(Finding("two padding sides", file, f"They are {side} and {stored.lower()}."))
     if repository.tokenizer is not None and repository.token_id("pad") is None:
         found.append(Finding("no pad token", file))
