@@ -242,9 +242,7 @@ WEIGHTS = {
     "a weight missing": tensors(without("layers.1.mlp.up_proj")),
     "the last norm missing": tensors(without("norm.weight")),
     "a weight renamed": tensors(renamed("layers.0.self_attn.q_proj", "layers.0.self_attn.query")),
-    "a layer more": tensors(
-        lambda old: old | {k.replace("rs.1.", "rs.2."): v for k, v in old.items() if "rs.1." in k}
-    ),
+    "a layer more": tensors(lambda old: old | {k.replace("rs.1.", "rs.2."): v.clone() for k, v in old.items()}),
     "a prefix": tensors(renamed("layers.", "language_model.layers.")),
     "bfloat16": tensors(each(torch.Tensor.bfloat16)),
     "float16": tensors(each(torch.Tensor.half)),

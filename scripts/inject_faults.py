@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, MistralConfig, PreTrainedTokenize
 from st_llm_embed import InputError, LLMSentenceTransformer, diagnose
 from st_llm_embed.doctor.fix import repair
 from st_llm_embed.doctor.probe import MINIMUM_COSINE, PROBE_FILE, make_probe, write_probe
-from st_llm_embed.doctor.traps import Finding
+from st_llm_embed.doctor.traps import Diagnosis
 
 DOCUMENTS = [
     "The quick brown fox jumps over the lazy dog.",
@@ -166,9 +166,11 @@ def inject(fault: Fault, healthy: Path, vectors: NDArray[np.float32], folder: Pa
     try:
         fault.damage(damaged)
         after = cosine = compared(vectors, vectors_of(damaged))
-        static = _new(diagnose(str(damaged), live=False).findings)
+        known = shown(diagnose(str(healthy), live=False))
+        static = sorted(shown(diagnose(str(damaged), live=False)) - known)
         fixed = repair(str(damaged), repaired, live=True, device="cpu")
-        live, left, changed = _new(fixed.before.findings), _new(fixed.after.findings), fixed.changed
+        live, left = (sorted(shown(one) - known) for one in (fixed.before, fixed.after))
+        changed = fixed.changed
         after = compared(vectors, vectors_of(repaired))
     except InputError as error:
         static, live, left = [f"refused: {error}"], [f"refused: {error}"], [f"refused: {error}"]
@@ -177,13 +179,9 @@ def inject(fault: Fault, healthy: Path, vectors: NDArray[np.float32], folder: Pa
     return Result(fault.name, fault.tells, cosine, after, static, live, left, changed, crash)
 
 
-def _new(findings: list[Finding]) -> list[str]:
-    """Return what a healthy release has not; a base by its path, and Dense, which llama.cpp omits, belong to it."""
-    return [
-        f"{one.trap} ({one.file}) {one.detail}"
-        for one in findings
-        if one.trap not in ("base not on the Hub", "dense layers")
-    ]
+def shown(diagnosis: Diagnosis) -> set[str]:
+    """Return trap, file and detail of each finding."""
+    return {f"{one.trap} ({one.file}) {one.detail}" for one in diagnosis.findings}
 
 
 def summary(results: list[Result]) -> str:
@@ -218,15 +216,15 @@ def main() -> None:
         releases = make_releases(Path(temporary))
         vectors = {name: found for name, folder in releases.items() if (found := vectors_of(folder)) is not None}
         for name, folder in releases.items():
-            print(f"healthy {name}: {_new(diagnose(str(folder), live=True, device='cpu').findings)}")
+            print(f"healthy {name}: {shown(diagnose(str(folder), live=True, device='cpu'))}")
         for number, fault in enumerate(chosen[part - 1 :: parts]):
             place = Path(temporary) / str(number)
             place.mkdir()
             results.append(inject(fault, releases[fault.release], vectors[fault.release], place))
             one = results[-1]
-            shown = [f"{kind} {[text[:90] for text in found]}" for kind, found in (("S", one.static), ("L", one.live))]
+            lines = [f"{kind} {[text[:90] for text in found]}" for kind, found in (("S", one.static), ("L", one.live))]
             print(
-                f"{one.name} | {one.cosine:.4f} {one.repaired_cosine:.4f} {one.outcome} | {' | '.join(shown)}",
+                f"{one.name} | {one.cosine:.4f} {one.repaired_cosine:.4f} {one.outcome} | {' | '.join(lines)}",
                 flush=True,
             )
             if options.out is not None:

@@ -222,6 +222,9 @@ def read_probe(path: Path) -> Probe:
         if len(text.vector) != read.dimension or abs(np.linalg.norm(text.vector) - 1) > FLOAT32_NORM_TOLERANCE:
             problem = f"the vector of {text.name!r} is not one of length 1 with {read.dimension} numbers"
             raise InputError(f"{path} is not a probe that can be read: {problem}. {WANTED}")
+        if read.max_seq_length is not None and len(text.ids) > read.max_seq_length:
+            problem = f"{text.name!r} has {len(text.ids)} tokens, and texts are cut at {read.max_seq_length}"
+            raise InputError(f"{path} is not a probe that can be read: {problem}. {WANTED}")
     return Probe(read.model, read.max_seq_length, read.dimension, read.dtype, read.prompts, texts)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from st_llm_embed.doctor.readers import POOLING_FILE
-from st_llm_embed.doctor.repository import SETTINGS_FILE, Repository
+from st_llm_embed.doctor.repository import PROMPTS_FILE, SETTINGS_FILE, Repository
 from st_llm_embed.doctor.traps import Finding, NotCheckedError, Reading
 from st_llm_embed.modules.layout import POOLING_FLAGS, pooling_dimension, pooling_modes
 
@@ -68,12 +68,24 @@ def _ill_stated(repository: Repository, file: str) -> Finding | None:
     if len(modes) > 1:
         detail = f"They are {' and '.join(modes)}, so that a vector has {len(modes)} times {stated} numbers."
         return Finding("two poolings", file, detail)
+    detail = None
     if size is not None and stated != size:
-        return Finding("pooling", file, f"It is of {stated} dimensions, and a token has {size}.")
+        detail = f"It is of {stated} dimensions, and a token has {size}."
+    elif modes == ("cls",) and not _sees_both_sides(repository):
+        detail = "It reads the first token, which in a decoder sees no other, so that all texts have one vector."
+    if detail is not None:
+        return Finding("pooling", file, detail)
     if config.get("include_prompt") is False and modes != ("lasttoken",):
         detail = "Without include_prompt sentence-transformers omits the tokens of the prompt, and others do not."
         return Finding("pooling", file, detail, ("TEI", "vLLM", "llama.cpp"))
     return None
+
+
+def _sees_both_sides(repository: Repository) -> bool:
+    config = repository.text_config
+    return config.get("is_causal") is False or bool(
+        config.get("use_bidirectional_attention") or config.get("auto_map") or not config
+    )
 
 
 def modules(repository: Repository, readings: list[Reading]) -> list[Finding]:
@@ -100,6 +112,10 @@ def modules(repository: Repository, readings: list[Reading]) -> list[Finding]:
 
 def own_settings(repository: Repository, _: list[Reading]) -> list[Finding]:
     """Look for options in sentence_bert_config.json that change what config.json and tokenizer_config.json say."""
+    similarity = repository.table(PROMPTS_FILE).get("similarity_fn_name")
+    if similarity not in (None, "cosine", "dot", "euclidean", "manhattan"):
+        detail = f"sentence-transformers: similarity_fn_name is {similarity!r}, which is not a similarity."
+        return [Finding("unreadable files", PROMPTS_FILE, detail, ("sentence-transformers",))]
     options = {
         f"{key}.{name}": value
         for key in OPTIONS

@@ -59,6 +59,12 @@ def data_types(repository: Repository, _: list[Reading]) -> list[Finding]:
     stored, stated = repository.stored_dtype, repository.dtype
     if not all(name in repository.files for name in repository.shards):
         raise NotCheckedError("weights are missing")
+    integers = [name for name, kind in repository.stored_dtypes.items() if kind[0] in "IU" and IN_LAYER.search(name)]
+    if integers and not repository.config.get("quantization_config"):
+        detail = (
+            f"{len(integers)} hold whole numbers, such as {integers[0]}, and config.json has no quantization_config."
+        )
+        return [Finding("integer weights", repository.file_of("Transformer", WEIGHTS), detail)]
     if stored is None or stated is None or stated in (stored, "auto"):
         return []
     detail = f"config.json states {stated}, and the weights are {stored}."
@@ -76,11 +82,16 @@ def _other_modules(repository: Repository) -> list[Finding]:
 
 def _dense_shapes(repository: Repository) -> list[Finding]:
     """Compare the configuration of each Dense with the shapes in its file, and with what it is given."""
+    import torch.nn
+
     found = []
     given = pooling_dimension(repository.pooling_config or {})
     for folder in repository.folders("Dense"):
         file, name = f"{folder}/config.json", f"{folder}/{WEIGHTS}"
         config = repository.table(file)
+        activation = str(config.get("activation_function", "torch.nn.Tanh"))
+        if not activation.startswith("torch.nn.") or not hasattr(torch.nn, activation.rpartition(".")[2]):
+            found.append(Finding("activation", file, f"It is {activation!r}."))
         size_in, size_out = config.get("in_features"), config.get("out_features")
         wanted = {"linear.weight": [size_out, size_in]} | (
             {"linear.bias": [size_out]} if config.get("bias", True) else {}
