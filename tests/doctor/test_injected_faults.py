@@ -1,21 +1,31 @@
-"""A part of the faults of scripts/fault_table.py: what files show is found in them, and the rest by the probe."""
+"""Part of the faults of scripts/fault_table.py: files or the probe show each, and a repair makes none worse."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-import pytest
-from fault_table import TABLE, Fault
-from inject_faults import Result, inject, make_releases, summary, vectors_of
+from fault_table import TABLE
+from inject_faults import inject, make_releases, shown, summary, vectors_of
 
-from st_llm_embed import InputError, diagnose
+from st_llm_embed import diagnose
 
-CHANGES_NOTHING = {"merges of nobody's"}
-WHOLE = [fault for number, fault in enumerate(TABLE) if number % 10 == 0]
-"""Those that are measured before and after a repair; the rest is only looked for in the files."""
+CHOSEN = TABLE[::7]
 
 
-@pytest.fixture(scope="module")
-def releases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_releases(tmp_path_factory.mktemp("releases"))
+def test_faults_are_found_and_named_and_no_repair_makes_them_worse(tmp_path: Path) -> None:
+    releases = make_releases(tmp_path)
+    vectors = {name: vectors_of(folder) for name, folder in releases.items()}
+    assert {name for name, folder in releases.items() if shown(diagnose(str(folder)))} <= {"adapter", "dense"}
+    results = []
+    for number, fault in enumerate(CHOSEN):
+        healthy = vectors[fault.release]
+        assert healthy is not None
+        (tmp_path / str(number)).mkdir()
+        results.append(inject(fault, releases[fault.release], healthy, tmp_path / str(number)))
+    told = [one for one in results if one.tells]
+    unseen = [one.name for one in told if not one.static]
+    assert [one.name for one in results if one.silent and not one.live] == [], summary(results)
+    assert len(unseen) <= len(told) // 10, unseen
+    assert [one for one in results if one.outcome == "worse"] == []
+    assert [one.crash for one in results if one.crash] == []
+    assert sum(one.outcome in ("fixed", "better") for one in results) >= 5
