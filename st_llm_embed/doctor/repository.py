@@ -112,7 +112,8 @@ class Repository:
                 f"{self.name} has neither {self.file_of('Transformer')} nor {ADAPTER_CONFIG}, so it is {kind}. "
                 f"{ONLY_DECODERS}"
             )
-        if self.model_type in ENCODERS or self.config.get("is_encoder_decoder"):
+        # An encoder has no reason to be read at its last token, so that the name of the type is wrong.
+        if (self.model_type in ENCODERS and self.pooling != "lasttoken") or self.config.get("is_encoder_decoder"):
             raise NoDecoderError(f"{self.name} is of type {self.model_type!r}, an encoder. {ONLY_DECODERS}")
 
     def whole_folder(self, without: Sequence[str] = ()) -> Path:
@@ -149,6 +150,9 @@ class Repository:
             tables |= {self.file_of(module) for module in self.places}
             found |= {name: damage(lambda name=name: self.table(name)) for name in sorted(tables)}
             found[PROMPTS_FILE] = damage(lambda: self.prompts)
+            config = self.file_of("Transformer")
+            if "Transformer" in self.places and not {config, ADAPTER_CONFIG} & self.files:
+                found[config] = f"There is no such file, nor {ADAPTER_CONFIG}."
         if not any(found.values()):
             found["tokenizer.json"] = damage(lambda: self.tokenizer)
             found[SENTENCEPIECE_FILE] = damage(lambda: self.pieces)

@@ -179,7 +179,14 @@ def texts_changed(repository: Repository, _: list[Reading]) -> list[Finding]:
 def named_tokens(repository: Repository, _: list[Reading]) -> list[Finding]:
     """Compare the special tokens that tokenizer_config.json names with those of tokenizer.json."""
     tokenizer, config, file = _tokenizer(repository), repository.tokenizer_config, "tokenizer_config.json"
+    from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+
     found = []
+    named = config.get("tokenizer_class")
+    if named is not None and not config.get("auto_map") and tokenizer_class_from_name(named) is None:
+        detail = f"transformers 4: Tokenizer class {named} does not exist."
+        readers = ("transformers 4", "sentence-transformers 5")
+        found.append(Finding("unreadable files", file, detail, readers))
     if (dropout := repository.tokenizer_json["model"].get("dropout")) is not None:
         found.append(Finding("random tokens", "tokenizer.json", f"dropout is {dropout}."))
     numbered = {

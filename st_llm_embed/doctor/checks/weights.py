@@ -56,9 +56,9 @@ def data_types(repository: Repository, _: list[Reading]) -> list[Finding]:
     """Compare the data type that config.json states, which is the one in memory, with that of the weights."""
     if repository.adapter or not repository.local or not repository.shards:
         raise NotCheckedError("the weights of the transformer are not here")
-    stored, stated = repository.stored_dtype, repository.dtype
-    if not all(name in repository.files for name in repository.shards):
+    if not repository.files.issuperset(repository.shards):
         raise NotCheckedError("weights are missing")
+    stored, stated = repository.stored_dtype, repository.dtype
     integers = [name for name, kind in repository.stored_dtypes.items() if kind[0] in "IU" and IN_LAYER.search(name)]
     if integers and not repository.config.get("quantization_config"):
         detail = (
