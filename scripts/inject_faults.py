@@ -68,8 +68,13 @@ class Result(NamedTuple):
     @property
     def outcome(self) -> str:
         """What `repair` did: fixed, better, left, or worse."""
+        if not self.changed:
+            # Weights that are missing are drawn at random, so that vectors can differ.
+            return "left"
         new = {text.split(" (")[0] for text in self.left} - {text.split(" (")[0] for text in self.live}
-        if self.repaired_cosine < self.cosine - 1e-4 or (new and self.cosine > STOPS):
+        if self.repaired_cosine < self.cosine - 1e-4 or (
+            new and self.cosine > STOPS and self.repaired_cosine <= self.cosine
+        ):
             return "worse"
         if self.repaired_cosine <= self.cosine + 1e-6 and len(self.left) == len(self.live):
             return "left"

@@ -10,6 +10,9 @@ from st_llm_embed.modules.layout import POOLING_FLAGS, pooling_dimension, poolin
 ORDER = ("Transformer", "Pooling", "Dense", "Normalize")
 """Modules of a decoder in the order in which they work."""
 
+POOLING_KEYS = {"word_embedding_dimension", "embedding_dimension", "pooling_mode", "include_prompt"}
+"""Keys of a pooling's configuration, besides the booleans."""
+
 OPTIONS = ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs")
 """What sentence-transformers hands to transformers when it loads a model, under its older and newer names."""
 
@@ -69,7 +72,9 @@ def _ill_stated(repository: Repository, file: str) -> Finding | None:
         detail = f"They are {' and '.join(modes)}, so that a vector has {len(modes)} times {stated} numbers."
         return Finding("two poolings", file, detail)
     detail = None
-    if size is not None and stated != size:
+    if unknown := sorted(config.keys() - POOLING_FLAGS.keys() - POOLING_KEYS):
+        detail = f"It has the key {unknown[0]!r}, at which sentence-transformers stops."
+    elif size is not None and stated != size:
         detail = f"It is of {stated} dimensions, and a token has {size}."
     elif modes == ("cls",) and not _sees_both_sides(repository):
         detail = "It reads the first token, which in a decoder sees no other, so that all texts have one vector."
