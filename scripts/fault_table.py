@@ -424,7 +424,7 @@ UNTOLD_ADAPTERS = {
     "alpha by pattern": table(ADAPTER, alpha_pattern={"q_proj": 1}),
     "A and B scaled": tensors(each(lambda one: one * 1.5), ADAPTER_WEIGHTS),
     "q for v": tensors(
-        lambda old: {key: old[key.replace("v_proj.lora_A", "q_proj.lora_A")] for key in old}, ADAPTER_WEIGHTS
+        lambda old: {key: old[key.replace("v_proj.lora_A", "q_proj.lora_A")].clone() for key in old}, ADAPTER_WEIGHTS
     ),
     "turned": table(ADAPTER, fan_in_fan_out=True),
 }

@@ -100,7 +100,8 @@ def _model(repository: Repository, shapes: dict[str, list[int]]) -> tuple[PreTra
     if name not in repository.files:
         raise NotCheckedError(f"{repository.name} has no {name}")
     # Newer than this transformers, or code of the repository's own.
-    if repository.model_type not in CONFIG_MAPPING or CONFIG_MAPPING[repository.model_type] not in MODEL_MAPPING:
+    model_type = repository.model_type
+    if model_type is None or model_type not in CONFIG_MAPPING or CONFIG_MAPPING[model_type] not in MODEL_MAPPING:
         raise NotCheckedError("its architecture is not one of the stock ones")
     with _quiet():
         config = AutoConfig.from_pretrained(str((repository.folder / name).parent), trust_remote_code=False)
