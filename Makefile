@@ -9,6 +9,8 @@ help:  ## list the targets
 
 # constraints.txt pins the tested versions; without it pip may fetch gigabytes of CUDA packages.
 .venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python %d.%d is too old, 3.11 or newer is needed. \
+	Name one: make PYTHON=python3.12 ..." % sys.version_info[:2])'
 	$(PYTHON) -m venv .venv
 	$(PIP) install --quiet --constraint constraints.txt --editable .
 	touch $@

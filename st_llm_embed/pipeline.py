@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from st_llm_embed.data.check import check_data_section
 from st_llm_embed.data.dataset import task_type_of, write_dataset, write_source
@@ -21,16 +21,20 @@ from st_llm_embed.data.files import record_files
 from st_llm_embed.data.rows import Row, read_rows, rows_file
 from st_llm_embed.data.sources import read_source
 from st_llm_embed.data.split import Split, has_negatives
-from st_llm_embed.errors import InputError, Problems, explained
+from st_llm_embed.errors import InputError, Problems
 from st_llm_embed.modules.layout import model_fingerprint
-from st_llm_embed.processes import is_first_process, wait_for_all_processes
+from st_llm_embed.processes import is_first_process, process_count, wait_for_all_processes
 from st_llm_embed.recipe import BASE, SYNTHESIS, TRAINED, Mining, Recipe, Synthesis, TrainingStage
 from st_llm_embed.recipe.upstream import LORA_CONFIG, check_arguments, check_training_section, half_precision_problem
 from st_llm_embed.stage import TRAINING_STAGE, build_stage, file_hash, full_disk_explained, owned_folder
-from st_llm_embed.synthesis.generate import Projection, check_synthesis, estimate, generate
+from st_llm_embed.synthesis.estimate import Projection, estimate
+from st_llm_embed.synthesis.generate import check_synthesis, generate
 from st_llm_embed.synthesis.output import write_synthetic_dataset
 from st_llm_embed.synthesis.selection import Selection, Similarities
 from st_llm_embed.training.sections import check_base, check_batches, is_without_gpu
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
 
@@ -98,14 +102,15 @@ def check_sections(sections: Mapping[str, Any]) -> Counter[tuple[str, Split]] | 
             check_base(sections["base"])
     if sections.get("lora") is not None:
         with problems.collected():
-            check_arguments(LORA_CONFIG, sections["lora"], "lora")
+            check_arguments(LORA_CONFIG, sections["lora"], _named(sections, "lora"))
     if "training" in sections:
         for stage in sections.get("stages") or (None,):
             with problems.collected():
                 _check_training(sections, stage, rows)
     if sections.get("distillation") is not None:
         with problems.collected():
-            check_training_section(sections["distillation"].training, "distillation.training", batches=False)
+            where = _named(sections, "distillation.training")
+            check_training_section(sections["distillation"].training, where, batches=False)
     problems.report()
     return rows
 
@@ -115,15 +120,23 @@ def check_data(recipe: Recipe) -> Counter[tuple[str, Split]] | None:
     return check_sections({"data": recipe.data, "synthesis": recipe.synthesis})
 
 
+def _named(sections: Mapping[str, Any], section: str) -> str:
+    """Name a section in messages as the checks of a whole recipe do."""
+    between = ", " if section.startswith("stage ") else ": "
+    return f"Recipe {sections['name']}{between}{section}" if "name" in sections else section
+
+
 def _check_training(
     sections: Mapping[str, Any], stage: TrainingStage | None, rows: Counter[tuple[str, Split]] | None
 ) -> None:
     """Check the training section, or that of a stage, and that it makes batches of the rows."""
-    where = "training" if stage is None else f"stages.{stage.name}.training"
+    where = _named(sections, "training" if stage is None else f"stage {stage.name}: training")
     given = sections["training"] | (stage.training if stage is not None else {})
     own = {} if stage is None else stage.batches
     batches = own is not None and (bool(own) or sections.get("batches") is not None)
     training = check_training_section(given, where, batches=batches)
+    if training.get("learning_rate", 1) <= 0:
+        raise InputError(f"{where}.learning_rate is {training['learning_rate']:g}, and nothing is learnt. Give more.")
     if is_without_gpu() and (problem := half_precision_problem(training, where)):
         raise InputError(problem)
     data = sections.get("data")
@@ -132,8 +145,9 @@ def _check_training(
     sizes = {name: count for (name, split), count in rows.items() if split == "train"}
     if stage is not None:
         sizes = {name: count for name, count in sizes.items() if name.startswith(stage.configurations or "")}
-    with_negatives = {name for name in sizes if has_negatives(name) and (stage is None or stage.hard_negatives)}
-    check_batches(training, sizes, with_negatives, where, batches=batches)
+    used = stage is None or stage.hard_negatives
+    negatives = {name: int(used and has_negatives(name)) for name in sizes}
+    check_batches(training, sizes, negatives, where, batches=batches, processes=process_count())
 
 
 def run_pipeline(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
@@ -233,7 +247,7 @@ def run_distillation(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
         trained = build_stage(
             student_dir,
             {
-                **{folder.name: content_hash(folder) for folder in data if distillation.rows},
+                **{folder.name: rows_hash(folder) for folder in data if distillation.rows},
                 "texts": [file_hash(Path(name)) for name in distillation.texts],
                 "teacher": teacher[1],
                 "distillation": distillation.model_dump(
@@ -247,7 +261,7 @@ def run_distillation(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
         )
         reported = build_stage(
             report_dir,
-            {"student": trained, "rows": content_hash(dataset_dir), "name": recipe.name}
+            {"student": trained, "rows": rows_hash(dataset_dir), "name": recipe.name}
             | recipe.evaluation.model_dump(include={"batch_size"}),
             lambda folder: write_student_report(recipe, dataset_dir, path, student_dir, folder),
         )
@@ -345,7 +359,7 @@ def _train(recipe: Recipe, output_dir: Path, data: Sequence[Path]) -> tuple[Path
     stages, trainings, folders = recipe.stages or (None,), recipe.trainings(), training_folders(recipe)
     done: list[tuple[Path, str]] = []
     for stage, resolved, name, configurations in zip(stages, trainings, folders, chosen, strict=True):
-        inputs: dict[str, Any] = {folder.name: content_hash(folder, configurations) for folder in data}
+        inputs: dict[str, Any] = {folder.name: rows_hash(folder, configurations) for folder in data}
         inputs |= {"base": _base_fingerprint(resolved)}
         inputs |= resolved.model_dump(include={"lora", "loss", "batches", "training", "seed"})
         start = resolved
@@ -440,7 +454,7 @@ def _files_hash(path: Path) -> str | list[str]:
     return [file_hash(file) for file in record_files(path)] if path.is_dir() else file_hash(path)
 
 
-def content_hash(folder: Path, configurations: Collection[str] | None = None) -> str:
+def rows_hash(folder: Path, configurations: Collection[str] | None = None) -> str:
     """Hash the rows of a folder, or of some of its configurations: the same rows need no other training."""
     parts = sorted(
         path
@@ -456,12 +470,13 @@ def _similarities(synthesis: Synthesis) -> Similarities | None:
     name = synthesis.filters.consistency_model
     if name is None:
         return None
-    from sentence_transformers import SentenceTransformer
+    from st_llm_embed.modules.stock import load_stock
 
     @cache
     def model() -> SentenceTransformer:
-        with explained(f"The consistency model {name!r} cannot be loaded", "Give a Hub id or a folder."):
-            return SentenceTransformer(name)
+        return load_stock(
+            name, "consistency model", "Give a Hub id or a folder as synthesis.filters.consistency_model."
+        )
 
     def similarities(rows: Sequence[Row]) -> list[tuple[float, float]]:
         anchors = model().encode_query([row.anchor for row in rows], convert_to_tensor=True)
@@ -477,13 +492,13 @@ def _similarities(synthesis: Synthesis) -> Similarities | None:
 def _mined(recipe: Recipe, mining: Mining, output_dir: Path, folder: Path) -> Counter[tuple[str, Split]]:
     """Mine negatives for the rows in a folder; vectors/ keeps what was encoded."""
     from st_llm_embed.data.mining import mine_dataset, mining_model
-    from st_llm_embed.data.vectors import VectorFolder, encoding
+    from st_llm_embed.data.vectors import VectorFolder, encoder_with_prompts
     from st_llm_embed.training.adapter import starting_model
 
     embedder = starting_model(recipe) if mining.model == BASE else mining_model(mining)
     model = json.dumps(_mining_model(recipe, mining), sort_keys=True)
     encoder = f"{model}\n{mining.query_prompt!r}\n{mining.document_prompt!r}"
-    vectors = VectorFolder(output_dir / "vectors", encoding(embedder, mining), encoder)
+    vectors = VectorFolder(output_dir / "vectors", encoder_with_prompts(embedder, mining), encoder)
     return mine_dataset(folder, mining, vectors, str(embedder.device))
 
 

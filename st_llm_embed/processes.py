@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from st_llm_embed.errors import InputError
+
 if TYPE_CHECKING:
     from torch import distributed
 
@@ -27,9 +29,43 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def process_count() -> int:
+    """Return how many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def is_on_terminal() -> bool:
     """Whether somebody sees bars being drawn; in a file they would be drawn again and again, line after line."""
     return sys.stderr.isatty()
+
+
+@contextmanager
+def held_alone(folder: Path, alternative: str) -> Generator[None]:
+    """Create a folder and hold it, so that no other process writes there until the block ends.
+
+    Args:
+        folder: gets a file `.lock`.
+        alternative: what else to do, in a message: "choose another --output-dir".
+
+    Raises:
+        InputError: another process holds it, or it cannot be written to.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(f"Another process is writing to {folder}. Wait for it to end, or {alternative}.") from error
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be written to: {error.strerror}. Change its permissions, or {alternative}."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -25,11 +25,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 from st_llm_embed.errors import InputError, disk_is_full, explained
-from st_llm_embed.processes import is_first_process, wait_for_all_processes, written_beside
+from st_llm_embed.processes import held_alone, is_first_process, wait_for_all_processes, written_beside
 
 logger = logging.getLogger(__name__)
 
@@ -192,21 +191,11 @@ def owned_folder(output_dir: Path, trainings: Collection[str] = ()) -> Generator
     if not is_first_process():
         yield
         return
-    lock = FileLock(output_dir / ".lock", timeout=0)
-    try:
+    alternative = "choose another --output-dir"
+    with explained(f"{output_dir} cannot be written to", f"Change its permissions, or {alternative}."):
         _check_ownership(output_dir, trainings)
         (output_dir / "manifests").mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise InputError(
-            f"Another run is writing to {output_dir}. Wait for it to end, or choose another --output-dir."
-        ) from error
-    except OSError as error:
-        raise InputError(
-            f"The output folder {output_dir} cannot be written to: {error.strerror}. Choose another with "
-            "--output-dir, or change its permissions."
-        ) from error
-    with lock:
+    with held_alone(output_dir, alternative):
         yield
 
 

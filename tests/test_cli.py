@@ -101,7 +101,7 @@ def test_all_errors_of_all_sections_come_in_one_answer_and_without_large_librari
         "training.learning_rat=1": "training.learning_rat is not an argument",
         "base.name_or_path=./no-model": "'./no-model'",
         "evaluation.batch_size=0": "evaluation.batch_size is 0",
-        "data.sources.m={path: ./no.csv, columns: {anchor: q, positive: p}, instruction: i, license: mit}": "no.csv",
+        "data.sources.mine={path: ./none.csv, columns: {anchor: q, positive: p}, license: mit}": "sources.mine",
         "data.mining.model=./no-mining-model": "neither modules.json nor config.json",
     }
     code = (
@@ -144,8 +144,13 @@ def test_a_dry_run_checks_and_prints_and_writes_nothing(run_cli: RunCli, tiny_re
         (["data.rows=" + "x" * 300], ["data.rows", "cannot be read"]),
         (["data.validation_fraction=0.0000001"], ["validation_fraction", "another share"]),
         (["lora.r=0"], ["lora section", "`r` should be a positive integer"]),
-        (["lora.target_modules=[nothing]"], ["lora section", "{'nothing'} not found in the base model"]),
-        (["training.learning_rate=-1"], ["training section", "Invalid learning rate: -1.0"]),
+        (
+            ["lora.target_modules=[nothing]"],
+            ["lora.target_modules has 'nothing', which matches no module of the base"],
+        ),
+        (["training.learning_rate=-1"], ["training.learning_rate is -1, and nothing is learnt"]),
+        (["training.learning_rate=0"], ["training.learning_rate is 0, and nothing is learnt"]),
+        (["training.num_train_epochs=0", "training.max_steps=-5"], ["num_train_epochs is 0. Give more than 0"]),
         (
             ["training.per_device_train_batch_size=0"],
             ["per_device_train_batch_size is 0; the least is 1"],
@@ -159,7 +164,7 @@ def test_a_dry_run_checks_and_prints_and_writes_nothing(run_cli: RunCli, tiny_re
             ["dataloader_drop_last drops what does not fill a batch", "training rows of bitext"],
         ),
         (
-            ["training.per_device_train_batch_size=64", "training.dataloader_drop_last=true", "batches={}"],
+            ["training={per_device_train_batch_size: 64, dataloader_drop_last: true}", "batches={}"],
             ["dataloader_drop_last drops what does not fill a batch", "training rows of all configurations"],
         ),
         (["lora.target_modules=[q_proj, v_porj]"], ["'v_porj'", "did you mean v_proj?", "Its modules are"]),
@@ -235,7 +240,7 @@ def test_bad_rows_are_refused_before_anything_is_written(
         ("model.safetensors", None, "no file named model.safetensors"),
         ("model.safetensors", "not tensors", "cannot be loaded"),
         ("model.safetensors", 1000, "incomplete metadata"),
-        ("config.json", ('"num_hidden_layers": 2', '"num_hidden_layers": 3'), "lack 9 tensors of a MistralModel"),
+        ("config.json", ('"num_hidden_layers": 2', '"num_hidden_layers": 3'), "The weights of"),
         ("tokenizer_config.json", ('"eos_token": "</s>"', '"eos_token": "<over>"'), "outside the model's vocabulary"),
     ],
 )

@@ -84,7 +84,7 @@ def test_changed_rows_are_noticed(tiny_run_recipe: RecipeOf, out: Path, rows_pat
 
 def test_two_runs_cannot_share_an_output_folder(tiny_recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(InputError, match="Another run is writing"):
+    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(InputError, match="Another process is writing"):
         run_pipeline(Recipe.load(str(tiny_recipe)), tmp_path / "out")
 
 
@@ -193,7 +193,7 @@ def test_a_stage_that_died_is_done_again_and_nothing_else(
     ("override", "prompt", "told"),
     [
         ("base.instructions=none", "", "Queries and documents are encoded as they are."),
-        ("base.instructions=task_type", "Instruct: short-long\nQuery: ", "A query carries the name of its task type"),
+        ("base.instructions=task_type", "Instruct: short-short\nQuery: ", "A query carries the name of its task type"),
         ("base.pooling_mode=mean", None, "the mean of the hidden states of all tokens"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -12,6 +13,12 @@ from st_llm_embed.recipe import Price
 
 TOKENS_AROUND_A_PROMPT = 64
 """More than any chat template puts around one message."""
+TOKENS_AROUND_AN_ANSWER = 16
+"""Marks of its end, which some servers bill beside the most that they were asked for."""
+MOST_BYTES_PER_TOKEN = 64
+"""More than a token of any text has: a server that counts fewer tokens does not count."""
+MOST_TOKENS = 10**9
+"""A count above it is not one."""
 BATCH_SHARE = 0.5
 """Of the shipped prices, for what goes through the Batch API."""
 
@@ -22,6 +29,14 @@ class Cost:
 
     tokens: int
     usd: float
+
+    def __mul__(self, factor: float) -> Cost:
+        """Return this cost times a factor, in whole tokens."""
+        return Cost(math.ceil(self.tokens * factor), self.usd * factor)
+
+    def per(self, other: Cost) -> float:
+        """Return how many times another cost this is, in tokens or USD, whichever is more."""
+        return max(self.tokens / max(other.tokens, 1), self.usd / other.usd if other.usd else 0.0)
 
 
 class SpendingLimit:
@@ -79,22 +94,41 @@ def worst_case(price: Price | None, sent: str, answer_tokens: int) -> Cost:
         answer_tokens: most tokens of the answer.
     """
     prompt_tokens = len(sent.encode(errors="replace")) + TOKENS_AROUND_A_PROMPT
-    return _cost(price, prompt_tokens, 0, answer_tokens)
+    return _cost(price, prompt_tokens, 0, answer_tokens + TOKENS_AROUND_AN_ANSWER)
 
 
-def actual_cost(price: Price | None, usage: Any, worst: Cost) -> Cost:
-    """Return what an answer cost by the server's own count, or the worst case where it does not count."""
-    prompt, answer = (token_count(usage, name) for name in ("prompt_tokens", "completion_tokens"))
-    if prompt is None or answer is None:
-        return worst
-    cached = token_count(usage.get("prompt_tokens_details"), "cached_tokens") or 0
+def actual_cost(price: Price | None, usage: Any, worst: Cost, answer_tokens: int, answer_bytes: int) -> Cost:
+    """Return what an answer cost by the server's own count; what it does not count has its worst case.
+
+    Args:
+        price: as for `worst_case`, like `answer_tokens`.
+        usage: the server's count. Thoughts are a part of the answer that some servers count in the total alone.
+        worst: of the request.
+        answer_tokens: most tokens of the answer.
+        answer_bytes: length of what the model said; tokens too few for it are not believed.
+    """
+    prompt, answer, total = (token_count(usage, f"{name}_tokens") for name in ("prompt", "completion", "total"))
+    details = usage if isinstance(usage, dict) else {}
+    thoughts = token_count(details.get("completion_tokens_details"), "reasoning_tokens") or 0
+    cached = token_count(details.get("prompt_tokens_details"), "cached_tokens") or 0
+    if thoughts > (answer or 0):  # beside the answer, then
+        answer = (answer or 0) + thoughts
+    if prompt and total:
+        answer = max(answer or 0, total - prompt)
+    if answer is None or answer * MOST_BYTES_PER_TOKEN < answer_bytes:
+        certain = answer_bytes // (MOST_BYTES_PER_TOKEN // 4)  # texts, other than single tokens, have fewer bytes each
+        answer = answer_tokens + TOKENS_AROUND_AN_ANSWER if certain <= answer_tokens else answer_bytes
+    if not prompt:
+        prompt, cached = worst.tokens - answer_tokens - TOKENS_AROUND_AN_ANSWER, 0
     return _cost(price, prompt, min(cached, prompt), answer)
 
 
 def token_count(usage: Any, name: str) -> int | None:
     """Return a number of tokens that a server reports, or None where it reports none, or something else."""
     value = usage.get(name) if isinstance(usage, dict) else None
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST_TOKENS:
+        return None
+    return int(value)
 
 
 def _cost(price: Price | None, prompt: int, cached: int, answer: int) -> Cost:

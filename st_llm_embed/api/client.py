@@ -1,7 +1,6 @@
 """The client: sends requests to an OpenAI-compatible server and has every answer written down.
 
-C workers pull from one iterator, so no answer waits for a slower one. The SDK's own retries are off: it sends a
-request again after a time-out, which may pay three times, and gives up on a Retry-After of more than two minutes.
+C workers pull from one iterator, so no answer waits for a slower one.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import re
 import signal
 import time
 from collections import Counter
@@ -17,7 +17,8 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from st_llm_embed.api.budget import Cost, SpendingLimit
-from st_llm_embed.api.exchange import Outcome, post
+from st_llm_embed.api.exchange import Response, post
+from st_llm_embed.api.outcome import WRONG_ADDRESS, WRONG_KEY, Outcome, classify
 from st_llm_embed.api.pacing import Departure, Pacer, retry_after_seconds
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import Endpoint
@@ -29,8 +30,6 @@ ATTEMPTS = 6
 """Server errors after which a request is left for the next run."""
 ATTEMPTS_MAYBE_PAID = 2
 """The same for requests that may have been paid without an answer."""
-REFUSED_IN_A_ROW = 50
-"""Requests refused as wrong, with no answer between them, after which the server and not the request is to blame."""
 LONGEST_BACKOFF_SECONDS = 60.0
 WATCH_SECONDS = 0.5
 INTERRUPTED = "Stopped. Every answer that came is kept; run the same command again to resume."
@@ -57,8 +56,16 @@ class Service(Protocol[R_contra]):
         """Return the most that a request can cost."""
         ...
 
-    def cost(self, request: R_contra, usage: Any, worst: Cost) -> Cost:
-        """Return what an answer cost, by the `usage` in it."""
+    def cost(self, request: R_contra, outcome: Outcome, worst: Cost) -> Cost:
+        """Return what a response cost that is, or may be, paid for."""
+        ...
+
+    def known(self, request: R_contra) -> bool:
+        """Return whether an answer like the one to this request has come, so that its worst case can be relied on."""
+        ...
+
+    async def begin(self, request: R_contra, worst: Cost) -> None:
+        """Write down that a request is about to be sent, with its worst case, so that a kill cannot hide it."""
         ...
 
     def over_limit(self, worst: Cost) -> InputError:
@@ -70,9 +77,13 @@ class Service(Protocol[R_contra]):
 
         Args:
             request: what was sent.
-            outcome: `answered`, `rejected` or `maybe paid`.
-            cost: what it cost; the worst case where it is `maybe paid`.
+            outcome: of any kind.
+            cost: what it cost, or may have cost.
             seconds: from sending it to its outcome.
+
+        Raises:
+            InputError: it shows that nothing more should be sent.
+            OSError: it cannot be written.
         """
         ...
 
@@ -113,6 +124,8 @@ class Client(Generic[R]):
         self._service, self._endpoint = service, endpoint
         self._base_url, self._api_key, self._transport = base_url, api_key, transport
         self._clock, self._sleep = clock, sleep
+        self._patience = endpoint.give_up_after_minutes * 60
+        self._heard = False
         self.trouble = ""
         """Why the latest request that got no answer got none."""
 
@@ -143,8 +156,7 @@ class Client(Generic[R]):
 
     async def _connected(self, work: list[Coroutine[Any, Any, None]]) -> None:
         """Run workers on one connection pool until all have ended."""
-        from httpx2 import Limits, Timeout
-        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+        from httpx2 import AsyncClient, Limits, Timeout
 
         endpoint = self._endpoint
         per_minute = endpoint.requests_per_minute, endpoint.tokens_per_minute
@@ -153,16 +165,12 @@ class Client(Generic[R]):
         self._settled = asyncio.Event()
         self._sending: set[asyncio.Task[Any] | None] = set()
         self._stopping = self.trouble = ""
-        self._refused = 0
-        self._answer_by = self._clock() + endpoint.give_up_after_minutes * 60
+        self._answer_by = self._clock() + self._patience
         limits = Limits(max_connections=endpoint.concurrency, max_keepalive_connections=endpoint.concurrency)
-        async with AsyncOpenAI(
-            base_url=self._base_url,
-            api_key=self._api_key,
-            max_retries=0,
-            timeout=Timeout(endpoint.timeout_seconds, connect=min(30.0, endpoint.timeout_seconds)),
-            http_client=DefaultAsyncHttpxClient(limits=limits, transport=self._transport),
-        ) as self._openai:
+        timeout = Timeout(endpoint.timeout_seconds, connect=min(30.0, endpoint.timeout_seconds / 2))
+        async with AsyncClient(
+            limits=limits, timeout=timeout, transport=self._transport, follow_redirects=True
+        ) as self._http:
             # On the first interrupt stop when the answers in flight have come, on the second at once.
             with graceful_shutdown(lambda: self._stop(INTERRUPTED, at_once=bool(self._stopping))):
                 await self._until_ended([asyncio.create_task(worker) for worker in work])
@@ -191,7 +199,7 @@ class Client(Generic[R]):
         """Send nothing more; wait for the answers in flight unless everything is to end at once."""
         self._stopping = self._stopping or message or "an error"
         for task in self._workers:
-            if at_once or task not in self._sending:
+            if at_once or task not in {*self._sending, asyncio.current_task()}:
                 task.cancel()
 
     async def _work(self, pending: Iterator[R]) -> None:
@@ -212,7 +220,7 @@ class Client(Generic[R]):
             outcome = await self._send(request)
             if outcome.kind in ("answered", "rejected"):
                 return outcome
-            self.trouble = outcome.body
+            self.trouble = outcome.said
             if outcome.kind == "too many":
                 continue
             tries[outcome.kind] += 1
@@ -228,72 +236,100 @@ class Client(Generic[R]):
         cost: Cost | None = None
         try:
             departure = await self._pacer.admit(int(worst.tokens * self._share))
+            if not self._sending and not self.trouble:  # waiting for our own limits is not the server's silence
+                self._answer_by = max(self._answer_by, self._clock() + self._patience)
             self._sending.add(task)
             started = time.monotonic()
             try:
-                outcome = await post(self._openai, service.body(request))
+                await service.begin(request, worst)
+                response = await self._post(service.body(request))
             except asyncio.CancelledError:
                 cost = worst
-                stopped = Outcome("maybe paid", "stopped before the answer came")
+                stopped = Outcome("maybe paid", body="stopped before the answer came")
                 service.record(request, stopped, worst, time.monotonic() - started)
                 raise
             finally:
                 self._sending.discard(task)
                 self._pacer.done()
-            if outcome.kind == "answered":
-                cost = service.cost(request, outcome.answer.get("usage"), worst)
-                self._share += SHARE_LEARNT * (cost.tokens / worst.tokens - self._share)
-            elif outcome.kind == "maybe paid":
-                cost = worst
-            if cost or outcome.kind == "rejected":
-                service.record(request, outcome, cost or Cost(0, 0.0), time.monotonic() - started)
-            self._apply_rate_limits(outcome, departure)
+            outcome = classify(response, heard=self._heard)
+            if outcome.kind in ("answered", "maybe paid"):
+                cost = service.cost(request, outcome, worst)
+                self._share += SHARE_LEARNT * (min(1.0, cost.tokens / worst.tokens) - self._share)
+            service.record(request, outcome, cost or Cost(0, 0.0), time.monotonic() - started)
             self._pacer.spent(departure, cost.tokens if cost else 0)
+            self._apply_rate_limits(outcome, departure)
+        except InputError as error:
+            self._stop(str(error))  # before another worker sends in its place
+            raise
         finally:
             service.limit.settle(worst, cost)
             self._settled.set()
         return outcome
 
+    async def _post(self, body: dict[str, Any]) -> Response:
+        return await post(
+            self._http,
+            f"{self._base_url.rstrip('/')}/chat/completions",
+            body,
+            key=self._api_key,
+            seconds=self._endpoint.timeout_seconds,
+        )
+
     async def _reserve(self, request: R) -> Cost:
-        """Set the worst case aside, waiting for requests in flight to cost less than theirs where it does not fit."""
-        limit, worst = self._service.limit, self._service.worst_case(request)
-        while not limit.fits(worst):
+        """Set the worst case aside, waiting for requests in flight to cost less than theirs where it does not fit.
+
+        Nothing is sent beside the first answer of a model, which shows whether the server keeps to a worst case.
+        """
+        service, limit, worst = self._service, self._service.limit, self._service.worst_case(request)
+        while not limit.fits(worst) or (limit.in_flight and not service.known(request)):
             if not limit.in_flight:
-                raise self._service.over_limit(worst)
+                raise service.over_limit(worst)
             self._settled.clear()
             await self._settled.wait()
         limit.set_aside(worst)
         return worst
 
+    def _hopeless(self, outcome: Outcome) -> str:
+        """Return the message for what no request can get past."""
+        if outcome.status in WRONG_KEY:
+            advice = (
+                f"refuses the key with {outcome.said}. Set the environment variable that "
+                "synthesis.endpoint.api_key_env names to a key that may use the model."
+            )
+        elif outcome.status in WRONG_ADDRESS:
+            advice = (
+                f"has no chat completions, or not for this model ({outcome.said}). Check synthesis.endpoint.base_url, "
+                "which usually ends in /v1, and the names in synthesis.endpoint.models."
+            )
+        else:
+            advice = f"answers with {outcome.said}. Run the same command again when the account has credit."
+        return f"{self._base_url} {advice}"
+
     def _apply_rate_limits(self, outcome: Outcome, departure: Departure) -> None:
-        """Adapt to what the server says about its limits."""
-        patience = self._endpoint.give_up_after_minutes * 60
+        """Adapt to what the server says about its limits; raise an InputError if no request can succeed."""
+        if outcome.kind == "hopeless":
+            raise InputError(self._hopeless(outcome))
         retry_after = retry_after_seconds(outcome.headers)
-        if outcome.kind == "too many" or (outcome.kind == "failed" and retry_after):
+        if outcome.kind == "too many" or (outcome.kind in ("failed", "maybe paid") and retry_after):
             self._pacer.refused(departure, retry_after)
             if self._pacer.refusals <= 1:
                 # The first pause that a server asks for, however long, is not silence; pauses without end are.
-                self._answer_by = max(self._answer_by, self._pacer.paused_until + patience)
+                self._answer_by = max(self._answer_by, self._pacer.paused_until + self._patience)
         elif outcome.kind in ("answered", "rejected"):
             self.trouble = ""
-            self._refused = self._refused + 1 if outcome.kind == "rejected" else 0
-            if self._refused == REFUSED_IN_A_ROW:
-                self._stop(
-                    f"{self._base_url} has refused {REFUSED_IN_A_ROW} requests in a row: {outcome.body[:300]}. Check "
-                    f"the server and synthesis.endpoint.parameters, and run the same command again for the rest."
-                )
+            self._heard |= outcome.kind == "answered"
             self._pacer.succeeded()
-            self._answer_by = self._clock() + patience
+            self._answer_by = self._clock() + self._patience
             for what in ("requests", "tokens"):
                 limit = outcome.headers.get(f"x-ratelimit-limit-{what}", "")
-                if limit.isdecimal() and int(limit) > 0 and getattr(self._endpoint, f"{what}_per_minute") is None:
+                if re.fullmatch("[1-9][0-9]{0,11}", limit) and getattr(self._endpoint, f"{what}_per_minute") is None:
                     setattr(self._pacer, f"{what}_per_minute", int(limit))
 
     async def _watch(self) -> None:
         """Twice a second: call the service's `watch`, and give up on a server that does not answer."""
         while True:
             await self._service.watch(self._waiting())
-            if self._clock() > self._answer_by:
+            if self._clock() > self._answer_by and (self._sending or self.trouble):
                 self._stop(
                     f"{self._base_url} has given no answer for {self._endpoint.give_up_after_minutes:g} minutes "
                     f"({self.trouble or 'requests hang'}). Run the same command again later.",

@@ -1,7 +1,8 @@
-"""One exchange with an OpenAI-compatible server: a request, and what became of it."""
+"""One exchange with an OpenAI-compatible server: a request, and what came back."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import json
@@ -9,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -18,64 +19,62 @@ from numpy.typing import NDArray
 from st_llm_embed.errors import InputError
 
 if TYPE_CHECKING:
-    from openai import APIConnectionError, AsyncOpenAI
+    from httpx2 import AsyncClient
 
-HOPELESS_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "access_terminated"}
-"""Error codes that no waiting fixes, though some come with status 429."""
 CONTENT_FILTER_CODES = {"content_filter", "content_policy_violation"}
 
-STATUS_PAYMENT_REQUIRED = 402
-STATUS_TOO_MANY = 429
+LONGEST_BODY = 64 << 20
+"""Bytes of a response that are read; nothing that is asked for has more."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one request."""
+class Response:
+    """What came back for one request."""
 
-    kind: Literal["answered", "rejected", "too many", "failed", "unreachable", "maybe paid"]
-    """`answered`: billed, good or bad. `rejected`: this request will never be answered; not billed. `too many`: try
-    later. `failed`: not billed, try again. `unreachable`: never sent. `maybe paid`: sent, and no answer came."""
-    body: str = ""
-    """The response's body, or what went wrong; without the key, which some servers repeat."""
-    answer: dict[str, Any] = field(default_factory=dict)
-    """The body read as JSON, where it is `answered` or `rejected`."""
+    status: int
+    """0 where no response began."""
+    text: str
+    """The body as far as it came, without the key, which some servers repeat."""
     headers: Mapping[str, str] = field(default_factory=dict)
+    problem: str = ""
+    """Why there is no response, or not all of it."""
+    sent: bool = True
+    """Whether the server may have got the request."""
 
 
-async def post(openai: AsyncOpenAI, body: dict[str, Any]) -> Outcome:
-    """Send one chat completion request.
+async def post(http: AsyncClient, url: str, body: dict[str, Any], *, key: str, seconds: float) -> Response:
+    """Send one request and read the response, or as much of it as comes; nothing is raised for what a server does.
 
     Args:
-        openai: holds address and key; its own retries are off.
-        body: names the `model`.
-
-    Raises:
-        InputError: no later request can succeed either: the key, the quota, the address or a parameter is wrong.
+        http: keeps connections.
+        url: full address.
+        body: sent as JSON.
+        key: of the server.
+        seconds: most that may pass from now to the end of the response, however slowly it drips.
     """
-    from httpx2 import Response
-    from openai import APIConnectionError, APIStatusError
+    # Not through the SDK: it raises on responses that are paid for, and keeps nothing of one that breaks off.
+    from httpx2 import ConnectError, ConnectTimeout, PoolTimeout, ProxyError, RequestError
 
-    key = openai.api_key
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"} | _account()
+    status, received, response_headers, problem, sent = 0, bytearray(), {}, "", True
     try:
-        # The raw response: `chat.completions.create` raises on some answers that are paid for and can still be read,
-        # and takes a sixth more processor time.
-        response = await openai.post("/chat/completions", cast_to=Response, body=body)
-    except APIStatusError as error:
-        status, code, response = error.status_code, error.code, error.response
-    except APIConnectionError as error:
-        problem = f"{type(error.__cause__ or error).__name__}: {error.__cause__ or error}".replace(key, "[key]")
-        return Outcome("maybe paid" if _was_sent(error) else "unreachable", problem)
-    else:
-        text = response.text.replace(key, "[key]")
-        answer = json_object(text)
-        if isinstance(answer.get("choices"), list):
-            return Outcome("answered", text, answer, response.headers)
-        # A page of a proxy, or an error of the model behind one: nobody says whether it is billed.
-        return Outcome("maybe paid", f"status 200 without chat completions: {_short(text)}")
-    # Outside of the handler, so that no traceback leads to the SDK's error, which may repeat the key.
-    text = response.text.replace(key, "[key]")
-    server = f"{openai.base_url} (model {body['model']!r})"
-    return _refusal(status, code, text, response.headers, server=server)
+        async with (
+            asyncio.timeout(seconds),
+            http.stream("POST", url, content=json.dumps(body).encode(), headers=headers) as response,
+        ):
+            status, response_headers = response.status_code, response.headers
+            async for part in response.aiter_bytes():
+                received += part
+                if len(received) > LONGEST_BODY:
+                    problem = f"the response has more than {LONGEST_BODY:,} bytes"
+                    break
+    except TimeoutError:
+        problem = f"no whole response within {seconds:g} seconds"
+    except RequestError as error:
+        problem = f"{type(error).__name__}: {error}".replace(key, "[key]")
+        sent = not isinstance(error, ConnectError | ConnectTimeout | PoolTimeout | ProxyError)
+    text = received.decode(json.detect_encoding(received), errors="replace").replace(key, "[key]")
+    return Response(status, text, response_headers, problem, sent)
 
 
 def read_api_key(base_url: str, variable: str) -> str:
@@ -103,7 +102,7 @@ def read_api_key(base_url: str, variable: str) -> str:
 def json_object(text: str) -> dict[str, Any]:
     """Read a response's body; empty where it is not a JSON object, whatever a server may send instead."""
     try:
-        content = json.loads(text)
+        content = json.loads(text.lstrip("\ufeff"))
     except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -142,37 +141,7 @@ def read_vectors(data: list[Any], count: int) -> NDArray[np.float32] | str:
     return np.stack([vectors[index] for index in range(count)]).astype(np.float32)
 
 
-def _refusal(status: int, code: str | None, body: str, headers: Mapping[str, str], *, server: str) -> Outcome:
-    text = _short(body)
-    if code in HOPELESS_CODES or status == STATUS_PAYMENT_REQUIRED:
-        raise InputError(
-            f"{server} answers {code or status}: {text}. Run the same command again when the account has credit."
-        )
-    if status in (401, 403):
-        raise InputError(
-            f"{server} refuses the key with status {status}: {text}. Set the environment variable that "
-            "synthesis.endpoint.api_key_env names to a key that may use the model."
-        )
-    if status in (404, 405):
-        raise InputError(
-            f"{server} has no chat completions, or not for this model (status {status}: {text}). Check "
-            "synthesis.endpoint.base_url, which usually ends in /v1, and the names in synthesis.endpoint.models."
-        )
-    if status == STATUS_TOO_MANY:
-        return Outcome("too many", text, headers=headers)
-    if code in CONTENT_FILTER_CODES or status in (400, 413, 422):
-        if not json_object(body).get("error"):  # servers have their own forms
-            body = json.dumps({"error": {"message": text, "code": code}})
-        return Outcome("rejected", body, json_object(body), headers)
-    return Outcome("failed", f"status {status}: {text}", headers=headers)
-
-
-def _short(body: str) -> str:
-    return " ".join(body.split())[:300]
-
-
-def _was_sent(error: APIConnectionError) -> bool:
-    """Return whether the server may have got the request, and may bill it, though no answer came."""
-    from httpx2 import ConnectError, ConnectTimeout, PoolTimeout
-
-    return not isinstance(error.__cause__, ConnectError | ConnectTimeout | PoolTimeout)
+def _account() -> dict[str, str]:
+    """Return the headers by which OpenAI bills an organization or project, as its SDK does."""
+    variables = {"OpenAI-Organization": "OPENAI_ORG_ID", "OpenAI-Project": "OPENAI_PROJECT_ID"}
+    return {header: os.environ[name] for header, name in variables.items() if os.environ.get(name)}

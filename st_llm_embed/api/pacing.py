@@ -16,6 +16,8 @@ SPACING = 1.01
 DECREASE = 0.7
 """Share of the requests in flight that is kept when the server reports too many."""
 FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 1.0, 60.0
+LONGEST_RETRY_AFTER_SECONDS = 2 * 3600.0
+"""A server that asks for more patience is asked again after this time."""
 
 
 @dataclass(slots=True)
@@ -150,7 +152,7 @@ class Pacer:
 
 
 def retry_after_seconds(headers: Mapping[str, str], now: float | None = None) -> float | None:
-    """Read how long the server asks to wait: ``retry-after-ms``, or ``retry-after`` in seconds or as a date.
+    """Read how long the server asks to wait: ``retry-after-ms``, or ``retry-after`` in seconds or as a date; bounded.
 
     `now` is in seconds since 1970, the time of day by default.
     """
@@ -163,8 +165,8 @@ def retry_after_seconds(headers: Mapping[str, str], now: float | None = None) ->
         except ValueError:
             try:
                 seconds = parsedate_to_datetime(value).timestamp() - (time.time() if now is None else now)
-            except ValueError:
+            except (ValueError, OverflowError):
                 continue
-        if math.isfinite(seconds):
-            return max(0.0, seconds)
+        if not math.isnan(seconds):
+            return min(max(0.0, seconds), LONGEST_RETRY_AFTER_SECONDS)
     return None

@@ -13,6 +13,8 @@ from st_llm_embed.errors import InputError
 
 if TYPE_CHECKING:
     from st_llm_embed.encoding.search import Hit
+    from st_llm_embed.encoding.shards import Manifest
+    from st_llm_embed.modules.lengths import Lengths
 
 app = typer.Typer()
 
@@ -46,14 +48,26 @@ def encode(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
     dataset_config: Annotated[str | None, typer.Option(help="Config of a Hub dataset.")] = None,
     dataset_split: Annotated[str, typer.Option(help="Split of a Hub dataset.")] = "train",
+    chunk: Annotated[bool, typer.Option("--chunk", help="Cut documents, of many formats, into passages.")] = False,
+    chunk_tokens: Annotated[
+        int | None,
+        typer.Option(help="Most tokens of a passage; implies --chunk.", show_default="what the model reads"),
+    ] = None,
 ) -> None:
     """Encode texts into parquet shards. Run it again to resume; finished shards are not repeated."""
     configure_logging()
     from st_llm_embed.encoding import encode as encoding
     from st_llm_embed.encoding.shards import Texts, VectorType, read_lengths
 
+    texts = Texts(dataset, column, id_column, dataset_config, dataset_split)
+    chunk = chunk or chunk_tokens is not None
+    if chunk and texts != Texts(dataset):
+        raise InputError(
+            "--chunk reads documents, whose records have text, _id and title. Omit --column, --id, --dataset-config "
+            "and --dataset-split, or --chunk."
+        )
     job = encoding.Job(
-        texts=Texts(dataset, column, id_column, dataset_config, dataset_split),
+        texts=texts,
         model=model,
         folder=to,
         revision=revision,
@@ -64,10 +78,17 @@ def encode(
         shard_size=shard_size,
         batch_size=batch_size,
     )
-    made, written = encoding.encode(job, processes=processes, devices=device or (), with_ray=with_ray)
+    made, written = encoding.encode(
+        job,
+        processes=processes,
+        devices=device or (),
+        with_ray=with_ray,
+        chunk=chunk,
+        chunk_tokens=chunk_tokens,
+    )
     shards = f"{made.shards} shards; {written} encoded now, {made.shards - written} kept"
     typer.echo(f"{to}  {made.rows:,} vectors of {made.dimension} numbers in {shards}")
-    typer.echo(f"{to}  {read_lengths(to, made.shards)}")
+    typer.echo(f"{to}  {_read(read_lengths(to, made.shards), made)}")
 
 
 @app.command()
@@ -97,7 +118,7 @@ def search(
         embedder = index.embedder(name)
         found.append(index.search(embedder.encode([query])[0], k))
         asked = embedder.lengths([query])
-        notes += [f"{index.folder}: {index.lengths}"] if index.lengths.cut else []
+        notes += [f"{index.folder}: {_read(index.lengths, index.manifest)}"] if index.lengths.cut else []
         notes += [f"The query has {asked.tokens} tokens, of which {asked.read} are read."] if asked.cut else []
     # Folded, not cut: the ends of the folders' names tell them apart.
     table = Table("", *(Column(str(folder), overflow="fold") for folder in indexes), show_lines=True)
@@ -106,6 +127,12 @@ def search(
     Console().print(table)
     for note in notes:
         typer.echo(note)
+
+
+def _read(lengths: Lengths, made: Manifest) -> str:
+    """Say how much of the texts is read, and what to do where they are cut."""
+    hint = ". Encode with --chunk to have passages that are read whole" if made.chunk_tokens is None else ""
+    return f"{lengths}{hint if lengths.cut else ''}"
 
 
 def _shown(hit: Hit) -> str:

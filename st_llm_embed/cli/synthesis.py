@@ -11,7 +11,7 @@ from st_llm_embed.cli.options import OutputDir, Overrides, RecipeArgument, load_
 from st_llm_embed.errors import InputError
 
 if TYPE_CHECKING:
-    from st_llm_embed.synthesis.generate import Projection
+    from st_llm_embed.synthesis.estimate import Projection
 
 app = typer.Typer()
 
@@ -24,14 +24,20 @@ def synthesize(
     *,
     estimate: Annotated[
         int | None,
-        typer.Option(metavar="K", help="Send K requests of each step and project requests, tokens, USD and hours."),
+        typer.Option(metavar="K", help="Send K requests of each step and project requests, tokens, USD and minutes."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check recipe, prices and key, print the first prompt, send nothing.")
+        bool, typer.Option("--dry-run", help="Check recipe, prices and key, print the first prompts, send nothing.")
+    ] = False,
+    ask_again: Annotated[
+        bool, typer.Option("--ask-again", help="Ask again for what the server refused, such as after it was fixed.")
+    ] = False,
+    give_up_batches: Annotated[
+        bool, typer.Option("--give-up-batches", help="Count batches that are lost or stuck as paid, and ask again.")
     ] = False,
 ) -> None:
     """Have an LLM write the rows: requests, journal, filters, dataset. Run it again to resume."""
-    resolved, folder = load_recipe("synthesize", recipe, overrides, output_dir)
+    resolved, folder = load_recipe("synthesize", recipe, overrides, output_dir, needs=("data", "synthesis"))
     if estimate is not None and (estimate < 1 or dry_run):
         raise InputError(
             f"--estimate is {estimate}{' beside --dry-run' if dry_run else ''}; it takes the number of requests to "
@@ -39,8 +45,18 @@ def synthesize(
         )
     log_to_stderr()
     from st_llm_embed.pipeline import check_data, run_estimate, run_synthesis, synthesis_of
+    from st_llm_embed.synthesis import batch, generate
     from st_llm_embed.synthesis.generate import planned_prompts
 
+    if ask_again or give_up_batches:
+        if dry_run or not (folder / "journal").is_dir():
+            raise InputError(
+                "--ask-again and --give-up-batches change what an earlier run is asked for; "
+                f"{'this is a dry run' if dry_run else f'{folder} holds none'}. Omit them."
+            )
+        given_up = batch.give_up_batches(folder / "journal") if give_up_batches else 0
+        again = generate.ask_again(folder / "journal") if ask_again else 0
+        typer.echo(f"{again:,} refused requests are asked again, {given_up:,} batches given up", err=True)
     if dry_run:
         prompts = planned_prompts(synthesis_of(resolved))
         check_data(resolved)
@@ -89,9 +105,9 @@ def _print_projections(projections: list[Projection]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("step", "requests", "usable", "tokens", "USD", "hours", title="projected from the answers so far")
+    table = Table("step", "requests", "usable", "tokens", "USD", "minutes", title="projected from the answers so far")
     for row in projections:
-        numbers = f"{row.requests:,} {row.usable:.0%} {row.tokens:,.0f} {row.usd:,.2f} {row.hours:,.1f}"
+        numbers = f"{row.requests:,} {row.usable:.0%} {row.tokens:,.0f} {row.usd:,.2f} {row.minutes:,.1f}"
         table.add_row(row.step, *numbers.split())
     Console().print(table)
 

@@ -47,6 +47,7 @@ METADATA_SCHEMA = pa.schema(
         ("key", pa.string()),
     ]
 )
+"""The columns besides the texts; `document` is written where rows name one."""
 
 
 def task_type_of(configuration: str) -> str:
@@ -99,7 +100,7 @@ def write_dataset(
             kept.write(json.dumps(_record(row)) + "\n")
         parts = splitter.parts(validation_fraction, hold_out)
         kept.seek(0)
-        counts = _write(_divided_rows(kept, parts), directory)
+        counts = _write(_divided_rows(kept, parts), directory, with_documents=splitter.has_documents())
     omitted = {"rows": int(parts.omitted.sum()), "negatives": int(parts.negative_omitted.sum())}
     if any(omitted.values()):
         logger.info(
@@ -128,7 +129,8 @@ def write_source(
     With negatives, rows that lack one go to ``<name>-pairs``, so that no text column ever holds a null.
     """
     parts = {True: f"{name}-pairs" if with_negatives else name, False: name}
-    return _write((((parts[row.negative is None], "train"), _record(row)) for row in rows), directory)
+    records = (((parts[row.negative is None], "train"), _record(row)) for row in rows)
+    return _write(records, directory, with_documents=False)
 
 
 def load_split(directory: Path, split: Split) -> dict[str, Dataset]:
@@ -176,7 +178,7 @@ def negative_columns(names: Iterable[str]) -> list[str]:
 class DatasetWriter:
     """Writes rows to `<directory>/<configuration>/<split>.parquet`, some at a time; a context manager."""
 
-    def __init__(self, directory: Path, metadata: pa.Schema = METADATA_SCHEMA) -> None:
+    def __init__(self, directory: Path, metadata: pa.Schema) -> None:
         """Write into a directory; `metadata` has the columns besides the texts."""
         self.counts: Counter[tuple[str, Split]] = Counter()
         self._directory, self._metadata = directory, metadata
@@ -223,8 +225,11 @@ def _record(row: Row) -> dict[str, Any]:
     return row.model_dump(exclude_none=True) | structs
 
 
-def _write(rows: Iterable[tuple[tuple[str, Split], dict[str, Any]]], directory: Path) -> Counter[tuple[str, Split]]:
-    with DatasetWriter(directory) as writer:
+def _write(
+    rows: Iterable[tuple[tuple[str, Split], dict[str, Any]]], directory: Path, *, with_documents: bool
+) -> Counter[tuple[str, Split]]:
+    metadata = pa.schema([field for field in METADATA_SCHEMA if with_documents or field.name != "document"])
+    with DatasetWriter(directory, metadata) as writer:
         for part, record in rows:
             writer.add(part, record)
     return writer.counts

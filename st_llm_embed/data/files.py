@@ -131,7 +131,7 @@ def record_files(path: Path, split: str = "train") -> list[Path]:
 
 
 def text_of(value: object, where: str, column: str) -> str:
-    """Return a value that has to be a text; of a whole number its digits, of null an empty text.
+    """Return a value that has to be a text; of null an empty one.
 
     Args:
         value: what was read.
@@ -143,8 +143,6 @@ def text_of(value: object, where: str, column: str) -> str:
     """
     if value is None:
         return ""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
     if isinstance(value, list):
         raise InputError(
             f"{where}: {column} is the list {shown(value)}, and one text is expected. Name one of its items, such as "

@@ -119,6 +119,11 @@ class Row(BaseModel):
         return self
 
 
+def sample_file() -> Path:
+    """Return the package's own tasks, and the answers to them that its rows are made of."""
+    return Path(str(files("st_llm_embed") / "data" / "sample" / "open.jsonl"))
+
+
 def rows_file(name_or_path: str) -> Path:
     """Return the file or folder of rows that a recipe names.
 
@@ -126,7 +131,7 @@ def rows_file(name_or_path: str) -> Path:
         InputError: there is nothing of that name, or no file of records in it.
     """
     if name_or_path == EMBEDDED:
-        return Path(str(files("st_llm_embed") / "data" / "sample" / "open.jsonl"))
+        return sample_file()
     path = Path(name_or_path)
     with explained(f"data.rows is {shown(name_or_path)}, which cannot be read", "Give a file that you may read."):
         if path.is_file() or (path.is_dir() and record_files(path)):

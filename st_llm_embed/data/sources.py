@@ -101,14 +101,19 @@ class _Template(Formatter):
         return super().get_field(field_name, args, kwargs)
 
     def format_field(self, value: Any, format_spec: str) -> str:
-        return format(text_of(value, self._where, self._field), format_spec)
+        return format(_value(value, self._where, self._field), format_spec)
+
+
+def _value(value: object, where: str, column: str) -> str:
+    """Return a text, or the digits of a whole number, which are those of the file."""
+    return str(value) if type(value) is int else text_of(value, where, column)
 
 
 def _text(record: dict[str, Any], column: str, where: str, side: str) -> str:
     """Return one text of a record: a column, or a template of columns such as ``{title} {text}`` or ``{pos[0]}``."""
     try:
         if "{" not in column:
-            return text_of(record[column], where, column).strip()
+            return _value(record[column], where, column).strip()
         return _Template(where).vformat(column, (), record).strip()
     except IndexError:  # an empty list of passages
         return ""

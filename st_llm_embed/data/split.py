@@ -111,6 +111,10 @@ class Splitter:
         some = [parts for parts in divided if parts.held.any() and not (parts.held | parts.omitted).all()]
         return good[0] if good else min(some or divided, key=lambda parts: parts.omitted.sum())
 
+    def has_documents(self) -> bool:
+        """Whether any row names a document."""
+        return any(self._hashes[3 + HOLD_OUTS.index("document") :: 3 + len(HOLD_OUTS)])
+
     def counts(self, parts: Parts) -> Counter[tuple[str, Split]]:
         """Return the number of rows by (configuration, split)."""
         found: Counter[tuple[str, Split]] = Counter()
@@ -154,7 +158,7 @@ def _among(texts: NDArray[np.uint64], others: NDArray[np.uint64]) -> NDArray[np.
 
 
 def _is_good(parts: Parts, fraction: float) -> bool:
-    about = fraction / 2 <= parts.share <= min(2 * fraction, (1 + fraction) / 2)
+    about = fraction / 3 <= parts.share <= min(2 * fraction, (1 + fraction) / 2)
     return about and parts.omitted.sum() <= MOST_OMITTED * len(parts.held)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ Encode = Callable[[list[str], list[str] | None], NDArray[np.float32]]
 """Encodes queries, each under its own instruction, or, with None, documents: unit vectors, (texts, dimension)."""
 
 
-def encoding(embedder: LLMSentenceTransformer, prompts: Mining | Teacher) -> Encode:
+def encoder_with_prompts(embedder: LLMSentenceTransformer, prompts: Mining | Teacher) -> Encode:
     """Return what encodes queries, each under its own instruction or under the prompt given, and documents."""
     options: dict[str, Any] = {
         "batch_size": prompts.batch_size,
@@ -44,6 +44,20 @@ def encoding(embedder: LLMSentenceTransformer, prompts: Mining | Teacher) -> Enc
         return embedder.encode_query(texts, prompt=prompts.query_prompt, **options)
 
     return encode
+
+
+def check_vectors(vectors: NDArray[np.floating], texts: Sequence[str], what: str, advice: str) -> None:
+    """Check that vectors of texts, shape (texts, dimension), are finite.
+
+    Raises:
+        InputError: some are not; it begins with `what` they are and ends with the advice.
+    """
+    broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(broken):
+        raise InputError(
+            f"{what} are not finite for {len(broken)} of {len(texts)} texts, the first of them "
+            f"{texts[broken[0]][:60]!r}. {advice}"
+        )
 
 
 class VectorFolder:
@@ -86,13 +100,8 @@ class VectorFolder:
                 numbers = range(start, min(start + TEXTS_AT_ONCE, count))
                 texts = [text(number) for number in numbers]
                 vectors = self._encode(texts, [instruction(number) for number in numbers] if instruction else None)
-                broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-                if len(broken):
-                    raise InputError(
-                        f"The model returns for {len(broken)} of {len(texts)} texts a vector that is not finite, the "
-                        f"first of them {texts[broken[0]][:60]!r}. Choose another model, or bfloat16 or float32 as "
-                        "its data type."
-                    )
+                advice = "Choose another model, or bfloat16 or float32 as its data type."
+                check_vectors(vectors, texts, "The model's vectors", advice)
                 path = path or self._folder / f"{name}.{vectors.shape[1]}.{self._ending}"
                 with path.open("r+b" if path.exists() else "wb") as file:
                     # Over the torn vector that a kill may have left at the end.

@@ -18,10 +18,13 @@ from sentence_transformers import SentenceTransformer
 from st_llm_embed.distillation.train import distillation_of, teacher_instructions
 from st_llm_embed.evaluation.held_out import load_held_out, score_held_out
 from st_llm_embed.evaluation.report import HEADLINES, VERSIONS_SHOWN, markdown_table
+from st_llm_embed.modules.stock import load_stock
 from st_llm_embed.recipe import Recipe
 
 START = "student before training"
 RETRIEVAL = "retrieval_ndcg_at_10"
+
+ADVICE = "Restore its files, or distill again into another --output-dir."
 
 QUERIES, IN_A_ROW = 50, 10
 """Single queries that are timed, and how many of each model in a row, in turn."""
@@ -30,7 +33,11 @@ QUERIES, IN_A_ROW = 50, 10
 def write_student_report(
     recipe: Recipe, dataset_dir: Path, teacher_path: str, student_dir: Path, output_dir: Path
 ) -> None:
-    """Score teacher and student on the held-out rows and time them, loaded by sentence-transformers alone."""
+    """Score teacher and student on the held-out rows and time them, in stock's own classes.
+
+    Raises:
+        InputError: a model cannot be loaded, or lacks weights.
+    """
     distillation, rows = distillation_of(recipe), load_held_out(dataset_dir, teacher_instructions(recipe))
     section = distillation.teacher
     own = rows.queries if distillation.student.instructions else rows.anchors
@@ -43,7 +50,7 @@ def write_student_report(
     vectors: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
     for name, folder in folders.items():
         revision, prompt = (section.revision, section.document_prompt) if name == "teacher" else (None, "")
-        model = models[name] = SentenceTransformer(str(folder), revision=revision)
+        model = models[name] = load_stock(str(folder), name, ADVICE, revision=revision)
         queries = model.encode_query(asked[name], prompt="", **options)
         vectors[name] = queries, model.encode_document(rows.documents, prompt=prompt, **options)
     del models[START]

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModel, BertConfig, BertModel, PreTraine
 from st_llm_embed.errors import InputError, explained, shown
 from st_llm_embed.instructions import published_prompts
 from st_llm_embed.modules.base import is_decoder_only
+from st_llm_embed.modules.stock import load_stock
 from st_llm_embed.recipe import Instructions, Student
 
 STUDENT_ADVICE = "Give the Hub id or folder of an encoder such as BERT, XLM-R or MiniLM as distillation.student."
@@ -128,8 +129,7 @@ def _check_positions(student: Student, model: nn.Module) -> None:
 
 
 def _checkpoint(student: Student) -> SentenceTransformer:
-    with explained(f"The student {shown(student.name_or_path)} cannot be loaded", STUDENT_ADVICE):
-        model = SentenceTransformer(student.name_or_path, revision=student.revision)
+    model = load_stock(cast(str, student.name_or_path), "student", STUDENT_ADVICE, revision=student.revision)
     if student.layers is not None:
         _keep_layers(cast(Transformer, model[0]).model, student.layers)
     return _finished(student, list(model.children()))

@@ -24,7 +24,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from st_llm_embed.data.dataset import negative_columns
 from st_llm_embed.data.files import read_texts
-from st_llm_embed.data.vectors import VectorFolder, encoding
+from st_llm_embed.data.vectors import VectorFolder, encoder_with_prompts
 from st_llm_embed.distillation.student import build_student, check_student
 from st_llm_embed.errors import InputError, explained, shown
 from st_llm_embed.instructions import format_query
@@ -241,7 +241,7 @@ def _teach(
     with explained(f"The teacher {path!r} cannot be loaded", TEACHER_ADVICE):
         embedder = LLMSentenceTransformer(path, revision=section.revision)
     encoder = f"{identity}\n{section.query_prompt!r}\n{section.document_prompt!r}"
-    vectors = VectorFolder(folder, encoding(embedder, section), encoder, np.dtype(np.float32))
+    vectors = VectorFolder(folder, encoder_with_prompts(embedder, section), encoder, np.dtype(np.float32))
     of_queries = vectors.encoded(
         len(queries), lambda n: queries[n][1], lambda n: queries[n][0], "teacher's vectors of the queries"
     )

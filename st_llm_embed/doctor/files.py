@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from st_llm_embed.errors import InputError, explained
+from st_llm_embed.modules.layout import LFS_POINTER
 
 
 def files_in(folder: Path) -> Iterator[str]:
@@ -74,7 +75,7 @@ def _with_keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _check_filled(content: bytes) -> None:
     if not content.strip():
         raise InputError("The file is empty. Download it again.")
-    if content.startswith(b"version https://git-lfs"):
+    if content.startswith(LFS_POINTER):
         raise InputError("A Git LFS pointer is there in place of the file. Run git lfs pull.")
 
 

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,10 +72,14 @@ def repair(
     """
     if out.exists():
         raise InputError(f"{out} exists already. Give a folder that does not, for the repaired copy.")
-    before = diagnose(model, live=live, revision=revision, device=device)
-    source = Repository(model, revision=revision).whole_folder()
+    repository = Repository(model, revision=revision)
+    if not repository.damaged():
+        repository.check_decoder()
+    source = repository.whole_folder()
     if out.resolve().is_relative_to(source.resolve()):
         raise InputError(f"{out} is inside {source}, which is to be copied. Give a folder elsewhere.")
+    before = diagnose(str(source), live=live, device=device)
+    before.model = model
     out.parent.mkdir(parents=True, exist_ok=True)
     # Renamed when it is whole, so that a stop leaves no half copy under the name.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
@@ -82,16 +87,14 @@ def repair(
         for name in files_in(source):
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             link_weights(str(source / name), str(copy / name))
-        original, changed, after = _small_files(copy), [], before
-        if "damaged file" not in _traps(before.findings):
-            changed = _improve(copy, before, device)
-            after = diagnose(str(copy), live=live, device=device)
-        # Where nothing could be encoded before, what is found in vectors now was hidden.
-        if "not loaded" not in _traps(before.findings) and not _is_covered(after.findings, before.findings):
-            _restore(copy, original)
-            changed, after = [], before
+        original = _small_files(copy)
+        changed = [] if "damaged file" in _traps(before.findings) else _improve(copy, before, device)
         copy.rename(out)
-    after.model = str(out)
+    after = diagnose(str(out), live=live, device=device)
+    # Where nothing could be encoded before, what is found in vectors now was hidden.
+    if changed and "not loaded" not in _traps(before.findings) and not _is_covered(after.findings, before.findings):
+        _restore(out, original)
+        return Repair(before, [], replace(before, model=str(out)))
     return Repair(before, changed, after)
 
 

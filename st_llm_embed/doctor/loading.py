@@ -18,13 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-COMPUTED = (
-    *(".inv_freq", ".masked_bias", ".attn.bias", ".attention.bias"),
-    *(".ranknum.default", "base_model.randlora_A.default", "base_model.randlora_B.default"),
-)
-"""Ends of names that need not be in a file, or of no use there: old checkpoints hold masks and rotary frequencies, and
-two kinds of adapters what is drawn from a seed."""
-
 
 class Loading(NamedTuple):
     """How names and shapes in files fit a model; all sorted."""
@@ -119,10 +112,10 @@ def _model(repository: Repository, shapes: dict[str, list[int]]) -> tuple[PreTra
 
 
 def _loading(report: dict[str, Any]) -> Loading:
-    missing, unexpected = (
-        sorted(name for name in report[key] if not name.endswith(COMPUTED))
-        for key in ("missing_keys", "unexpected_keys")
-    )
+    # Imports torch.
+    from st_llm_embed.modules.loading import weights_read
+
+    missing, unexpected = (weights_read(report[key]) for key in ("missing_keys", "unexpected_keys"))
     mismatched = sorted(
         f"{name} ({tuple(found)} in the file, {tuple(wanted)} in the model)"
         for name, found, wanted in report["mismatched_keys"]

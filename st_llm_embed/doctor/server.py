@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 import httpx2
 import numpy as np
 
-from st_llm_embed.api.exchange import read_api_key, read_vectors
+from st_llm_embed.api.exchange import Response, read_api_key, read_vectors
+from st_llm_embed.api.outcome import WRONG_ADDRESS, WRONG_KEY, classify
 from st_llm_embed.doctor.runtimes import Embedding, Runtime
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import is_plain_address
@@ -89,11 +90,7 @@ class _Server:
         rows = [{"embedding": one} if self._is_tei else one for one in data] if isinstance(data, list) else []
         vectors = read_vectors(rows, len(texts)) if status == 200 else f"status {status}: {answer}"
         if isinstance(vectors, str):
-            raise InputError(
-                f"{self._url} answers with {vectors}. Give the address of a server of embeddings, ending in "
-                "/v1/embeddings or, for Text Embeddings Inference, in /embed; name the model with --served-name; put "
-                "the key into the variable that --api-key-env names."
-            )
+            raise InputError(f"{self._url} answers with {vectors}. {_advice(status, answer)}")
         return vectors
 
     def _model(self) -> str:
@@ -134,6 +131,19 @@ class _Server:
             ) from None
         text = response.text if response.status_code == 200 else " ".join(response.text.split())[:300]
         return response.status_code, text.replace(self._key, "[key]")
+
+
+def _advice(status: int, answer: str) -> str:
+    """Return what to do about an answer that is not vectors."""
+    kind = classify(Response(status, answer), heard=False).kind
+    if kind == "too many":
+        return "It takes no more requests for now: wait, or raise the account's limit, and run again."
+    if kind == "hopeless" and status not in WRONG_KEY | WRONG_ADDRESS:
+        return "Run again when the account has credit."
+    return (
+        "Give the address of a server of embeddings, ending in /v1/embeddings or, for Text Embeddings Inference, in "
+        "/embed; name the model with --served-name; put the key into the variable that --api-key-env names."
+    )
 
 
 def _json(text: str) -> Any:

@@ -20,19 +20,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from sentence_transformers.sentence_transformer.modules import Normalize
+from tokenizers import Tokenizer
 
+from st_llm_embed.data.vectors import check_vectors
 from st_llm_embed.encoding.shards import (
     COMPARED,
     MANIFEST,
     Manifest,
+    Passages,
     Shard,
     ShardReader,
     Texts,
     VectorType,
     cut_into_shards,
+    document_of,
     lengths_metadata,
     read_manifest,
     shard_path,
@@ -40,9 +43,9 @@ from st_llm_embed.encoding.shards import (
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.evaluation.embedders import saved_prompt
 from st_llm_embed.modules.layout import model_identity
-from st_llm_embed.modules.lengths import Lengths, text_lengths
+from st_llm_embed.modules.lengths import Lengths, longest_text, text_lengths
 from st_llm_embed.modules.model import LLMSentenceTransformer
-from st_llm_embed.processes import progress, written_beside
+from st_llm_embed.processes import held_alone, progress, written_beside
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +59,7 @@ SHARDS_AT_ONCE = 2
 class Job:
     """What to encode and how, the same for all processes."""
 
-    texts: Texts
+    texts: Texts | Passages
     model: str
     folder: Path
     revision: str | None = None
@@ -69,21 +72,23 @@ class Job:
     batch_size: int = 32
     """Texts per forward pass."""
 
+    @property
+    def chunk_tokens(self) -> int | None:
+        """Most tokens of a passage; None where whole texts are encoded."""
+        return self.texts.tokens if isinstance(self.texts, Passages) else None
+
     def write(
         self, path: Path, ids: list[str], texts: list[str], vectors: NDArray[np.floating], lengths: Lengths
     ) -> None:
         """Write a shard, the whole file or nothing; vectors, shape (number of texts, dimension), must be finite."""
         with np.errstate(over="ignore"):
             stored = vectors.astype(self.dtype)
-        broken = np.flatnonzero(~np.isfinite(stored).all(axis=1))
-        if len(broken):
-            raise InputError(
-                f"{self.model!r} returns a vector that is not finite in {self.dtype} for {len(broken)} of "
-                f"{len(texts)} texts, the first of them {texts[broken[0]][:60]!r}. Encode with --dtype float32 into "
-                "another folder, or choose another model."
-            )
+        advice = "Encode with --dtype float32 into another folder, or choose another model."
+        check_vectors(stored, texts, f"The vectors of {self.model!r} in {self.dtype}", advice)
         vector = pa.FixedSizeListArray.from_arrays(pa.array(stored.reshape(-1)), stored.shape[1])
         columns = {"id": pa.array(ids, pa.string()), "vector": vector}
+        if self.chunk_tokens is not None:
+            columns["document"] = pa.array(map(document_of, ids), pa.string())
         if self.keep_text:
             columns["text"] = pa.array(texts, pa.string())
         with (
@@ -146,6 +151,24 @@ class Embedder:
         self.model.truncate_dim = dimension
         self.dimension = dimension or size
 
+    def passages(self, path: str, tokens: int | None) -> Passages:
+        """Return the documents at a path as passages of at most so many tokens; None for as many as are read.
+
+        Raises:
+            InputError: the model has no longest text, or its tokens cannot be counted outside of it.
+        """
+        tokenizer: Any = self.model.tokenizer
+        counter = getattr(tokenizer, "backend_tokenizer", tokenizer)
+        longest = longest_text(self.model)
+        if not isinstance(counter, Tokenizer) or (tokens is None and longest is None):
+            lacks = "longest text" if isinstance(counter, Tokenizer) else "fast tokenizer, which counts tokens"
+            raise InputError(
+                f"Documents cannot be cut for this model, which has no {lacks}. "
+                + ("Give --chunk-tokens." if longest is None else "Cut them yourself, or choose another model.")
+            )
+        room = (longest or 0) - text_lengths(self.model, [""], self._prompt).tokens
+        return Passages(path, room if tokens is None else tokens, counter.to_str())
+
     def lengths(self, texts: list[str]) -> Lengths:
         """Return how much of texts is read, their prompt included."""
         return text_lengths(self.model, texts, self._prompt)
@@ -158,12 +181,21 @@ class Embedder:
 
 
 def encode(
-    job: Job, *, processes: int = 1, devices: Sequence[str] = (), with_ray: bool = False
+    job: Job,
+    *,
+    processes: int = 1,
+    devices: Sequence[str] = (),
+    with_ray: bool = False,
+    chunk: bool = False,
+    chunk_tokens: int | None = None,
 ) -> tuple[Manifest, int]:
     """Encode texts into `job.folder`; shards that an earlier, killed call finished are kept.
 
     `processes`, or as many actors of Ray Data `with_ray`, use `devices` in turn; without any all CUDA devices, or the
     best there is. Returns the folder's manifest, and the number of shards that were encoded now.
+
+    With `chunk`, the texts are documents, of which passages of at most `chunk_tokens` tokens are encoded; None for as
+    many as the model reads.
 
     Raises:
         InputError: texts or model cannot be used, the folder holds something else, or a process died.
@@ -179,6 +211,8 @@ def encode(
     devices = devices or [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     device = "cpu" if with_ray or processes > 1 else next(iter(devices), None)
     embedder = Embedder(job.model, job.role, job.revision, job.dimension, device)
+    if chunk:
+        job = replace(job, texts=embedder.passages(job.texts.path, chunk_tokens))
     logger.info("reading %s", job.texts.path)
     shards = cut_into_shards(job.texts, job.shard_size)
     manifest = _manifest(job, shards, embedder)
@@ -305,14 +339,7 @@ def _owned(folder: Path, manifest: Manifest) -> Generator[None]:
             f"{folder} holds vectors of something else: {', '.join(differing)} differ from what its {MANIFEST} says. "
             "Nothing was changed. Give the same command as before to resume, or choose another --to."
         )
-    lock = FileLock(folder / ".lock")
-    with explained(f"{folder} cannot be written to", "Choose another folder with --to, or fix this one."):
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise InputError(f"Another process encodes into {folder}. Wait for it, or choose another --to.") from None
-    with lock:
+    with held_alone(folder, "choose another --to"):
         if earlier is None:
             manifest.write(folder)
         yield
@@ -336,5 +363,6 @@ def _manifest(job: Job, shards: list[Shard], embedder: Embedder) -> Manifest:
         dtype=job.dtype,
         shard_size=job.shard_size,
         keep_text=job.keep_text,
+        chunk_tokens=job.chunk_tokens,
         versions={name: version(name) for name in ("st_llm_embed", "sentence-transformers", "transformers", "torch")},
     )

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from sentence_transformers.util import SimilarityFunction, semantic_search
 
 from st_llm_embed.encoding.encode import Embedder
-from st_llm_embed.encoding.shards import MANIFEST, read_lengths, read_manifest, shard_path
-from st_llm_embed.errors import InputError, explained
+from st_llm_embed.encoding.shards import MANIFEST, document_of, read_lengths, read_manifest, reading_shard, shard_path
+from st_llm_embed.errors import InputError
 from st_llm_embed.modules.layout import model_identity
 
 VECTORS_AT_ONCE = 65_536
@@ -28,6 +28,8 @@ class Hit:
     id: str
     text: str | None
     """None where the folder holds no texts."""
+    document: str | None
+    """Id of the document that a passage is from; None where whole texts were encoded."""
 
 
 class VectorIndex:
@@ -61,10 +63,10 @@ class VectorIndex:
             InputError: a shard is damaged.
         """
         columns = ["vector", "id", *(["text"] if self.manifest.keep_text else [])]
+        chunked = self.manifest.chunk_tokens is not None
         best: list[Hit] = []
         for path in self._paths:
-            advice = f"Remove {path.name} and run the encode command that made {self.folder} again."
-            with explained(f"{path} cannot be read", advice), pq.ParquetFile(path) as file:
+            with reading_shard(path), pq.ParquetFile(path) as file:
                 for batch in file.iter_batches(VECTORS_AT_ONCE, columns=columns):
                     vectors = batch.column("vector").flatten().to_numpy().reshape(len(batch), -1)
                     [found] = semantic_search(
@@ -75,7 +77,8 @@ class VectorIndex:
                     )
                     for one in found:
                         [record] = batch.slice(int(one["corpus_id"]), 1).select(columns[1:]).to_pylist()
-                        best.append(Hit(float(one["score"]), record["id"], record.get("text")))
+                        document = document_of(record["id"]) if chunked else None
+                        best.append(Hit(float(one["score"]), record["id"], record.get("text"), document))
             # Of equal ones the first comes first.
             best = heapq.nlargest(k, best, key=lambda hit: hit.score)
         return best

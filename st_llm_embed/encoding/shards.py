@@ -7,16 +7,19 @@ import json
 import logging
 from array import array
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel
+from tokenizers import Tokenizer
 
+from st_llm_embed.data.documents import Chunker, all_chunks, read_documents
 from st_llm_embed.data.files import ALLOWED, RECORD_FILES, files_in, read_records, read_text
 from st_llm_embed.errors import InputError, explained, shown
 from st_llm_embed.modules.lengths import Lengths
@@ -78,6 +81,35 @@ class Texts:
 
 
 @dataclass(frozen=True)
+class Passages:
+    """Documents, read any number of times and cut into passages."""
+
+    path: str
+    """A folder, a file, or the id of a dataset on the Hub, as `read_documents` takes it."""
+    tokens: int
+    """Most of a passage, the titles it is under included."""
+    tokenizer: str
+    """What counts them: the content of a tokenizer.json."""
+    id_column: ClassVar[None] = None
+    """No two passages share an id."""
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """Yield `document#offset`, the offset in characters, and the text of each passage, always in the same order.
+
+        Raises:
+            InputError: there is nothing to read, a document is not a text, or passages are too short.
+        """
+        chunker = Chunker(Tokenizer.from_str(self.tokenizer), self.tokens)
+        for chunk in all_chunks(read_documents(self.path), chunker):
+            yield chunk.id, chunk.text
+
+
+def document_of(passage: str) -> str:
+    """Return the id of the document that a passage's id names."""
+    return passage.rpartition("#")[0]
+
+
+@dataclass(frozen=True)
 class Shard:
     """Consecutive texts whose vectors make one file."""
 
@@ -90,7 +122,7 @@ class Shard:
 class ShardReader:
     """Reads the texts of shards; starts again at the first text for a shard before the last one that was read."""
 
-    def __init__(self, texts: Texts, shard_size: int) -> None:
+    def __init__(self, texts: Texts | Passages, shard_size: int) -> None:
         self._texts, self._shard_size = texts, shard_size
         self._rows: Iterator[tuple[str, str]] = iter(())
         self._next = 0
@@ -110,7 +142,7 @@ class ShardReader:
         return [name for name, _ in rows], [text for _, text in rows]
 
 
-def cut_into_shards(texts: Texts, size: int) -> list[Shard]:
+def cut_into_shards(texts: Texts | Passages, size: int) -> list[Shard]:
     """Read all texts once, check them, and return what each shard holds; ids that several texts have are logged."""
     shards: list[Shard] = []
     names = array("Q")
@@ -125,7 +157,7 @@ def cut_into_shards(texts: Texts, size: int) -> list[Shard]:
     return shards
 
 
-def _log_repeated(texts: Texts, names: NDArray[np.uint64]) -> None:
+def _log_repeated(texts: Texts | Passages, names: NDArray[np.uint64]) -> None:
     values, counts = np.unique(names, return_counts=True)
     repeated = set(values[counts > 1].tolist())
     if repeated:
@@ -173,6 +205,8 @@ class Manifest(BaseModel):
     dtype: VectorType
     shard_size: int
     keep_text: bool
+    chunk_tokens: int | None = None
+    """Most tokens of a passage; None where whole texts were encoded."""
     versions: dict[str, str]
 
     def write(self, folder: Path) -> None:
@@ -189,6 +223,7 @@ COMPARED = {
     "dtype": "--dtype",
     "shard_size": "--shard-size",
     "keep_text": "--no-text",
+    "chunk_tokens": "--chunk or --chunk-tokens",
 }
 """What all shards of a folder have in common, in the words of the command line."""
 
@@ -196,6 +231,12 @@ COMPARED = {
 def shard_path(folder: Path, number: int, count: int) -> Path:
     """Return the file of a shard."""
     return folder / f"shard-{number:05d}-of-{count:05d}.parquet"
+
+
+def reading_shard(path: Path) -> AbstractContextManager[None]:
+    """Re-raise what goes wrong while a shard is read as an InputError."""
+    advice = f"Remove {path.name} and run the encode command that made {path.parent} again."
+    return explained(f"{path} cannot be read", advice)
 
 
 def lengths_metadata(lengths: Lengths) -> dict[bytes, bytes]:
@@ -207,8 +248,9 @@ def read_lengths(folder: Path, shards: int) -> Lengths:
     """Return how much of all texts in a folder was read when they were encoded."""
     found = Lengths()
     for number in range(shards):
-        metadata = pq.read_schema(shard_path(folder, number, shards)).metadata
-        found += Lengths(**json.loads(metadata[LENGTHS]))
+        path = shard_path(folder, number, shards)
+        with reading_shard(path):
+            found += Lengths(**json.loads(pq.read_schema(path).metadata[LENGTHS]))
     return found
 
 

@@ -39,7 +39,7 @@ POOL_FROM = 1_000
 
 
 @cache
-def published_instructions() -> dict[str, str]:
+def metadata_instructions() -> dict[str, str]:
     """Return the instruction of each task in mteb's metadata that has one; takes a second."""
     found: dict[str, str] = {}
     for task in mteb.get_tasks(exclude_superseded=False):
@@ -52,7 +52,7 @@ def published_instructions() -> dict[str, str]:
 def model_prompts() -> dict[str, str]:
     """Return the prompts to save with a model for all text task types and for the tasks of `BENCHMARKS`."""
     tasks = [task.metadata for name in BENCHMARKS for task in mteb.get_benchmark(name).tasks]
-    return saved_mteb_prompts([(task.name, str(task.type)) for task in tasks], published_instructions())
+    return saved_mteb_prompts([(task.name, str(task.type)) for task in tasks], metadata_instructions())
 
 
 def task_prompt(mode: PromptMode, metadata: TaskMetadata) -> TaskPrompt:
@@ -63,7 +63,7 @@ def task_prompt(mode: PromptMode, metadata: TaskMetadata) -> TaskPrompt:
         metadata.name,
         str(metadata.type),
         own=prompt.get("query", "") if isinstance(prompt, dict) else prompt or None,
-        published=published_instructions(),
+        published=metadata_instructions(),
         default=get_abstask_prompt(metadata.name),
     )
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from st_llm_embed.errors import InputError
+from st_llm_embed.data.vectors import check_vectors
 
 MEASURES = {
     "ndcg_at_10": "nDCG@10",
@@ -106,11 +106,9 @@ def dot_products(queries: NDArray[np.float32], documents: NDArray[np.float32]) -
 
 def finite(vectors: NDArray[np.floating], texts: Sequence[str]) -> NDArray[np.float32]:
     """Return vectors of shape (texts, dimension) in float32; raise an InputError if one is not finite."""
-    broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(broken):
-        raise InputError(
-            f"The vectors of {len(broken)} of {len(texts)} texts are not finite, the first that of "
-            f"{texts[broken[0]][:60]!r}. Training has diverged, or the numbers do not fit into float16: lower "
-            "training.learning_rate, use bf16 instead of fp16, and train again."
-        )
+    advice = (
+        "Training has diverged, or the numbers do not fit into float16: lower training.learning_rate, use bf16 "
+        "instead of fp16, and train again."
+    )
+    check_vectors(vectors, texts, "The model's vectors", advice)
     return vectors.astype(np.float32, copy=False)

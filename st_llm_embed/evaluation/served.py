@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import asyncio
 import sqlite3
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
+from httpx2 import AsyncClient
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 from mteb.models.openai_wrappers import OpenAIAPIEncodeWrapper
 from numpy.typing import NDArray
 
 from st_llm_embed.api.budget import Cost, SpendingLimit, shipped_prices, token_count
-from st_llm_embed.api.exchange import read_api_key, read_vectors
+from st_llm_embed.api.exchange import Response, json_object, post, read_api_key, read_vectors
+from st_llm_embed.api.outcome import Outcome, classify
+from st_llm_embed.api.pacing import retry_after_seconds
 from st_llm_embed.errors import InputError, explained
 from st_llm_embed.evaluation.mteb_models import experiment, prompts_by_key, task_prompt
 from st_llm_embed.instructions import PromptMode, TaskPrompt
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
 KEY = "OPENAI_API_KEY"
 """Environment variable that holds the key."""
 ATTEMPTS = 8
-"""Of one request, with pauses of 1, 2, 4, ... and at most 60 seconds between them."""
+"""Of one request, with pauses that the server states, or of 1, 2, 4, ... and at most 60 seconds, between them."""
 TOKENS_AROUND_A_TEXT = 2
 """Begin and end."""
 PROBE = "The quick brown fox jumps over the lazy dog."
@@ -179,11 +182,11 @@ class ServedModel(OpenAIAPIEncodeWrapper):
                 )
             # Counted before it is sent, so that a kill cannot hide it.
             request = self._kept.begin(worst)
-            try:
-                answer = self._make_request("/embeddings", payload)
+            response = asyncio.run(self._post(payload))
+            answer = json_object(response.text)
+            if 200 <= response.status < 300 and answer and not answer.get("error"):
                 break
-            except (RuntimeError, OSError) as error:  # OSError: a timeout
-                self._pause(str(error).replace(str(self.api_key), "[key]"), request, attempt)
+            self._pause(classify(response, heard=bool(self._dimension)), request, attempt)
         vectors = read_vectors(answer.get("data") or [], len(texts))
         if isinstance(vectors, str) or self._dimension not in (0, vectors.shape[1]):
             what = vectors if isinstance(vectors, str) else f"vectors of dimension {vectors.shape[1]}"
@@ -196,19 +199,27 @@ class ServedModel(OpenAIAPIEncodeWrapper):
         self._kept.end(request, worst if counted is None else self._cost(counted), found)
         return found
 
-    def _pause(self, reason: str, request: int, attempt: int) -> None:
+    async def _post(self, payload: dict[str, Any]) -> Response:
+        # mteb's own request keeps neither status nor headers of what a server refuses.
+        async with AsyncClient(timeout=self.timeout) as http:
+            url, key = f"{self.endpoint_url}/embeddings", str(self.api_key)
+            return await post(http, url, payload, key=key, seconds=self.timeout)
+
+    def _pause(self, outcome: Outcome, request: int, attempt: int) -> None:
         """Wait before the next attempt, or raise InputError: the server refuses, or these were enough attempts."""
-        status = re.match(r"Server rejected request to \S+ \((\d+)\)|", reason)[1]  # ty: ignore[not-subscriptable]
-        if status:
+        if outcome.kind not in ("answered", "maybe paid"):
             self._kept.end(request, Cost(0, 0.0), {})  # not billed
-        if attempt + 1 == ATTEMPTS or status not in (None, "429"):
+        if attempt + 1 == ATTEMPTS or outcome.kind in ("answered", "rejected", "hopeless"):
             advice = {
-                "400": "If a text is too long, give --max-seq-length (vLLM), or have the server cut it. ",
-                "401": f"Set {KEY} to a key that may use the model. ",
-                "404": "Check --base-url, which usually ends in /v1, and MODEL. ",
-            }.get(status or "", "")
-            raise InputError(f"{self.endpoint_url} (model {self.model_name!r}): {reason}. {advice}{KEPT}") from None
-        self._sleep(min(60.0, 2.0**attempt))
+                400: "If a text is too long, give --max-seq-length (vLLM), or have the server cut it. ",
+                401: f"Set {KEY} to a key that may use the model. ",
+                403: f"Set {KEY} to a key that may use the model. ",
+                404: "Check --base-url, which usually ends in /v1, and MODEL. ",
+            }.get(outcome.status, "Add credit to the account. " if outcome.kind == "hopeless" else "")
+            reason = outcome.said or outcome.body
+            raise InputError(f"{self.endpoint_url} (model {self.model_name!r}): {reason}. {advice}{KEPT}")
+        stated = retry_after_seconds(outcome.headers)
+        self._sleep(min(60.0, 2.0**attempt) if stated is None else stated)
 
     def _cost(self, tokens: int) -> Cost:
         return Cost(tokens, tokens * self.usd_per_token)

@@ -45,7 +45,7 @@ PACKAGES = {"portable": (), "onnx": ("onnx", "onnxruntime"), "gguf": ("gguf",)}
 QUANTIZATIONS = {"int8": "onnx", "q8_0": "gguf", "q4_0": "gguf"}
 """Kinds of quantized weights, and the format that has them."""
 
-LEAST_COSINE = {"portable": MINIMUM_COSINE, "onnx": EXACT_COSINE, "gguf": MINIMUM_COSINE}
+LEAST_COSINE_OF_FORM = {"portable": MINIMUM_COSINE, "onnx": EXACT_COSINE, "gguf": MINIMUM_COSINE}
 """What an export has to reach to be kept."""
 
 
@@ -250,12 +250,12 @@ def _compare(form: str, probe: Probe, path: Path, weights: str) -> Verification 
     if not _runs_here(path):
         logger.warning("%s was not compared with the model: llama-cpp-python is not installed.", path.name)
         return None
-    found = verify(probe, path, minimum_cosine=LEAST_COSINE[form], weights=weights)
+    found = verify(probe, path, minimum_cosine=LEAST_COSINE_OF_FORM[form], weights=weights)
     if not found.same:
         reasons = " ".join(f"{one.trap}: {one.sentence}" for one in found.explanations)
         raise InputError(
             f"The export to {form} has other vectors than the model and was not kept: the lowest cosine is "
-            f"{found.worst_cosine}, and {LEAST_COSINE[form]} is needed. {reasons} Use another format."
+            f"{found.worst_cosine}, and {LEAST_COSINE_OF_FORM[form]} is needed. {reasons} Use another format."
         )
     return found
 

@@ -23,6 +23,6 @@ def template(name: str) -> Path:
 def render(file: str, /, **values: Any) -> str:
     """Render a template; `quoted` in it writes a text as Python and JSON both read it."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)  # noqa: S701  # Markdown
-    environment.globals.update(example_query=QUERY, example_documents=DOCUMENTS)
+    examples: dict[str, Any] = {"example_query": QUERY, "example_documents": DOCUMENTS}
     environment.filters["quoted"] = lambda text: json.dumps(text, ensure_ascii=False)
-    return environment.from_string(template(file).read_text(encoding="utf-8")).render(**values).strip()
+    return environment.from_string(template(file).read_text(encoding="utf-8")).render(**examples | values).strip()

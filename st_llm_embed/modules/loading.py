@@ -30,8 +30,11 @@ LONGEST_REASON = 400
 
 READ_FILES = (".json", ".safetensors", ".bin", ".model")
 
-NOT_READ = re.compile(r"(^|\.)(pooler|lm_head|ranknum|(randlora|vera)_[AB])\.")
-"""Weights that no embedding depends on, and those that some adapters draw from a seed."""
+NOT_READ = re.compile(
+    r"(^|\.)(pooler|lm_head|ranknum|(randlora|vera)_[AB])\.|\.(inv_freq|masked_bias|attn\.bias|attention\.bias)$"
+)
+"""Weights that no embedding depends on, those that some adapters draw from a seed, and what is computed: old
+checkpoints hold masks and rotary frequencies."""
 
 MAGNITUDE = "lora_magnitude_vector"
 """DoRA's magnitudes. peft saves them under this name alone, where transformers only finds them under its `.weight`."""
@@ -67,8 +70,8 @@ def check_weights(name: str, decoder: PreTrainedModel, report: Mapping[str, Coll
     Raises:
         InputError: weights are missing, have another shape, or belong to layers that the configuration does not have.
     """
-    missing = _read(report["missing_keys"])
-    surplus = _read(report["unexpected_keys"])
+    missing = weights_read(report["missing_keys"])
+    surplus = weights_read(report["unexpected_keys"])
     shapes = sorted(f"{key} {tuple(is_)}, not {tuple(asked)}" for key, is_, asked in report["mismatched_keys"])
     asked_for = {_structure(key) for key in decoder.state_dict()}
     prefix = f"{decoder.base_model_prefix}."
@@ -125,8 +128,8 @@ def load_trained_adapter(decoder: PreTrainedModel, adapter: str, *, trainable: b
     # transformers 5.23 keeps peft's names here, and would save merged weights under them.
     decoder._weight_conversions = names
     problems = _counted(
-        (_read(report.missing_keys), "are missing"),
-        (_read(report.unexpected_keys), "belong to nothing in the base, which would run without them"),
+        (weights_read(report.missing_keys), "are missing"),
+        (weights_read(report.unexpected_keys), "belong to nothing in the base, which would run without them"),
         (sorted(key for key, *_ in report.mismatched_keys), "have another shape"),
     )
     if problems:
@@ -149,7 +152,8 @@ def saved_name(key: str) -> str:
     return f"{key}.weight" if key.endswith(MAGNITUDE) else key
 
 
-def _read(keys: Iterable[str]) -> list[str]:
+def weights_read(keys: Iterable[str]) -> list[str]:
+    """Return those of some weights that an embedding depends on, sorted."""
     return sorted(key for key in keys if not NOT_READ.search(key))
 
 

@@ -39,7 +39,52 @@ TOKENIZED_AT_ONCE = 4096
 """Texts. The tokenizer's own records take many times the memory of the token ids, which alone are kept."""
 
 
-class DecoderTransformer(Transformer):
+class CheckedTransformer(Transformer):
+    """The stock class, except that it loads every weight that it asks for, or raises an error."""
+
+    # The private hook of sentence-transformers; tests/modules/test_hooks.py fails when it changes.
+
+    def _load_model(
+        self,
+        model_name_or_path: str,
+        transformer_task: Any,
+        config: Any,
+        backend: str,
+        is_peft_model: bool,
+        **model_kwargs: Any,
+    ) -> PreTrainedModel:
+        """Load the weights, all of them; an adapter after its base, so that the keys of both are compared.
+
+        Raises:
+            InputError: weights are missing, have another shape, or are not finite.
+        """
+        if backend != "torch":
+            return super()._load_model(
+                model_name_or_path, transformer_task, config, backend, is_peft_model, **model_kwargs
+            )
+        name, hub = model_name_or_path, {key: model_kwargs[key] for key in HUB_OPTIONS if key in model_kwargs}
+        if is_peft_model and not Path(name, hub.get("subfolder") or "", CONFIG_NAME).is_file():
+            name = PeftConfig.from_pretrained(name, **hub).base_model_name_or_path
+            model_kwargs = {key: value for key, value in model_kwargs.items() if key not in ("revision", "subfolder")}
+        loaded: Any = super()._load_model(
+            name,
+            transformer_task,
+            config,
+            backend,
+            is_peft_model and name == model_name_or_path,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **model_kwargs,
+        )
+        model, report = loaded
+        check_weights(name, model, report)
+        if name != model_name_or_path:
+            load_trained_adapter(model, model_name_or_path, **hub)
+        check_finite(model_name_or_path, model)
+        return model
+
+
+class DecoderTransformer(CheckedTransformer):
     """A decoder-only language model that returns the hidden state of every token; saved as the stock class.
 
     At run time it repairs a tokenizer that does not end texts with EOS, warns of an instruction that leaves no room
@@ -195,47 +240,6 @@ class DecoderTransformer(Transformer):
         }
         features[self.module_output_name] = super().forward(whole, **kwargs)[self.module_output_name]
         return features
-
-    # The private hook of sentence-transformers; tests/modules/test_hooks.py fails when it changes.
-
-    def _load_model(
-        self,
-        model_name_or_path: str,
-        transformer_task: Any,
-        config: Any,
-        backend: str,
-        is_peft_model: bool,
-        **model_kwargs: Any,
-    ) -> PreTrainedModel:
-        """Load the weights, all of them; an adapter after its base, so that the keys of both are compared.
-
-        Raises:
-            InputError: weights are missing, have another shape, or are not finite.
-        """
-        if backend != "torch":
-            return super()._load_model(
-                model_name_or_path, transformer_task, config, backend, is_peft_model, **model_kwargs
-            )
-        name, hub = model_name_or_path, {key: model_kwargs[key] for key in HUB_OPTIONS if key in model_kwargs}
-        if is_peft_model and not Path(name, hub.get("subfolder") or "", CONFIG_NAME).is_file():
-            name = PeftConfig.from_pretrained(name, **hub).base_model_name_or_path
-            model_kwargs = {key: value for key, value in model_kwargs.items() if key not in ("revision", "subfolder")}
-        loaded: Any = super()._load_model(
-            name,
-            transformer_task,
-            config,
-            backend,
-            is_peft_model and name == model_name_or_path,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **model_kwargs,
-        )
-        model, report = loaded
-        check_weights(name, model, report)
-        if name != model_name_or_path:
-            load_trained_adapter(model, model_name_or_path, **hub)
-        check_finite(model_name_or_path, model)
-        return model
 
     def __getstate__(self) -> dict[str, Any]:
         # A lock stays in its process.

@@ -30,7 +30,7 @@ from st_llm_embed.publishing.card_parts import INVARIANCE_FILE
 from st_llm_embed.publishing.cards import PICTURE, model_card, student_card
 from st_llm_embed.publishing.counts import query_prompt
 from st_llm_embed.recipe import Recipe
-from st_llm_embed.training.check import LEAST_COSINE, read_reference_vectors
+from st_llm_embed.training.check import ROUNDING_COSINE, read_reference_vectors
 
 BATCH = 32
 """Texts that are encoded together, to compare their vectors with those of single texts."""
@@ -76,7 +76,7 @@ def write_release(
     check_eos(released)
     texts, trained = read_reference_vectors(training_dir)
     vectors = released.encode(texts, prompt="", batch_size=1, show_progress_bar=False)
-    _check_cosine(cosines(vectors, trained), LEAST_COSINE[recipe.base.dtype], output_dir)
+    _check_cosine(cosines(vectors, trained), ROUNDING_COSINE[recipe.base.dtype], output_dir)
     _measure_invariance(released, texts, vectors, output_dir)
     write_probe(make_probe(released, recipe.publishing.repo_id), output_dir / PROBE_FILE)
     (output_dir / "recipe.yaml").write_text(without_local_places(recipe), encoding="utf-8")

@@ -252,7 +252,7 @@ def _what_to_write(place: tuple[int | str, ...]) -> str:
     """Return an example of what is missing at a place, of a shipped recipe, or else what it is for."""
     example: Any = yaml.safe_load(recipe_text(EXAMPLE))
     section: Any = Recipe
-    for part in place[:-1]:
+    for part in map(str, place[:-1]):
         example = example.get(part) if isinstance(example, dict) else None
         if part in section.model_fields:
             section = _section_in(section.model_fields[part].annotation) or Section

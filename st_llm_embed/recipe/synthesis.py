@@ -42,7 +42,7 @@ class Endpoint(Section):
     tokens_per_minute: int | None = Field(default=None, ge=1)
     """None: the limit the server states in its headers, if it does."""
     timeout_seconds: float = Field(default=600, gt=0)
-    """Longest wait for one answer. What times out may have been paid; it is asked at most once more."""
+    """Longest wait for one answer. What times out may have been paid; it is asked at most once more in a run."""
     give_up_after_minutes: float = Field(default=15, gt=0)
     """Stop, to be resumed later, when the server has not answered for this long."""
 
@@ -93,7 +93,8 @@ class Plan(Section):
     languages: dict[str, Annotated[float, Field(ge=0)]] = {}
     """Custom: English names of languages and their weights."""
     topics: tuple[Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)], ...] = ()
-    """Custom: subjects, one of which is drawn for each brainstorm, sts and bitext request: your domain."""
+    """Custom: subjects, one of which is drawn for each brainstorm, sts and bitext request: your domain. Without any,
+    sts and bitext requests draw one of st_llm_embed/synthesis/subjects.txt."""
 
     @model_validator(mode="after")
     def _paper_means_paper(self) -> Self:

@@ -20,6 +20,9 @@ from st_llm_embed.errors import InputError, Problems, did_you_mean, shown
 
 SET_BY_THE_RUN = ("output_dir", "seed", "prompts")
 
+COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+"""Arguments of the trainer that have to be 1 or more."""
+
 
 class Upstream(NamedTuple):
     """A dataclass of another library."""
@@ -114,14 +117,11 @@ def check_training_section(training: Mapping[str, Any], where: str, *, batches: 
             )
     with problems.collected():
         checked = check_arguments(TRAINING_ARGUMENTS, training, where)
-        sizes = {
-            key: checked[key]
-            for key in ("per_device_train_batch_size", "gradient_accumulation_steps")
-            if checked.get(key, 1) < 1
-        }
-        if sizes:
-            named = " and ".join(f"{where}.{key} is {size}" for key, size in sizes.items())
-            raise InputError(f"{named}; the least is 1. Give 1 or more.")
+        for key in COUNTS:
+            if checked.get(key, 1) < 1:
+                problems.found.append(f"{where}.{key} is {checked[key]}; the least is 1. Give 1 or more.")
+        if checked.get("num_train_epochs", 1) <= 0 and checked.get("max_steps", -1) <= 0:
+            raise InputError(f"{where}.num_train_epochs is {checked['num_train_epochs']:g}. Give more than 0.")
     problems.report()
     return checked
 

@@ -7,6 +7,7 @@ The values are the paper's. The weights of short-long and long-short are those o
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.resources import files
 from math import inf
 from typing import Any
 
@@ -41,13 +42,13 @@ _SCORES = {"high_score": {"4": 1, "4.5": 1, "5": 1}, "low_score": {"2.5": 1, "3"
 ATTRIBUTES: Mapping[TaskType, Mapping[str, Weights]] = {
     "short-long": {
         "query_type": {"extremely long-tail": 0.4, "long-tail": 0.5, "common": 0.1},
-        "query_length": {"less than 5 words": 0.4, "5 to 15 words": 0.4, "at least 10 words": 0.2},
+        "query_length": {"fewer than 5 words": 0.4, "5 to 15 words": 0.4, "at least 10 words": 0.2},
         "clarity": _CLARITY,
         "num_words": {"50": 1, "100": 1, "200": 1, "300": 1, "400": 1, "500": 1},
         "difficulty": _DIFFICULTY,
     },
     "long-short": {
-        "num_words": {"less than 10": 0.1, "at least 10": 0.3, "at least 50": 0.2, "at least 100": 0.2}
+        "num_words": {"fewer than 10": 0.1, "at least 10": 0.3, "at least 50": 0.2, "at least 100": 0.2}
         | {"at least 200": 0.2},
         "clarity": _CLARITY,
         "difficulty": _DIFFICULTY,
@@ -57,6 +58,10 @@ ATTRIBUTES: Mapping[TaskType, Mapping[str, Weights]] = {
     "sts": {"unit": _UNIT, **_SCORES, "difficulty": _SCHOOL_DIFFICULTY},
     "bitext": {"unit": _UNIT, **_SCORES, "difficulty": _SCHOOL_DIFFICULTY},
 }
+
+
+SUBJECTS = tuple((files("st_llm_embed") / "synthesis" / "subjects.txt").read_text(encoding="utf-8").split("\n")[:-1])
+"""Of sts and bitext requests, where a custom plan names no topics."""
 
 
 def task_type_weights(plan: Plan) -> Weights:

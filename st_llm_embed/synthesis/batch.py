@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from uuid import uuid4
 
 from st_llm_embed.api.budget import Cost
-from st_llm_embed.api.exchange import json_object
+from st_llm_embed.api.exchange import Response, json_object
+from st_llm_embed.api.outcome import Outcome, classify
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import Endpoint
 from st_llm_embed.synthesis.chat import ChatService
-from st_llm_embed.synthesis.journal import request_record
+from st_llm_embed.synthesis.journal import Journal, request_record
 from st_llm_embed.synthesis.plan import Request
 
 MAX_REQUESTS, MAX_BYTES = 50_000, 200_000_000
@@ -31,6 +33,12 @@ POLL_SECONDS = 30.0
 ENDED = {"completed", "expired", "cancelled", "failed"}
 URL: Final = "/v1/chat/completions"
 METADATA_KEY = "st_llm_embed_batch"
+GIVE_UP = (
+    "What is lost or never ends is given up with st-llm-embed synthesize --give-up-batches: what such batches ask for "
+    "counts as paid and is asked again; cancel them in the provider's console first."
+)
+
+_CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*"([0-9a-f]{16})"')
 
 
 class BatchClient:
@@ -65,9 +73,12 @@ class BatchClient:
                 return
         # Outside of the handler, so that no traceback leads to the SDK's error, which may repeat the key.
         if not said:
-            raise InputError("Stopped. The provider continues what was submitted; run the same command to collect it.")
+            raise InputError(
+                f"Stopped. The provider continues what was submitted; run the same command to collect it. {GIVE_UP}"
+            )
         raise InputError(
-            f"The Batch API of {self._endpoint.base_url} answers: {said[:500]}. Run the same command again to resume."
+            f"The Batch API of {self._endpoint.base_url} answers: {said[:500]}. Run the same command again to resume. "
+            f"{GIVE_UP}"
         )
 
     def _answer(self, requests: Callable[[], Iterator[Request]]) -> None:
@@ -75,7 +86,7 @@ class BatchClient:
         self._delete_files(lambda name: name not in self._journal.batches)
         batches = list(self._journal.batches)
         for batch in batches:
-            for request, worst in self._asked(batch):
+            for request, worst in _asked(self._folder, batch):
                 if not self._journal.has(request):
                     self._limit.set_aside(worst)
         progress.done = progress.done_before = sum(map(self._journal.has, requests()))
@@ -126,7 +137,7 @@ class BatchClient:
 
     def _write_batches(self, requests: Iterator[Request], step: str, batches: list[str]) -> Cost | None:
         """Write what is neither answered nor in a batch to batch files; return the first cost over the limit."""
-        under_way = {request.key for batch in batches for request, _ in self._asked(batch)}
+        under_way = {request.key for batch in batches for request, _ in _asked(self._folder, batch)}
         self._folder.mkdir(exist_ok=True)
         with ExitStack() as stack:
             files: dict[str, _BatchFile] = {}  # the lines of a batch name one model
@@ -184,15 +195,15 @@ class BatchClient:
         if state.status not in ENDED:
             return False
         answers: dict[str, tuple[Path, int]] = {}
+        self._damaged = False
         for kind, file_id in (("output", state.output_file_id), ("errors", state.error_file_id)):
             if file_id:
                 answers |= self._download(file_id, self._folder / f"{batch}.{kind}")
-        for request, worst in self._asked(batch):
+        for request, worst in _asked(self._folder, batch):
             if not self._journal.has(request):
                 where = answers.get(request.key)
-                cost = self._journal_line(request, worst, *where) if where else None
-                progress.done += cost is not None and known["step"] == progress.step
-                self._limit.settle(worst, cost)
+                self._limit.settle(worst, self._journal_answer(request, worst, where))
+                progress.done += self._journal.has(request) and known["step"] == progress.step
         self._note(batch, "collected")
         self._delete_files(lambda name: name == batch)
         if state.status == "failed":
@@ -203,43 +214,37 @@ class BatchClient:
         return True
 
     def _download(self, file_id: str, path: Path) -> dict[str, tuple[Path, int]]:
-        """Write an output or error file; return by key where the line of each request begins."""
+        """Write an output or error file; return by key where the line of each request begins.
+
+        The key is found in a damaged line, too, unless it is the key that is damaged.
+        """
         key, rest = self._api_key.encode(), b""
         places = {}
         with self._openai.files.with_streaming_response.content(file_id) as response, path.open("wb") as file:
             for part in chain(response.iter_bytes(), [b"\n"]):
                 *lines, rest = (rest + part).split(b"\n")
-                for line in filter(None, lines):
-                    shown = line.replace(key, b"[key]") + b"\n"
-                    places[json.loads(shown)["custom_id"]] = path, file.tell()
-                    file.write(shown)
+                for line in filter(None, map(bytes.strip, lines)):
+                    if found := _CUSTOM_ID.search(line):
+                        places[found[1].decode()] = path, file.tell()
+                    self._damaged |= found is None
+                    file.write(line.replace(key, b"[key]") + b"\n")
         return places
 
-    def _journal_line(self, request: Request, worst: Cost, path: Path, offset: int) -> Cost | None:
-        """Journal one line of an output or error file; None where it is to be asked again."""
-        with path.open("rb") as file:
-            file.seek(offset)
-            line: dict[str, Any] = json.loads(file.readline())
-        response = line.get("response") or {}
-        body = json.dumps(response.get("body") or {"error": line.get("error")})
-        status, fields = response.get("status_code"), {}
-        if status == 200:
-            usage = json_object(body).get("usage")
-            cost = self._chat.cost(request, usage, worst)
-            fields = {"usage": usage, "request_id": response.get("request_id")}
-        elif status in (400, 413, 422):
-            cost = Cost(0, 0.0)
+    def _journal_answer(self, request: Request, worst: Cost, where: tuple[Path, int] | None) -> Cost | None:
+        """Journal what a batch says of a request, and return its cost; None where it is not billed."""
+        if where is None:
+            if not self._damaged:
+                return None
+            outcome = Outcome("maybe paid", body="a line of the batch's output is damaged")
         else:
+            outcome = _outcome(*where)
+        if outcome.kind not in ("answered", "rejected", "maybe paid"):
             return None
-        self._journal.append(request_record(request, "answered", cost.tokens, cost.usd, body=body, **fields))
+        cost = Cost(0, 0.0) if outcome.kind == "rejected" else self._chat.cost(request, outcome, worst)
+        fields = {"refused": True} if outcome.kind == "rejected" else {"usage": outcome.answer.get("usage")}
+        status = "maybe paid" if outcome.kind == "maybe paid" else "answered"
+        self._journal.append(request_record(request, status, cost.tokens, cost.usd, body=outcome.body, **fields))
         return cost
-
-    def _asked(self, batch: str) -> Iterator[tuple[Request, Cost]]:
-        """Yield the requests of a batch, without messages and schema, and the most that each can cost."""
-        with (self._folder / f"{batch}.asked").open(encoding="utf-8") as lines:
-            for line in lines:
-                step, index, key, model, about, tokens, usd = json.loads(line)
-                yield Request(step, index, key, model, [], {}, about), Cost(tokens, usd)
 
     def _note(self, batch: str, event: str, **fields: str) -> None:
         self._journal.append({"status": "batch", "event": event, "batch": batch, **fields})
@@ -249,6 +254,47 @@ class BatchClient:
         for path in self._folder.glob("*.*"):
             if of_batch(path.stem):
                 path.unlink()
+
+
+def give_up_batches(folder: Path) -> int:
+    """Wait no more for the batches of a journal's folder; what they ask for may have been paid and is asked again.
+
+    Returns:
+        How many batches that are.
+    """
+    with Journal(folder) as journal:
+        batches = dict(journal.batches)
+        for batch, known in batches.items():
+            if "file_id" in known:  # else never submitted
+                for request, worst in _asked(folder / "batches", batch):
+                    if not journal.has(request):
+                        why = "its batch was given up"
+                        journal.append(request_record(request, "maybe paid", worst.tokens, worst.usd, body=why))
+            journal.append({"status": "batch", "event": "collected", "batch": batch})
+    return len(batches)
+
+
+def _asked(folder: Path, batch: str) -> Iterator[tuple[Request, Cost]]:
+    """Yield the requests of a batch, without messages and schema, and the most that each can cost."""
+    with (folder / f"{batch}.asked").open(encoding="utf-8") as lines:
+        for line in lines:
+            step, index, key, model, about, tokens, usd = json.loads(line)
+            yield Request(step, index, key, model, [], {}, about), Cost(tokens, usd)
+
+
+def _outcome(path: Path, offset: int) -> Outcome:
+    """Read one line of an output or error file; a damaged one costs that line."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        text = file.readline().decode(errors="replace")
+    line = json_object(text)
+    if not line:
+        return Outcome("maybe paid", body=text)
+    response = line.get("response")
+    if not isinstance(response, dict):
+        return classify(Response(0, json.dumps({"error": line.get("error")})), heard=True)
+    status = response.get("status_code")
+    return classify(Response(status if isinstance(status, int) else 0, json.dumps(response.get("body"))), heard=True)
 
 
 class _BatchFile:

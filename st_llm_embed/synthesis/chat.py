@@ -18,19 +18,23 @@ from typing import Any, Literal
 
 from st_llm_embed.api.budget import BATCH_SHARE, Cost, SpendingLimit, actual_cost, shipped_prices, worst_case
 from st_llm_embed.api.client import Client
-from st_llm_embed.api.exchange import Outcome, json_object
+from st_llm_embed.api.exchange import json_object
+from st_llm_embed.api.outcome import Outcome, bytes_said
 from st_llm_embed.data.rows import content_hash
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import REPLAY, Endpoint, Price, Synthesis
 from st_llm_embed.synthesis.journal import Journal, request_record
 from st_llm_embed.synthesis.parsing import Rejection, content_of
 from st_llm_embed.synthesis.plan import Request, object_schema
+from st_llm_embed.synthesis.usable import LatestAnswers
 
 logger = logging.getLogger(__name__)
 
 ResponseFormat = Literal["json_schema", "json_object", "prompt"]
 """How a server is made to answer in JSON; `prompt`: only by asking for it."""
 
+BOUNDS = ("max_completion_tokens", "max_tokens")
+"""Parameters of a request that bound its answer."""
 SPARE_BYTES = 8 << 20
 """On the disk, for the answers that are in flight."""
 SECONDS_BETWEEN_LINES = 10.0
@@ -89,6 +93,9 @@ class ChatService:
         self._endpoint = synthesis.endpoint
         self._prices = model_prices(synthesis)
         self._max_answer_tokens = max_answer_tokens(synthesis.endpoint)
+        self._latest = LatestAnswers(languages=synthesis.filters.languages)
+        self._known: set[str] = set()
+        """Models that have answered."""
         self.journal = journal
         self.show = show
         """Called with the progress twice a second."""
@@ -119,13 +126,30 @@ class ChatService:
         return request_body(request, self._endpoint.parameters, response_format)
 
     def worst_case(self, request: Request) -> Cost:
-        """Return the most that a request can cost."""
+        """Return the most that a request can cost, as far as the server was seen to keep to it."""
         sent = json.dumps([request.messages, request.schema], ensure_ascii=False)
-        return worst_case(self._prices.get(request.model), sent, self._max_answer_tokens)
+        worst = worst_case(self._prices.get(request.model), sent, self._max_answer_tokens)
+        return worst * self.journal.excess.get(self._bound(request), 1.0)
 
-    def cost(self, request: Request, usage: Any, worst: Cost) -> Cost:
-        """Return what an answer cost by the server's own count; the worst case where it does not count."""
-        return actual_cost(self._prices.get(request.model), usage, worst)
+    def cost(self, request: Request, outcome: Outcome, worst: Cost) -> Cost:
+        """Return what a response cost by the server's own count; the worst case where it does not count."""
+        usage, price, said = outcome.answer.get("usage"), self._prices.get(request.model), bytes_said(outcome.answer)
+        cost = actual_cost(price, usage, worst, self._max_answer_tokens, said)
+        return cost if isinstance(usage, dict) or cost.per(worst) > 1 else worst
+
+    def known(self, request: Request) -> bool:
+        """Return whether the model has answered since this process started; probes are sent one by one anyway."""
+        return request.step == "probe" or request.model in self._known
+
+    async def begin(self, request: Request, worst: Cost) -> None:
+        """Have it on the disk that a request is about to be sent."""
+        self.journal.begin(request, worst, self._bound(request))
+        await asyncio.to_thread(self.journal.sync)
+
+    def _bound(self, request: Request) -> str:
+        """Return what bounds an answer: "m with max_completion_tokens 4096"."""
+        given = [f"{name} {self._endpoint.parameters[name]}" for name in BOUNDS if name in self._endpoint.parameters]
+        return f"{request.model} with {' and '.join(given)}"
 
     def over_limit(self, worst: Cost) -> InputError:
         """Return the error for a request that does not fit into the limit."""
@@ -136,19 +160,43 @@ class ChatService:
         )
 
     def record(self, request: Request, outcome: Outcome, cost: Cost, seconds: float) -> None:
-        """Write an outcome to the journal and count it."""
+        """Write an outcome to the journal and count it.
+
+        Raises:
+            InputError: the answer cost more than any can by what the server was asked, or hardly one can be used.
+        """
+        if outcome.kind not in ("answered", "rejected", "maybe paid"):
+            self.journal.append({"status": "not billed", "key": request.key, "body": outcome.said})
+            return
         fields: dict[str, Any] = {"seconds": round(seconds, 3)}
         if outcome.kind == "answered":
             fields |= {"usage": outcome.answer.get("usage"), "request_id": outcome.headers.get("x-request-id")}
+        elif outcome.kind == "rejected":
+            fields["refused"] = True
         status = "maybe paid" if outcome.kind == "maybe paid" else "answered"
+        worst = self.worst_case(request)
         self.journal.append(request_record(request, status, cost.tokens, cost.usd, body=outcome.body, **fields))
         if status == "answered":
-            self.progress.done += 1
-            content = content_of(outcome.answer)
-            if isinstance(content, Rejection):
-                self.progress.no_text[content.reason] += 1
-            else:
-                self.progress.texts[request.about.get("task_type", request.step)] += 1
+            self._count(request, outcome)
+        if cost.per(worst) > 1:
+            raise InputError(
+                f"{self._endpoint.base_url} billed {cost.tokens:,} tokens (${cost.usd:.4f}) for one answer of "
+                f"{self._bound(request)}, where {worst.tokens:,} (${worst.usd:.4f}) are the most, prompt included: "
+                "the server ignores that limit. Set max_tokens in synthesis.endpoint.parameters, which more servers "
+                f"read; or run the same command again: it expects answers to cost {cost.per(worst):.1f} times as much."
+            )
+        if status == "answered" and request.step != "probe":
+            self._latest.add(request, outcome.answer)
+
+    def _count(self, request: Request, outcome: Outcome) -> None:
+        self.progress.done += 1
+        if outcome.kind == "answered" and request.step != "probe":
+            self._known.add(request.model)
+        content = content_of(outcome.answer)
+        if isinstance(content, Rejection):
+            self.progress.no_text[content.reason] += 1
+        else:
+            self.progress.texts[request.about.get("task_type", request.step)] += 1
 
     def give_up(self, request: Request) -> None:  # noqa: ARG002
         """Count a request that is left for the next run."""
@@ -183,7 +231,7 @@ class ChatService:
             content = content_of(outcome.answer)
             if response_format == "prompt" and outcome.kind == "rejected":
                 raise InputError(
-                    f"{base_url} refuses requests for the model {model!r}: {outcome.body[:300]}. Check "
+                    f"{base_url} refuses requests for the model {model!r}: {outcome.said}. Check "
                     "synthesis.endpoint.parameters, which are sent as they are."
                 )
             answer = json_object(content) if isinstance(content, str) else {}
@@ -207,7 +255,7 @@ def request_body(request: Request, parameters: dict[str, Any], response_format: 
 
 def max_answer_tokens(endpoint: Endpoint) -> int:
     """Return the most tokens an answer can have by the recipe; raise an InputError if nothing bounds them."""
-    given = [endpoint.parameters[key] for key in ("max_completion_tokens", "max_tokens") if key in endpoint.parameters]
+    given = [endpoint.parameters[name] for name in BOUNDS if name in endpoint.parameters]
     if not given or not all(isinstance(value, int) and value > 0 for value in given):
         raise InputError(
             f"synthesis.endpoint.parameters has {given or 'no'} max_completion_tokens or max_tokens; a whole number "

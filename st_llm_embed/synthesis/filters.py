@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from st_llm_embed.data.rows import Row, fold
 from st_llm_embed.languages import LANGUAGE_CODES
 from st_llm_embed.recipe import TaskType
+from st_llm_embed.synthesis.flaws import flaw_of
 from st_llm_embed.synthesis.language_id import contradicts
 from st_llm_embed.synthesis.parsing import Rejection, is_refusal
 
@@ -69,6 +70,8 @@ def check_language(row: Row) -> Rejection | None:
 
 
 def _check_text(name: str, text: str, task_type: TaskType) -> Rejection | None:
+    if flaw := flaw_of(text):
+        return Rejection(flaw, f"{name}: {text[:200]}")
     if not any(unicodedata.category(character)[0] in "LNS" for character in text):
         return Rejection("empty text", f"{name}: {text[:100]}")  # no letter, number or symbol, such as "..."
     if is_refusal(text):

@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
+from st_llm_embed.api.budget import Cost
 from st_llm_embed.api.client import Client
 from st_llm_embed.api.exchange import json_object, read_api_key
 from st_llm_embed.data.rows import fold
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import REPLAY, Synthesis
-from st_llm_embed.synthesis.batch import BatchClient
+from st_llm_embed.synthesis.batch import GIVE_UP, BatchClient
 from st_llm_embed.synthesis.chat import ChatService, Progress, max_answer_tokens, model_prices, shown_progress
+from st_llm_embed.synthesis.flaws import flaw_of
 from st_llm_embed.synthesis.journal import Journal, read_answers
 from st_llm_embed.synthesis.parsing import Rejection, parse_completion
-from st_llm_embed.synthesis.plan import BRAINSTORM_SCHEMA, EXAMPLE_SCHEMAS, Request, RequestPlan, Step
+from st_llm_embed.synthesis.plan import BRAINSTORM_SCHEMA, Request, RequestPlan
 from st_llm_embed.synthesis.recorded import recorded_answers
 from st_llm_embed.synthesis.selection import Selection, Similarities
 from st_llm_embed.synthesis.tasks import TaskFile, tasks_path
 
+logger = logging.getLogger(__name__)
+
+STAND_IN = "(an instruction that is brainstormed first)"
 MIN_INSTRUCTION_WORDS, MAX_INSTRUCTION_CHARACTERS = 3, 400
 
 
@@ -42,10 +49,21 @@ def check_synthesis(synthesis: Synthesis) -> None:
 
 
 def planned_prompts(synthesis: Synthesis) -> list[str]:
-    """Return the first prompt that can be known before anything is answered; none where nothing is brainstormed."""
-    plan, tasks = RequestPlan(synthesis.plan, synthesis.endpoint), synthesis.plan.tasks
-    requests = plan.brainstorms() if tasks is None else plan.examples(TaskFile(tasks_path(tasks)))
-    return [request.messages[0]["content"] for request in islice(requests, 1)]
+    """Return the first prompt of each step, with a stand-in for the instruction that is not brainstormed yet."""
+    plan = RequestPlan(synthesis.plan, synthesis.endpoint)
+    if synthesis.plan.tasks is not None:
+        first = [*islice(plan.examples(TaskFile(tasks_path(synthesis.plan.tasks))), 1)]
+    else:
+        with NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8") as file:
+            for task_type in plan.brainstormed_types:
+                file.write(json.dumps({"task_type": task_type, "instruction": STAND_IN}) + "\n")
+            file.flush()
+            examples = islice(plan.examples(TaskFile(Path(file.name))), 100)
+            first = [
+                *islice(plan.brainstorms(), 1),
+                max(examples, key=lambda one: one.about["instruction"] is not None),
+            ]
+    return [request.messages[0]["content"] for request in first]
 
 
 def generate(synthesis: Synthesis, folder: Path, similarities: Similarities | None = None) -> Selection | None:
@@ -62,58 +80,26 @@ def generate(synthesis: Synthesis, folder: Path, similarities: Similarities | No
     Raises:
         InputError: something cannot be used, a limit is reached, or the server cannot continue; answers are kept.
     """
-    with _open_run(synthesis, folder) as run:
+    with open_run(synthesis, folder) as run:
         plan, path = run.plan, tasks_file(synthesis, run.plan, folder)
         if not path.is_file():
+            run.announce("brainstorms", plan.brainstorms)
             run.ask("brainstorms", synthesis.plan.brainstorm_requests, plan.brainstorms)
-            _write_tasks(plan, path, run.journal.path)
+            write_tasks(plan, path, run.journal.path)
         tasks = TaskFile(path)
+        run.announce("examples", lambda: plan.examples(tasks))
         run.ask("examples", synthesis.plan.requests, lambda: plan.examples(tasks))
         model = synthesis.filters.judge_model
         if model is None:
             return None
         selection = Selection(synthesis, plan, tasks, run.journal.path, similarities, workspace=folder)
-        run.ask(
-            "judgements",
-            sum(1 for _ in selection.candidates()),
-            lambda: (plan.judge(index, row, str(model)) for index, row in selection.candidates()),
-        )
+
+        def judgements(model: str = model) -> Iterator[Request]:
+            return (plan.judge(index, row, model) for index, row in selection.candidates())
+
+        run.announce("judgements", judgements)
+        run.ask("judgements", sum(1 for _ in selection.candidates()), judgements)
         return selection
-
-
-@dataclass(frozen=True)
-class Projection:
-    """What one step will take, with the recipe's concurrency and limits per minute."""
-
-    step: str
-    requests: int
-    usable: float
-    """Share of the answers that hold what was asked for."""
-    tokens: float
-    usd: float
-    hours: float
-
-
-def estimate(synthesis: Synthesis, folder: Path, requests: int) -> list[Projection]:
-    """Send `requests` of each step and project what all of them will take.
-
-    Answers go to the journal and are used by the run itself, except examples of tasks that are only brainstormed for
-    the estimate.
-    """
-    with _open_run(synthesis, folder) as run:
-        plan, path, projections = run.plan, tasks_file(synthesis, run.plan, folder), []
-        if not path.is_file():
-            count = min(max(requests, len(plan.brainstormed_types)), synthesis.plan.brainstorm_requests)
-            run.ask("brainstorms", count, lambda: islice(plan.brainstorms(), count))
-            planned, sent = synthesis.plan.brainstorm_requests, islice(plan.brainstorms(), count)
-            projections.append(_projected(synthesis, "brainstorm", planned, run.journal.path, sent))
-            path = folder / "tasks-of-the-estimate.jsonl"
-            _write_tasks(plan, path, run.journal.path)
-        tasks = TaskFile(path)
-        count = min(requests, synthesis.plan.requests)
-        run.ask("examples", count, lambda: islice(plan.examples(tasks), count))
-        planned, sent = synthesis.plan.requests, islice(plan.examples(tasks), count)
-        return [*projections, _projected(synthesis, "example", planned, run.journal.path, sent)]
 
 
 def tasks_file(synthesis: Synthesis, plan: RequestPlan, folder: Path) -> Path:
@@ -127,7 +113,7 @@ def tasks_file(synthesis: Synthesis, plan: RequestPlan, folder: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
     """Everything that is open while requests are sent."""
 
     plan: RequestPlan
@@ -136,6 +122,26 @@ class _Run:
     chat: ChatService
     client: Client[Request]
     batch: BatchClient | None
+
+    def announce(self, step: str, requests: Callable[[], Iterator[Request]]) -> None:
+        """Log in one line what is asked, what is not, and the most it can cost; nothing if all is there."""
+        answered, missing, worst, name = 0, 0, Cost(0, 0.0), ""
+        for request in requests():
+            name = request.step
+            if self.journal.has(request):
+                answered += 1
+            else:
+                missing += 1
+                one = self.chat.worst_case(request)
+                worst = Cost(worst.tokens + one.tokens, worst.usd + one.usd)
+        if missing:
+            aside = self.journal.answers(name) - answered
+            said = (
+                f"{step}: {missing:,} to ask, {answered:,} answered already, {aside:,} answers set aside because "
+                f"settings changed; at most ${worst.usd:,.2f} and {worst.tokens:,} tokens, besides what is spent: "
+                f"{self.chat.limit.describe()}"
+            )
+            logger.info("%s", said)
 
     def ask(self, step: str, planned: int, requests: Callable[[], Iterator[Request]]) -> None:
         """Have the requests of one step answered."""
@@ -157,7 +163,8 @@ class _Run:
 
 
 @contextmanager
-def _open_run(synthesis: Synthesis, folder: Path) -> Generator[_Run]:
+def open_run(synthesis: Synthesis, folder: Path) -> Generator[Run]:
+    """Open the journal in a folder and the connection to the recipe's server."""
     plan, endpoint = RequestPlan(synthesis.plan, synthesis.endpoint), synthesis.endpoint
     base_url, transport = endpoint.base_url, None
     if base_url == REPLAY:
@@ -168,15 +175,22 @@ def _open_run(synthesis: Synthesis, folder: Path) -> Generator[_Run]:
         if journal.batches and endpoint.mode == "live":
             raise InputError(
                 f"{len(journal.batches)} batches of an earlier run are not collected yet. Run with --set "
-                "synthesis.endpoint.mode=batch until they are, so that nothing is paid twice, then change the mode."
+                "synthesis.endpoint.mode=batch until they are, so that nothing is paid twice, then change the mode. "
+                f"{GIVE_UP}"
             )
         chat = ChatService(synthesis, journal, show)
         client = Client(chat, endpoint, base_url, key, transport=transport)
         batch = BatchClient(chat, endpoint, key) if endpoint.mode == "batch" else None
-        yield _Run(plan, journal, (*endpoint.models,), chat, client, batch)
+        yield Run(plan, journal, (*endpoint.models,), chat, client, batch)
 
 
-def _write_tasks(plan: RequestPlan, path: Path, journal: Path) -> None:
+def ask_again(folder: Path) -> int:
+    """Have the next run ask again for what the server refused; return how many requests that are."""
+    with Journal(folder) as journal:
+        return journal.ask_again()
+
+
+def write_tasks(plan: RequestPlan, path: Path, journal: Path) -> None:
     """Freeze the brainstormed tasks: example requests name them, so a later parser must not change them."""
     seen, lines = set(), []
     for record in read_answers(journal, "brainstorm", plan.brainstorms()):
@@ -200,26 +214,7 @@ def _instructions(body: str) -> Iterator[str]:
     answer = parse_completion(json_object(body), BRAINSTORM_SCHEMA)
     if isinstance(answer, Rejection):
         return
-    for instruction in answer["tasks"]:
+    for instruction in (text for text in answer["tasks"] if flaw_of(text) is None):
         words = instruction.split()
         if len(words) >= MIN_INSTRUCTION_WORDS and len(instruction) <= MAX_INSTRUCTION_CHARACTERS:
             yield " ".join(words)
-
-
-def _projected(synthesis: Synthesis, step: Step, planned: int, journal: Path, sent: Iterator[Request]) -> Projection:
-    """Project what all planned requests of a step will take from the answers to the first ones."""
-    records = list(read_answers(journal, step, sent))
-    count = max(1, len(records))
-    tokens, usd = (sum(record[name] for record in records) / count * planned for name in ("tokens", "usd"))
-    endpoint = synthesis.endpoint
-    seconds = sum(record.get("seconds", 0.0) for record in records) / count
-    minutes = [planned * seconds / endpoint.concurrency / 60]
-    if endpoint.requests_per_minute:
-        minutes.append(planned / endpoint.requests_per_minute)
-    if endpoint.tokens_per_minute:
-        minutes.append(tokens / endpoint.tokens_per_minute)
-    usable = 0
-    for record in records:
-        schema = BRAINSTORM_SCHEMA if record["step"] == "brainstorm" else EXAMPLE_SCHEMAS[record["about"]["task_type"]]
-        usable += not isinstance(parse_completion(json_object(record["body"]), schema), Rejection)
-    return Projection(step, planned, usable / count, tokens, usd, max(minutes) / 60)

@@ -1,24 +1,29 @@
 """The journal: every answer that was paid for, written down before anything else happens to it.
 
 One file of JSON lines, only ever appended to, one write per record; a killed process leaves at most a torn last line,
-which is cut off when the journal is opened again. `sync` has the disk write what was appended; the client calls it
-twice a second, so a loss of power can take the last second.
+which is cut off when the journal is opened again. `sync` has the disk write what was appended; it is called before
+each request is sent, so that neither a kill nor a loss of power hides what may have been paid.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-from filelock import FileLock, Timeout
-
+from st_llm_embed.api.budget import Cost
 from st_llm_embed.errors import InputError
+from st_llm_embed.processes import held_alone
 from st_llm_embed.synthesis.plan import Request
 from st_llm_embed.synthesis.prompts import PROMPT_VERSION
+
+HEADROOM = 1.5
+"""Of what is expected beyond the dearest answer of a server that does not keep to a worst case."""
 
 _BODY = b',"body":"'
 """Begins the last field of a record; within a JSON string the quotes would be escaped."""
@@ -28,15 +33,25 @@ class Journal:
     """The answers in one folder; a context manager that holds the folder's lock.
 
     A record has ``status`` and, where they apply, ``step``, ``index``, ``key``, ``model``, ``usd``, ``tokens``,
-    ``about`` and, always last, ``body``. Status `answered` is an answer, good or bad; `maybe paid` a request whose
-    answer never came; `format` how a model is made to answer in JSON; `batch` how far a batch has come.
+    ``about`` and, always last, ``body``. Status `sent` is written before a request leaves, with the most it can cost;
+    then comes `answered`, an answer, good or bad (``refused`` where the server would not), `maybe paid`, a request
+    whose answer never came, or `not billed`. `format` is how a model is made to answer in JSON; `batch` how far a
+    batch has come; `ask again` has what was refused up to there asked for again.
     """
 
     def __init__(self, folder: Path) -> None:
         """Name the folder; nothing is read or written before the context is entered."""
         self.path = folder / "answers.jsonl"
-        self._lock = FileLock(folder / ".lock", timeout=0)
-        self._answered: set[str] = set()
+        self._held = ExitStack()
+        """The folder's lock and the open file, while the context is entered."""
+        self._answered: dict[str, str] = {}
+        """The step of each request that has an answer, by its key."""
+        self._refused: set[str] = set()
+        self._sent: dict[str, dict[str, Any]] = {}
+        """The records of requests in flight, by key."""
+        self.excess: dict[str, float] = {}
+        """By what bounds an answer, how many times its worst case to expect where one has cost more, with headroom."""
+        self._syncing = threading.Lock()
         self.unsynced = 0
         """Records appended since the last `sync`."""
         self.formats: dict[tuple[str, str], Any] = {}
@@ -50,18 +65,15 @@ class Journal:
     def __enter__(self) -> Self:
         """Take the lock, read the records, and cut off a torn last line.
 
+        What was in flight when an earlier process was killed may have been paid: it is written down as such.
+
         Raises:
             InputError: another process has the journal, or a line inside it is damaged.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire()
-        except Timeout as error:
-            raise InputError(
-                f"Another process is writing to {self.path.parent}. Wait for it to end, or choose another folder."
-            ) from error
-        try:
+        with ExitStack() as held:
+            held.enter_context(held_alone(self.path.parent, "choose another folder"))
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            held.callback(os.close, self._fd)
             end = 0
             for record, size in read_journal(self.path):
                 self._note(record)
@@ -69,16 +81,18 @@ class Journal:
             os.ftruncate(self._fd, end)
             if end and os.pread(self._fd, 1, end - 1) != b"\n":  # whole but for its end
                 os.write(self._fd, b"\n")
-        except BaseException:
-            self._lock.release()
-            raise
+            for key, sent in list(self._sent.items()):
+                killed = {name: sent[name] for name in ("step", "index", "model")}
+                killed |= dict(zip(("tokens", "usd"), sent["at_most"], strict=True))
+                self.append({"status": "maybe paid", "key": key, **killed, "body": "the process was killed"})
+            # Until the context is left; what goes wrong before gives all back.
+            self._held = held.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Write everything to the disk and release the lock."""
-        self.sync()
-        os.close(self._fd)
-        self._lock.release()
+        with self._held:
+            self.sync()
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one record; when this returns, a kill of the process cannot lose it.
@@ -97,25 +111,68 @@ class Journal:
         self.unsynced += 1
         self._note(record)
 
+    def begin(self, request: Request, worst: Cost, bound: str) -> None:
+        """Write down that a request is about to be sent; it counts as spent if nothing more is written of it.
+
+        Args:
+            request: what is sent.
+            worst: the most that it can cost, `excess` included.
+            bound: what bounds its answer, such as the model and a parameter.
+        """
+        named = {name: getattr(request, name) for name in ("key", "step", "index", "model")}
+        times = self.excess.get(bound, 1.0)
+        self.append({"status": "sent", **named, "bound": bound, "times": times, "at_most": [worst.tokens, worst.usd]})
+
     def sync(self) -> None:
-        """Have the disk write what was appended; takes milliseconds."""
-        self.unsynced = 0
-        os.fsync(self._fd)
+        """Have the disk write what was appended; takes milliseconds. Of threads that call it, one writes for all."""
+        with self._syncing:
+            if self.unsynced:
+                self.unsynced = 0
+                os.fsync(self._fd)
 
     def has(self, request: Request) -> bool:
         """Return whether the request has been answered."""
         return request.key in self._answered
 
+    def answers(self, step: str) -> int:
+        """Return how many requests of a step have been answered, those of earlier recipes included."""
+        return sum(one == step for one in self._answered.values())
+
+    def ask_again(self) -> int:
+        """Have what the server refused asked for again; return how many requests that are."""
+        count = len(self._refused)
+        if count:
+            self.append({"status": "ask again"})
+        return count
+
     def _note(self, record: dict[str, Any]) -> None:
+        status = record["status"]
+        if status == "sent":
+            self._sent[record["key"]] = record
+            return
         self.usd += record.get("usd", 0.0)
         self.tokens += record.get("tokens", 0)
-        if record["status"] == "answered":
-            self._answered.add(record["key"])
-        elif record["status"] == "format":
+        sent = self._sent.pop(record.get("key", ""), None)
+        if sent and "tokens" in record:
+            times = Cost(record["tokens"], record["usd"]).per(Cost(*sent["at_most"]))
+            if times > 1:
+                times *= sent["times"] * HEADROOM
+                self.excess[sent["bound"]] = max(times, self.excess.get(sent["bound"], 1.0))
+        if status == "answered":
+            self._answered[record["key"]] = record["step"]
+            if record.get("refused"):
+                self._refused.add(record["key"])
+            else:
+                self._refused.discard(record["key"])
+        elif status == "ask again":
+            for key in self._refused:
+                del self._answered[key]
+            self._refused.clear()
+        elif status == "format":
             self.formats[record["base_url"], record["model"]] = record["format"]
-        elif record["status"] == "batch" and record["event"] == "collected":
+        elif status == "batch" and record["event"] == "collected":
             self.batches.pop(record["batch"], None)
-        elif record["status"] == "batch":
+        elif status == "batch":
             self.batches.setdefault(record["batch"], {}).update(record)
 
 
@@ -124,8 +181,8 @@ def request_record(
 ) -> dict[str, Any]:
     """Return the record of what became of a request.
 
-    `status` is `answered` or `maybe paid`, `tokens` are those of prompt and answer, `body` is the response's body as
-    it came, or why there is none.
+    `status` is `answered`, `maybe paid` or `not billed`, `tokens` are those of prompt and answer, `body` is the
+    response's body as it came, or why there is none.
     """
     return {
         "step": request.step,
@@ -160,12 +217,12 @@ def read_journal(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
 
 
 def answer_offsets(path: Path, step: str) -> dict[str, int]:
-    """Return where the answer to each request of a step begins in a journal, by the request's key."""
+    """Return where the last answer to each request of a step begins in a journal, by the request's key."""
     offsets: dict[str, int] = {}
     offset = 0
     for record, size in read_journal(path):
         if record["status"] == "answered" and record["step"] == step:
-            offsets.setdefault(record["key"], offset)
+            offsets[record["key"]] = offset
         offset += size
     return offsets
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from st_llm_embed.data.rows import RESPONSE_KEYS, Row
 from st_llm_embed.errors import InputError
 from st_llm_embed.recipe import Endpoint, Plan, TaskType
 from st_llm_embed.synthesis.attributes import (
+    SUBJECTS,
     TWO_STEP,
     UNSPECIFIED,
     Weights,
@@ -77,6 +78,8 @@ class RequestPlan:
         self._other_languages = {
             name: _Draw({other: weight for other, weight in languages.items() if other != name}) for name in languages
         }
+        # All requests of sts and bitext are alike but for their attributes; the paper names no subject.
+        self._subjects = SUBJECTS if plan.preset == "custom" else ()
         self._one_language: str | None = next(iter(languages)) if len(languages) == 1 else None
         if self._one_language and plan.tasks is None and "bitext" in types:
             raise self._no_second_language()
@@ -98,7 +101,7 @@ class RequestPlan:
         else:
             task_type = self._draw_brainstormed(self._uniform("brainstorm", index, "task type"))
         about: dict[str, Any] = {"task_type": task_type}
-        if topic := self._topic("brainstorm", index):
+        if topic := self._topic("brainstorm", index, self._plan.topics):
             about["topic"] = topic
         prompt = self._prompt("brainstorm", index, f"brainstorm-{task_type}", about)
         return self._request("brainstorm", index, prompt, BRAINSTORM_SCHEMA, about)
@@ -116,7 +119,7 @@ class RequestPlan:
         values = dict(attributes)
         if task.instruction is not None:
             values["instruction"] = task.instruction
-        elif topic := self._topic("example", index):
+        elif topic := self._topic("example", index, self._plan.topics or self._subjects):
             values["topic"] = topic
         about = {"task_type": task.task_type, "instruction": task.instruction, "attributes": attributes}
         prompt = self._prompt("example", index, f"example-{task.task_type}", values)
@@ -171,8 +174,7 @@ class RequestPlan:
             "or remove bitext from synthesis.plan.task_types or the file of tasks."
         )
 
-    def _topic(self, step: Step, index: int) -> str | None:
-        topics = self._plan.topics
+    def _topic(self, step: Step, index: int, topics: Sequence[str]) -> str | None:
         return topics[int(self._uniform(step, index, "topic") * len(topics))] if topics else None
 
     def _prompt(self, step: Step, index: int, template: str, values: Mapping[str, str]) -> str:

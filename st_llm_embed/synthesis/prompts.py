@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.resources import files
 
-PROMPT_VERSION = "1"
+PROMPT_VERSION = "2"
 """Raised with every change of a template; stored in every row."""
 
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")

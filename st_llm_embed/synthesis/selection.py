@@ -29,7 +29,7 @@ from st_llm_embed.synthesis.duplicates import near_duplicates, text_hash
 from st_llm_embed.synthesis.filters import check_language, check_texts
 from st_llm_embed.synthesis.journal import answer_offsets, read_answers, read_record
 from st_llm_embed.synthesis.language_id import confidence_in
-from st_llm_embed.synthesis.parsing import Rejection, content_of, parse_answer, parse_completion
+from st_llm_embed.synthesis.parsing import Rejection, content_of, parse_completion
 from st_llm_embed.synthesis.plan import EXAMPLE_SCHEMAS, JUDGE_SCHEMA, RequestPlan
 from st_llm_embed.synthesis.tasks import TaskFile
 
@@ -131,13 +131,13 @@ class Selection:
                 self._spool.write(item.model_dump_json() + "\n")
 
     def _row(self, record: dict[str, Any], seen: set[int]) -> Row | Rejected:
-        content = content_of(json_object(record["body"]))
-        if isinstance(content, Rejection):
-            return _rejected(record, content, record["body"])
+        completion = json_object(record["body"])
+        content = content_of(completion)
+        written = record["body"] if isinstance(content, Rejection) else content
         task_type: TaskType = record["about"]["task_type"]
-        response = parse_answer(content, EXAMPLE_SCHEMAS[task_type])
+        response = parse_completion(completion, EXAMPLE_SCHEMAS[task_type])
         if isinstance(response, Rejection):
-            return _rejected(record, response, content)
+            return _rejected(record, response, written)
         texts = dict(zip(TEXTS, (response[key] for key in RESPONSE_KEYS[task_type]), strict=False))
         problem = check_texts(texts, task_type)
         if problem is None:
@@ -154,7 +154,7 @@ class Selection:
             problem = problem or self._known(row, seen)
             if problem is None:
                 return row
-        return _rejected(record, problem, content)
+        return _rejected(record, problem, written)
 
     def _known(self, row: Row, seen: set[int]) -> Rejection | None:
         digest = text_hash(_all_texts(row))

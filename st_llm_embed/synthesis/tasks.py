@@ -10,10 +10,10 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from st_llm_embed.data.rows import sample_file
 from st_llm_embed.errors import InputError, explained, shown
 from st_llm_embed.languages import LANGUAGE_CODES
 from st_llm_embed.recipe import EMBEDDED, TASK_TYPES, TaskType
@@ -67,9 +67,7 @@ class TaskFile:
 
 def tasks_path(name_or_path: str) -> Path:
     """Find the file of tasks that a recipe names."""
-    if name_or_path == EMBEDDED:
-        return Path(str(files("st_llm_embed") / "data" / "sample" / "open.jsonl"))
-    return Path(name_or_path)
+    return sample_file() if name_or_path == EMBEDDED else Path(name_or_path)
 
 
 def _parse(line: bytes, where: str) -> Task:

@@ -128,15 +128,15 @@ def decoder_without_weights(recipe: Recipe) -> PreTrainedModel:
     if adapter is not None:
         # Other ways to draw an adapter's first values compute them from the weights.
         adapter.init_lora_weights = True
+        _check_matches(adapter, decoder, f"Recipe {recipe.name}: {section.removesuffix(' section')}")
         with explained(f"Recipe {recipe.name}: the {section} is refused", "Change what the message names."):
             decoder.add_adapter(adapter)
-        _check_matches(adapter, decoder, f"Recipe {recipe.name}: {section.removesuffix(' section')}")
     return decoder
 
 
 def _check_matches(adapter: LoraConfig, decoder: PreTrainedModel, where: str) -> None:
     """Refuse names of modules and layers of which one matches nothing; peft refuses only if all of them do."""
-    modules = {name.replace(".base_layer", "") for name, _ in decoder.named_modules()}
+    modules = {name for name, _ in decoder.named_modules()}
     ends = sorted({name.rpartition(".")[2] for name in modules if name})
     layers = decoder.config.get_text_config().num_hidden_layers
     for key in ("target_modules", "modules_to_save", "exclude_modules", "rank_pattern", "alpha_pattern"):

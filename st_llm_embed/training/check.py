@@ -37,7 +37,7 @@ from st_llm_embed.training.trainer import build_trainer
 TEXTS = (*DOCUMENTS.values(), instruction_prompt(OTHER_INSTRUCTION) + QUESTION)
 """What models are compared by: short and long texts in several scripts, with and without an instruction."""
 
-LEAST_COSINE: dict[Dtype, float] = {
+ROUNDING_COSINE: dict[Dtype, float] = {
     "float32": MINIMUM_COSINE,
     "bfloat16": SIXTEEN_BIT_COSINE,
     "float16": SIXTEEN_BIT_COSINE,
@@ -195,10 +195,11 @@ def check_same_vectors(name: str, vectors: Tensor, other_name: str, others: Tens
     """
     least = cosine_similarity(vectors, others, dim=1).min().item()
     # Not the other way round: NaN is not above either.
-    if not least > LEAST_COSINE[dtype]:
+    if not least > ROUNDING_COSINE[dtype]:
         raise InputError(
             f"The vectors of {name} differ from those of {other_name}: cosine similarity {least:.6f}, where rounding "
-            f"in {dtype} leaves at least {LEAST_COSINE[dtype]}. The model is not saved. Train with base.dtype float32."
+            f"in {dtype} leaves at least {ROUNDING_COSINE[dtype]}. The model is not saved. Train with base.dtype "
+            "float32."
         )
 
 

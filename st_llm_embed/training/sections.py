@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -38,7 +38,7 @@ def check_base(base: Base) -> None:
 def check_batches(
     training: Mapping[str, Any],
     sizes: Mapping[str, int],
-    with_negatives: Collection[str],
+    negatives: Mapping[str, int],
     where: str,
     *,
     batches: bool,
@@ -49,21 +49,32 @@ def check_batches(
     Args:
         training: values of the training section.
         sizes: the number of training rows by configuration.
-        with_negatives: configurations whose rows have negatives that are used.
+        negatives: how many each row has that are used, by configuration; those without any may be omitted.
         where: the section, for messages.
         batches: whether the recipe's own batches are used, which pack configurations together.
         processes: that train together.
 
     Raises:
-        InputError: a batch has nothing to compare with, or no batch can be filled.
+        InputError: a batch has nothing to compare with, no batch can be filled, or processes would get batches of
+            different columns.
     """
     size = training.get("per_device_train_batch_size", 8)
-    without = sorted(sizes.keys() - set(with_negatives))
+    without = sorted(name for name in sizes if not negatives.get(name))
     if size * processes == 1 and without:
         raise InputError(
             f"{where}.per_device_train_batch_size is 1, and the rows of {', '.join(without)} have no negatives: a row "
             "alone is compared with nothing, and its loss is 0. Give 2 or more (gradient_accumulation_steps does not "
             "help, since each of its batches is compared on its own), or rows with negatives."
+        )
+    most = max(negatives.values(), default=0)
+    others = sorted(name for name in sizes if negatives.get(name, 0) != most)
+    if processes > 1 and others and not batches:
+        # Vectors are gathered over processes, which ends in a crash where some have more of them.
+        raise InputError(
+            f"{processes} processes train together, and each would have a batch of another configuration, while the "
+            f"rows of {', '.join(others)} have fewer negatives than others. Add the section `batches: {{}}` (without "
+            f"{where}.batch_sampler and multi_dataset_batch_sampler), which has them share a batch, or train with "
+            "one process."
         )
     if not training.get("dataloader_drop_last"):
         return

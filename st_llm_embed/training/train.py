@@ -76,7 +76,7 @@ def train(
     check_batches(
         {name: getattr(arguments, name) for name in ("per_device_train_batch_size", "dataloader_drop_last")},
         {str(name): len(part) for name, part in rows.items()},
-        [str(name) for name, part in rows.items() if negative_columns(part.column_names)],
+        {str(name): len(negative_columns(part.column_names)) for name, part in rows.items()},
         f"Recipe {recipe.name}: training",
         batches=recipe.batches is not None,
         processes=arguments.world_size,

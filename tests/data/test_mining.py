@@ -18,7 +18,7 @@ from st_llm_embed.data.dataset import load_split, to_training, write_dataset
 from st_llm_embed.data.mining import mine_dataset
 from st_llm_embed.data.nearest import nearest_documents
 from st_llm_embed.data.rows import Row
-from st_llm_embed.data.vectors import VectorFolder, encoding
+from st_llm_embed.data.vectors import VectorFolder, encoder_with_prompts
 from st_llm_embed.recipe import Mining, Recipe
 from st_llm_embed.training.adapter import starting_model
 
@@ -265,7 +265,7 @@ def test_vectors_that_are_not_finite_are_refused_and_the_rows_stay(tmp_path: Pat
     def broken(texts: list[str], instructions: list[str] | None) -> np.ndarray:
         return directions(texts, instructions) * np.nan
 
-    with pytest.raises(InputError, match=r"for 3 of 3 texts a vector that is not finite.*'p 10'") as error:
+    with pytest.raises(InputError, match=r"are not finite for 3 of 3 texts.*'p 10'") as error:
         mined([pair("a 0", "p 10"), pair("b 0", "p 11"), pair("c 0", "p 12")], tmp_path, broken)
     assert len(str(error.value).splitlines()) == 1
     assert load_split(tmp_path / "dataset", "train")["short-short"]["positive"][:] == ["p 10", "p 11", "p 12"]
@@ -283,7 +283,7 @@ def test_each_anchor_is_encoded_under_its_own_instruction_or_the_given_prompt(
         assert recipe.data.mining is not None
         write_dataset(rows, tmp_path / name, 1e-9)
         model = starting_model(recipe)
-        vectors = VectorFolder(tmp_path / f"{name} vectors", encoding(model, recipe.data.mining), "tiny")
+        vectors = VectorFolder(tmp_path / f"{name} vectors", encoder_with_prompts(model, recipe.data.mining), "tiny")
         mine_dataset(tmp_path / name, recipe.data.mining, vectors)
         expected = model.encode([query, document]).astype(np.float32)
         files = (tmp_path / f"{name} vectors").iterdir()

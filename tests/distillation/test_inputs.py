@@ -116,7 +116,7 @@ def test_dimensions_that_do_not_fit_are_refused_before_training(
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("", "holds no texts"), ('{"text": 3}\n', "line 1 holds no text"), ("[\n", "is not JSON")]
+    ("content", "message"), [("", "holds no texts"), ('{"text": 3}\n', "line 1: text is 3"), ("[\n", "is not JSON")]
 )
 def test_a_file_of_texts_that_holds_none_is_named(
     content: str, message: str, make_recipe: MakeRecipe, tmp_path: Path

@@ -156,7 +156,7 @@ def test_a_trained_teacher_has_the_scores_of_its_own_report(make_recipe: MakeRec
     for key in ("retrieval_ndcg_at_10", "sts_triplet_accuracy", "bitext_accuracy"):
         assert report["scores"]["teacher"][key] == pytest.approx(of_teacher[key]), key
     released = SentenceTransformer(str(tmp_path / "out" / "student-release"))
-    assert released.prompts["query"] == "Instruct: short-long\nQuery: "
+    assert released.prompts["query"] == "Instruct: short-short\nQuery: "
 
 
 def test_a_teacher_on_the_hub_has_no_size_on_disk(tmp_path: Path) -> None:

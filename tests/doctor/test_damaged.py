@@ -91,6 +91,7 @@ def test_damage_is_left_as_it_is_by_a_repair(damage: str, copy: Path, tmp_path: 
     (copy / "config.json").write_bytes(DAMAGES[damage]((copy / "config.json").read_bytes()))
     repaired = repair(str(copy), tmp_path / "fixed")
     assert repaired.changed == []
+    assert (repaired.before.model, repaired.after.model) == (str(copy), str(tmp_path / "fixed"))
     assert (tmp_path / "fixed" / "config.json").read_bytes() == (copy / "config.json").read_bytes()
 
 

@@ -260,6 +260,8 @@ def test_texts_that_a_server_refuses_are_reported_and_are_not_a_difference(mistr
         (lambda _number, _texts: error(400, "no such thing"), "None of the 17 texts was embedded"),
         (lambda _number, _texts: error(404, "no such model"), "answers with status 404"),
         (lambda _number, _texts: error(401, "wrong key"), "--api-key-env names"),
+        (lambda _number, _texts: error(429, "slow down"), r"answers with status 429.*: wait, or raise"),
+        (lambda _number, _texts: error(429, "Insufficient balance"), "when the account has credit"),
         (lambda _number, _texts: "cut", "cut the connection"),
         (lambda _number, texts: [[float("nan")] * 32 for _ in texts], "not finite"),
         (lambda _number, texts: [[1.0]] * (len(texts) - 1), "16 vectors for 17 texts"),

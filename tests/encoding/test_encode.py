@@ -25,6 +25,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 
 from st_llm_embed import InputError, LLMSentenceTransformer
+from st_llm_embed.data.documents import read_documents
 from st_llm_embed.encoding.encode import Job, encode
 from st_llm_embed.encoding.shards import Texts, VectorType
 
@@ -209,12 +210,51 @@ def test_cut_texts_and_repeated_ids_are_counted(tiny_model: Path, tmp_path: Path
     assert "4 texts of" in first.err
     assert "share 2 ids, the first of them 'n0'" in first.err
     [said] = [line for line in first.out.splitlines() if "are cut" in line]
+    assert "Encode with --chunk" in said
     assert "2 of 8 texts (25.0%) are cut; " in said
     (out / "shard-00001-of-00003.parquet").unlink()
     assert said in run_cli(*map(str, command)).out
     found = run_cli("search", out, "short " * 400)
     assert said.split("  ")[1] in found.out
     assert re.search(r"The query has \d+ tokens, of which \d+ are read", found.out)
+
+
+def test_documents_are_cut_into_passages_that_are_read_whole(tiny_model: Path, tmp_path: Path, run_cli: Cli) -> None:
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    (pages / "guide#1.md").write_text(
+        "# Guide\n\n" + "How to fix a slow query. " * 40 + "\n\n## Disks\n\nThey fill.\n"
+    )
+    (pages / "note.html").write_text("<title>Note</title><p>" + "Bees dance. " * 40)
+    out = tmp_path / "out"
+    command = ["encode", pages, "--model", tiny_model, "--to", out, "--chunk", "--shard-size", 4]
+    made = run_cli(*command)
+    assert made.code == 0, made.err
+    assert "texts is cut" in made.out
+    table = pq.read_table(sorted(out.glob("*.parquet"))).to_pylist()
+    assert len(table) > 4
+    whole = {document.id: document for document in read_documents(str(pages))}
+    assert {row["document"] for row in table} == {"guide#1.md", "note.html"} == whole.keys()
+    for row in table:
+        document, _, offset = row["id"].rpartition("#")
+        assert row["document"] == document
+        assert whole[document].text[int(offset) :].startswith(row["text"].partition("\n")[2] or row["text"])
+    vectors = SentenceTransformer(str(tiny_model), device="cpu").encode_document([row["text"] for row in table])
+    assert np.abs(vectors_of(out) - vectors).max() < 1e-5
+
+    before = {path.name: path.read_bytes() for path in out.glob("shard-*")}
+    (out / sorted(before)[1]).unlink()
+    assert "1 encoded now" in " ".join(run_cli(*command).out.split())
+    assert {path.name: path.read_bytes() for path in out.glob("shard-*")} == before
+    found = run_cli("search", out, "slow query", "-k", "2")
+    assert re.search(r"\d\.\d{4}  (guide#1\.md|note\.html)#\d+", found.out), found.out
+    for options, message in (
+        (("--chunk-tokens", 20), "the texts, their ids or their order, --chunk or --chunk-tokens differ"),
+        (("--chunk-tokens", 3), "has to be at least 16"),
+        (("--id", "name"), "--chunk reads documents"),
+    ):
+        refused = run_cli(*command, *options)
+        assert (refused.code, message in refused.err) == (2, True), refused.err
 
 
 @pytest.mark.parametrize(
@@ -293,7 +333,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused(
 def test_two_runs_never_write_into_one_folder(encoded: Path, same_job: tuple[Path | str, ...], run_cli: Cli) -> None:
     with FileLock(encoded / ".lock"):
         refused = run_cli("encode", *same_job)
-    assert (refused.code, "Another process encodes into" in refused.err) == (2, True)
+    assert (refused.code, "Another process is writing to" in refused.err) == (2, True)
 
 
 @pytest.mark.parametrize(("dtype", "factor"), [("float16", 1e6), ("float32", float("nan"))])
@@ -305,6 +345,6 @@ def test_a_vector_that_is_not_finite_is_refused(
     torch.nn.init.constant_(scale.linear.weight, factor)
     modules = [module for module in model.children() if not isinstance(module, Normalize)]
     SentenceTransformer(modules=[*modules, scale]).save_pretrained(str(tmp_path / "model"))
-    with pytest.raises(InputError, match=f"not finite in {dtype} for 50 of 50 texts, the first of them 'text 0"):
+    with pytest.raises(InputError, match=f"in {dtype} are not finite for 50 of 50 texts, the first of them 'text 0"):
         encode(Job(Texts(str(texts)), str(tmp_path / "model"), tmp_path / "to", dtype=dtype), devices=["cpu"])
     assert not list((tmp_path / "to").glob("shard-*"))

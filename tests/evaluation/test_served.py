@@ -146,23 +146,25 @@ def test_what_may_cost_without_limit_or_hold_a_secret_is_refused(
 
 
 def test_errors_of_the_server_are_tried_again_with_pauses(tmp_path: Path) -> None:
-    faults = {1: error(503, "overloaded"), 2: error(429, "slow down"), 3: "cut"}
+    faults = {1: error(503, "overloaded"), 2: error(429, "slow down"), 3: "cut", 4: error(429, "", retry_after="7")}
     pauses: list[float] = []
     with EmbeddingServer(fault=lambda number, _: faults.get(number)) as server:
         model = ServedModel(server.base_url, "tiny", "none", tmp_path, sleep=pauses.append)
         with closing(model):
             np.testing.assert_array_equal(model._get_embeddings(TEXTS), hashed(TEXTS))
-    assert pauses == [1.0, 2.0, 4.0]
+    assert pauses == [1.0, 2.0, 4.0, 7.0]
 
 
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
         (error(503, "overloaded"), "503"),
-        ("cut", "Failed to get response"),
+        ("cut", "Error: "),
         (error(429, "slow down"), "slow down"),
         (error(401, "Incorrect API key provided: sk-secret"), "Incorrect API key.*Set OPENAI_API_KEY"),
         (error(404, "no such model"), "Check --base-url"),
+        (error(429, "Insufficient balance"), "Insufficient balance.*Add credit"),
+        (error(403, "Forbidden"), "Forbidden.*Set OPENAI_API_KEY"),
         ([[1.0, float("nan")]] * 10, "zero or not finite"),
         ([[1.0, 2.0]] * 9, "9 vectors for 10 texts"),
         ([[1.0, 2.0]] * 10, "vectors of dimension 2; expected is one vector for each text, of dimension 8"),
@@ -175,6 +177,8 @@ def test_a_server_that_does_not_answer_with_vectors_is_given_up(
     with EmbeddingServer(fault=lambda number, _: fault if number >= 2 else None) as server:
         with pytest.raises(InputError, match=f"{message}.*are kept") as caught:
             embed(server, tmp_path)
+        # What no waiting fixes is asked once, after the probe and the first batch.
+        assert ("Insufficient" not in message) or len(server.requests) == 3
         assert "sk-secret" not in str(caught.value)
         server.fault = lambda _number, _texts: None
         before = len(server.requests)

@@ -151,9 +151,17 @@ def test_two_processes_train_together_and_one_of_them_does_the_rest(tiny_recipe:
     last = json.loads((out / "training" / "log.json").read_text(encoding="utf-8"))[-1]
     assert last["epoch"] > 0.5, "two steps of 8 rows, 4 of each process; of 4 they would be 0.3 epochs"
     assert SentenceTransformer(str(out / "release"), device="cpu").encode(["a text"]).shape == (1, 32)
-    refused = forked.run_ranks(*command, "--set", "data.rows=nowhere.jsonl")
-    assert {rank.returncode for rank in refused} & {2}
-    assert any("Error: data.rows is 'nowhere.jsonl'" in rank.stderr for rank in refused)
+    for override, message in (
+        ("data.rows=nowhere.jsonl", "Error: data.rows is 'nowhere.jsonl'"),
+        # Stock hands each process another batch.
+        (
+            "batches=null",
+            "have fewer negatives than others. Add the section `batches: {}`",
+        ),
+    ):
+        refused = forked.run_ranks(*command, "--set", override)
+        assert {rank.returncode for rank in refused} & {2}
+        assert any(message in rank.stderr for rank in refused), refused
 
 
 def test_help_needs_no_deep_learning_library() -> None:

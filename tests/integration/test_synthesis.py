@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthesis.running import process
+from synthesis.running import PRICE, process
 
 pytestmark = pytest.mark.integration
 
@@ -38,6 +38,8 @@ def test_kills_lose_no_answer_and_pay_only_what_was_in_flight_twice(tmp_path: Pa
     assert run["lost"] == 0
     assert run["torn"] > 0
     assert len(billed) <= 200 + 12 * 8 + 1
+    usd = sum(line["prompt_tokens"] * PRICE["input"] + line["completion_tokens"] * PRICE["output"] for line in billed)
+    assert usd / 1e6 <= run["counted"] + 1e-9, "what was in flight at a kill counts as spent"
 
 
 def test_a_kill_between_any_two_steps_of_a_batch_pays_nothing_twice(tmp_path: Path) -> None:

@@ -82,7 +82,9 @@ def test_what_is_saved_is_accepted(model: str, rotary: str, pooling: str, split:
         ours[0].processing_kwargs = {"text": {"split_special_tokens": True}}
     saved = tmp_path / "saved"
     ours.save_pretrained(str(saved), create_model_card=False)
-    assert diagnose(str(saved)).findings == []
+    # A warning that is true: some readers have no such option.
+    told = {"special tokens in texts"} if split else set()
+    assert {finding.trap for finding in diagnose(str(saved)).findings} <= told
     for loaded in (SentenceTransformer(str(saved), device="cpu"), LLMSentenceTransformer(saved, device="cpu")):
         np.testing.assert_array_equal(loaded.encode(TEXTS), ours.encode(TEXTS))
 

@@ -9,7 +9,7 @@ from sentence_transformers.base.model import BaseModel
 from sentence_transformers.sentence_transformer.modules import Transformer
 
 from st_llm_embed import LLMSentenceTransformer
-from st_llm_embed.modules.transformer import DecoderTransformer
+from st_llm_embed.modules.transformer import CheckedTransformer
 
 EXPLANATION = (
     "sentence-transformers changed {name}, a private method that LLMSentenceTransformer overrides. Read the new code, "
@@ -53,6 +53,6 @@ def test_no_other_private_method_is_overridden() -> None:
     inherited = {name for name in own if any(name in vars(base) for base in LLMSentenceTransformer.__mro__[1:])}
     # abc keeps its own entry in every class.
     assert inherited - {"_abc_impl"} == {"_load_module_class_from_ref", "_inference"}
-    assert {name for name in vars(DecoderTransformer) if hasattr(Transformer, name) and name.startswith("_load")} == {
+    assert {name for name in vars(CheckedTransformer) if hasattr(Transformer, name) and name.startswith("_load")} == {
         "_load_model"
     }

@@ -18,6 +18,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoTokenizer
 
 from st_llm_embed import InputError, LLMSentenceTransformer, Recipe
+from st_llm_embed.modules.stock import load_stock
 from st_llm_embed.training.adapter import load_adapter, starting_model
 
 TEXTS = ["a question", "Instruct: x\nQuery: y", ""]
@@ -66,9 +67,9 @@ def without(part: str) -> Damage:
     return tensors(lambda weights: {key: weight for key, weight in weights.items() if part not in key})
 
 
-def with_number(number: float) -> Damage:
+def with_number(number: float, name: str = "layers.1.mlp.up_proj.weight") -> Damage:
     def change(weights: Tensors) -> Tensors:
-        [key] = [key for key in weights if key.endswith("layers.1.mlp.up_proj.weight")]
+        [key] = [key for key in weights if key.endswith(name)]
         weights[key][3, 3] = number
         return weights
 
@@ -180,7 +181,7 @@ def test_a_base_whose_end_token_has_no_embedding_is_refused(
     assert message in str(error.value)
 
 
-def test_a_pooler_that_no_embedding_is_read_from_may_be_missing(tmp_path: Path) -> None:
+def test_a_stock_encoder_has_every_weight_but_a_pooler_that_is_not_read(tmp_path: Path) -> None:
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
@@ -193,6 +194,21 @@ def test_a_pooler_that_no_embedding_is_read_from_may_be_missing(tmp_path: Path) 
     without("pooler")(tmp_path / "saved")
     ours = LLMSentenceTransformer(tmp_path / "saved", device="cpu")
     np.testing.assert_array_equal(ours.encode(TEXTS), stock.encode(TEXTS))
+    without("pooler")(tmp_path / "bert")
+    for name, damage, message in (
+        ("saved", renamed(("encoder", "body")), "16 are missing"),
+        ("bert", without("output.dense.weight"), "2 are missing"),
+        ("bert", with_number(np.nan, "layer.0.intermediate.dense.weight"), "have a NaN"),
+        ("saved", written("model.safetensors", POINTER), "is a Git LFS pointer"),
+    ):
+        loaded = load_stock(str(tmp_path / name), "student", "Give an encoder.")
+        assert [type(module) for module in (loaded, *loaded)] == [SentenceTransformer, Transformer, Pooling]
+        np.testing.assert_array_equal(loaded.encode(TEXTS), stock.encode(TEXTS))
+        shutil.copytree(tmp_path / name, tmp_path / "damaged", dirs_exist_ok=True)
+        damage(tmp_path / "damaged")
+        with pytest.raises(InputError, match=f"{message}.*"):
+            load_stock(str(tmp_path / "damaged"), "student", "Give an encoder.")
+        shutil.rmtree(tmp_path / "damaged")
 
 
 ADAPTER = "adapter_model.safetensors"

@@ -108,9 +108,11 @@ class Batches:
             results["output" if good else "error"].append(result)
         for what, found in results.items():
             if found:
-                content = "".join(json.dumps(result) + "\n" for result in found).encode()
-                batch[f"{what}_file_id"] = self._store(content)["id"]
-        batch["status"] = outcome
+                content = [json.dumps(result) for result in found]
+                if outcome == "damaged":
+                    content[:2] = [content[0][: len(content[0]) // 2], "\0"]
+                batch[f"{what}_file_id"] = self._store("".join(f"{line}\n" for line in content).encode())["id"]
+        batch["status"] = "completed" if outcome == "damaged" else outcome
 
     def _result(self, line: dict[str, Any], outcome: str) -> dict[str, Any]:
         name = line["custom_id"]

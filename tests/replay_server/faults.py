@@ -19,7 +19,7 @@ class Answer(NamedTuple):
 NOT_BILLED = ("rate_limit", "server_error", "bad_request")
 """The request is turned away; no answer is computed."""
 
-DELIVERIES = ("hang", "cut_before_headers", "cut_in_body", "html", "straggler")
+DELIVERIES = ("hang", "cut_before_headers", "cut_in_body", "html", "straggler", "gateway_timeout", "drip")
 """The answer is computed and billed, and reaches the client late, in part or not at all."""
 
 ANSWERS: Mapping[str, Callable[[str], Answer]] = {
@@ -41,11 +41,16 @@ class Faults:
         storm: arrival numbers (first, end) that all get 429, the end not included.
         retry_after: seconds that a 429 asks to wait; None for no header.
         quota_after: from this arrival number on, every request gets 429 insufficient_quota.
+        spared: so many of the first requests have no fault of `shares`.
+        thoughts: tokens billed for each answer beside those of its text, reported in total_tokens alone; where they
+            alone pass the limit of an answer, they do not count for it.
+        zero_usage: report a usage of zeros.
         straggler_factor: a straggler takes this many times the latency.
         reject_response_format: response_format types that get 400.
         ignore_response_format: answer as if none had been given.
         batch_polls: status polls from creation to the end of a batch.
-        batch_outcomes: how the first, second, ... batch ends; all others are completed.
+        batch_outcomes: how the first, second, ... batch ends; all others are completed. A damaged one is completed,
+            with a line of its output cut and another one lost.
         batch_error_share: share of a batch's lines that fail with 500, in the error file.
     """
 
@@ -54,11 +59,14 @@ class Faults:
     storm: tuple[int, int] = (0, 0)
     retry_after: float | None = 1.0
     quota_after: int | None = None
+    spared: int = 0
+    thoughts: int = 0
+    zero_usage: bool = False
     straggler_factor: float = 20.0
     reject_response_format: tuple[str, ...] = ()
     ignore_response_format: bool = False
     batch_polls: int = 2
-    batch_outcomes: tuple[Literal["completed", "expired", "failed"], ...] = ()
+    batch_outcomes: tuple[Literal["completed", "expired", "failed", "damaged"], ...] = ()
     batch_error_share: float = 0.0
 
     def __post_init__(self) -> None:
@@ -77,6 +85,8 @@ class Faults:
         within = int.from_bytes(digest[4:]) / 2**32
         if self.storm[0] <= number < self.storm[1]:
             return "rate_limit", within
+        if number < self.spared:
+            return None, within
         position = int.from_bytes(digest[:4]) / 2**32
         for kind, share in self.shares.items():
             if position < share:

@@ -130,7 +130,8 @@ class ReplayServer:
         if reply.fault in ("hang", "cut_before_headers"):
             handler.close_connection = True
         else:
-            _deliver(handler, reply, cut=reply.fault == "cut_in_body")
+            drip = self._stopped.wait if reply.fault == "drip" else None
+            _deliver(handler, reply, cut=reply.fault == "cut_in_body", drip=drip)
 
     def _reply(self, content: bytes, number: int) -> Reply:
         fault, within = self._faults.draw(number)
@@ -145,7 +146,8 @@ class ReplayServer:
             headers["x-ratelimit-limit-requests"] = str(self._requests_per_minute)
         late = self._faults.straggler_factor if fault == "straggler" else 1.0
         reply = reply._replace(headers=headers, fault=fault, late=late)
-        return reply._replace(body=HTML, content_type="text/html") if fault == "html" else reply
+        page = reply._replace(body=HTML, content_type="text/html")
+        return {"html": page, "gateway_timeout": page._replace(status=504)}.get(str(fault), reply)
 
     def _turned_away(self, fault: str, within: float) -> Reply:
         match fault:
@@ -179,14 +181,16 @@ class ReplayServer:
             return _error(400, str(error))
         if isinstance(text, Reply):
             return text
-        answer = _cut(text, body.get("max_completion_tokens"))
+        thoughts, limit = self._faults.thoughts, body.get("max_completion_tokens")
+        answer = _cut(text, limit - thoughts if limit and thoughts < limit else limit)
         if fault is not None:
             self._faulty[fault] += 1
             answer = ANSWERS[fault](text) if fault in ANSWERS else answer
         prompt_tokens = _tokens(prompt_text(body["messages"])) + 4 * len(body["messages"])
         completion_tokens = _tokens(answer.content or answer.refusal or "")
+        self._bill({"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens + thoughts}, custom_id)
         usage = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
-        self._bill(usage, custom_id)
+        usage["total_tokens"] = prompt_tokens + completion_tokens + thoughts
         message = {"role": "assistant", "content": answer.content, "refusal": answer.refusal}
         completion = {
             "id": f"chatcmpl-{time.time_ns():x}",
@@ -194,7 +198,7 @@ class ReplayServer:
             "created": int(time.time()),
             "model": body["model"],
             "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish_reason}],
-            "usage": {**usage, "total_tokens": prompt_tokens + completion_tokens},
+            "usage": dict.fromkeys(usage, 0) if self._faults.zero_usage else usage,
         }
         return _json(200, completion)
 
@@ -249,13 +253,24 @@ def _handler(server: ReplayServer) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def _deliver(handler: BaseHTTPRequestHandler, reply: Reply, *, cut: bool = False) -> None:
+def _deliver(
+    handler: BaseHTTPRequestHandler,
+    reply: Reply,
+    *,
+    cut: bool = False,
+    drip: Callable[[float], bool] | None = None,
+) -> None:
     handler.send_response(reply.status)
     for name, value in {"content-type": reply.content_type, **reply.headers}.items():
         handler.send_header(name, value)
     handler.send_header("content-length", str(len(reply.body)))
     handler.end_headers()
-    handler.wfile.write(reply.body[: len(reply.body) // 2] if cut else reply.body)
+    for byte in reply.body if drip else b"":  # until the client has gone
+        handler.wfile.write(bytes([byte]))
+        handler.wfile.flush()
+        drip(0.1)
+    if not drip:
+        handler.wfile.write(reply.body[: len(reply.body) // 2] if cut else reply.body)
     handler.close_connection = handler.close_connection or cut
 
 

@@ -35,7 +35,8 @@ def live(url: str, folder: Path) -> None:
         before = now[: now.rfind(b"\n") + 1]
     answer_all(recipe, folder)
     lost += not path.read_bytes().startswith(before)
-    report(recipe, folder, lost=lost, torn=torn)
+    counted = sum(json.loads(line).get("usd", 0.0) for line in path.read_bytes().splitlines())
+    report(recipe, folder, lost=lost, torn=torn, counted=counted)
 
 
 def batch(url: str, folder: Path) -> None:

@@ -48,10 +48,10 @@ def synthesis(server: ReplayServer | str, requests: int = 40, **changes: Any) ->
 
 
 def without_probes(recipe: Synthesis, folder: Path) -> Synthesis:
-    """Write down that the server's models only answer in JSON when the prompt asks for it, so that none is probed."""
+    """Write down that the server's models answer by a schema, so that none is probed."""
     with Journal(folder) as journal:
         for model in recipe.endpoint.models:
-            known = {"status": "format", "model": model, "base_url": recipe.endpoint.base_url, "format": "prompt"}
+            known = {"status": "format", "model": model, "base_url": recipe.endpoint.base_url, "format": "json_schema"}
             journal.append(known)
     return recipe
 

@@ -123,6 +123,38 @@ def test_what_was_submitted_is_collected_though_the_recipe_has_changed(tmp_path:
     assert sorted(answered(tmp_path)) == billed_once(log) == sorted(planned_keys(recipe) + planned_keys(changed))
 
 
+def test_a_damaged_line_costs_that_line(tmp_path: Path) -> None:
+    with ReplayServer(made_up_answer, faults=Faults(batch_outcomes=("damaged",), batch_polls=1)) as server:
+        recipe = recipe_for(server, tmp_path, 10)
+        assert batch_answer_all(recipe, tmp_path).done == 10
+        assert server.stats()["billed"]["requests"] == 12
+    assert sorted(answered(tmp_path)) == planned_keys(recipe)
+    [cut, lost] = sorted(record["body"] for record in records(tmp_path, "maybe paid"))[::-1]
+    assert cut.startswith('{"id": "batch_req_'), "the line is kept as far as it came"
+    assert lost == "a line of the batch's output is damaged"
+
+
+def test_batches_that_are_lost_are_given_up_on_request(tmp_path: Path) -> None:
+    with ReplayServer(made_up_answer, faults=Faults(batch_polls=1)) as server:
+        recipe = recipe_for(server, tmp_path, 10)
+
+        class Stops(batch.BatchClient):
+            def _collect_all(self, *_: Any) -> None:
+                raise KeyboardInterrupt
+
+        with pytest.raises(InputError, match="Stopped"):
+            batch_answer_all(recipe, tmp_path, kind=Stops)
+    with ReplayServer(made_up_answer, faults=Faults(batch_polls=1), port=server.port) as server:  # knows of no batch
+        with pytest.raises(InputError, match=r"answers: .*404.* --give-up-batches"):
+            batch_answer_all(recipe, tmp_path)
+        assert (batch.give_up_batches(tmp_path), batch.give_up_batches(tmp_path)) == (1, 0)
+        assert batch_answer_all(recipe, tmp_path).done == 10
+    assert sorted(answered(tmp_path)) == planned_keys(recipe)
+    lost = records(tmp_path, "maybe paid")
+    assert sorted(record["key"] for record in lost) == planned_keys(recipe)
+    assert all(record["tokens"] > 1000 for record in lost)
+
+
 def test_the_key_is_nowhere(tmp_path: Path) -> None:
     def echo(_: dict[str, Any]) -> str:
         return json.dumps({"user_query": KEY})

@@ -7,9 +7,11 @@ import pytest
 
 from st_llm_embed.data.rows import Row, read_rows, rows_file
 from st_llm_embed.synthesis.filters import check_language, check_texts
+from st_llm_embed.synthesis.flaws import flaw_of
 from st_llm_embed.synthesis.parsing import is_refusal
 
 LONG = "Water boils sooner in the mountains, because less air weighs on it there than at the coast. "
+NUMBERS = " ".join(map(str, range(7_000)))
 QUERY = "why does water boil sooner in the mountains"
 TEXTS = {
     "empty": ("sts", ("a cat", " \u200b\n", "a dog"), "empty text"),
@@ -44,10 +46,10 @@ TEXTS = {
     "short hard negative": ("short-long", (QUERY, LONG, "No."), "too short"),
     "short text of long-long": ("long-long", ("Less air weighs on it.", LONG), "too short"),
     "short text of long-short": ("long-short", ("ok", "yes", "no"), None),
-    "long query": ("short-long", ("why " * 501, LONG, LONG + "Not so."), "too long"),
-    "long document": ("short-long", (QUERY, LONG * 400, LONG), "too long"),
-    "rather long document": ("short-long", (QUERY, LONG * 300, LONG), None),
-    "long text of long-short": ("long-short", (LONG * 300, "physics", "chemistry"), None),
+    "long query": ("short-long", (NUMBERS[:2_100], LONG, LONG + "Not so."), "too long"),
+    "long document": ("short-long", (QUERY, NUMBERS, LONG), "too long"),
+    "rather long document": ("short-long", (QUERY, NUMBERS[:28_000], LONG), None),
+    "long text of long-short": ("long-short", (NUMBERS[:28_000], "physics", "chemistry"), None),
     "a text as a label": ("long-short", (LONG, LONG * 3, "chemistry"), "too long"),
     "a sentence as a label": ("long-short", (LONG, LONG, "chemistry"), "anchor repeated"),
     "a long label": ("long-short", (LONG, "a question about the boiling point of water in the mountains", "no"), None),
@@ -60,6 +62,80 @@ TEXTS = {
 def test_texts(task_type: str, texts: tuple[str, ...], reason: str | None) -> None:
     problem = check_texts(dict(zip(("anchor", "positive", "negative"), texts, strict=False)), task_type)
     assert (problem and problem.reason) == reason
+
+
+FLAWED = {
+    "broken characters": ["a \ufffd", "a\x00b", "a\x1bb", "a\x0crac{1}{2}", "a\x92s", "FÃ¼r groÃŸe BÃ¤ume."],
+    "double escapes": [
+        r"a caf\u00e9",
+        r"\u0440\u0430\u0437",
+        r"First this.\nThen that.",
+        r"One\n\nTwo",
+        r"He said \"no\" and left.",
+        "It&#39;s late.",
+        "caf&eacute;",
+    ],
+    "joined strings": ['Rain fell" + "all night.', 'Rain fell " +\n "all night.', "Rain fell'+'all night."],
+    "placeholder": [
+        "[Insert document here]",
+        "Dear [Your Name], it rained.",
+        "It is <your text>.",
+        "<insert a query>",
+        "{some sentence in German}",
+        "Lorem ipsum dolor sit amet.",
+        "[Name einfügen]",
+        "[Insérer le texte]",
+        "【请在此处填写内容】",
+        "<positive document>",
+        "[a short German query]",
+    ],
+    "repetition": [
+        "It rained." + " the oil" * 900,
+        "no " * 60,
+        "下雨了。" * 40,
+        "It rained all night, and nobody came to the old bridge by the mill. " * 6,
+        "1. Turn the valve.\n2. Wait.\n" * 9,
+        f"{LONG * 2}\n" * 4,
+        "ha" * 400 + "!",
+    ],
+}
+
+
+@pytest.mark.parametrize(("flaw", "text"), [(flaw, text) for flaw, texts in FLAWED.items() for text in texts])
+def test_flawed_texts(flaw: str, text: str) -> None:
+    assert flaw_of(text) == flaw
+    problem = check_texts({"anchor": QUERY, "positive": f"{LONG}{text}", "negative": LONG}, "short-long")
+    assert (problem and problem.reason) == flaw or text[0] in "<[{【"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r'print("\u00e9".encode())',
+        r"The class [\u4e00-\u9fff] matches Chinese characters.",
+        r'printf("Done.\nBye.\n\n"); puts(\'a.\nb\');',
+        r"%s is the place of the string. \n is a new line, \t a tab.",
+        r"G\"odel wrote it as \"Uber formal unentscheidbare S\"atze in LaTeX, with $\neq$ and \nabla.",
+        'greeting = "Hello, " + "world" + name + "!"',
+        "Strings can be joined with '+', or with \"+\" in other languages.",
+        '<insert id="add">INSERT INTO t VALUES (1)</insert> { insert into t values (2) }',
+        "git clone https://example.org/<your-name>/repo.git && export KEY=<token>",
+        r"\emph{the text} and \textbf{some answer}; see [your blog](https://example.org) and press [Insert]",
+        'He said that "[my brother] was late" [sic]. List<String> a = [1, 2, 3];',
+        "It prints cafÃ© for café.",
+        "Ça coûte 5 € à l’hôtel « Zoë ».",
+        "Row, row, row your boat\nGently down the stream\n" * 3,
+        "na na na na na na na na, hey hey, goodbye",
+        "CH3-CH2-CH2-CH2-CH2-CH2-CH2-CH2-CH2-CH2-CH2-COOH",
+        "| a | b |\n" + "|---|---|\n" + "-" * 300,
+        "Chapter 1 " + "." * 300,
+        "0.1, 0.2, 0.3\n- one\n- two\n- three\n- four\n- five\n- six",
+        "Line one\tof two\r\nline two\u2028\u200b\u00ad\ue000",
+        "AT&T and Q&A; a < b && c > d; &lt;p&gt;",
+    ],
+)
+def test_texts_without_a_flaw(text: str) -> None:
+    assert flaw_of(text) is None
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import yaml
 from conftest import Outcome
-from replay_server import ReplayServer, made_up_answer
+from replay_server import Faults, ReplayServer, made_up_answer
 from synthesis.running import (
-    always,
+    PRICE,
     answer_all,
     answered,
     asking,
@@ -31,6 +31,7 @@ from synthesis.running import (
 from st_llm_embed.errors import InputError
 from st_llm_embed.pipeline import run_synthesis
 from st_llm_embed.recipe import Recipe
+from st_llm_embed.synthesis.generate import STAND_IN
 
 RunCli = Callable[..., Outcome]
 KEY = "sk-recognisable-0123456789"
@@ -49,6 +50,44 @@ def write_recipe(folder: Path, server: ReplayServer | str, requests: int = 40, *
 def server() -> Iterator[ReplayServer]:
     with ReplayServer(made_up_answer) as server:
         yield server
+
+
+@pytest.mark.parametrize(("plan", "prompts"), [({}, 1), ({"tasks": None, "brainstorm_requests": 6}, 2)])
+def test_a_dry_run_shows_a_prompt_of_each_step(
+    plan: dict[str, Any], prompts: int, server: ReplayServer, tmp_path: Path, run_cli: RunCli
+) -> None:
+    outcome = run_cli("synthesize", write_recipe(tmp_path, server, plan=plan), "--dry-run")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.count("JSON") >= prompts
+    assert (STAND_IN in outcome.out) == (prompts == 2)
+    assert server.stats()["received"] == 0
+
+
+def test_an_estimate_weighs_task_types_and_has_the_judge(tmp_path: Path, run_cli: RunCli) -> None:
+    def answer(body: dict[str, Any]) -> str:
+        if body["model"] == "j":
+            return json.dumps({"score": 5})
+        answer = json.loads(made_up_answer(body))
+        long = "user_query" in answer  # short-long costs most and is rare
+        return json.dumps({name: text * (8 if long and isinstance(text, str) else 1) for name, text in answer.items()})
+
+    plan = {"tasks": None, "preset": "custom", "task_types": {"short-long": 1, "sts": 4, "short-short": 5}}
+    with ReplayServer(answer) as server:
+        filters = {"judge_model": "j", "near_duplicates": None, "languages": False}
+        budget = {"prices": dict.fromkeys(("m", "j"), PRICE)}
+        parameters = {"max_completion_tokens": 4000}
+        options = {"plan": plan | {"brainstorm_requests": 6}, "filters": filters, "budget": budget}
+        recipe = write_recipe(tmp_path, server, 100, parameters=parameters, **options)
+        outcome = run_cli("synthesize", recipe, "--output-dir", tmp_path / "out", "--estimate", "12")
+        assert outcome.code == 0, outcome.err
+        assert run_cli("synthesize", recipe, "--output-dir", tmp_path / "out").code == 0
+    real = records(tmp_path / "out" / "journal", "answered")
+    for step in ("example", "judge"):
+        [row] = [line for line in outcome.out.splitlines() if step in line]
+        tokens = int(re.findall(r"[\w.,%]+", row)[3].replace(",", ""))
+        spent = [one["tokens"] for one in real if one["step"] == step]
+        assert tokens == pytest.approx(sum(spent[-100:]), rel=0.25), step
+    assert "minutes" in outcome.out
 
 
 def refused(outcome: Outcome, *expected: str) -> None:
@@ -83,7 +122,15 @@ def test_a_finished_run_asks_nothing_again_whatever_is_filtered(
     assert server.stats()["received"] == received
     more = run_cli("synthesize", recipe, "--output-dir", out, "--set", "synthesis.plan.requests=50")
     assert more.code == 0, more.err
+    assert (
+        "examples: 10 to ask, 40 answered already, 0 answers set aside because settings changed; at most $" in more.err
+    )
     assert server.stats()["received"] == received + 10
+    changed = ["--set", "synthesis.endpoint.parameters.temperature=0.5", "--estimate", "6"]
+    assert run_cli("synthesize", recipe, "--output-dir", out, *changed).code == 0
+    changed[-2:] = ["--set", "synthesis.plan.requests=10"]
+    other = run_cli("synthesize", recipe, "--output-dir", out, *changed)
+    assert re.search(r"examples: \d+ to ask, \d answered already, 5\d answers set aside", other.err)
 
 
 def test_an_estimate_sends_k_requests_a_step_and_the_run_uses_their_answers(
@@ -95,8 +142,10 @@ def test_an_estimate_sends_k_requests_a_step_and_the_run_uses_their_answers(
     assert server.stats()["received"] == 1 + 40
     [row] = [line for line in outcome.out.splitlines() if "example" in line]
     _, requests, usable, tokens, usd, _ = re.findall(r"[\w.,%]+", row)
-    assert (requests, usable) == ("200", "100%")
     assert run_cli("synthesize", recipe, "--output-dir", out).code == 0
+    rows = json.loads((out / "dataset" / "statistics.json").read_text(encoding="utf-8"))["rows"]
+    assert requests == "200"
+    assert int(usable.rstrip("%")) == pytest.approx(rows / 2, abs=12), "kept by the filters"
     assert server.stats()["received"] == 1 + 200
     real = records(out / "journal", "answered")
     assert int(tokens.replace(",", "")) == pytest.approx(sum(record["tokens"] for record in real), rel=0.15)
@@ -104,7 +153,7 @@ def test_an_estimate_sends_k_requests_a_step_and_the_run_uses_their_answers(
     plan = {"tasks": None, "brainstorm_requests": 50}
     other = write_recipe(tmp_path, server, 200, plan=plan, parameters={"max_completion_tokens": 2000})
     assert "brainstorm" in run_cli("synthesize", other, "--output-dir", tmp_path / "other", "--estimate", "5").out
-    assert server.stats()["received"] == 201 + 1 + 5 + 5
+    assert server.stats()["received"] == 201 + 1 + 5 + 6, "one of each task type at least"
 
 
 @pytest.mark.parametrize("option", [("--dry-run",), ("--estimate", "5")])
@@ -218,7 +267,7 @@ def test_an_interrupt_waits_for_what_is_in_flight(number: signal.Signals, tmp_pa
 
 
 def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
-    with ReplayServer(made_up_answer, faults=always("hang")) as server:
+    with ReplayServer(made_up_answer, faults=Faults(shares={"hang": 1.0}, spared=1)) as server:
         recipe = without_probes(synthesis(server), tmp_path)
 
         def interrupt_twice() -> None:

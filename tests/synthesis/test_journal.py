@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from synthesis.running import small_disk
 
+from st_llm_embed.api.budget import Cost
 from st_llm_embed.errors import InputError
-from st_llm_embed.synthesis.journal import Journal, read_journal, read_record, request_record
+from st_llm_embed.synthesis.journal import Journal, read_answers, read_journal, read_record, request_record
 from st_llm_embed.synthesis.plan import Request
 
 BODY = '{"choices": [{"message": {"content": "a line\\nend, \\"body\\":\\"x\\", Übung 🙂"}}]}'
@@ -51,6 +52,40 @@ def test_what_was_written_is_there_again(tmp_path: Path) -> None:
             assert number > 3 or whole["body"] == BODY
             offset += size
     assert offset == path.stat().st_size
+
+
+def test_what_is_in_flight_counts_as_spent_until_something_is_said_of_it(tmp_path: Path) -> None:
+    with Journal(tmp_path) as journal:
+        for number, (times, status) in enumerate(
+            ((1, "answered"), (5, "answered"), (1, "maybe paid"), (0, ""), (1, ""))
+        ):
+            one = request(number, number)
+            journal.begin(one, Cost(10, 0.5), "m with max_tokens 4")
+            if status:
+                journal.append(request_record(one, status, 10 * times, 0.5 * times, body=""))
+            elif not times:
+                journal.append({"status": "not billed", "key": one.key, "body": "status 429"})
+        assert journal.excess == {"m with max_tokens 4": 7.5}
+        assert (journal.usd, journal.tokens) == (3.5, 70)
+    for _ in range(2):  # the process ended with one in flight
+        with Journal(tmp_path) as journal:
+            assert (journal.usd, journal.tokens) == (4.0, 80)
+            assert not journal.has(request(4, 4))
+            assert journal.excess == {"m with max_tokens 4": 7.5}
+
+
+def test_what_was_refused_is_asked_again_on_request(tmp_path: Path) -> None:
+    with Journal(tmp_path) as journal:
+        for number, fields in enumerate(({}, {"refused": True}, {"refused": True})):
+            journal.append(request_record(request(number, number), "answered", 0, 0.0, body="{}", **fields))
+        assert journal.ask_again() == 2
+        answer(journal, request(2, 2))
+        assert journal.ask_again() == 0
+    with Journal(tmp_path) as journal:
+        assert [journal.has(request(number, number)) for number in range(3)] == [True, False, True]
+        assert (journal.answers("example"), journal.answers("judge")) == (2, 0)
+    [record] = read_answers(journal.path, "example", [request(2, 2)])
+    assert record["body"] == BODY, "the last answer"
 
 
 def test_a_last_record_cut_anywhere_is_cut_off_and_the_rest_stays(tmp_path: Path) -> None:

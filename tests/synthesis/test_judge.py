@@ -110,9 +110,9 @@ def test_each_answer_is_parsed_once_and_each_row_embedded_once(mode: str, tiny_b
             statistics = run_synthesis(recipe, tmp_path / "run")
     answered = records(tmp_path / "run" / "journal", "answered")
     assert len(answered) == 2 * ROWS
-    assert counts["parsed"] == Counter(
-        json.loads(record["body"])["choices"][0]["message"]["content"] for record in answered
-    )
+    contents = Counter(json.loads(record["body"])["choices"][0]["message"]["content"] for record in answered)
+    # While they come, live answers are looked at once more, so as not to pay for useless ones to the end.
+    assert contents <= counts["parsed"] <= (contents + contents if mode == "live" else contents)
     dataset = tmp_path / "run" / "dataset"
     kept = [part["anchor"] for split in ("train", "validation") for part in load_split(dataset, split).values()]
     assert counts["embedded"].keys() >= {anchor for anchors in kept for anchor in anchors}

@@ -137,7 +137,11 @@ def test_statistics_and_card_are_those_of_the_files(written: Any) -> None:
     assert statistics["cost"]["by_model"]["sample"] == {"answered": 600, "tokens": 60_000, "usd": 6.0}
     assert statistics["cost"]["usd"] == pytest.approx(6)
     card = DatasetCard.load(folder / "README.md")
-    assert card.data.language == sorted({row[side] for row in rows for side in ("language", "target_language")})
+    spoken = {row[side] for row in rows for side in ("language", "target_language")}
+    assert card.data.language[:2] == ["multilingual", "en"]
+    assert set(card.data.language[1:]) <= spoken
+    assert f"and {len(spoken) - 5} others." in card.text
+    assert "written by sample: an anchor" in card.text
     configurations = ["bitext", "long-long", "long-short", "short-long", "short-short", "sts", "tasks", "rejected"]
     assert [config["config_name"] for config in card.data.to_dict()["configs"]] == configurations
     for text in (
@@ -285,7 +289,7 @@ def test_one_broken_answer_spoils_nothing(tmp_path: Path) -> None:
     counts = write(section, tmp_path / "j", tmp_path / "dataset")
     assert counts.total() == 36
     rejected = pq.read_table(tmp_path / "dataset" / "rejected" / "rejected.parquet").to_pylist()
-    assert Counter(row["reason"] for row in rejected) == {"broken characters": 1, "not JSON": 1, "empty text": 2}
+    assert Counter(row["reason"] for row in rejected) == {"broken characters": 3, "not JSON": 1}
 
 
 def test_no_rows_at_all_say_why(tmp_path: Path) -> None:

@@ -128,6 +128,10 @@ def test_pauses_grow_while_the_server_goes_on_refusing_whatever_it_asks_for() ->
         ({"retry-after": "soon"}, None),
         ({"retry-after": "nan"}, None),
         ({"retry-after": "-3"}, 0.0),
+        ({"retry-after": "1e300"}, 7200.0),
+        ({"retry-after": "inf"}, 7200.0),
+        ({"retry-after": formatdate(9_000_000, usegmt=True)}, 7200.0),
+        ({"retry-after": "Mon, 01 Jan 99999 00:00:00 GMT"}, None),
     ],
 )
 def test_retry_after_in_all_its_forms(headers: dict[str, str], seconds: float | None) -> None:

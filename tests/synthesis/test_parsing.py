@@ -8,18 +8,19 @@ from typing import Any
 import pytest
 
 from st_llm_embed.api.exchange import json_object
-from st_llm_embed.synthesis.parsing import Rejection, content_of, parse_answer
+from st_llm_embed.synthesis.parsing import Rejection, parse_completion
 from st_llm_embed.synthesis.plan import BRAINSTORM_SCHEMA, EXAMPLE_SCHEMAS, JUDGE_SCHEMA
 
 GOOD = {"S1": "Rain fell all night.", "S2": "It rained until morning.", "S3": "Snow fell all night."}
 PLAIN = json.dumps(GOOD)
 INDENTED = json.dumps(GOOD, indent=2)
+DRAFT = json.dumps(dict.fromkeys(GOOD, "draft"))
+TRAILING = json.dumps(GOOD | {"S1": 'Rain, "cats" and dogs: all night.'}).replace('\\"', '"')[:-1] + ",}"
 
 
 def verdict(body: str, schema: dict[str, Any] = EXAMPLE_SCHEMAS["sts"]) -> str | dict[str, Any]:
     """The reason of the rejection, or the fields."""
-    content = content_of(json_object(body))
-    answer = content if isinstance(content, Rejection) else parse_answer(content, schema)
+    answer = parse_completion(json_object(body), schema)
     return answer.reason if isinstance(answer, Rejection) else answer
 
 
@@ -28,6 +29,8 @@ def said(content: Any, finish_reason: str = "stop", **message: Any) -> str:
     message = {"role": "assistant", "content": content, **message}
     return json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": finish_reason}]})
 
+
+CURLY = "{“S1”: “Rain, “cats”, and dogs.”, “S2”: “It rained until morning.”, “S3”: “Snow fell all night.”}"
 
 CONTENTS = {
     "plain": (PLAIN, GOOD),
@@ -55,10 +58,32 @@ CONTENTS = {
     "thought without a thought": (f"<think>\n\n</think>\n\n```json\n{PLAIN}\n```", GOOD),
     "thought to the end": (f"<think>I would write {PLAIN}, or rather", "not JSON"),
     "thought and then declined": (f"<think>{PLAIN}?</think>I can't assist with that.", "refusal"),
+    "prose, and the tag within a text": (
+        "Here: " + json.dumps(GOOD | {"S2": "a </think> b"}),
+        GOOD | {"S2": "a </think> b"},
+    ),
+    "a thought of many braces": ("<think>" + '{"x", ' * 3_000 + f"</think>{PLAIN}", GOOD),
+    "thought after the answer": (f"{PLAIN}<think>Or {DRAFT}?", GOOD),
+    "thought after the answer, ended": (f"{PLAIN}<think>Or {DRAFT}?</think>", GOOD),
     "the tag within a text": (json.dumps(GOOD | {"S2": "a </think> b"}), GOOD | {"S2": "a </think> b"}),
     "extra key": (json.dumps(GOOD | {"explanation": "why", "score": 3}), GOOD),
-    "two objects": (f"{PLAIN}\n{json.dumps(dict.fromkeys(GOOD, 'other'))}", GOOD),
-    "within another object": (json.dumps({"example": GOOD}), GOOD),
+    "a draft and the answer": (f"{DRAFT}\nBetter:\n{PLAIN}", GOOD),
+    "a draft and a broken answer": (f"{DRAFT}\nBetter:\n{PLAIN[:-1]},}}", GOOD),
+    "an answer and part of another": (f"{PLAIN}\n{PLAIN[:30]}", GOOD),
+    "within another object": (json.dumps({"draft": json.loads(DRAFT), "example": [GOOD]}), GOOD),
+    "keys in other case": (PLAIN.replace("S1", " s1").replace("S2", "s_2").replace("S3", "s 3"), GOOD),
+    "a key in two cases": (PLAIN[:-1] + ', "s3": "Hail fell."}', "duplicate key"),
+    "curly quotes": (CURLY, GOOD | {"S1": "Rain, “cats”, and dogs."}),
+    "guillemets": ("{" + ", ".join(f"«{key}»: «{text}»" for key, text in GOOD.items()) + "}", GOOD),
+    "curly quotes, cut": (CURLY[:-2], "not JSON"),
+    "curly quotes, one missing": (CURLY.replace("dogs.”", "dogs."), "not JSON"),
+    "commas and quotes within quotes": (TRAILING, GOOD | {"S1": 'Rain, "cats" and dogs: all night.'}),
+    "a text that is not quoted to its end": (PLAIN.replace('night."', 'night." [sic]'), "not JSON"),
+    "another key in broken JSON": (PLAIN[:-1] + ', "note": "n",}', "not JSON"),
+    "escapes in broken JSON": (
+        PLAIN.replace("Rain", r"\u00dcR\n\"").replace('."}', '.",}'),
+        GOOD | {"S1": 'ÜR\n" fell all night.'},
+    ),
     "escaped JSON": (json.dumps(PLAIN)[1:-1], GOOD),
     "escaped characters": (json.dumps(dict.fromkeys(GOOD, "für 😀")), dict.fromkeys(GOOD, "für 😀")),
     "unknown escape": (PLAIN.replace("Rain", r"\d Rain"), GOOD | {"S1": "\\d Rain fell all night."}),
@@ -66,7 +91,7 @@ CONTENTS = {
     "empty object": ("{}", "missing key"),
     "list instead of string": (json.dumps(GOOD | {"S2": ["a", "b"]}), "wrong type"),
     "NaN": (PLAIN.replace('"Snow fell all night."', "NaN"), "wrong type"),
-    "Python's None": (repr(GOOD | {"S3": None}), "wrong type"),
+    "Python's None": (repr(GOOD | {"S3": None}), "not JSON"),
     "words": ("Rain fell all night. It rained until morning.", "not JSON"),
     "HTML": ("<!DOCTYPE html><html><body><style>p {color: red}</style></body></html>", "not JSON"),
     "truncated after a brace within a text": (PLAIN[:-4].replace("Snow", "{Snow} or {rain}"), "not JSON"),
@@ -74,7 +99,7 @@ CONTENTS = {
     "duplicate key and a comma too many": (PLAIN[:-1] + ', "S3": "Hail fell.",}', "duplicate key"),
     "lone surrogate": (json.dumps(GOOD | {"S1": "a \ud83d b"}), "broken characters"),
     "deep nesting": ('{"S1":' * 100_000, "not JSON"),
-    "braces alone": ("{" * 200_000 + "}" * 200_000, "not JSON"),
+    "braces alone": ("{" * 200_000 + "}" * 200_000, "missing key"),
     "huge text": (json.dumps(GOOD | {"S2": "word " * 200_000}), GOOD | {"S2": "word " * 200_000}),
     "huge and broken": ('{"S1": "' + 'a "b" ' * 200_000 + '",}', "not JSON"),
     "huge number": ('{"S1": ' + "9" * 5_000 + "}", "not JSON"),
@@ -93,6 +118,33 @@ def test_what_a_model_says(content: str, expected: str | dict[str, str]) -> None
     assert verdict(said(content)) == expected
 
 
+THOUGHTS = [
+    "<thinking>{}</thinking>{}",
+    "<thought>{}</thought>{}",
+    "<seed:think>{}</seed:think>{}",
+    "<reasoning>{}</reasoning>\n{}",
+    '<reasoning effort="high">{}</reasoning>```json\n{}\n```',
+    "[THINK]{}[/THINK]{}",
+    "◁think▷{}◁/think▷{}",
+    "<|START_THINKING|>{}<|END_THINKING|><|START_RESPONSE|>{}<|END_RESPONSE|>",
+    "<|channel>thought\n{}<channel|>{}",
+    "<|channel|>analysis<|message|>Draft: {}<|end|><|start|>assistant<|channel|>final<|message|>{}",
+    "<|channel|>commentary<|message|>{}<|end|><|channel|>final <|constrain|>json<|message|>{}<|return|>",
+    "analysisWe need {} and more.assistantfinal{}",
+    "Here is my thought process: {}\nHere is my response: {}",
+    "{}</think>Here you are: {}",
+]
+
+
+@pytest.mark.parametrize("form", THOUGHTS)
+def test_drafts_in_thoughts_are_never_the_answer(form: str) -> None:
+    assert verdict(said(form.format(DRAFT, PLAIN))) == GOOD
+    assert verdict(said(form.format(PLAIN, ""))) in ("not JSON", "missing key")
+    unended = form[: form.index("{}") + 2].format(PLAIN)
+    assert form.startswith("{}") or verdict(said(unended + " Or", "length")) == "truncated"
+
+
+CALL = {"function": {"name": "f", "arguments": PLAIN}}
 BODIES = {
     "refusal field beside a content": (said(PLAIN, refusal="No."), "refusal"),
     "content filter": (said("", "content_filter"), "content filter"),
@@ -101,10 +153,27 @@ BODIES = {
     "a number": (said(3), "empty answer"),
     "parts": (said([{"type": "text", "text": PLAIN[:20]}, {"type": "text", "text": PLAIN[20:]}]), GOOD),
     "parts without text": (said([{"type": "image_url", "image_url": "x"}, "text", None]), "empty answer"),
-    "tool calls": (
-        said(None, "tool_calls", tool_calls=[{"function": {"name": "f", "arguments": PLAIN}}]),
-        "empty answer",
-    ),
+    "a tool call": (said(None, "tool_calls", tool_calls=[CALL]), GOOD),
+    "a tool call's object": (said("", tool_calls=[{"function": {"arguments": GOOD}}]), GOOD),
+    "a function call": (said(None, "function_call", function_call=CALL["function"]), GOOD),
+    "two tool calls": (said(None, "tool_calls", tool_calls=[CALL, CALL]), "empty answer"),
+    "reasoning_content": (said("", reasoning_content=PLAIN), GOOD),
+    "reasoning": (said(None, reasoning=f"It has to be about rain.\n```json\n{PLAIN}\n```\n"), GOOD),
+    "reasoning beside a content": (said(PLAIN, reasoning_content=DRAFT), GOOD),
+    "reasoning that is a thought": (said("", reasoning_content=f"First {DRAFT}, or rather"), "empty answer"),
+    "reasoning that was cut": (said("", "length", reasoning_content=f"First {DRAFT}, or rather"), "truncated"),
+    "parts of a thought": (said([{"type": "reasoning", "text": DRAFT}, {"type": "text", "text": PLAIN}]), GOOD),
+    "parts of a list of thoughts": (said([{"type": "thinking", "thinking": [{"text": DRAFT}]}]), "empty answer"),
+    "an object as content": (said(GOOD), GOOD),
+    "whole though cut": (said(PLAIN + "\n" * 900, "length"), GOOD),
+    "whole though cut, in a fence": (said(f"Here:\n```json\n{PLAIN}\n```\n", "MAX_TOKENS"), GOOD),
+    "whole though cut, after a thought": (said(f"<think>{DRAFT}</think>So: {PLAIN} It", "length"), GOOD),
+    "cut within": (said(PLAIN[:60], "length"), "truncated"),
+    "cut within, after a brace": (said(PLAIN[:60] + "}", "length"), "truncated"),
+    "a draft in a thought without marks, cut": (said(f"I could write {DRAFT}. Or", "length"), "truncated"),
+    "blocked": (said("", "SAFETY"), "content filter"),
+    "an error in a choice": (said(PLAIN[:50], "error"), "server error"),
+    "broken JSON by the server's measure": (json.dumps({"error": {"code": "x", "failed_generation": PLAIN}}), GOOD),
     "empty choices": ('{"choices": []}', "no completion"),
     "error object": ('{"error": {"message": "context too long", "code": 400}}', "request refused"),
     "null error beside an answer": (json.dumps(json.loads(said(PLAIN)) | {"error": None}), GOOD),

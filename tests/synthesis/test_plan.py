@@ -24,7 +24,7 @@ from st_llm_embed.synthesis.prompts import PROMPT_VERSION, fill_template
 from st_llm_embed.synthesis.tasks import TaskFile, tasks_path
 
 TEMPLATES = Path(st_llm_embed.__file__).parent / "synthesis" / "templates"
-GOLDEN_KEYS = "3a7e285b9ffb4670"
+GOLDEN_KEYS = "7db571ebbdcef590"
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_a_template_is_not_changed_without_a_new_version() -> None:
     for path in sorted(TEMPLATES.glob("*.txt")):
         digest.update(f"{path.name}\n{path.read_text(encoding='utf-8')}".encode())
     # A template was changed? Raise PROMPT_VERSION and put the new pair here.
-    assert (PROMPT_VERSION, digest.hexdigest()[:16]) == ("1", "a4e76acf16258126")
+    assert (PROMPT_VERSION, digest.hexdigest()[:16]) == ("2", "64e38e425528be0c")
 
 
 def test_requests_are_those_of_any_machine(tasks: TaskFile) -> None:
@@ -149,7 +149,10 @@ def test_topics_are_asked_for_where_no_instruction_sets_the_subject(tasks: TaskF
         assert len(lines) == (request.about.get("instruction") is None)
         subjects.update(line.rpartition(": ")[2] for line in lines)
     assert set(subjects) == {"gardening.", "{tax} law."}
-    assert not any("this subject: " in prompt(request) for request in request_plan().examples(tasks))
+    drawn = {r.about["task_type"]: "this subject: " in prompt(r) for r in request_plan(requests=300).examples(tasks)}
+    assert drawn == {name: name in ("sts", "bitext") for name in TASK_TYPES}
+    paper = request_plan(preset="paper", requests=300)
+    assert not any("this subject: " in prompt(request) for request in [*paper.brainstorms(), *paper.examples(tasks)])
 
 
 def test_tasks_of_ones_own_are_taken_in_turn(tmp_path: Path) -> None:

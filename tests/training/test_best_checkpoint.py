@@ -116,7 +116,7 @@ def test_a_best_checkpoint_that_is_torn_or_gone_is_asked_for(tiny_recipe: Path, 
     shutil.rmtree(tmp_path / "out" / "model")
     best = tmp_path / "out" / "checkpoints" / "checkpoint-4"
     (best / "model.safetensors").write_bytes(b"torn")
-    with pytest.raises(InputError, match=r"checkpoint-4 cannot be loaded: .*header"):
+    with pytest.raises(InputError, match=r"checkpoint-4' cannot be loaded: .*header"):
         train(recipe, [dataset], tmp_path / "out", evaluator=falling(recipe, dataset))
     shutil.rmtree(best)
     with pytest.raises(InputError, match=r"checkpoint-4, the best checkpoint .* is not there"):

@@ -311,7 +311,7 @@ def test_an_adapter_at_fault_is_named_in_place_of_the_lora_section(
     for command in ("plan", "run"):
         outcome = run_cli(command, tiny_recipe, "--set", f"base.adapter={tmp_path / 'adapter'}")
         assert outcome.code == 2
-        assert "base.adapter is refused" in outcome.err
+        assert "base.adapter.target_modules has 'nothing'" in outcome.err
 
 
 @pytest.mark.full_scale
