@@ -72,7 +72,7 @@ def _ill_stated(repository: Repository, file: str) -> Finding | None:
         detail = f"They are {' and '.join(modes)}, so that a vector has {len(modes)} times {stated} numbers."
         return Finding("two poolings", file, detail)
     detail = None
-    if unknown := sorted(config.keys() - POOLING_FLAGS.keys() - POOLING_KEYS):
+    if unknown := sorted(config.keys() - set(POOLING_FLAGS.values()) - POOLING_KEYS):
         detail = f"It has the key {unknown[0]!r}, at which sentence-transformers stops."
     elif size is not None and stated != size:
         detail = f"It is of {stated} dimensions, and a token has {size}."
