@@ -80,7 +80,7 @@ class Layout:
     def model(self, config: Any, **published: Any) -> None:
         """Write weights, and config.json in the spelling of transformers 4; None removes a key."""
         torch.manual_seed(0)
-        model = AutoModel.from_config(config)
+        model = AutoModel.from_config(config).to(getattr(torch, str(published.get("torch_dtype", "float32"))))
         save_model(model, str(self.folder / "model.safetensors"), metadata={"format": "pt"})
         content = config.to_dict() | {"architectures": [type(model).__name__], "transformers_version": "4.51.3"}
         rope = content.pop("rope_parameters", None) or {}

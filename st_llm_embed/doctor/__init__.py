@@ -18,6 +18,7 @@ __all__ = ["TRAPS", "Diagnosis", "Finding", "diagnose"]
 
 STATIC_CHECKS: tuple[tuple[str, Callable[[Repository, list[Reading]], list[Finding]]], ...] = (
     ("the weights are there, each in its shape", weights.complete),
+    ("weights have the data type of config.json", weights.data_types),
     ("every library can read the files", layout.refused),
     ("the modules are in their order, and other libraries have them", layout.modules),
     ("no code of the repository's own is needed", layout.own_code),
@@ -36,6 +37,8 @@ STATIC_CHECKS: tuple[tuple[str, Callable[[Repository, list[Reading]], list[Findi
     ("the adapter's base is a Hub id and a commit", adapter.pinned),
     ("vectors have length 1, at each Matryoshka dimension", layout.normalisation),
     ("texts are read as they are", tokens.texts_changed),
+    ("settings of sentence-transformers change no model", layout.own_settings),
+    ("tokenizer_config.json names tokens of tokenizer.json", tokens.named_tokens),
     ("tokenizer.json, tokenizer.model and config.json agree", tokens.rebuilt),
     ("the texts of probe.json have the tokens they had", tokens.probe_tokens),
     ("each reader cuts texts at the same length", layout.lengths),

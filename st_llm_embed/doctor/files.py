@@ -25,12 +25,12 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        InputError: it is empty, or stands for a file that was never downloaded.
+        InputError: it is empty, stands for a file that was never downloaded, or names a key twice.
         ValueError: it is not JSON.
     """
     content = path.read_bytes()
     _check_filled(content)
-    return json.loads(content.decode("utf-8"))
+    return json.loads(content.decode("utf-8"), object_pairs_hook=_with_keys_once)
 
 
 def read_pieces(path: Path) -> list[str]:
@@ -60,6 +60,16 @@ def damage(read: Callable[[], Any]) -> str | None:
     except InputError as error:
         return str(error)
     return None
+
+
+def _with_keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for number, key in enumerate(keys) if key in keys[:number])
+        # Python takes the last one, Rust's reader stops, others take the first.
+        raise InputError(f"It has the key {twice!r} twice, and libraries take different ones. Remove one.")
+    return content
 
 
 def _check_filled(content: bytes) -> None:

@@ -15,11 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from tokenizers.processors import TemplateProcessing
 
 from st_llm_embed.doctor import diagnose
 from st_llm_embed.doctor.checks.layout import ABSOLUTE
 from st_llm_embed.doctor.files import files_in
+from st_llm_embed.doctor.probe import MINIMUM_COSINE
 from st_llm_embed.doctor.repository import PROMPTS_FILE, SETTINGS_FILE, WRONG_FILES, Repository
 from st_llm_embed.doctor.traps import Diagnosis, Finding
 from st_llm_embed.errors import InputError, explained
@@ -115,6 +117,8 @@ def _improve(copy: Path, before: Diagnosis, device: str | None) -> list[str]:
 
     if POOLING_TRAPS & _traps(before.findings):
         tried(lambda: _pool_as_probed(copy, device))
+    if "rotary base" in _traps(before.findings):
+        tried(lambda: _rotate_as_probed(copy, device))
     with explained(f"The files of {before.model} cannot be understood", WRONG_FILES):
         changes = list(_changes(Repository(str(copy))))
     for one in changes:
@@ -180,6 +184,23 @@ def _pool_as_probed(copy: Path, device: str | None) -> list[str]:
         return []
     write(mode)
     return [f"{file}: {mode}, which reproduces the vectors of probe.json"]
+
+
+def _rotate_as_probed(copy: Path, device: str | None) -> list[str]:
+    """Write the rotary base of transformers 4 for transformers 5, too, if it reproduces the vectors of probe.json."""
+    from st_llm_embed.doctor.live import LiveModel
+
+    repository = Repository(str(copy))
+    file, probe = repository.file_of("Transformer"), repository.probe
+    config = repository.table(file)
+    if probe is None or not repository.shards or "rope_theta" not in config:
+        return []
+    scaling = config.get("rope_scaling") or {}
+    old = scaling | {"rope_theta": config["rope_theta"], "rope_type": scaling.get("rope_type", "default")}
+    write_json(copy / file, config | {"rope_parameters": old})
+    if not np.min(LiveModel(Repository(str(copy)), copy, device).probed(probe)) >= MINIMUM_COSINE:
+        return []
+    return [f"{file}: the rotary base that reproduces the vectors of probe.json"]
 
 
 def link_weights(source: str, target: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from st_llm_embed.doctor.repository import ADAPTER_WEIGHTS, Repository
 from st_llm_embed.doctor.traps import NotCheckedError
-from st_llm_embed.errors import InputError
+from st_llm_embed.errors import InputError, explained
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,15 +68,14 @@ def load_adapter(repository: Repository) -> Loading:
     base = repository if "config.json" in repository.files else repository.base
     if base is None:
         raise NotCheckedError("the base cannot be reached, so its modules are not known")
+    with explained("peft cannot read adapter_config.json", "Save the adapter again."):
+        config = PeftConfig.from_pretrained(str(repository.folder))
     tensors = _on_meta(shapes_of(repository, ADAPTER_WEIGHTS))
     model, _ = _model(base, {})
     with _quiet():
         try:
             with torch.device("meta"):
-                report = model.load_adapter(
-                    peft_config=PeftConfig.from_pretrained(str(repository.folder)),
-                    adapter_state_dict=tensors,
-                )
+                report = model.load_adapter(peft_config=config, adapter_state_dict=tensors)
         except (ValueError, TypeError) as error:
             raise InputError(f"transformers refuses the adapter: {error}") from error
         except Exception as error:
@@ -86,20 +85,20 @@ def load_adapter(repository: Repository) -> Loading:
 
 def _model(repository: Repository, shapes: dict[str, list[int]]) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Load weights that have no memory into a model that has none; return it and the report."""
-    from transformers import MODEL_MAPPING, AutoConfig
+    from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoConfig
 
     if repository.config.get("quantization_config"):
         raise NotCheckedError("the weights are quantised, so their names are not those of the architecture")
     name = repository.file_of("Transformer")
     if name not in repository.files:
         raise NotCheckedError(f"{repository.name} has no {name}")
+    # Newer than this transformers, or code of the repository's own.
+    model_type = repository.model_type
+    if model_type is None or model_type not in CONFIG_MAPPING or CONFIG_MAPPING[model_type] not in MODEL_MAPPING:
+        raise NotCheckedError("its architecture is not one of the stock ones")
     with _quiet():
-        try:
-            config = AutoConfig.from_pretrained(str((repository.folder / name).parent), trust_remote_code=False)
-            # Newer than this transformers, or code of the repository's own.
-            kind: Any = MODEL_MAPPING[type(config)]
-        except (KeyError, ValueError) as error:
-            raise NotCheckedError("its architecture is not one of the stock ones") from error
+        config = AutoConfig.from_pretrained(str((repository.folder / name).parent), trust_remote_code=False)
+        kind: Any = MODEL_MAPPING[type(config)]
         # A few types have two classes, of which the first is the usual one.
         model = kind[0] if isinstance(kind, tuple) else kind
         return model.from_pretrained(

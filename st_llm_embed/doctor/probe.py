@@ -222,6 +222,13 @@ def read_probe(path: Path) -> Probe:
         if len(text.vector) != read.dimension or abs(np.linalg.norm(text.vector) - 1) > FLOAT32_NORM_TOLERANCE:
             problem = f"the vector of {text.name!r} is not one of length 1 with {read.dimension} numbers"
             raise InputError(f"{path} is not a probe that can be read: {problem}. {WANTED}")
+        if read.max_seq_length is not None and len(text.ids) > read.max_seq_length:
+            problem = f"{text.name!r} has {len(text.ids)} tokens, and texts are cut at {read.max_seq_length}"
+            raise InputError(f"{path} is not a probe that can be read: {problem}. {WANTED}")
+    queries = {text.prompt for text in texts if text.role == "query"}
+    if queries and read.prompts.get("query", "") not in queries:
+        problem = f"no query has the prompt {read.prompts.get('query', '')!r}, which it states"
+        raise InputError(f"{path} is not a probe that can be read: {problem}. {WANTED}")
     return Probe(read.model, read.max_seq_length, read.dimension, read.dtype, read.prompts, texts)
 
 

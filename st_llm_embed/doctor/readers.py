@@ -99,7 +99,8 @@ def tei(repository: Repository) -> Reading:
         return Reading("TEI", not_for="without modules.json the pooling has to be given by --pooling")
     settings, pooling = repository.settings, repository.pooling_config
     refuses = None
-    if "architectures" not in repository.config or "max_position_embeddings" not in repository.text_config:
+    positions = repository.text_config.get("max_position_embeddings")
+    if "architectures" not in repository.config or not isinstance(positions, int) or not 0 <= positions < 2**64:
         refuses = "config.json: failed to parse"
     elif pooling is None or not all(
         # Of the others it takes false where they are not written.

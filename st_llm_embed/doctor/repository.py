@@ -112,7 +112,8 @@ class Repository:
                 f"{self.name} has neither {self.file_of('Transformer')} nor {ADAPTER_CONFIG}, so it is {kind}. "
                 f"{ONLY_DECODERS}"
             )
-        if self.model_type in ENCODERS or self.config.get("is_encoder_decoder"):
+        # An encoder has no reason to be read at its last token, so that the name of the type is wrong.
+        if (self.model_type in ENCODERS and self.pooling != "lasttoken") or self.config.get("is_encoder_decoder"):
             raise NoDecoderError(f"{self.name} is of type {self.model_type!r}, an encoder. {ONLY_DECODERS}")
 
     def whole_folder(self, without: Sequence[str] = ()) -> Path:
@@ -148,6 +149,10 @@ class Repository:
         if not found["modules.json"]:
             tables |= {self.file_of(module) for module in self.places}
             found |= {name: damage(lambda name=name: self.table(name)) for name in sorted(tables)}
+            found[PROMPTS_FILE] = damage(lambda: self.prompts)
+            config = self.file_of("Transformer")
+            if "Transformer" in self.places and not {config, ADAPTER_CONFIG} & self.files:
+                found[config] = f"There is no such file, nor {ADAPTER_CONFIG}."
         if not any(found.values()):
             found["tokenizer.json"] = damage(lambda: self.tokenizer)
             found[SENTENCEPIECE_FILE] = damage(lambda: self.pieces)
@@ -217,11 +222,18 @@ class Repository:
     @cached_property
     def stored_dtype(self) -> str | None:
         """Data type of the weights in the files of a folder, by the first of them; None where it is another one."""
-        if not self.local or not self.shards:
-            return None
-        with safe_open(self.folder / self.shards[0], framework="np") as file:
-            stored = file.get_slice(next(iter(file.keys()))).get_dtype()
-        return {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}.get(stored)
+        return {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}.get(
+            next(iter(self.stored_dtypes.values()), "")
+        )
+
+    @cached_property
+    def stored_dtypes(self) -> dict[str, str]:
+        """Data type of each weight in the files of a folder, as safetensors names it, such as `BF16`."""
+        found: dict[str, str] = {}
+        for name in self.shards if self.local else ():
+            with safe_open(self.folder / name, framework="np") as file:
+                found |= {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
+        return found
 
     @property
     def matryoshka_dimensions(self) -> Any:
@@ -313,6 +325,8 @@ class Repository:
     def prompts(self) -> dict[str, str]:
         """The prompts that sentence-transformers reads."""
         prompts = self.table(PROMPTS_FILE).get("prompts") or {}
+        if not isinstance(prompts, dict) or not all(isinstance(one, str | None) for one in prompts.values()):
+            raise InputError(f"{self.name}: prompts in {PROMPTS_FILE} have to be texts by name. Save the model again.")
         return {str(name): prompt or "" for name, prompt in prompts.items()}
 
     @cached_property

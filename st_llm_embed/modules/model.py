@@ -10,7 +10,7 @@ from typing import Any, Self, cast, get_args
 import torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from sentence_transformers.util import batch_to_device, truncate_embeddings
 from sentence_transformers.util.decorators import deprecated_kwargs
 from torch import Tensor
@@ -74,6 +74,12 @@ class LLMSentenceTransformer(SentenceTransformer):
                 f"{model_name_or_path or 'modules='} is not an embedder that LLMSentenceTransformer can load. Make "
                 "one of a plain language model with LLMSentenceTransformer.from_base(name, max_seq_length=...); in "
                 "modules=, give a DecoderTransformer and a LastTokenPooling instead of stock's."
+            )
+        if not self._makes_one_vector():
+            kinds = ", ".join(type(module).__name__ for module in self)
+            raise InputError(
+                f"{model_name_or_path or 'modules='} consists of {kinds}, which make no vector of a text. Allowed are "
+                "a transformer, a pooling of its tokens, and then Dense and Normalize. Correct its modules.json."
             )
         if self._reads_text():
             first = cast(DecoderTransformer, self[0])
@@ -264,6 +270,13 @@ class LLMSentenceTransformer(SentenceTransformer):
         return self._embed_texts(
             inputs, prompt or "", batch_size, batch_num_tokens, self._resolve_inference_device(device), **options
         )
+
+    def _makes_one_vector(self) -> bool:
+        """Return whether the first module reads texts, and a later one makes a vector of its tokens."""
+        first, *others = self
+        tokens = isinstance(first, Transformer) and first.module_output_name == "token_embeddings"
+        left = [module for module in others if not isinstance(module, (Dense, Normalize))]
+        return not isinstance(first, (Pooling, Dense, Normalize)) and (bool(left) or not tokens)
 
     def _reads_text(self) -> bool:
         """Return whether a transformer comes first and nothing but text goes in, not even as a chat ("message")."""

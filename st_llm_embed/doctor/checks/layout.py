@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from st_llm_embed.doctor.readers import POOLING_FILE
-from st_llm_embed.doctor.repository import SETTINGS_FILE, Repository
+from st_llm_embed.doctor.repository import PROMPTS_FILE, SETTINGS_FILE, Repository
 from st_llm_embed.doctor.traps import Finding, NotCheckedError, Reading
 from st_llm_embed.modules.layout import POOLING_FLAGS, pooling_dimension, pooling_modes
 
 ORDER = ("Transformer", "Pooling", "Dense", "Normalize")
 """Modules of a decoder in the order in which they work."""
+
+POOLING_KEYS = {"word_embedding_dimension", "embedding_dimension", "pooling_mode", "include_prompt"}
+"""Keys of a pooling's configuration, besides the booleans."""
+
+OPTIONS = ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs")
+"""What sentence-transformers hands to transformers when it loads a model, under its older and newer names."""
+
+HARMLESS_OPTIONS = ("attn_implementation", "device_map", "low_cpu_mem_usage", "trust_remote_code", "use_safetensors")
+"""Options that change no vector, but for rounding."""
 
 ABSOLUTE = ("gpt2", "gpt_neo", "gpt_bigcode", "openai-gpt", "ctrl")
 """Model types whose positions are counted from the first column of a batch."""
@@ -62,12 +71,26 @@ def _ill_stated(repository: Repository, file: str) -> Finding | None:
     if len(modes) > 1:
         detail = f"They are {' and '.join(modes)}, so that a vector has {len(modes)} times {stated} numbers."
         return Finding("two poolings", file, detail)
-    if size is not None and stated != size:
-        return Finding("pooling", file, f"It is of {stated} dimensions, and a token has {size}.")
+    detail = None
+    if unknown := sorted(config.keys() - set(POOLING_FLAGS.values()) - POOLING_KEYS):
+        detail = f"It has the key {unknown[0]!r}, at which sentence-transformers stops."
+    elif size is not None and stated != size:
+        detail = f"It is of {stated} dimensions, and a token has {size}."
+    elif modes == ("cls",) and not _sees_both_sides(repository):
+        detail = "It reads the first token, which in a decoder sees no other, so that all texts have one vector."
+    if detail is not None:
+        return Finding("pooling", file, detail)
     if config.get("include_prompt") is False and modes != ("lasttoken",):
         detail = "Without include_prompt sentence-transformers omits the tokens of the prompt, and others do not."
         return Finding("pooling", file, detail, ("TEI", "vLLM", "llama.cpp"))
     return None
+
+
+def _sees_both_sides(repository: Repository) -> bool:
+    config = repository.text_config
+    return config.get("is_causal") is False or bool(
+        config.get("use_bidirectional_attention") or config.get("auto_map") or not config
+    )
 
 
 def modules(repository: Repository, readings: list[Reading]) -> list[Finding]:
@@ -76,11 +99,14 @@ def modules(repository: Repository, readings: list[Reading]) -> list[Finding]:
     ranks = [ORDER.index(kind) for kind in kinds if kind in ORDER]
     names = {one.get("name") for one in repository.modules} - {None}
     found = []
+    numbers = [one.get("idx") for one in repository.modules]
+    numbered = None in numbers or numbers == list(range(len(kinds)))
     once = all(kinds.count(kind) <= 1 for kind in ("Transformer", "Pooling"))
     begins_late = bool(kinds) and kinds[0] in ORDER[1:]
-    if ranks != sorted(ranks) or begins_late or not once or len(names) < len(kinds):
+    if ranks != sorted(ranks) or begins_late or not once or not numbered or len(names) < len(kinds):
         detail = ", ".join(
-            f"{kind} named {one.get('name')!r}" for kind, one in zip(kinds, repository.modules, strict=True)
+            f"{kind} named {one.get('name')!r} with idx {one.get('idx')}"
+            for kind, one in zip(kinds, repository.modules, strict=True)
         )
         found.append(Finding("module order", "modules.json", f"They are: {detail}."))
     if "Dense" in kinds and any(one.reader == "llama.cpp" and one.reads for one in readings):
@@ -89,8 +115,28 @@ def modules(repository: Repository, readings: list[Reading]) -> list[Finding]:
     return found
 
 
+def own_settings(repository: Repository, _: list[Reading]) -> list[Finding]:
+    """Look for options in sentence_bert_config.json that change what config.json and tokenizer_config.json say."""
+    similarity = repository.table(PROMPTS_FILE).get("similarity_fn_name")
+    if similarity not in (None, "cosine", "dot", "euclidean", "manhattan"):
+        detail = f"sentence-transformers: similarity_fn_name is {similarity!r}, which is not a similarity."
+        return [Finding("unreadable files", PROMPTS_FILE, detail, ("sentence-transformers",))]
+    options = {
+        f"{key}.{name}": value
+        for key in OPTIONS
+        for name, value in (repository.settings.get(key) or {}).items()
+        if name not in HARMLESS_OPTIONS
+    }
+    if not options:
+        return []
+    readers = ("TEI", "vLLM", "llama.cpp", "transformers")
+    detail = f"They are {', '.join(f'{name} = {value!r}' for name, value in options.items())}."
+    return [Finding("settings of one library", SETTINGS_FILE, detail, readers)]
+
+
 def own_code(repository: Repository, _: list[Reading]) -> list[Finding]:
     """Look for a model or a tokenizer whose code is in the repository."""
+    import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     kind = repository.model_type
@@ -98,6 +144,9 @@ def own_code(repository: Repository, _: list[Reading]) -> list[Finding]:
         what = f"takes its own {kind!r}" if kind in CONFIG_MAPPING_NAMES else f"does not know {kind!r}, and stops"
         detail = f"auto_map names it. Without trust_remote_code transformers {what}."
         return [Finding("custom code", repository.file_of("Transformer"), detail)]
+    if repository.config and kind not in CONFIG_MAPPING_NAMES:
+        detail = f"transformers {transformers.__version__} does not know model_type {kind!r}."
+        return [Finding("not loaded", repository.file_of("Transformer"), detail, ("sentence-transformers",))]
     if repository.tokenizer_config.get("auto_map"):
         detail = "auto_map names that of the tokenizer."
         return [Finding("custom code", repository.file_of("Transformer", "tokenizer_config.json"), detail)]
@@ -191,7 +240,9 @@ def padding(repository: Repository, _: list[Reading]) -> list[Finding]:
         found.append(Finding("no attention mask", file, f"model_input_names is {names}."))
     if side == "left" and repository.model_type in ABSOLUTE:
         found.append(Finding("left padding of absolute positions", file, f"It is a {repository.model_type}."))
-    if stored is not None and stored.lower() != side:
+    if side not in ("left", "right"):
+        found.append(Finding("two padding sides", file, f"padding_side is {side!r}, which is neither left nor right."))
+    elif stored is not None and stored.lower() != side:
         found.append(Finding("two padding sides", file, f"They are {side} and {stored.lower()}."))
     if repository.tokenizer is not None and repository.token_id("pad") is None:
         found.append(Finding("no pad token", file))

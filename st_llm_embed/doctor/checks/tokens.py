@@ -176,6 +176,39 @@ def texts_changed(repository: Repository, _: list[Reading]) -> list[Finding]:
     return found
 
 
+def named_tokens(repository: Repository, _: list[Reading]) -> list[Finding]:
+    """Compare the special tokens that tokenizer_config.json names with those of tokenizer.json."""
+    tokenizer, config, file = _tokenizer(repository), repository.tokenizer_config, "tokenizer_config.json"
+    from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+
+    found = []
+    named = config.get("tokenizer_class")
+    if named is not None and not config.get("auto_map") and tokenizer_class_from_name(named) is None:
+        detail = f"transformers 4: Tokenizer class {named} does not exist."
+        readers = ("transformers 4", "sentence-transformers 5")
+        found.append(Finding("unreadable files", file, detail, readers))
+    if (dropout := repository.tokenizer_json["model"].get("dropout")) is not None:
+        found.append(Finding("random tokens", "tokenizer.json", f"dropout is {dropout}."))
+    numbered = {
+        token["content"] if isinstance(token, dict) else token: int(number)
+        for number, token in (config.get("added_tokens_decoder") or {}).items()
+    }
+    roles = [repository.special_token(role) for role in ("bos", "eos", "unk", "sep", "cls", "mask")]
+    extra = config.get("additional_special_tokens") or config.get("extra_special_tokens") or []
+    more = extra.values() if isinstance(extra, dict) else extra
+    names = [token["content"] if isinstance(token, dict) else token for token in (*roles, *more) if token]
+    other = [name for name, number in numbered.items() if tokenizer.token_to_id(name) != number]
+    other += [name for name in names if name not in numbered and tokenizer.token_to_id(name) is None]
+    if other:
+        detail = f"There are {len(other)}, such as {other[0]!r}."
+        found.append(Finding("tokens of two files", file, detail))
+    pad, size = repository.text_config.get("pad_token_id"), repository.text_config.get("vocab_size")
+    if isinstance(pad, int) and isinstance(size, int) and not -1 <= pad < size:
+        detail = f"pad_token_id is {pad}, and there are {size} embeddings, so that transformers stops."
+        found.append(Finding("too few embeddings", repository.file_of("Transformer"), detail))
+    return found
+
+
 def rebuilt(repository: Repository, _: list[Reading]) -> list[Finding]:
     """Compare tokenizer.json with what other files say about the tokenizer."""
     if repository.tokenizer is None:
