@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -145,14 +145,18 @@ def _type(annotation: ast.expr) -> Any:  # noqa: PLR0911 - one for each form
         case ast.Name(id=name):
             return getattr(builtins, name, getattr(typing, name, Any))
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return typing.Union[_type(left), _type(right)]  # noqa: UP007 - not of types that are written here
+            return _of(typing.Union, _type(left), _type(right))
         case ast.Subscript(value=ast.Name(id="Literal"), slice=values):
             constants = values.elts if isinstance(values, ast.Tuple) else [values]
-            return Literal[tuple(getattr(one, "value", None) for one in constants)]
+            return _of(typing.Literal, *(getattr(one, "value", None) for one in constants))
         case ast.Subscript(value=outer, slice=inner):
             inside = inner.elts if isinstance(inner, ast.Tuple) else [inner]
-            try:
-                return _type(outer)[tuple(map(_type, inside))]
-            except TypeError:
-                return Any
+            return _of(_type(outer), *map(_type, inside))
     return Any
+
+
+def _of(form: Any, *inside: Any) -> Any:
+    try:
+        return form[inside]
+    except TypeError:
+        return Any
