@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import builtins
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -135,28 +135,26 @@ def _is_set_later(value: ast.expr | None) -> bool:
     return any(one.arg == "init" and getattr(one.value, "value", True) is False for one in keywords)
 
 
-def _type(annotation: ast.expr) -> Any:  # noqa: PLR0911 - one for each form
+def _type(annotation: ast.expr) -> Any:
     """Return the type that an annotation names; `Any` for one of another library, or of a form that is not read."""
+    kind: Any = Any
     match annotation:
         case ast.Constant(value=None):
-            return None
-        case ast.Constant(value=str() as quoted):
-            return _type(ast.parse(quoted, mode="eval").body)
+            kind = None
         case ast.Name(id=name):
-            return getattr(builtins, name, getattr(typing, name, Any))
+            kind = getattr(builtins, name, getattr(typing, name, Any))
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return _of(typing.Union, _type(left), _type(right))
-        case ast.Subscript(value=ast.Name(id="Literal"), slice=values):
-            constants = values.elts if isinstance(values, ast.Tuple) else [values]
-            return _of(typing.Literal, *(getattr(one, "value", None) for one in constants))
+            kind = _filled(typing.Union, [_type(left), _type(right)])
         case ast.Subscript(value=outer, slice=inner):
-            inside = inner.elts if isinstance(inner, ast.Tuple) else [inner]
-            return _of(_type(outer), *map(_type, inside))
-    return Any
+            generic, items = _type(outer), inner.elts if isinstance(inner, ast.Tuple) else [inner]
+            is_literal = generic is typing.Literal
+            kind = _filled(generic, [getattr(one, "value", None) if is_literal else _type(one) for one in items])
+    return kind
 
 
-def _of(form: Any, *inside: Any) -> Any:
+def _filled(generic: Any, arguments: Sequence[Any]) -> Any:
+    """Return a generic type with its arguments."""
     try:
-        return form[inside]
+        return generic[arguments[0] if len(arguments) == 1 else tuple(arguments)]
     except TypeError:
         return Any
