@@ -10,7 +10,7 @@ from typing import NamedTuple, cast
 import pyarrow.parquet as pq
 
 from st_llm_embed.data.dataset import Split
-from st_llm_embed.instructions import RETRIEVAL_INSTRUCTION, instruction_of, instruction_prompt, published_prompts
+from st_llm_embed.instructions import RETRIEVAL_INSTRUCTION, instruction_of, instruction_prompt
 from st_llm_embed.languages import LANGUAGE_CODES
 from st_llm_embed.modules.layout import read_json
 from st_llm_embed.publishing.leak_check import looks_private
@@ -67,15 +67,13 @@ def query_prompt(recipe: Recipe, data: Sequence[Path]) -> str:
         recipe: all choices.
         data: the folders that were trained on.
     """
-    if recipe.base.instructions != "natural":
-        return published_prompts(recipe.base.instructions)["query"]
-    if recipe.publishing.query_instruction is not None:
+    if recipe.base.instructions == "natural" and recipe.publishing.query_instruction is not None:
         return instruction_prompt(recipe.publishing.query_instruction)
     rows = counted(data, ("task_type", "instruction"), "train")
     rows = Counter({key: count for key, count in rows.items() if key[0] not in SYMMETRIC}) or rows
     used: Counter[str] = Counter()
-    for (_, instruction), count in rows.items():
-        used[instruction] += count
+    for (task_type, instruction), count in rows.items():
+        used[instruction_of(recipe.base.instructions, instruction, task_type)] += count
     most = min(used, key=lambda instruction: (-used[instruction], instruction))
     return instruction_prompt(most if used[most] >= LEAST_SHARE * used.total() else RETRIEVAL_INSTRUCTION)
 
