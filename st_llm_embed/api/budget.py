@@ -30,13 +30,23 @@ class Cost:
     tokens: int
     usd: float
 
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.tokens + other.tokens, self.usd + other.usd)
+
     def __mul__(self, factor: float) -> Cost:
         """Return this cost times a factor, in whole tokens."""
         return Cost(math.ceil(self.tokens * factor), self.usd * factor)
 
+    def or_more(self, other: Cost) -> Cost:
+        """Return the larger number of tokens and the larger number of USD."""
+        return Cost(max(self.tokens, other.tokens), max(self.usd, other.usd))
+
     def per(self, other: Cost) -> float:
         """Return how many times another cost this is, in tokens or USD, whichever is more."""
         return max(self.tokens / max(other.tokens, 1), self.usd / other.usd if other.usd else 0.0)
+
+
+NOTHING = Cost(0, 0.0)
 
 
 class SpendingLimit:
@@ -59,7 +69,7 @@ class SpendingLimit:
 
     def set_aside(self, worst: Cost) -> None:
         """Set a worst case aside, whether it fits or not: an earlier process may have sent the request."""
-        self._reserved = Cost(self._reserved.tokens + worst.tokens, self._reserved.usd + worst.usd)
+        self._reserved += worst
         self.in_flight += 1
 
     def settle(self, reserved: Cost, actual: Cost | None) -> None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from st_llm_embed.api.budget import BATCH_SHARE, Cost, SpendingLimit, actual_cost, shipped_prices, worst_case
+from st_llm_embed.api.budget import BATCH_SHARE, NOTHING, Cost, SpendingLimit, actual_cost, shipped_prices, worst_case
 from st_llm_embed.api.client import Client
 from st_llm_embed.api.exchange import json_object
 from st_llm_embed.api.outcome import Outcome, bytes_said
@@ -129,7 +129,7 @@ class ChatService:
         """Return the most that a request can cost, as far as the server was seen to keep to it."""
         sent = json.dumps([request.messages, request.schema], ensure_ascii=False)
         worst = worst_case(self._prices.get(request.model), sent, self._max_answer_tokens)
-        return worst * self.journal.excess.get(self._bound(request), 1.0)
+        return worst + self.journal.excess.get(self._bound(request), NOTHING)
 
     def cost(self, request: Request, outcome: Outcome, worst: Cost) -> Cost:
         """Return what a response cost by the server's own count; the worst case where it does not count."""
@@ -183,7 +183,7 @@ class ChatService:
                 f"{self._endpoint.base_url} billed {cost.tokens:,} tokens (${cost.usd:.4f}) for one answer of "
                 f"{self._bound(request)}, where {worst.tokens:,} (${worst.usd:.4f}) are the most, prompt included: "
                 "the server ignores that limit. Set max_tokens in synthesis.endpoint.parameters, which more servers "
-                f"read; or run the same command again: it expects answers to cost {cost.per(worst):.1f} times as much."
+                f"read; or run the same command again: then 1.5 times this cost is set aside, too, for each answer."
             )
         if status == "answered" and request.step != "probe":
             self._latest.add(request, outcome.answer)

@@ -16,14 +16,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-from st_llm_embed.api.budget import Cost
+from st_llm_embed.api.budget import NOTHING, Cost
 from st_llm_embed.errors import InputError
 from st_llm_embed.processes import held_alone
 from st_llm_embed.synthesis.plan import Request
 from st_llm_embed.synthesis.prompts import PROMPT_VERSION
 
 HEADROOM = 1.5
-"""Of what is expected beyond the dearest answer of a server that does not keep to a worst case."""
+"""Times the dearest answer of a server that does not keep to a worst case is expected beyond one."""
 
 _BODY = b',"body":"'
 """Begins the last field of a record; within a JSON string the quotes would be escaped."""
@@ -49,8 +49,8 @@ class Journal:
         self._refused: set[str] = set()
         self._sent: dict[str, dict[str, Any]] = {}
         """The records of requests in flight, by key."""
-        self.excess: dict[str, float] = {}
-        """By what bounds an answer, how many times its worst case to expect where one has cost more, with headroom."""
+        self.excess: dict[str, Cost] = {}
+        """By what bounds an answer, what to expect beyond its worst case where one has cost more, with headroom."""
         self._syncing = threading.Lock()
         self.unsynced = 0
         """Records appended since the last `sync`."""
@@ -120,8 +120,7 @@ class Journal:
             bound: what bounds its answer, such as the model and a parameter.
         """
         named = {name: getattr(request, name) for name in ("key", "step", "index", "model")}
-        times = self.excess.get(bound, 1.0)
-        self.append({"status": "sent", **named, "bound": bound, "times": times, "at_most": [worst.tokens, worst.usd]})
+        self.append({"status": "sent", **named, "bound": bound, "at_most": [worst.tokens, worst.usd]})
 
     def sync(self) -> None:
         """Have the disk write what was appended; takes milliseconds. Of threads that call it, one writes for all."""
@@ -154,10 +153,11 @@ class Journal:
         self.tokens += record.get("tokens", 0)
         sent = self._sent.pop(record.get("key", ""), None)
         if sent and "tokens" in record:
-            times = Cost(record["tokens"], record["usd"]).per(Cost(*sent["at_most"]))
-            if times > 1:
-                times *= sent["times"] * HEADROOM
-                self.excess[sent["bound"]] = max(times, self.excess.get(sent["bound"], 1.0))
+            cost = Cost(record["tokens"], record["usd"])
+            if cost.per(Cost(*sent["at_most"])) > 1:
+                known = self.excess.get(sent["bound"], NOTHING)
+                # Not in proportion to the prompt: thoughts are as long whatever it is.
+                self.excess[sent["bound"]] = known.or_more(cost * HEADROOM)
         if status == "answered":
             self._answered[record["key"]] = record["step"]
             if record.get("refused"):

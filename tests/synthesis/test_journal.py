@@ -65,13 +65,13 @@ def test_what_is_in_flight_counts_as_spent_until_something_is_said_of_it(tmp_pat
                 journal.append(request_record(one, status, 10 * times, 0.5 * times, body=""))
             elif not times:
                 journal.append({"status": "not billed", "key": one.key, "body": "status 429"})
-        assert journal.excess == {"m with max_tokens 4": 7.5}
+        assert journal.excess == {"m with max_tokens 4": Cost(75, 3.75)}
         assert (journal.usd, journal.tokens) == (3.5, 70)
     for _ in range(2):  # the process ended with one in flight
         with Journal(tmp_path) as journal:
             assert (journal.usd, journal.tokens) == (4.0, 80)
             assert not journal.has(request(4, 4))
-            assert journal.excess == {"m with max_tokens 4": 7.5}
+            assert journal.excess == {"m with max_tokens 4": Cost(75, 3.75)}
 
 
 def test_what_was_refused_is_asked_again_on_request(tmp_path: Path) -> None:
