@@ -8,8 +8,8 @@ after its first request, and then is left to end. The servers:
 
 - honest: bills what it reports, and keeps to max_completion_tokens
 - zeros: reports a usage of zeros
-- thoughts: bills 150 tokens of thoughts beside the answer, in total_tokens alone, within the limit for most answers
-- unlimited: bills 3,000 tokens of thoughts, ten times the limit
+- thoughts: bills 150 tokens of thoughts beside the answer, in total_tokens alone, within the limit
+- unlimited: bills 3,000 tokens of thoughts, six times the limit
 - gateway: answers a third of the requests with status 504 though it bills them
 """
 
@@ -146,7 +146,7 @@ def recipe(url: str, arguments: argparse.Namespace) -> Synthesis:
                 "base_url": url,
                 "models": {"m": 1},
                 "concurrency": CONCURRENCY,
-                "parameters": {"max_completion_tokens": 300},
+                "parameters": {"max_completion_tokens": 500},
             },
             "plan": {"seed": 1, "requests": arguments.requests, "tasks": "embedded"},
             "budget": {"usd": arguments.cap, "prices": {"m": {"input": 1, "output": 1}}},
