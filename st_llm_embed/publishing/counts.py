@@ -9,7 +9,7 @@ from typing import NamedTuple, cast
 
 import pyarrow.parquet as pq
 
-from st_llm_embed.data.dataset import Split
+from st_llm_embed.data.dataset import SPLIT_REPORT, Split
 from st_llm_embed.instructions import RETRIEVAL_INSTRUCTION, instruction_of, instruction_prompt
 from st_llm_embed.languages import LANGUAGE_CODES
 from st_llm_embed.modules.layout import read_json
@@ -29,9 +29,6 @@ UNKNOWN_LANGUAGE, UNKNOWN_AUTHOR = "und", "unknown"
 
 LONGEST_QUERY, LONGEST_DOCUMENT = 160, 400
 """Characters of a text that is an example on a card."""
-
-SPLIT_REPORT = "split.json"
-"""How the rows of a dataset were divided."""
 
 FIRST_ROWS = 2_000
 """Of each configuration, among which examples are looked for."""

@@ -103,15 +103,17 @@ def test_the_limit_holds_and_raising_it_goes_on(tmp_path: Path) -> None:
     assert sorted(answered(tmp_path)) == billed_once(log) == planned_keys(recipe)
 
 
+class Stops(batch.BatchClient):
+    """Is interrupted once the batches are submitted."""
+
+    def _collect_all(self, *_: Any) -> None:
+        raise KeyboardInterrupt
+
+
 def test_what_was_submitted_is_collected_though_the_recipe_has_changed(tmp_path: Path) -> None:
     log = tmp_path / "ledger.jsonl"
     with ReplayServer(made_up_answer, log=log) as server:
         recipe = recipe_for(server, tmp_path, 10)
-
-        class Stops(batch.BatchClient):
-            def _collect_all(self, *_: Any) -> None:
-                raise KeyboardInterrupt
-
         with pytest.raises(InputError, match="Stopped"):
             batch_answer_all(recipe, tmp_path, kind=Stops)
         live = recipe.model_copy(update={"endpoint": recipe.endpoint.model_copy(update={"mode": "live"})})
@@ -137,11 +139,6 @@ def test_a_damaged_line_costs_that_line(tmp_path: Path) -> None:
 def test_batches_that_are_lost_are_given_up_on_request(tmp_path: Path) -> None:
     with ReplayServer(made_up_answer, faults=Faults(batch_polls=1)) as server:
         recipe = recipe_for(server, tmp_path, 10)
-
-        class Stops(batch.BatchClient):
-            def _collect_all(self, *_: Any) -> None:
-                raise KeyboardInterrupt
-
         with pytest.raises(InputError, match="Stopped"):
             batch_answer_all(recipe, tmp_path, kind=Stops)
     with ReplayServer(made_up_answer, faults=Faults(batch_polls=1), port=server.port) as server:  # knows of no batch
